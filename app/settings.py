@@ -1,0 +1,224 @@
+"""Every setting in one typed table, read from the environment and a ``.env`` file.
+
+The table is the only place where a setting's name, default, unit and meaning are
+written down: ``python -m app serve --help`` and the README's reference are printed from it.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class SettingsError(ValueError):
+    """A setting has a value that cannot be used; the message names variable, value and what is allowed."""
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split ``host:port`` (``[::1]:3030`` for IPv6) into host and port.
+
+    Raises:
+        ValueError: There is no host, no port, or the port is outside 0 to 65535.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("should be host:port, such as 127.0.0.1:3030 or [::1]:3030")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _check_address(address: str) -> str:
+    split_address(address)
+    return address
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+
+
+def _setting(default: Any, doc: str, *, unit: str = "", shown: str = "", also: str = "", **limits: Any) -> Any:
+    """A setting of the table: ``also`` is a second variable that is read, ``shown`` a default put in words."""
+    return Field(
+        default,
+        description=doc,
+        json_schema_extra={"unit": unit, "shown": shown, "also": also},
+        **limits,
+    )
+
+
+class Settings(BaseSettings):
+    """The settings of one process; an empty variable counts as unset."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        protected_namespaces=(),
+    )
+
+    # The model
+    model_path: Path | None = _setting(
+        None,
+        "A GGUF file on this machine. Of a split model, its first part.",
+        also="WEIGHT_FILES",
+        validation_alias=AliasChoices("MODEL_PATH", "WEIGHT_FILES"),
+    )
+    model_repo: str | None = _setting(None, "A Hugging Face repository that holds GGUF files.")
+    model_file: str | None = _setting(
+        None, "The file in MODEL_REPO, or a pattern such as `*Q4_K_M*.gguf` that one model matches."
+    )
+    model_revision: str = _setting("main", "Branch, tag or commit of MODEL_REPO.")
+    tokenizer_repo: str | None = _setting(
+        None,
+        "A Hugging Face repository (or a folder) whose chat template and special tokens are used "
+        "instead of the GGUF's own.",
+    )
+    models_dir: Path = _setting(Path("models"), "Where downloaded models are kept.")
+    hf_token: SecretStr | None = _setting(
+        None,
+        "Access token for gated or private repositories.",
+        also="HUGGING_FACE_HUB_TOKEN",
+        validation_alias=AliasChoices("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
+    )
+
+    # The engine
+    model_threads: int | None = _setting(
+        None,
+        "Threads that compute.",
+        ge=1,
+        le=512,
+        shown="physical cores, or the CPU quota where that is less",
+    )
+    model_gpu_layers: int = _setting(
+        0,
+        "Layers to offload to a GPU, where the library was built for one; -1 is all.",
+        ge=-1,
+        also="N_GPU_LAYERS",
+        validation_alias=AliasChoices("MODEL_GPU_LAYERS", "N_GPU_LAYERS"),
+    )
+    main_gpu: int = _setting(0, "The GPU that gets them.", ge=0)
+    n_ctx: int = _setting(
+        16384,
+        "KV memory in all, shared out evenly over MAX_SEQUENCES: the longest request may have "
+        "N_CTX / MAX_SEQUENCES tokens, prompt and answer together.",
+        unit="tokens",
+        ge=256,
+    )
+    max_sequences: int = _setting(8, "Requests decoded at once; more wait in order.", ge=1, le=256)
+    max_waiting: int = _setting(
+        256, "Requests that may wait; one more is answered 429.", unit="requests", ge=1
+    )
+
+    # What is generated
+    context_type: str = _setting("general", "The context of requests that name none.")
+    contexts_file: Path = _setting(Path("config/prompt_config.toml"), "Where the contexts are defined.")
+    model_max_token: int = _setting(
+        512, "Longest answer of requests that name no max_tokens.", unit="tokens", ge=1
+    )
+    temperature: float = _setting(0.0, "Sampling temperature; 0 is greedy.", ge=0, le=10)
+    top_p: float = _setting(0.95, "Nucleus sampling: the share of probability kept.", gt=0, le=1)
+    top_k: int = _setting(40, "The number of likeliest tokens kept; 0 keeps all.", ge=0)
+    seed: int | None = _setting(None, "Seed of the sampler.", ge=0, lt=2**32, shown="a new one for each request")
+    repeat_penalty: float = _setting(1.1, "Divides the logits of repeated tokens; 1 is off.", gt=0, le=10)
+    repeat_last_n: int = _setting(
+        64, "How far back a token counts as repeated; 0 is off, -1 the whole text.", unit="tokens", ge=-1
+    )
+
+    # The service
+    http_address: Address = _setting("127.0.0.1:3030", "Where to serve.", unit="host:port")
+    prometheus_http_address: Address | None = _setting(
+        None,
+        "Where to serve /metrics instead of HTTP_ADDRESS.",
+        unit="host:port",
+        shown="on HTTP_ADDRESS",
+    )
+    instance_label: str = _setting("default", "Label `instance` of every metric.")
+    max_body_bytes: int = _setting(1 << 20, "Longest request body; a longer one is answered 413.", unit="bytes", ge=1024)
+    shutdown_grace: float = _setting(
+        30.0, "How long running answers may go on after SIGTERM.", unit="seconds", ge=0
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "What is logged.")
+
+
+def load(env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
+    """Read the settings; ``overrides`` (by field name) go before the environment.
+
+    Raises:
+        SettingsError: A value cannot be used.
+    """
+    try:
+        return Settings(_env_file=env_file, **overrides)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_complaint(e) for e in error.errors())) from None
+
+
+def _complaint(error: Any) -> str:
+    name = str(error["loc"][0]).upper() if error["loc"] else "settings"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    value = error["input"]
+    message = message[0].lower() + message[1:].replace("Input ", "")
+    return f"{name}={value}: {message.removeprefix('input ')}"
+
+
+def physical_cores() -> int:
+    """Cores to compute on: physical ones this process may use, or the cgroup's CPU quota where that is less."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings: set[str] = set()
+    for cpu in allowed:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings.add(path.read_text().strip() if path.exists() else str(cpu))
+    quota = _cpu_quota(Path("/sys/fs/cgroup"))
+    cores = len(siblings)
+    return max(1, min(cores, int(quota))) if quota else max(1, cores)
+
+
+def _cpu_quota(cgroup: Path) -> float | None:
+    """CPUs that the cgroup (v2, then v1) grants, or None where it sets no limit."""
+    try:
+        if (cgroup / "cpu.max").exists():
+            quota, period = (cgroup / "cpu.max").read_text().split()
+            return None if quota == "max" else int(quota) / int(period)
+        v1_quota = int((cgroup / "cpu/cpu.cfs_quota_us").read_text())
+        return v1_quota / int((cgroup / "cpu/cpu.cfs_period_us").read_text()) if v1_quota > 0 else None
+    except (OSError, ValueError):
+        return None  # no cgroup file system here, or one of another shape: no limit is known
+
+
+def _rows() -> Iterable[tuple[str, str, str]]:
+    for name, field in Settings.model_fields.items():
+        extra: dict[str, str] = field.json_schema_extra  # type: ignore[assignment]
+        also = f" (also {extra['also']})" if extra["also"] else ""
+        yield name.upper(), _default_in_words(field, extra), f"{field.description}{also}"
+
+
+def _default_in_words(field: FieldInfo, extra: dict[str, str]) -> str:
+    if extra["shown"] or field.default is None:
+        return extra["shown"] or "unset"
+    unit = extra["unit"] if extra["unit"] != "host:port" else ""
+    return f"{field.default} {unit}".strip()
+
+
+def table_for_terminal(width: int = 100) -> str:
+    """The table as ``serve --help`` prints it."""
+    lines = []
+    for name, default, doc in _rows():
+        lines.append(f"  {name} [{default}]")
+        lines.extend(textwrap.wrap(doc, width - 8, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    return "\n".join(lines)
+
+
+def table_for_readme() -> str:
+    """The table as the README shows it, in Markdown."""
+    rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    rows += [f"| `{name}` | {default} | {doc.replace('|', chr(92) + '|')} |" for name, default, doc in _rows()]
+    return "\n".join(rows)
