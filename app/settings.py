@@ -43,8 +43,10 @@ def _check_address(address: str) -> str:
 Address = Annotated[str, AfterValidator(_check_address)]
 
 
-def _setting(default: Any, doc: str, *, unit: str = "", shown: str = "", also: str = "", **limits: Any) -> Any:
-    """A setting of the table: ``also`` is a second variable that is read, ``shown`` a default put in words."""
+def _setting(
+    default: Any, doc: str, *, unit: str = "", shown: str = "", also: str = "", **limits: Any
+) -> Any:
+    """A setting: ``also`` is a second variable that is read, ``shown`` a default put in words."""
     return Field(
         default,
         description=doc,
@@ -128,7 +130,9 @@ class Settings(BaseSettings):
     temperature: float = _setting(0.0, "Sampling temperature; 0 is greedy.", ge=0, le=10)
     top_p: float = _setting(0.95, "Nucleus sampling: the share of probability kept.", gt=0, le=1)
     top_k: int = _setting(40, "The number of likeliest tokens kept; 0 keeps all.", ge=0)
-    seed: int | None = _setting(None, "Seed of the sampler.", ge=0, lt=2**32, shown="a new one for each request")
+    seed: int | None = _setting(
+        None, "Seed of the sampler.", ge=0, lt=2**32, shown="a new one for each request"
+    )
     repeat_penalty: float = _setting(1.1, "Divides the logits of repeated tokens; 1 is off.", gt=0, le=10)
     repeat_last_n: int = _setting(
         64, "How far back a token counts as repeated; 0 is off, -1 the whole text.", unit="tokens", ge=-1
@@ -143,7 +147,9 @@ class Settings(BaseSettings):
         shown="on HTTP_ADDRESS",
     )
     instance_label: str = _setting("default", "Label `instance` of every metric.")
-    max_body_bytes: int = _setting(1 << 20, "Longest request body; a longer one is answered 413.", unit="bytes", ge=1024)
+    max_body_bytes: int = _setting(
+        1 << 20, "Longest request body; a longer one is answered 413.", unit="bytes", ge=1024
+    )
     shutdown_grace: float = _setting(
         30.0, "How long running answers may go on after SIGTERM.", unit="seconds", ge=0
     )
@@ -157,7 +163,7 @@ def load(env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
         SettingsError: A value cannot be used.
     """
     try:
-        return Settings(_env_file=env_file, **overrides)
+        return Settings(_env_file=env_file, **overrides)  # type: ignore[call-arg]
     except ValidationError as error:
         raise SettingsError("\n".join(_complaint(e) for e in error.errors())) from None
 
@@ -171,7 +177,7 @@ def _complaint(error: Any) -> str:
 
 
 def physical_cores() -> int:
-    """Cores to compute on: physical ones this process may use, or the cgroup's CPU quota where that is less."""
+    """Physical cores that this process may use, or the cgroup's CPU quota where that is less."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     siblings: set[str] = set()
     for cpu in allowed:
@@ -220,5 +226,5 @@ def table_for_terminal(width: int = 100) -> str:
 def table_for_readme() -> str:
     """The table as the README shows it, in Markdown."""
     rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
-    rows += [f"| `{name}` | {default} | {doc.replace('|', chr(92) + '|')} |" for name, default, doc in _rows()]
+    rows += [f"| `{name}` | {default} | {doc} |" for name, default, doc in _rows()]
     return "\n".join(rows)

@@ -1,0 +1,1 @@
+"""HTTP dialects: parse, call the service, encode."""
