@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -382,19 +382,59 @@ class Context:
 
 
 class Sampler:
-    """A chain of llama.cpp's samplers: logits in, one token out. Samplers are appended, then it is used."""
+    """A chain of llama.cpp's samplers: logits in, one token out.
 
-    def __init__(self) -> None:
+    The methods from ``logit_bias`` to ``draw`` append a sampler; a chain ends with ``greedy`` or ``draw``.
+    """
+
+    def __init__(self, vocab: Vocab) -> None:
+        self._n_vocab = vocab.n_tokens
         self._handle = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
 
-    def add(self, sampler: Any) -> None:
-        """Append a native sampler, which the chain then owns."""
-        lib.llama_sampler_chain_add(self._handle, sampler)
+    def logit_bias(self, bias: Mapping[int, float]) -> None:
+        """Add to the logits of some tokens; minus infinity forbids a token."""
+        native = (lib.llama_logit_bias * len(bias))(*(lib.llama_logit_bias(t, b) for t, b in bias.items()))
+        self._add(lib.llama_sampler_init_logit_bias(self._n_vocab, len(bias), native))
 
-    def accept(self, tokens: Sequence[int]) -> None:
-        """Let the chain know tokens that it did not choose, such as a prompt's for the penalties."""
-        for token in tokens:
-            lib.llama_sampler_accept(self._handle, token)
+    def penalties(
+        self, last_n: int, repetition: float, frequency: float, presence: float, seen: Sequence[int]
+    ) -> None:
+        """Penalize tokens among the ``last_n`` last ones; ``seen`` are those before the first is sampled."""
+        sampler = lib.llama_sampler_init_penalties(self._n_vocab, last_n, repetition, frequency, presence)
+        for token in seen[-last_n:]:
+            lib.llama_sampler_accept(sampler, token)
+        self._add(sampler)
+
+    def top_k(self, k: int) -> None:
+        """Keep the ``k`` likeliest tokens."""
+        self._add(lib.llama_sampler_init_top_k(k))
+
+    def typical_p(self, p: float) -> None:
+        """Keep the tokens whose surprise is nearest to the expected one (Meister et al. 2022)."""
+        self._add(lib.llama_sampler_init_typical(p, 1))
+
+    def top_p(self, p: float) -> None:
+        """Keep the likeliest tokens that together have probability ``p`` (Holtzman et al. 2020)."""
+        self._add(lib.llama_sampler_init_top_p(p, 1))
+
+    def min_p(self, p: float) -> None:
+        """Keep the tokens with at least ``p`` times the probability of the likeliest."""
+        self._add(lib.llama_sampler_init_min_p(p, 1))
+
+    def temperature(self, temperature: float) -> None:
+        """Divide the logits by ``temperature``."""
+        self._add(lib.llama_sampler_init_temp(temperature))
+
+    def greedy(self) -> None:
+        """Choose the likeliest token."""
+        self._add(lib.llama_sampler_init_greedy())
+
+    def draw(self, seed: int) -> None:
+        """Draw a token by its probability."""
+        self._add(lib.llama_sampler_init_dist(seed))
+
+    def _add(self, sampler: Any) -> None:
+        lib.llama_sampler_chain_add(self._handle, sampler)
 
     def sample(self, context: Context, index: int) -> int:
         """Choose the token after the batch's token ``index`` and let the chain know it."""
@@ -415,8 +455,8 @@ def smoke_decode(path: Path, *, n_threads: int, gpu_layers: int, main_gpu: int =
     """
     model = Model(path, gpu_layers=gpu_layers, main_gpu=main_gpu)
     context = Context(model, n_ctx=256, n_sequences=1, n_batch=64, n_threads=n_threads)
-    batch, sampler = Batch(64), Sampler()
-    sampler.add(lib.llama_sampler_init_greedy())
+    batch, sampler = Batch(64), Sampler(model.vocab)
+    sampler.greedy()
     # More than one token, so that the matrix-matrix kernels (AMX among them) run and not only the
     # matrix-vector ones.
     index = batch.add([model.vocab.bos if model.vocab.bos >= 0 else 0] * 32, 0, 0, logits=True)

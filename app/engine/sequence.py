@@ -1,0 +1,75 @@
+"""One request's state, from waiting to finished."""
+
+from __future__ import annotations
+
+import enum
+import time
+from dataclasses import dataclass, field
+
+from app.engine.detokenizer import Detokenizer
+from app.engine.llama import Sampler
+from app.engine.sampling import SamplingParams
+
+
+class FinishReason(str, enum.Enum):
+    """Why an answer ended; the names are TGI's."""
+
+    EOS = "eos_token"
+    STOP = "stop_sequence"
+    LENGTH = "length"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A prompt and the answer that grows behind it.
+
+    ``tokens`` is both; the first ``n_computed`` of them are in KV memory. The sequence decodes once all
+    but the newest token are there.
+    """
+
+    prompt: list[int]
+    params: SamplingParams
+    sampler: Sampler
+    detokenizer: Detokenizer
+    tokens: list[int] = field(init=False)
+    n_computed: int = 0
+    slot: int | None = None  # its sequence id in KV memory, while it runs
+    finish_reason: FinishReason | None = None
+    submitted_at: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.prompt)
+
+    @property
+    def n_generated(self) -> int:
+        """How many tokens the answer has."""
+        return len(self.tokens) - len(self.prompt)
+
+    @property
+    def n_pending(self) -> int:
+        """How many tokens are not in KV memory yet: 1 while decoding, more during prefill."""
+        return len(self.tokens) - self.n_computed
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether the prompt is prefilled, so that a step costs one token."""
+        return self.n_generated > 0
+
+    def append(self, token: int, *, ends: bool) -> str:
+        """Take the sampled token and say which text has become certain; may finish the sequence.
+
+        Args:
+            token: The token.
+            ends: Whether the model ends its answer with it.
+        """
+        self.tokens.append(token)
+        if ends:
+            self.finish_reason = FinishReason.EOS
+            return self.detokenizer.flush()
+        text = self.detokenizer.push(token)
+        if self.detokenizer.stopped_by is not None:
+            self.finish_reason = FinishReason.STOP
+        elif self.n_generated >= self.params.max_tokens:
+            self.finish_reason = FinishReason.LENGTH
+            text += self.detokenizer.flush()
+        return text
