@@ -119,8 +119,16 @@ def check_gguf(path: Path) -> None:
 class Model:
     """The weights of one GGUF. Close it after every Context made of it."""
 
-    def __init__(self, path: Path, *, gpu_layers: int = 0, main_gpu: int = 0) -> None:
+    def __init__(
+        self, path: Path, *, gpu_layers: int = 0, main_gpu: int = 0, vocab_only: bool = False
+    ) -> None:
         """Load the weights of ``path`` (for a split model its first part).
+
+        Args:
+            path: A GGUF file.
+            gpu_layers: Layers to offload to a GPU; -1 is all.
+            main_gpu: The GPU that gets them.
+            vocab_only: Load the vocabulary and the metadata alone: it tokenizes, it cannot decode.
 
         Raises:
             ModelLoadError: llama.cpp refuses the file.
@@ -129,6 +137,7 @@ class Model:
         params = lib.llama_model_default_params()
         params.n_gpu_layers = 2**31 - 1 if gpu_layers < 0 else gpu_layers
         params.main_gpu = main_gpu
+        params.vocab_only = vocab_only
         self.path = path
         self._handle = lib.llama_model_load_from_file(str(path).encode(), params)
         if not self._handle:
