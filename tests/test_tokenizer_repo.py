@@ -230,9 +230,7 @@ def test_more_real_tokens_in_the_gguf_fit_only_when_the_rest_is_the_same() -> No
 
 @pytest.fixture(scope="module")
 def vocab() -> Iterator[Any]:
-    model = Model(
-        hub.resolve_model(settings.load(None, model_path=os.environ.get("TEST_MODEL"))), gpu_layers=0
-    )
+    model = Model(hub.resolve_model(settings.load(None)), vocab_only=True)
     yield model.vocab
     model.close()
 
