@@ -1,0 +1,216 @@
+/** The page: what the user does, what the server answers, and what is shown and said of both. */
+
+import { Follower } from "./follow.js";
+import { connect } from "./server.js";
+import { ask, AnswerError } from "./stream.js";
+import { spokenFigures, Turn } from "./turn.js";
+
+const element = (id) => document.getElementById(id);
+const [query, context, send, stop, clear] = ["query", "context", "send", "stop", "clear"].map(element);
+const log = element("log");
+const follower = new Follower(element("latest"));
+const hasKeyboard = !matchMedia("(pointer: coarse)").matches;
+
+let ready = false;
+let running = null; // the AbortController of the answer that streams
+let turns = 0;
+let forgetSpoken = 0;
+
+// What is said, and when the controls can be used
+
+/** Have a screen reader say one sentence, and the answer after it where there is one. */
+function say(sentence, answer = "") {
+  element("status").textContent = sentence;
+  const spoken = element("spoken");
+  spoken.textContent = answer;
+  clearTimeout(forgetSpoken);
+  forgetSpoken = setTimeout(() => (spoken.textContent = ""), 5000); // or it would be found twice when browsing
+}
+
+function update() {
+  const busy = running !== null;
+  log.setAttribute("aria-busy", String(busy));
+  document.body.classList.toggle("cannot-ask", busy || !ready);
+  if (!busy && document.activeElement === stop) focusQuery();
+  send.hidden = busy;
+  stop.hidden = !busy;
+  send.disabled = !ready || !query.value.trim();
+  clear.hidden = turns === 0;
+  element("welcome").hidden = turns > 0;
+  fitQuery();
+}
+
+/** Where CSS cannot (field-sizing), let the field grow with its text. */
+function fitQuery() {
+  if (CSS.supports("field-sizing", "content")) return;
+  query.style.height = "auto";
+  query.style.height = `${query.scrollHeight}px`;
+}
+
+/** On a touch screen the focus would bring up the keyboard over the answer. */
+function focusQuery() {
+  if (hasKeyboard) query.focus({ preventScroll: true });
+}
+
+function showExamples() {
+  let any = false;
+  for (const item of element("examples").children) {
+    item.hidden = item.dataset.context !== context.value;
+    any ||= !item.hidden;
+  }
+  element("examples").hidden = !(ready && any);
+}
+
+// The server
+
+async function prepare() {
+  const notice = element("notice");
+  ready = false;
+  update();
+  const server = await connect((obstacle) => {
+    if (notice.textContent === obstacle) return; // the same again would be read out again
+    notice.textContent = obstacle;
+    notice.hidden = false;
+  });
+  if (!notice.hidden) say("The model is ready.");
+  notice.hidden = true;
+  notice.textContent = "";
+  showServer(server);
+  ready = true;
+  update();
+  showExamples();
+}
+
+function showServer(server) {
+  const chosen = server.contexts.includes(context.value) ? context.value : server.default;
+  context.replaceChildren(...server.contexts.map((name) => new Option(name, name, false, name === chosen)));
+  context.disabled = false;
+  element("model").textContent = server.model;
+  element("model").title = server.model;
+  element("model").hidden = false;
+}
+
+// Asking
+
+function submit() {
+  const text = query.value.trim();
+  if (!text || !ready || running) return;
+  turns += 1;
+  const turn = new Turn({ query: text, context: context.value }, turns, { onRetry: answer, onCopy: copy });
+  log.append(turn.element);
+  query.value = "";
+  answer(turn);
+}
+
+async function answer(turn) {
+  if (running || !ready) return;
+  const controller = new AbortController();
+  running = controller;
+  turn.begin();
+  update();
+  focusQuery();
+  follower.restart();
+  say("Answering…");
+  try {
+    const details = await ask(turn.question, (text) => show(turn, text), controller.signal);
+    turn.complete(details);
+    const cut = details.finish_reason === "length" ? "Answer cut at the limit" : "Answer complete";
+    say(`${cut}, ${spokenFigures(details)}.`, turn.answer.textContent);
+  } catch (error) {
+    conclude(turn, error, controller.signal);
+  } finally {
+    if (running === controller) running = null;
+    update();
+    follower.toEnd();
+  }
+}
+
+function show(turn, text) {
+  turn.append(text);
+  follower.toEnd();
+}
+
+/** The answer ended early: the user stopped it, or something failed. */
+function conclude(turn, error, signal) {
+  if (signal.aborted) {
+    turn.stopped();
+    if (turn.element.isConnected) say("Answer stopped.");
+    return;
+  }
+  if (!(error instanceof AnswerError)) {
+    turn.failed("The page failed to show this answer.");
+    throw error;
+  }
+  say(""); // the error is an alert, which speaks for itself
+  turn.failed(error.message);
+  if (error.type === "loading") prepare();
+}
+
+function startOver() {
+  running?.abort();
+  running = null;
+  log.replaceChildren();
+  turns = 0;
+  update();
+  focusQuery();
+  say("New conversation.");
+}
+
+// Copying
+
+async function copy(turn) {
+  const text = turn.answer.textContent;
+  // Browsers keep the clipboard from pages that came over plain HTTP from another machine.
+  const copied = navigator.clipboard ? await writeClipboard(text) : copySelection(turn.answer);
+  if (copied) turn.showCopied();
+  say(copied ? "Copied." : "The browser did not allow copying.");
+}
+
+async function writeClipboard(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return false; // the user or the browser denied it; said by the caller
+  }
+}
+
+function copySelection(node) {
+  const selection = getSelection();
+  selection.selectAllChildren(node);
+  const copied = document.execCommand("copy");
+  selection.removeAllRanges();
+  return copied;
+}
+
+// What the user does
+
+element("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  submit();
+});
+query.addEventListener("keydown", (event) => {
+  const composing = event.isComposing || event.keyCode === 229; // 229: Safari's last Enter of a composition
+  if (event.key !== "Enter" || event.shiftKey || composing) return;
+  event.preventDefault();
+  if (!event.repeat) submit();
+});
+query.addEventListener("input", update);
+context.addEventListener("change", showExamples);
+element("examples").addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  query.value = button.textContent;
+  submit();
+});
+stop.addEventListener("click", (event) => {
+  if (event.detail < 2) running?.abort(); // the second click of a double click was meant for Send
+});
+clear.addEventListener("click", startOver);
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !event.isComposing) running?.abort();
+});
+
+update();
+focusQuery();
+prepare();

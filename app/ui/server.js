@@ -1,0 +1,30 @@
+/** What the page must know of the server before it can ask: that its model is loaded, and its contexts. */
+
+const RETRY_AFTER_MS = 1000;
+
+/**
+ * Wait until the model is loaded, however long that takes.
+ *
+ * @param {(obstacle: string) => void} onWait hears why there is a wait, at each attempt
+ * @returns {Promise<{default: string, contexts: string[], model: string}>}
+ */
+export async function connect(onWait) {
+  for (;;) {
+    const contexts = await attempt(onWait);
+    if (contexts !== null) return contexts;
+    await new Promise((resolve) => setTimeout(resolve, RETRY_AFTER_MS));
+  }
+}
+
+async function attempt(onWait) {
+  try {
+    const isReady = await fetch("/ready", { cache: "no-store" });
+    const contexts = isReady.ok ? await fetch("/contexts", { cache: "no-store" }) : isReady;
+    if (contexts.ok) return await contexts.json();
+    const loading = contexts.status === 503;
+    onWait(loading ? "The model is still loading…" : `The server answered ${contexts.status}. Trying again…`);
+  } catch {
+    onWait("The server cannot be reached. Trying again…"); // at all, or to the end of its answer
+  }
+  return null;
+}

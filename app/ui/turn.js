@@ -1,0 +1,144 @@
+/** One question and its answer on the screen. All text goes in as text, never as HTML. */
+
+const number = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
+const integer = new Intl.NumberFormat("en");
+const TICK_MS = 100;
+
+/** "42 tokens": with the plural where it belongs. */
+function tokens(count) {
+  return `${integer.format(count)} ${count === 1 ? "token" : "tokens"}`;
+}
+
+function duration(seconds) {
+  return seconds < 1 ? `${Math.round(seconds * 1000)}\u00a0ms` : `${number.format(seconds)}\u00a0s`;
+}
+
+/** What a screen reader says of a finished answer. */
+export function spokenFigures(details) {
+  const speed = details.tokens_per_second;
+  const parts = [tokens(details.generated_tokens)];
+  if (speed > 0) parts.push(`${number.format(speed)} tokens per second`);
+  return parts.join(", ");
+}
+
+export class Turn {
+  #text;
+  #element;
+  #startedAt;
+  #timer;
+
+  /**
+   * @param {{query: string, context: string}} question
+   * @param {number} position counted from 1
+   * @param {{onRetry: (turn: Turn) => void, onCopy: (turn: Turn) => void}} handlers
+   */
+  constructor(question, position, { onRetry, onCopy }) {
+    this.question = question;
+    const template = document.getElementById("turn");
+    this.#element = template.content.firstElementChild.cloneNode(true);
+    for (const part of ["question", "answer"]) {
+      const heading = this.#find(`.${part} h2`);
+      heading.id = `${part}-${position}`;
+      heading.textContent = `${part === "question" ? "Question" : "Answer"} ${position}`;
+      this.#find(`.${part}`).setAttribute("aria-labelledby", heading.id);
+    }
+    this.#find(".question .text").textContent = question.query;
+    this.#find(".retry").addEventListener("click", () => onRetry(this));
+    this.#find(".copy").addEventListener("click", () => onCopy(this));
+    this.#find(".copy").setAttribute("aria-label", `Copy answer ${position}`);
+  }
+
+  get element() {
+    return this.#element;
+  }
+
+  /** The element that holds the answer's text. */
+  get answer() {
+    return this.#find(".answer .text");
+  }
+
+  /** Seconds since the answer was asked for. */
+  get elapsed() {
+    return (performance.now() - this.#startedAt) / 1000;
+  }
+
+  #find(selector) {
+    return this.#element.querySelector(selector);
+  }
+
+  /** Wait for an answer; what an earlier attempt left is taken away. */
+  begin() {
+    this.#text = document.createTextNode("");
+    this.answer.replaceChildren(this.#text);
+    this.answer.classList.remove("empty");
+    for (const part of [".remark", ".error", ".retry", ".copy"]) this.#find(part).hidden = true;
+    this.#find(".answer").setAttribute("aria-busy", "true");
+    this.#startedAt = performance.now();
+    this.#timer = setInterval(() => this.#tick(), TICK_MS);
+    this.#tick();
+  }
+
+  #tick() {
+    const state = this.#text.length ? "Answering" : "Waiting";
+    this.#find(".figures").textContent = `${state}… ${this.elapsed.toFixed(1)}\u00a0s`;
+  }
+
+  append(text) {
+    this.#text.appendData(text);
+  }
+
+  complete(details) {
+    this.#endLine();
+    const { generated_tokens: count, tokens_per_second: speed, time_to_first_token: first } = details;
+    const figures = [this.question.context, tokens(count)];
+    if (speed > 0) figures.push(`${number.format(speed)} tokens/s`);
+    if (first > 0) figures.push(`first after ${duration(first)}`);
+    this.#end(figures);
+    if (details.finish_reason === "length") this.#remark(`The answer was cut at the limit of ${tokens(count)}.`);
+    if (!this.#text.length) this.#placeholder("The model had nothing to say.");
+  }
+
+  /** The details stand on a line of their own: the line break in front of them is not the model's. */
+  #endLine() {
+    const last = this.#text.length - 1;
+    if (this.#text.data[last] === "\n") this.#text.deleteData(last, 1);
+  }
+
+  stopped() {
+    this.#end([this.question.context, `stopped after ${duration(this.elapsed)}`]);
+    if (!this.#text.length) this.#placeholder("Stopped before the first word.");
+  }
+
+  /** Show why there is no answer, or no more of it, and offer to try again. */
+  failed(message) {
+    this.#end([this.question.context, "failed"]);
+    const error = this.#find(".error");
+    error.textContent = message;
+    error.hidden = false;
+    this.#find(".retry").hidden = false;
+  }
+
+  #end(figures) {
+    clearInterval(this.#timer);
+    this.#find(".answer").setAttribute("aria-busy", "false");
+    this.#find(".figures").textContent = figures.join(" · ");
+    this.#find(".copy").hidden = !this.#text.length;
+  }
+
+  #remark(text) {
+    this.#find(".remark").textContent = text;
+    this.#find(".remark").hidden = false;
+  }
+
+  #placeholder(text) {
+    this.answer.textContent = text;
+    this.answer.classList.add("empty");
+  }
+
+  /** Confirm for a moment, on the button itself, that the answer was copied. */
+  showCopied() {
+    const label = this.#find(".copy span");
+    label.textContent = "Copied";
+    setTimeout(() => (label.textContent = "Copy"), 2000);
+  }
+}

@@ -1,0 +1,74 @@
+"""An HTTP server in front of the real one that answers questions with bytes of the test's choice."""
+
+from __future__ import annotations
+
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import httpx
+
+CUT = None
+"""A piece after which the connection breaks."""
+
+PAUSE = 0.05
+"""Seconds between two pieces, so that the network hands each on by itself."""
+
+
+class Relay:
+    """Hands GET requests on to the server, and plays `pieces` to each POST."""
+
+    def __init__(self, server_url: str) -> None:
+        self.server_url = server_url
+        self.pieces: list[bytes | None] = []
+        relay = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                relay._hand_on(self)
+
+            def do_POST(self) -> None:
+                relay._play(self)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Relay:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _hand_on(self, request: BaseHTTPRequestHandler) -> None:
+        answer = httpx.get(self.server_url + request.path)
+        request.send_response(answer.status_code)
+        for name in ("content-type", "content-security-policy"):
+            if name in answer.headers:
+                request.send_header(name, answer.headers[name])
+        request.send_header("content-length", str(len(answer.content)))
+        request.end_headers()
+        request.wfile.write(answer.content)
+
+    def _play(self, request: BaseHTTPRequestHandler) -> None:
+        request.rfile.read(int(request.headers["content-length"]))
+        request.send_response(200)
+        request.send_header("content-type", "text/plain; charset=utf-8")
+        request.send_header("transfer-encoding", "chunked")
+        request.end_headers()
+        for piece in [*self.pieces, b""]:  # an empty chunk ends the body
+            if piece is CUT:
+                request.close_connection = True
+                return
+            request.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            request.wfile.flush()
+            time.sleep(PAUSE)

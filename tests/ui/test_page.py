@@ -1,0 +1,194 @@
+"""The page against the real server: asking, streaming, stopping, contexts, and the conversation."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import httpx
+import pytest
+from chat_page import ChatPage, running_requests
+from playwright.sync_api import Page, expect
+
+CLASSIC = "Where is located Paris ?"
+
+
+def wait_for_running(url: str, count: int) -> None:
+    deadline = time.monotonic() + 4  # the answer itself would take longer
+    while running_requests(url) != count:
+        assert time.monotonic() < deadline, f"{running_requests(url)} requests run, {count} should"
+        time.sleep(0.05)
+
+
+def test_answer_grows_while_it_streams(chat: ChatPage) -> None:
+    chat.ask(CLASSIC)
+    chat.wait_until_done()
+    lengths = chat.recorded("lengths")
+    assert len(set(lengths) - {0}) >= 2, "the text came in one piece"
+    assert lengths == sorted(lengths), "text was taken back"
+    assert lengths[-1] == len(chat.answer(1).text_content() or "")
+
+
+def test_finished_answer_shows_its_figures(chat: ChatPage) -> None:
+    chat.ask(CLASSIC)
+    chat.wait_until_done()
+    expect(chat.figures(1)).to_have_text(
+        re.compile(r"^general · [\d,]+ tokens? · [\d,.]+ tokens/s · first after [\d,.]+\s(ms|s)$")
+    )
+
+
+def test_same_text_as_the_plain_stream(chat: ChatPage) -> None:
+    chat.change_requests(temperature=0, max_tokens=24)
+    chat.ask(CLASSIC)
+    chat.wait_until_done()
+    body = {"query": CLASSIC, "context": "general", "temperature": 0, "max_tokens": 24}
+    plain = httpx.post(f"{chat.url}/token_stream", json=body, timeout=60).raise_for_status().text
+    assert chat.answer(1).text_content() == plain
+
+
+def test_answer_at_the_token_limit_says_so(chat: ChatPage) -> None:
+    chat.change_requests(ignore_eos=True, max_tokens=5)
+    chat.ask(CLASSIC)
+    chat.wait_until_done()
+    expect(chat.log.get_by_text("The answer was cut at the limit of 5 tokens.")).to_be_visible()
+    expect(chat.figures(1)).to_contain_text("5 tokens ·")
+
+
+@pytest.mark.parametrize("way", ["button", "escape", "new conversation"])
+def test_stop_frees_the_sequence(chat: ChatPage, way: str) -> None:
+    chat.make_answers_long()
+    chat.ask("Tell me a long story.")
+    chat.wait_until_busy()
+    wait_for_running(chat.url, 1)
+    if way == "button":
+        chat.stop.click()
+    elif way == "escape":
+        chat.page.keyboard.press("Escape")
+    else:
+        chat.clear.click()
+    chat.wait_until_done()
+    wait_for_running(chat.url, 0)
+    if way == "new conversation":
+        expect(chat.log).to_be_empty()
+    else:
+        expect(chat.figures(1)).to_have_text(re.compile(r"^general · stopped after "))
+        expect(chat.answer(1)).not_to_be_empty()
+        assert chat.recorded("said")[-1] == "Answer stopped."
+    expect(chat.errors).to_have_count(0)
+
+
+def test_next_question_after_a_stop(chat: ChatPage) -> None:
+    chat.make_answers_long()
+    chat.ask("Tell me a long story.")
+    chat.wait_until_busy()
+    chat.stop.click()
+    chat.serve_again()
+    chat.ask(CLASSIC)
+    chat.wait_until_done()
+    expect(chat.figures(2)).to_contain_text("tokens/s")
+
+
+def test_second_click_of_a_double_click_does_not_stop(chat: ChatPage) -> None:
+    chat.make_answers_long()
+    chat.query.fill("Tell me a long story.")
+    chat.send.dblclick()
+    chat.wait_until_busy()
+    expect(chat.stop).to_be_visible()
+    chat.stop.click()
+    expect(chat.figures(1)).to_contain_text("stopped")
+
+
+def test_request_carries_the_chosen_context(chat: ChatPage) -> None:
+    known = httpx.get(f"{chat.url}/contexts").json()
+    expect(chat.context).to_have_value(known["default"])
+    assert chat.context.locator("option").all_text_contents() == known["contexts"]
+    chat.context.select_option("sql")
+    with chat.page.expect_request("**/token_stream") as asked:
+        chat.ask("List the names of all customers.")
+    assert asked.value.post_data_json == {
+        "query": "List the names of all customers.",
+        "context": "sql",
+        "details": True,
+    }
+    chat.wait_until_done()
+    expect(chat.answer(1)).not_to_be_empty()
+    expect(chat.figures(1)).to_contain_text("sql · ")
+
+
+def test_conversation_stays_until_a_new_one(chat: ChatPage) -> None:
+    expect(chat.clear).to_be_hidden()
+    chat.change_requests(max_tokens=20)
+    for question in (CLASSIC, "Why is the sky blue?"):
+        chat.ask(question)
+        chat.wait_until_done()
+    expect(chat.question(1)).to_have_text(CLASSIC)
+    expect(chat.question(2)).to_have_text("Why is the sky blue?")
+    for position in (1, 2):
+        expect(chat.answer(position)).not_to_be_empty()
+    chat.clear.click()
+    expect(chat.log).to_be_empty()
+    expect(chat.examples.first).to_be_visible()
+    expect(chat.query).to_be_focused()
+
+
+def test_example_asks_at_once(chat: ChatPage) -> None:
+    chat.change_requests(max_tokens=10)
+    text = chat.examples.first.text_content() or ""
+    chat.examples.first.click()
+    chat.wait_until_done()
+    expect(chat.question(1)).to_have_text(text)
+    expect(chat.answer(1)).not_to_be_empty()
+
+
+def test_examples_are_those_of_the_context(chat: ChatPage) -> None:
+    before = chat.examples.all_text_contents()
+    chat.context.select_option("sql")
+    after = chat.examples.all_text_contents()
+    assert before
+    assert after
+    assert not set(before) & set(after)
+
+
+def test_page_follows_the_text_unless_scrolled_up(chat: ChatPage) -> None:
+    page = chat.page
+    page.set_viewport_size({"width": 500, "height": 500})
+    chat.make_answers_long()
+    chat.ask("Tell me a long story.")
+    length = "document.querySelector('.answer .text').textContent.length"
+    at_end = "document.documentElement.scrollHeight - innerHeight - scrollY < 48"
+    chat.wait_for(f"scrollY > 400 && {at_end}")
+    page.mouse.move(250, 200)
+    page.mouse.wheel(0, -300)
+    expect(chat.latest).to_be_visible()
+    position, before = page.evaluate(f"[scrollY, {length}]")
+    chat.wait_for(f"{length} > {before} + 400")
+    assert page.evaluate("scrollY") == position
+    chat.latest.click()
+    chat.wait_for(f"scrollY > {position} && {at_end}")
+    expect(chat.latest).to_be_hidden()
+    chat.stop.click()
+
+
+def test_copy_button_copies_the_answer(chat: ChatPage) -> None:
+    chat.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    chat.change_requests(max_tokens=20)
+    chat.ask(CLASSIC)
+    chat.wait_until_done()
+    chat.page.get_by_role("button", name="Copy answer 1").click()
+    expect(chat.status).to_have_text("Copied.")
+    assert chat.page.evaluate("navigator.clipboard.readText()") == chat.answer(1).text_content()
+
+
+def test_copy_button_without_a_clipboard(page: Page, server_url: str) -> None:
+    """Over plain HTTP from another machine there is no navigator.clipboard."""
+    page.add_init_script("""
+        Object.defineProperty(navigator, 'clipboard', {value: undefined});
+        document.addEventListener('copy', () => { window.copied = getSelection().toString(); });
+    """)
+    chat = ChatPage(page, server_url).open()
+    chat.play(lambda route: route.fulfill(body='Paris,\n  France\n\x1e{"finish_reason": "eos_token"}'))
+    chat.ask(CLASSIC)
+    chat.wait_until_done()
+    page.get_by_role("button", name="Copy answer 1").click()
+    expect(chat.status).to_have_text("Copied.")
+    assert page.evaluate("copied") == "Paris,\n  France"

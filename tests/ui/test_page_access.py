@@ -1,0 +1,232 @@
+"""The page for everybody: by keyboard, by screen reader, on a narrow screen, in the dark."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from chat_page import ChatPage
+from playwright.sync_api import Page, expect
+
+CLASSIC = "Where is located Paris ?"
+TRAILER = "\x1e" + json.dumps(
+    {
+        "finish_reason": "length",
+        "prompt_tokens": 37,
+        "generated_tokens": 42,
+        "time_to_first_token": 0.031,
+        "tokens_per_second": 120.4,
+    }
+)
+
+# Every visible piece of text with its colour and the colour behind it.
+COLOURS = """() => {
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const colour = getComputedStyle(node).backgroundColor;
+      if (colour !== 'rgba(0, 0, 0, 0)') return colour;
+    }
+  };
+  return [...document.body.querySelectorAll('*')]
+    .filter((node) => node.checkVisibility() && !node.closest('.unseen') && !node.matches(':disabled'))
+    .filter((node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim()))
+    .map((node) => [node.textContent.trim(), getComputedStyle(node).color, behind(node)]);
+}"""
+
+# What has the focus, and whether an outline shows it: its own, or its frame's.
+FOCUS = """() => {
+  const node = document.activeElement;
+  const outlines = [node, node.closest('form')].filter(Boolean).map((n) => getComputedStyle(n).outlineStyle);
+  return [node.ariaLabel || node.id || node.textContent.trim(), outlines.some((style) => style !== 'none')];
+}"""
+
+
+def luminance(colour: str) -> float:
+    channels = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    darker, lighter = sorted([luminance(one), luminance(other)])
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def fill_conversation(chat: ChatPage, tolerated: list[str], text: str = "Paris is in France.") -> None:
+    """A finished answer with a remark, and a failed one."""
+    tolerated.append("status of 429")
+    chat.play(lambda route: route.fulfill(body=text + TRAILER))
+    chat.ask(text)
+    chat.wait_until_done()
+    refusal = {"error": f"The queue is full. {text}", "error_type": "overloaded"}
+    chat.serve_again()
+    chat.play(lambda route: route.fulfill(status=429, json=refusal))
+    chat.ask(text)
+    chat.wait_until_done()
+    chat.query.fill(text)
+
+
+def test_keyboard_alone(chat: ChatPage) -> None:
+    keyboard = chat.page.keyboard
+    expect(chat.query).to_be_focused()
+    keyboard.type("Tell me")
+    keyboard.press("Shift+Enter")
+    keyboard.type("a long story.")
+    expect(chat.log).to_be_empty()
+    chat.make_answers_long()
+    keyboard.press("Enter")
+    expect(chat.question(1)).to_have_text("Tell me\na long story.")
+    chat.wait_until_busy()
+    keyboard.press("Escape")
+    chat.wait_until_done()
+    expect(chat.figures(1)).to_contain_text("stopped")
+    expect(chat.query).to_be_focused()
+    stops = []
+    for key in ("Tab", "Shift+Tab", "Shift+Tab", "Shift+Tab"):
+        keyboard.press(key)
+        stops.append(chat.page.evaluate(FOCUS))
+    assert stops == [["context", True], ["query", True], ["Copy answer 1", True], ["clear", True]]
+    keyboard.press("Enter")
+    expect(chat.log).to_be_empty()
+    expect(chat.query).to_be_focused()
+
+
+def test_keyboard_reaches_examples_and_stop(chat: ChatPage) -> None:
+    keyboard = chat.page.keyboard
+    chat.make_answers_long()
+    keyboard.press("Shift+Tab")
+    expect(chat.examples.last).to_be_focused()
+    keyboard.press("Enter")
+    chat.wait_until_busy()
+    expect(chat.query).to_be_focused()
+    keyboard.press("Tab")
+    keyboard.press("Tab")
+    expect(chat.stop).to_be_focused()
+    assert chat.page.evaluate(FOCUS)[1]
+    keyboard.press("Enter")
+    chat.wait_until_done()
+    expect(chat.figures(1)).to_contain_text("stopped")
+    expect(chat.query).to_be_focused()
+
+
+def test_enter_that_ends_a_composition_does_not_send(chat: ChatPage) -> None:
+    chat.change_requests(max_tokens=5)
+    session = chat.page.context.new_cdp_session(chat.page)
+    session.send("Input.imeSetComposition", {"text": "とうきょう", "selectionStart": 5, "selectionEnd": 5})
+    chat.query.press("Enter")
+    session.send("Input.insertText", {"text": "東京"})
+    expect(chat.query).to_have_value(re.compile("東京"))
+    expect(chat.log).to_be_empty()
+    chat.query.press("Enter")
+    expect(chat.question(1)).to_contain_text("東京")
+
+
+def test_screen_reader_hears_the_state_and_the_answer_once(chat: ChatPage) -> None:
+    chat.ask(CLASSIC)
+    chat.wait_until_done()
+    said = chat.recorded("said")
+    assert len(chat.recorded("lengths")) > 2
+    assert said[0] == "Answering…"
+    assert re.fullmatch(r"Answer complete, [\d,]+ tokens?, [\d,.]+ tokens per second\.", said[1])
+    assert len(said) == 2
+    assert chat.recorded("spoken") == [chat.answer(1).text_content()]
+    expect(chat.page.locator("#spoken")).to_be_empty(timeout=10_000)
+
+
+def test_names_and_roles_of_an_empty_conversation(chat: ChatPage) -> None:
+    expect(chat.page.locator("body")).to_match_aria_snapshot("""
+        - banner:
+          - heading "Tokenstream" [level=1]
+          - paragraph: /.+/
+        - main:
+          - region "What would you like to ask?":
+            - heading "What would you like to ask?" [level=2]
+            - list "Example questions":
+              - listitem:
+                - button /.+/
+          - log "Conversation"
+        - contentinfo:
+          - form "Ask a question":
+            - textbox "Your question"
+            - combobox "Context":
+              - option "general" [selected]
+            - button "Send" [disabled]
+        - status
+    """)
+
+
+def test_names_and_roles_of_a_conversation(chat: ChatPage, tolerated: list[str]) -> None:
+    fill_conversation(chat, tolerated)
+    expect(chat.page.locator("body")).to_match_aria_snapshot("""
+        - banner:
+          - button "New conversation"
+        - main:
+          - log "Conversation":
+            - article "Question 1":
+              - heading "Question 1" [level=2]
+              - paragraph: Paris is in France.
+            - article "Answer 1":
+              - heading "Answer 1" [level=2]
+              - paragraph: Paris is in France.
+              - paragraph: The answer was cut at the limit of 42 tokens.
+              - paragraph: /general · 42 tokens/
+              - button "Copy answer 1"
+            - article "Question 2"
+            - article "Answer 2":
+              - alert: The queue is full. Paris is in France.
+              - button "Try again"
+        - contentinfo:
+          - form "Ask a question":
+            - button "Send"
+    """)
+
+
+@pytest.mark.parametrize("width", [320, 375])
+def test_narrow_screen_needs_no_sideways_scrolling(chat: ChatPage, tolerated: list[str], width: int) -> None:
+    page = chat.page
+    page.set_viewport_size({"width": width, "height": 640})
+    sideways = "document.documentElement.scrollWidth - innerWidth"
+    assert page.evaluate(sideways) <= 0
+    fill_conversation(chat, tolerated, text="supercalifragilistic" * 20)
+    assert page.evaluate(sideways) <= 0
+    for control in (chat.clear, chat.context, chat.send, chat.query, chat.retry):
+        box = control.bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+
+
+def colours(page: Page) -> list[tuple[str, str, str]]:
+    return [tuple(row) for row in page.evaluate(COLOURS)]
+
+
+def test_light_and_dark_are_both_readable(chat: ChatPage, tolerated: list[str]) -> None:
+    backgrounds = {}
+    fill_conversation(chat, tolerated)
+    for scheme in ("light", "dark"):
+        chat.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        shown = colours(chat.page)
+        assert len(shown) > 12
+        faint = [(text, contrast(front, back)) for text, front, back in shown if contrast(front, back) < 4.5]
+        assert faint == []
+        backgrounds[scheme] = chat.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert luminance(backgrounds["light"]) > 0.8
+    assert luminance(backgrounds["dark"]) < 0.05
+
+
+def test_empty_conversation_is_readable_in_the_dark(chat: ChatPage) -> None:
+    chat.page.emulate_media(color_scheme="dark", reduced_motion="reduce")
+    assert [row for row in colours(chat.page) if contrast(row[1], row[2]) < 4.5] == []
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_reduced_motion_stills_the_caret(chat: ChatPage, motion: str) -> None:
+    chat.page.emulate_media(reduced_motion=motion)
+    chat.make_answers_long()
+    chat.ask(CLASSIC)
+    chat.wait_until_busy()
+    caret = "getComputedStyle(document.querySelector('.answer .text'), '::after').animationName"
+    assert (chat.page.evaluate(caret) == "none") == (motion == "reduce")
+    chat.stop.click()
+    chat.wait_until_done()

@@ -1,0 +1,25 @@
+"""A picture of a real conversation; ``UPDATE_PICTURES=1`` puts it into the documentation."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+from chat_page import ChatPage
+
+SIZE = {"width": 1200, "height": 800}
+PICTURE = Path(__file__).resolve().parents[2] / "docs" / "page.png"
+
+
+def test_picture_of_a_conversation(chat: ChatPage, tmp_path: Path) -> None:
+    chat.page.set_viewport_size(SIZE)
+    for question in ("Where is located Paris ?", "Why is the sky blue?"):
+        chat.ask(question)
+        chat.wait_until_done()
+    path = PICTURE if os.environ.get("UPDATE_PICTURES") == "1" else tmp_path / PICTURE.name
+    path.parent.mkdir(exist_ok=True)
+    chat.page.screenshot(path=path, animations="disabled", caret="hide")
+    header = path.read_bytes()[:24]
+    assert struct.unpack(">II", header[16:24]) == (SIZE["width"], SIZE["height"])
+    assert path.stat().st_size > 20_000, "an empty page makes a smaller picture"

@@ -1,0 +1,114 @@
+"""How the page reads the stream: the line of details, split characters, and markup that stays text."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+from chat_page import ChatPage
+from playwright.sync_api import Page, expect
+from relay import Relay
+
+DETAILS = {
+    "finish_reason": "eos_token",
+    "prompt_tokens": 37,
+    "generated_tokens": 42,
+    "time_to_first_token": 0.031,
+    "tokens_per_second": 120.4,
+}
+TRAILER = "\x1e" + json.dumps(DETAILS)
+MARKUP = "<img src=x onerror=alert(1)><script>alert(2)</script><b>&amp;"
+
+SPLIT = """async (pieces) => {
+  const { DetailsSplitter } = await import('/ui/stream.js');
+  const splitter = new DetailsSplitter();
+  return [pieces.map((piece) => splitter.push(piece)), splitter.details()];
+}"""
+
+
+@pytest.mark.parametrize(
+    ("pieces", "texts", "details"),
+    [
+        (["Par", "is", TRAILER], ["Par", "is", ""], DETAILS),
+        (["Paris" + TRAILER], ["Paris"], DETAILS),
+        (["Paris", *TRAILER], ["Paris"] + [""] * len(TRAILER), DETAILS),
+        ([TRAILER], [""], DETAILS),
+        (["a\x1eb", "c", TRAILER], ["a\x1eb", "c", ""], DETAILS),
+        (["a\x1e", "b", TRAILER], ["a", "\x1eb", ""], DETAILS),
+        (["a\x1e{b", TRAILER], ["a", "\x1e{b"], DETAILS),
+        (["a\x1e", "\x1e", TRAILER], ["a", "\x1e", "\x1e"], DETAILS),
+        (["Paris", "\x1e" + '{"error": "no memory"}'], ["Paris", ""], {"error": "no memory"}),
+        (["Paris"], ["Paris"], None),
+        (["Paris", TRAILER[:-1]], ["Paris", ""], None),
+        (["Paris", "\x1e"], ["Paris", ""], None),
+        (["Paris", "\x1e{}"], ["Paris", ""], None),
+    ],
+)
+def test_details_are_told_from_text(
+    chat: ChatPage, pieces: list[str], texts: list[str], details: dict[str, object] | None
+) -> None:
+    assert chat.page.evaluate(SPLIT, pieces) == [texts, details]
+
+
+def test_characters_split_across_chunks_stay_whole(page: Page, relay: Relay) -> None:
+    text = "Grüße, 東京 🌊!"
+    relay.pieces = [bytes([byte]) for byte in text.encode()] + [TRAILER[:9].encode(), TRAILER[9:].encode()]
+    chat = ChatPage(page, relay.url).open()
+    chat.ask("Greet Tokyo.")
+    chat.wait_until_done()
+    expect(chat.answer(1)).to_have_text(text)
+    expect(chat.figures(1)).to_have_text("general · 42 tokens · 120 tokens/s · first after 31 ms")
+    assert len(set(chat.recorded("lengths"))) > 2
+
+
+def test_empty_answer_is_said_to_be_empty(chat: ChatPage) -> None:
+    chat.play(lambda route: route.fulfill(body=TRAILER))
+    chat.ask("Say nothing.")
+    chat.wait_until_done()
+    expect(chat.answer(1)).to_have_text("The model had nothing to say.")
+
+
+def test_markup_in_a_question_stays_text(chat: ChatPage) -> None:
+    chat.change_requests(max_tokens=20)
+    chat.ask(MARKUP)
+    chat.wait_until_done()
+    expect(chat.question(1)).to_have_text(MARKUP)
+    expect(chat.log.locator("img, script, b")).to_have_count(0)
+
+
+def test_markup_in_an_answer_stays_text(chat: ChatPage) -> None:
+    chat.play(lambda route: route.fulfill(body=MARKUP + TRAILER))
+    chat.ask("Show me some markup.")
+    chat.wait_until_done()
+    expect(chat.answer(1)).to_have_text(MARKUP)
+    expect(chat.page.locator("#spoken")).to_have_text(MARKUP)
+    expect(chat.page.locator("body").locator("img[src=x], script, b")).to_have_count(0)
+
+
+def test_markup_from_the_server_stays_text(page: Page, server_url: str, tolerated: list[str]) -> None:
+    tolerated.append("status of 400")
+    known = {"default": MARKUP, "contexts": [MARKUP], "model": MARKUP}
+    page.route("**/contexts", lambda route: route.fulfill(json=known))
+    chat = ChatPage(page, server_url).open()
+    refusal = {"error": MARKUP, "error_type": "validation"}
+    chat.play(lambda route: route.fulfill(status=400, json=refusal))
+    chat.ask("Refuse this.")
+    expect(chat.errors).to_have_text(MARKUP)
+    expect(page.locator("#model")).to_have_text(MARKUP)
+    expect(chat.context).to_have_value(MARKUP)
+    expect(page.locator("body").locator("img[src=x], script, b")).to_have_count(0)
+
+
+def test_content_security_policy(chat: ChatPage, tolerated: list[str]) -> None:
+    header = httpx.get(chat.url).headers["content-security-policy"]
+    policy = dict(part.strip().split(" ", 1) for part in header.split(";") if part.strip())
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
+    tolerated.append("Content Security Policy")
+    with chat.page.expect_console_message(lambda message: "Content Security Policy" in message.text):
+        chat.page.evaluate(
+            "document.body.append(Object.assign(document.createElement('script'), {text: 'window.ran = 1'}))"
+        )
+    assert chat.page.evaluate("window.ran") is None
