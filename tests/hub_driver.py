@@ -12,7 +12,8 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from app import hub, repository, settings
@@ -88,6 +89,29 @@ class Driver:
         status = int(self._process.stdout.readline())
         stdout, stderr = (Path(path).read_text() for path in printed.values())
         return subprocess.CompletedProcess([], status, stdout, stderr)
+
+
+@dataclass
+class Outcome:
+    path: Path | None
+    error: str
+    warnings: list[str]
+    hub_imported: bool
+
+
+Resolve = Callable[..., Outcome]
+
+
+def outcome_of(status: int, output: str, errors: str, folder: Path) -> Outcome:
+    lines: dict[str, list[str]] = {"error:": [], "WARNING": [], "INFO": []}
+    for line in errors.splitlines():
+        kind, _, text = line.partition(" ")
+        assert kind in lines, errors
+        lines[kind].append(text)
+    assert status == len(lines["error:"]) <= 1, errors
+    printed = output.splitlines()
+    path = folder / printed[0] if printed else None
+    return Outcome(path, "".join(lines["error:"]), lines["WARNING"], "hub imported" in printed)
 
 
 if __name__ == "__main__":

@@ -234,3 +234,7 @@ def split_gguf(stem: str, parts: int) -> dict[str, bytes]:
         f"{stem}-{part + 1:05}-of-{parts:05}.gguf": tiny_gguf(part=part, parts=parts, seed=part)
         for part in range(parts)
     }
+
+
+REPO = "someone/tiny-GGUF"
+TINY = tiny_gguf()

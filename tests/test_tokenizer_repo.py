@@ -6,17 +6,19 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hub_driver import environment
-from hub_server import FakeHub, closed_port, serving
+from hub_server import FakeHub, closed_port
 
 from app import hub, settings
 from app.engine.llama import Model
 from app.tokenizer_repo import TokenizerRepo, check_vocabulary, load_tokenizer_repo
+
+pytest_plugins = ("hub_fixtures",)
 
 REPO = "someone/tiny"
 CONFIG = {
@@ -124,6 +126,8 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
 
 # --- a repository
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
 DRIVER = """
 import sys
 from app import hub, settings, tokenizer_repo
@@ -135,15 +139,9 @@ except hub.ModelError as error:
 
 
 @pytest.fixture
-def server() -> Iterator[FakeHub]:
-    with serving() as started:
-        yield started.fresh()
-
-
-@pytest.fixture
-def run(server: FakeHub, tmp_path: Path):
+def run(fake_hub: FakeHub, tmp_path: Path) -> Run:
     def run(**variables: str) -> subprocess.CompletedProcess[str]:
-        hub_here = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "TOKENIZER_REPO": REPO}
+        hub_here = {"HF_ENDPOINT": fake_hub.url, "HF_HOME": str(tmp_path / "home"), "TOKENIZER_REPO": REPO}
         return subprocess.run(
             [sys.executable, "-c", DRIVER],
             env=environment(**(hub_here | variables)),
@@ -155,21 +153,23 @@ def run(server: FakeHub, tmp_path: Path):
     return run
 
 
-def test_a_repository_is_downloaded_and_its_copy_used_when_the_hub_is_away(run, server: FakeHub) -> None:
-    server.add(REPO, {"model.safetensors": bytes(10), **as_files(config=CONFIG, template="t", tokenizer=BPE)})
+def test_a_repository_is_downloaded_and_its_copy_used(run: Run, fake_hub: FakeHub) -> None:
+    fake_hub.add(
+        REPO, {"model.safetensors": bytes(10), **as_files(config=CONFIG, template="t", tokenizer=BPE)}
+    )
     assert run().stdout == "t\n"
-    assert not [request for request in server.gets() if "safetensors" in request.path]
+    assert not [request for request in fake_hub.gets() if "safetensors" in request.path]
     away = run(HF_ENDPOINT=closed_port())
     assert away.stdout == "t\n"
     assert "cannot be reached (Connection refused); using the copy of someone/tiny in " in away.stderr
     assert away.stderr.count("\n") == 1
 
 
-def test_a_repository_that_cannot_be_had(run, server: FakeHub) -> None:
-    server.add("someone/else", {"model.gguf": b""})
+def test_a_repository_that_cannot_be_had(run: Run, fake_hub: FakeHub) -> None:
+    fake_hub.add("someone/else", {"model.gguf": b""})
     wrong = run()
     assert wrong.returncode == 1
-    assert wrong.stderr.startswith(f"TOKENIZER_REPO={REPO} is not a repository of {server.url}")
+    assert wrong.stderr.startswith(f"TOKENIZER_REPO={REPO} is not a repository of {fake_hub.url}")
     empty = run(TOKENIZER_REPO="someone/else").stderr
     assert empty.startswith("TOKENIZER_REPO=someone/else holds none of chat_template.jinja, ")
     away = run(HF_ENDPOINT=closed_port()).stderr
