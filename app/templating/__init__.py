@@ -1,0 +1,1 @@
+"""Chat templates from strangers: rendered in a sandbox, in a process of their own, with contents traced."""
