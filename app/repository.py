@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
@@ -35,6 +36,7 @@ logger = logging.getLogger("tokenstream.hub")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ETAG = re.compile(r"[\w.-]+")
+_RETRIES = 5  # in a row without another byte, as in huggingface_hub
 
 
 @functools.cache
@@ -260,8 +262,8 @@ class Repository:
         headers = {**build_hf_headers(token=self._token), "accept-encoding": "identity"}
         size = f" ({readable_size(metadata.size)})" if metadata.size else ""
         logger.info("downloading %s%s of %s from %s", file, size, self.name, constants.ENDPOINT)
-        complete = False
-        while not complete:
+        retries = _RETRIES
+        while True:
             with partial.open("ab") as target, self._explained(file):
                 if metadata.size is not None and target.tell() > metadata.size:
                     target.truncate(0)
@@ -275,10 +277,12 @@ class Repository:
                         expected_size=metadata.size,
                         displayed_filename=file,
                     )
-                    complete = True
-                except httpx2.NetworkError:  # http_get goes on after other cuts itself
-                    if target.tell() == start:
+                    break
+                except httpx2.ReadError:  # a reset connection; http_get goes on after other cuts itself
+                    retries = _RETRIES if target.tell() > start else retries - 1
+                    if retries == 0:
                         raise
+            time.sleep(1)
         self._check_digest(file, partial, metadata.etag or "")
         partial.replace(blob)
 

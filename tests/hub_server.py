@@ -45,6 +45,7 @@ class FakeHub:
     status: int | None = None  # the answer to everything
     html: bool = False  # a proxy's page is the answer to everything
     cut_after: int | None = None  # the next body breaks off after so many bytes
+    reset: bool = False  # ... with a reset connection, not one that is closed
     fail_after_cut: bool = False  # ... and from then on everything is answered 500
     claimed_size: int | None = None  # what HEAD says
     etag: str | None = None  # what HEAD says
@@ -198,6 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         self.wfile.write(body)
         self.request_.sent = len(body)
+        if self.close_connection and self.hub.reset:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def closed_port() -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import os
+import pty
 import socket
+import struct
 import subprocess
+import termios
 from pathlib import Path
 
 import pytest
@@ -74,6 +79,15 @@ def test_a_cut_connection_is_resumed(resolve: Resolve, fake_hub: FakeHub) -> Non
     assert rest.sent == len(BIG) - WRITTEN
 
 
+def test_a_reset_connection_is_resumed(resolve: Resolve, fake_hub: FakeHub) -> None:
+    fake_hub.add(REPO, {"a.gguf": BIG})
+    fake_hub.cut_after, fake_hub.reset = CUT, True
+    outcome = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf")
+    assert outcome.path
+    assert outcome.path.read_bytes() == BIG
+    assert len(fake_hub.gets()) == 2
+
+
 def test_the_next_start_resumes_a_download_that_failed(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"a.gguf": BIG})
     fake_hub.cut_after, fake_hub.fail_after_cut = CUT, True
@@ -110,6 +124,28 @@ def test_a_damaged_file_on_this_disk_is_downloaded_again(resolve: Resolve, fake_
         outcome = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf", MODEL_REVISION=revision)
         assert outcome.path
         assert outcome.path.read_bytes() == TINY
+
+
+def test_a_terminal_shows_a_progress_bar(fake_hub: FakeHub, tmp_path: Path) -> None:
+    fake_hub.add(REPO, {"a.gguf": BIG})
+    terminal, other_end = pty.openpty()
+    fcntl.ioctl(other_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    process = subprocess.Popen(
+        command("--once"),
+        env=environment(HF_ENDPOINT=fake_hub.url, MODEL_REPO=REPO, MODEL_FILE="a.gguf"),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=other_end,
+    )
+    os.close(other_end)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: the other end is closed
+        while data := os.read(terminal, 4096):
+            shown += data
+    os.close(terminal)
+    assert process.wait() == 0
+    assert "a.gguf: 100%" in shown.decode()
+    assert "24.0M/24.0M" in shown.decode()
 
 
 # --- refusals
