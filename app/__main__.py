@@ -1,0 +1,114 @@
+"""The command line: ``python -m app serve`` and ``python -m app generate``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from app import settings as settings_table
+from app.settings import Settings, SettingsError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit status: 0 done, 1 impossible, 2 a wrong setting or argument."""
+    options = _parser().parse_args(arguments)
+    try:
+        overrides = {"model_path": options.model} if getattr(options, "model", None) else {}
+        settings = settings_table.load(**overrides)
+        logging.basicConfig(
+            level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        )
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        return _serve(settings) if options.command == "serve" else _generate(settings, options)
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read standard output has gone; nothing may be written on the way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    # Imported late: --help and a wrong setting answer without loading the native library.
+    from app.contexts import ContextsError
+    from app.engine.llama import ModelLoadError
+    from app.engine.preflight import NativeLibraryError
+    from app.hub_errors import ModelError
+    from app.server import StartupError
+    from app.service import ServiceError
+
+    return (ContextsError, ModelError, ModelLoadError, NativeLibraryError, ServiceError, StartupError)
+
+
+def _serve(settings: Settings) -> int:
+    from app.server import serve
+
+    try:
+        return serve(settings)
+    except _user_errors() as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _generate(settings: Settings, options: argparse.Namespace) -> int:
+    import asyncio
+
+    from pydantic import ValidationError
+
+    from app.api.errors import complaint
+    from app.generate import generate, request_of
+
+    fields: dict[str, Any] = {
+        "query": options.prompt,
+        "context": options.context,
+        "max_tokens": options.sample_len,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "seed": options.seed,
+        "repetition_penalty": options.repeat_penalty,
+        "repeat_last_n": options.repeat_last_n,
+    }
+    try:
+        asyncio.run(generate(settings, request_of(fields)))
+    except ValidationError as error:
+        print(f"error: {complaint(error)}", file=sys.stderr)
+        return 2
+    except _user_errors() as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m app", description="Serve a GGUF model on plain CPUs.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser(
+        "serve",
+        help="serve over HTTP",
+        description="Serve over HTTP. Settings are read from the environment and from a file .env:",
+        epilog=settings_table.table_for_terminal(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    generate = commands.add_parser("generate", help="stream one answer to the terminal")
+    generate.add_argument("--prompt", required=True, help="what the model is asked")
+    generate.add_argument("--context", help="the context to answer in (default: CONTEXT_TYPE)")
+    generate.add_argument("--sample-len", "-n", type=int, help="longest answer in tokens")
+    generate.add_argument("--temperature", type=float, help="0 is greedy")
+    generate.add_argument("--top-p", type=float, help="nucleus sampling")
+    generate.add_argument("--seed", type=int, help="seed of the sampler")
+    generate.add_argument("--repeat-penalty", type=float, help="1 is off")
+    generate.add_argument("--repeat-last-n", type=int, help="how far back a token counts as repeated")
+    generate.add_argument("--model", help="a GGUF file (default: as serve chooses it)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

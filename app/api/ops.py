@@ -1,0 +1,40 @@
+"""Routes for operators and for the page: health, readiness, metrics, what contexts there are."""
+
+from __future__ import annotations
+
+from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from app.service import Service
+
+
+async def health(_request: Request) -> Response:
+    """Answer 200 as long as the process serves."""
+    return JSONResponse({"status": "ok"})
+
+
+async def ready(request: Request) -> Response:
+    """Answer 200 once the model is loaded, 503 before."""
+    if request.app.state.service.is_ready:
+        return JSONResponse({"status": "ready"})
+    return JSONResponse({"status": "loading"}, 503, headers={"Retry-After": "2"})
+
+
+async def metrics(request: Request) -> Response:
+    """Answer what Prometheus scrapes."""
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    registry = request.app.state.service.metrics.registry
+    return Response(encode(registry), headers={"Content-Type": content_type})
+
+
+async def contexts(request: Request) -> Response:
+    """Answer the contexts by name, the default one, and the model."""
+    service: Service = request.app.state.service
+    return JSONResponse(
+        {
+            "default": service.settings.context_type,
+            "contexts": list(service.contexts),
+            "model": service.model_name,
+        }
+    )

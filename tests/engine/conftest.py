@@ -1,0 +1,50 @@
+"""The real model, loaded once, and engines over it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from app.engine.engine import Engine, StepReport
+from app.engine.llama import Model
+from tests.conftest import MODEL
+
+
+@pytest.fixture(scope="session")
+def model() -> Iterator[Model]:
+    model = Model(MODEL)
+    yield model
+    model.close()
+
+
+class Reports:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.all: list[StepReport] = []
+
+    def on_step(self, report: StepReport) -> None:
+        self.all.append(report)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(r.prompt_tokens for r in self.all)
+
+    @property
+    def generated_tokens(self) -> int:
+        return sum(r.generated_tokens for r in self.all)
+
+
+@pytest.fixture
+def reports() -> Reports:
+    return Reports()
+
+
+@pytest.fixture
+async def engine(model: Model, reports: Reports) -> AsyncIterator[Engine]:
+    """An engine of four sequences of 512 tokens, with room for eight to wait."""
+    engine = Engine(model, n_ctx=2048, max_sequences=4, n_threads=2, max_waiting=8, observer=reports)
+    engine.start()
+    yield engine
+    await engine.close()
