@@ -1,6 +1,7 @@
 /** The way of one question to the server: POST /token_stream, its text as it comes, its details at the end. */
 
-const SEPARATOR = "\u001e";
+/** The end of what has arrived, where it can still turn out to be the line of details. */
+const DETAILS = /\n?\u001e(?:\{[^\u001e]*)?$|\n$/;
 
 /** Why there is no answer, or only a part of one: `type` is the server's error_type, "network" or "cut". */
 export class AnswerError extends Error {
@@ -14,8 +15,8 @@ export class AnswerError extends Error {
 /**
  * Tells the generated text from the line of details behind it.
  *
- * The details are one JSON object after the stream's last U+001E. A model may write that character too, so
- * text is held back only where it can still turn out to be the details.
+ * The details are one JSON object after the stream's last U+001E, on a line of their own. A model may write
+ * that character too, so text is held back only where it can still turn out to be the details.
  */
 export class DetailsSplitter {
   #held = "";
@@ -23,16 +24,14 @@ export class DetailsSplitter {
   /** The part of `text`, and of what was held back, that is surely generated text. */
   push(text) {
     const seen = this.#held + text;
-    const at = seen.lastIndexOf(SEPARATOR);
-    const tail = at < 0 ? "" : seen.slice(at);
-    this.#held = tail.length < 2 || tail[1] === "{" ? tail : "";
+    this.#held = seen.match(DETAILS)?.[0] ?? "";
     return seen.slice(0, seen.length - this.#held.length);
   }
 
   /** The details, once the stream has ended; null where it was cut before they were whole. */
   details() {
     try {
-      const details = JSON.parse(this.#held.slice(1));
+      const details = JSON.parse(this.#held.replace(/^\n?\u001e/, ""));
       return "finish_reason" in details || "error" in details ? details : null;
     } catch {
       return null; // nothing held, or half an object: the stream was cut

@@ -88,7 +88,6 @@ export class Turn {
   }
 
   complete(details) {
-    this.#endLine();
     const { generated_tokens: count, tokens_per_second: speed, time_to_first_token: first } = details;
     const figures = [this.question.context, tokens(count)];
     if (speed > 0) figures.push(`${number.format(speed)} tokens/s`);
@@ -96,12 +95,6 @@ export class Turn {
     this.#end(figures);
     if (details.finish_reason === "length") this.#remark(`The answer was cut at the limit of ${tokens(count)}.`);
     if (!this.#text.length) this.#placeholder("The model had nothing to say.");
-  }
-
-  /** The details stand on a line of their own: the line break in front of them is not the model's. */
-  #endLine() {
-    const last = this.#text.length - 1;
-    if (this.#text.data[last] === "\n") this.#text.deleteData(last, 1);
   }
 
   stopped() {

@@ -35,6 +35,7 @@ class ChatPage:
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
         self.url = url
+        self.asked: list[dict[str, Any]] = []
         self.query = page.get_by_label("Your question")
         self.context = page.get_by_label("Context")
         self.send = page.get_by_role("button", name="Send")
@@ -88,16 +89,21 @@ class ChatPage:
         return notes
 
     def change_requests(self, **fields: Any) -> None:
-        """Add fields to the questions that the page sends to the real server."""
+        """Add fields to the questions that the page sends to the real server; `asked` has what it sent."""
 
         def change(route: Route) -> None:
-            route.continue_(post_data=json.dumps({**route.request.post_data_json, **fields}))
+            question = route.request.post_data_json
+            self.asked.append(question)
+            route.continue_(post_data=json.dumps({**question, **fields}))
 
         self.page.route("**/token_stream", change)
 
     def make_answers_long(self) -> None:
         """Let the model write on where it would have ended."""
-        self.change_requests(ignore_eos=True, max_tokens=1500)
+        self.change_requests(ignore_eos=True, max_tokens=1800)
+
+    def make_answers_short(self) -> None:
+        self.change_requests(max_tokens=20)
 
     def play(self, answer: Callable[[Route], None]) -> None:
         """Answer the page's questions in the server's place."""

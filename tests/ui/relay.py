@@ -11,7 +11,7 @@ import httpx
 CUT = None
 """A piece after which the connection breaks."""
 
-PAUSE = 0.05
+PAUSE = 0.03
 """Seconds between two pieces, so that the network hands each on by itself."""
 
 
@@ -69,6 +69,8 @@ class Relay:
             if piece is CUT:
                 request.close_connection = True
                 return
-            request.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-            request.wfile.flush()
+            try:
+                request.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            except ConnectionError:  # the page has stopped the answer
+                return
             time.sleep(PAUSE)

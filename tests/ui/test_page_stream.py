@@ -34,6 +34,10 @@ SPLIT = """async (pieces) => {
         (["Paris" + TRAILER], ["Paris"], DETAILS),
         (["Paris", *TRAILER], ["Paris"] + [""] * len(TRAILER), DETAILS),
         ([TRAILER], [""], DETAILS),
+        (["Paris", "\n" + TRAILER], ["Paris", ""], DETAILS),
+        (["Paris\n", TRAILER], ["Paris", ""], DETAILS),
+        (["Paris\n", "\n", TRAILER], ["Paris", "\n", ""], DETAILS),
+        (["Paris\n", "France\n\n", "Europe", TRAILER], ["Paris", "\nFrance\n", "\nEurope", ""], DETAILS),
         (["a\x1eb", "c", TRAILER], ["a\x1eb", "c", ""], DETAILS),
         (["a\x1e", "b", TRAILER], ["a", "\x1eb", ""], DETAILS),
         (["a\x1e{b", TRAILER], ["a", "\x1e{b"], DETAILS),
@@ -70,7 +74,7 @@ def test_empty_answer_is_said_to_be_empty(chat: ChatPage) -> None:
 
 
 def test_markup_in_a_question_stays_text(chat: ChatPage) -> None:
-    chat.change_requests(max_tokens=20)
+    chat.make_answers_short()
     chat.ask(MARKUP)
     chat.wait_until_done()
     expect(chat.question(1)).to_have_text(MARKUP)
