@@ -1,0 +1,168 @@
+"""Build llama-cpp-python for this CPU and install it.
+
+    python native/build.py install --venv .venv    build (or take from the cache) and install
+    python native/build.py probe                   show what this machine can run, and the flags
+
+Needs Python 3.10 or newer and a C++ compiler, and nothing installed. Read from the environment:
+
+    LLAMA_BUILD_FLAGS        CMake definitions that go before what is probed, option by option.
+                             "-DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native" adds this machine's
+                             GPU to the library for its CPU; "-DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF"
+                             leaves AMX out; "-DGGML_NATIVE=ON" goes back to llama.cpp's own
+                             -march=native. OpenMP stays off unless they say "-DGGML_OPENMP=ON".
+    CC, CXX, CFLAGS, CXXFLAGS, LDFLAGS
+                             the compilers and their flags, for the probes as for the build
+    CMAKE_BUILD_PARALLEL_LEVEL
+                             compilers that run at once; else as many as cores and memory allow
+    TOKENSTREAM_WHEEL_CACHE  where built wheels are kept: ~/.cache/tokenstream/wheels
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+import cpu
+from compilers import NoCompilerError, find_toolchain
+from plan import BuildFlagsError, Plan, make_plan
+from probe import INSTRUCTION_SETS, Findings, probe
+from steps import BuildError, duration
+from wheels import Builder, Wheel, cache_folder, obtain
+
+REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements"
+MANIFEST = "native-build.json"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="build.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    installing = commands.add_parser("install", help="build and install llama-cpp-python")
+    installing.add_argument("--venv", type=Path, required=True, help="the Python environment to install in")
+    installing.add_argument("--rebuild", action="store_true", help="build even if the cache has the wheel")
+    commands.add_parser("probe", help="show what this CPU and compiler can run, and the flags")
+    chosen = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        if chosen.command == "probe":
+            show()
+        else:
+            install(chosen.venv, rebuild=chosen.rebuild)
+    except (BuildError, BuildFlagsError, NoCompilerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was installed", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0
+
+
+def show() -> None:
+    """Print what the probes found and the flags that follow."""
+    plan, findings = _plan()
+    print(f"CPU        {cpu.model()}")
+    for compiler in (plan.toolchain.c, plan.toolchain.cxx):
+        print(f"{compiler.language.upper():10} {compiler.name}: {compiler.version}")
+    print()
+    if findings.unprobed:
+        print(f"Not probed: {findings.unprobed}. llama.cpp fits the library to the CPU by itself.")
+    for name, reason in findings.reasons.items():
+        print(f"{name:12} {_in_words(name, reason, plan, findings)}")
+    print("\nFlags")
+    for argument in plan.cmake_args:
+        print(f"  {argument}")
+    print(f"\nKept as {cache_folder() / plan.key}")
+
+
+def _in_words(name: str, reason: str | None, plan: Plan, findings: Findings) -> str:
+    if reason is not None:
+        return f"no   {reason}"
+    if name not in plan.instruction_sets:
+        left_out_by = (
+            "LLAMA_BUILD_FLAGS" if os.environ.get("LLAMA_BUILD_FLAGS") else "AVX512_VNNI, which does the same"
+        )
+        return f"yes  left out: {left_out_by}"
+    if name == "AMX" and findings.amx_header == "repaired":
+        return "yes  with _tile_loadconfig repaired: this compiler's own drops stores"
+    return "yes"
+
+
+def install(venv: Path, *, rebuild: bool) -> None:
+    """Install the library for this machine in ``venv`` and write its manifest there.
+
+    Raises:
+        BuildError: It cannot be built or installed.
+        NoCompilerError: There is no compiler.
+        BuildFlagsError: LLAMA_BUILD_FLAGS cannot be used.
+    """
+    python = venv / "bin" / "python"
+    if not python.exists():
+        raise BuildError(f"{venv} is not a Python environment; make one first: python3 -m venv {venv}")
+    if os.environ.get("CMAKE_ARGS"):
+        print("note: CMAKE_ARGS is not read; LLAMA_BUILD_FLAGS takes CMake definitions", file=sys.stderr)
+    plan, _ = _plan()
+    folder = cache_folder() / plan.key
+    wheel = obtain(folder, Builder(plan, REQUIREMENTS, folder / "build.log"), rebuild=rebuild)
+    _pip_install(python, wheel.path)
+    _write_manifest(venv / MANIFEST, plan, wheel)
+    print(_summary(plan, wheel))
+
+
+def _plan() -> tuple[Plan, Findings]:
+    toolchain = find_toolchain()
+    findings = probe(toolchain)
+    return make_plan(REQUIREMENTS / "native.txt", toolchain, findings), findings
+
+
+def _pip_install(python: Path, wheel: Path) -> None:
+    command = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--no-index",
+        "--no-deps",
+        "--force-reinstall",
+        str(wheel),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if result.returncode:
+        raise BuildError(f"pip cannot install {wheel}:\n{(result.stderr or result.stdout).strip()}")
+
+
+def _write_manifest(path: Path, plan: Plan, wheel: Wheel) -> None:
+    """Write down what the library was built for: where it crashes, the server compares that with the CPU."""
+    built_at = datetime.fromtimestamp(wheel.path.stat().st_mtime, timezone.utc)
+    manifest = {
+        "library": "llama-cpp-python",
+        "version": plan.version,
+        "key": plan.key,
+        "flags": plan.cmake_args,
+        "instruction_sets": plan.instruction_sets,
+        "cpuinfo_flags": {name: INSTRUCTION_SETS[name].cpuinfo for name in plan.instruction_sets},
+        "repaired_tile_loadconfig": plan.repaired_tile_loadconfig,
+        "compiler": plan.toolchain.cxx.version,
+        "cpu": cpu.model(),
+        "built_at": built_at.isoformat(timespec="seconds"),
+    }
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _summary(plan: Plan, wheel: Wheel) -> str:
+    sets = " ".join(plan.instruction_sets) or "the instruction sets that llama.cpp chose"
+    how = "taken from the cache" if wheel.seconds is None else f"built in {duration(wheel.seconds)}"
+    return f"llama-cpp-python {plan.version} {how} and installed, with {sets}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
