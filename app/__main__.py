@@ -23,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.basicConfig(
             level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
         )
-        logging.getLogger("httpx").setLevel(logging.WARNING)
+        if settings.log_level == "info":  # others' everyday lines are of no use to an operator
+            for name in ("httpx2", "uvicorn"):
+                logging.getLogger(name).setLevel(logging.WARNING)
         return _serve(settings) if options.command == "serve" else _generate(settings, options)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -49,6 +49,7 @@ def serve(settings: Settings) -> int:
         model,
         n_threads=settings.model_threads or physical_cores(),
         n_gpu_layers=settings.model_gpu_layers,
+        main_gpu=settings.main_gpu,
     )
     listener = _listen("HTTP_ADDRESS", settings.http_address)
     if settings.prometheus_http_address is not None:
@@ -97,7 +98,7 @@ class _Server(uvicorn.Server):
             http="httptools",
             loop="uvloop" if sys.platform != "win32" else "asyncio",
             log_config=None,
-            log_level=settings.log_level,
+            log_level=None,
             access_log=settings.log_level == "debug",
             timeout_graceful_shutdown=math.ceil(settings.shutdown_grace),
             server_header=False,

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,8 @@ class Service:
         if self._model is not None:
             self._model.close()
         self._threads.shutdown(cancel_futures=True)
+        if self._tokenizer is not None:
+            self._tokenizer.template.close()
 
     async def generate(self, prompt: Prompt, overrides: Mapping[str, Any]) -> Generation:
         """Start an answer. ``overrides`` are the SamplingParams fields that the request sets itself.
@@ -206,6 +208,7 @@ class Service:
         except TemplateRefusal as refusal:
             raise BadRequest(f"the model's chat template refuses the messages: {refusal}") from refusal
         params = self._params(context, overrides, len(tokens), engine)
+        params = replace(params, stop=(*params.stop, *tokenizer.template.stop))
         try:
             answer = engine.submit(tokens, params)
         except RequestTooLong as error:

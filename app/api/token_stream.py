@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -16,6 +18,8 @@ from app.api.body import read_json
 from app.api.errors import body_of, service_error
 from app.chat_template import Message
 from app.service import Generation, GenerationFailed, Prompt, Service
+
+logger = logging.getLogger("tokenstream.api")
 
 # Separates the text from the figures of a request with "details": a character that text does not use.
 RECORD_SEPARATOR = "\x1e"
@@ -105,6 +109,10 @@ class TextStream(Response):
                 tasks.start_soon(until_disconnected)
                 await self._send_all(scope, receive, send)
                 tasks.cancel_scope.cancel()
+        except asyncio.CancelledError:
+            # The server ends and the time of grace is over. The stream stays without its end, so that
+            # the client sees that it was cut.
+            logger.warning("an answer was cut off after %d tokens", self._generation.n_generated)
         finally:
             self._generation.close()
 

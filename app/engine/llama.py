@@ -348,7 +348,8 @@ class Context:
         params.no_perf = True
         self._handle = lib.llama_init_from_model(model._handle, params)
         if not self._handle:
-            raise ModelLoadError(f"no context of {n_ctx} tokens: {_complaint('llama.cpp gave no reason')}")
+            reason = _complaint("llama.cpp gave no reason")
+            raise ModelLoadError(f"no KV memory for N_CTX={n_ctx} tokens: {reason}; lower N_CTX")
         self.n_sequences = n_sequences
         self.n_batch = n_batch
         self.n_ctx_sequence: int = lib.llama_n_ctx_seq(self._handle)

@@ -1,0 +1,54 @@
+"""The routes while the model is still loading: a service that has not loaded yet, over a real socket."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from app.api.app import create_app
+from app.contexts import load_contexts
+from app.service import Service
+from app.settings import load
+from app.telemetry.metrics import Metrics
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def loading_url() -> Iterator[str]:
+    settings = load(env_file=None)
+    contexts = load_contexts(ROOT / Path("config/prompt_config.toml"))
+    app = create_app(Service(settings, contexts, Metrics("test")))
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def test_it_is_alive_but_not_ready(loading_url: str) -> None:
+    assert httpx.get(f"{loading_url}/health").status_code == 200
+    ready = httpx.get(f"{loading_url}/ready")
+    assert (ready.status_code, ready.json()) == (503, {"status": "loading"})
+    assert int(ready.headers["retry-after"]) >= 1
+
+
+def test_requests_are_answered_503_loading(loading_url: str) -> None:
+    answer = httpx.post(f"{loading_url}/token_stream", json={"query": "x"})
+    assert answer.status_code == 503
+    assert answer.json()["error_type"] == "loading"
+    assert answer.headers["retry-after"]
+
+
+def test_a_bad_request_is_told_so_even_then(loading_url: str) -> None:
+    assert httpx.post(f"{loading_url}/token_stream", json={"query": 3}).status_code == 422

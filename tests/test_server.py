@@ -1,0 +1,137 @@
+"""Starting and ending ``python -m app serve``."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import MODEL, Server
+
+Start = Callable[..., Server]
+
+
+def ended(server: Server) -> tuple[int, str]:
+    return server.process.wait(60), server.output()
+
+
+def test_it_says_where_it_serves_with_what_and_how_to_try(start_server: Start) -> None:
+    server = start_server().wait_until()
+    end = time.monotonic() + 5
+    while "curl" not in server.output() and time.monotonic() < end:
+        time.sleep(0.02)
+    output = server.output()
+    assert f"Tokenstream answers with SmolLM2-135M-Instruct.Q4_1 on {server.url}" in output
+    assert "MODEL_REPO=" in output
+    assert f"curl --no-buffer {server.url}/token_stream" in output
+    assert "Traceback" not in output
+
+
+def test_a_model_of_ones_own_is_not_told_to_be_small(start_server: Start) -> None:
+    server = start_server(MODEL_PATH=str(MODEL)).wait_until()
+    assert server.stop() == 0
+    assert "MODEL_REPO=" not in server.output()
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "said"),
+    [
+        ({"N_CTX": "lots"}, 2, "N_CTX=lots: should be a valid integer"),
+        ({"TOP_P": "1.5"}, 2, "TOP_P=1.5: should be less than or equal to 1"),
+        ({"N_GPU_LAYERS": "-7"}, 2, "GPU_LAYERS=-7: should be greater than or equal to -1"),
+        ({"PROMETHEUS_HTTP_ADDRESS": "9090"}, 2, "PROMETHEUS_HTTP_ADDRESS=9090: should be host:port"),
+        ({"CONTEXT_TYPE": "cooking"}, 2, "CONTEXT_TYPE=cooking: should be one of general, sql, classifier"),
+        ({"CONTEXTS_FILE": "nowhere.toml"}, 1, "CONTEXTS_FILE=nowhere.toml: cannot be read: No such file"),
+        ({"MODEL_PATH": "nowhere.gguf"}, 1, "nowhere.gguf"),
+        ({"MODEL_PATH": "README.md"}, 1, "README.md"),
+        ({"TOKENIZER_REPO": "./tests"}, 1, "TOKENIZER_REPO"),
+    ],
+)
+def test_a_startup_mistake_is_one_clear_line(
+    start_server: Start, settings: dict[str, str], status: int, said: str
+) -> None:
+    found, output = ended(start_server(**settings))
+    assert found == status, output
+    assert said in output
+    assert "Traceback" not in output
+    assert len(output.strip().splitlines()) == 1
+
+
+def test_an_address_in_use_is_told(start_server: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        status, output = ended(start_server(PROMETHEUS_HTTP_ADDRESS=address))
+    assert status == 1
+    assert (
+        f"error: PROMETHEUS_HTTP_ADDRESS={address}: cannot be served there: Address already in use" in output
+    )
+    assert "Traceback" not in output
+
+
+def test_memory_that_cannot_be_had_is_told(start_server: Start) -> None:
+    status, output = ended(start_server(N_CTX=str(2**31 - 256), MAX_SEQUENCES="1"))
+    assert status == 1
+    assert "error:" in output
+    assert "N_CTX" in output
+    assert "Traceback" not in output
+
+
+def test_a_truncated_model_is_told(start_server: Start, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(MODEL.read_bytes()[:50_000_000])
+    status, output = ended(start_server(MODEL_PATH=str(cut)))
+    assert status == 1
+    assert str(cut) in output
+    assert "cut off" in output
+    assert "Traceback" not in output
+
+
+def test_sigterm_lets_running_answers_finish_and_exits_with_0(start_server: Start) -> None:
+    server = start_server().wait_until()
+    body = {"query": "Tell me a story.", "max_tokens": 150, "ignore_eos": True, "details": True}
+    with httpx.stream("POST", f"{server.url}/token_stream", json=body, timeout=60) as response:
+        pieces = response.iter_text()
+        text = next(pieces)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{server.url}/health")
+        text += "".join(pieces)
+    assert '"generated_tokens": 150' in text
+    assert server.process.wait(30) == 0
+    assert "Traceback" not in server.output()
+
+
+def test_answers_that_outlast_the_grace_are_cut_and_it_still_exits_with_0(start_server: Start) -> None:
+    server = start_server(SHUTDOWN_GRACE="1").wait_until()
+    body = {"query": "Tell me a story.", "max_tokens": 2000, "ignore_eos": True}
+    cut: list[Exception] = []
+
+    def read() -> None:
+        try:
+            with httpx.stream("POST", f"{server.url}/token_stream", json=body, timeout=60) as response:
+                for _ in response.iter_raw():
+                    started.set()
+        except httpx.HTTPError as error:
+            cut.append(error)
+
+    started = threading.Event()
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert started.wait(30)
+    assert server.stop() == 0
+    reader.join(30)
+    assert cut, "a stream that was cut must not look whole"
+    assert "Traceback" not in server.output()
+
+
+def test_ctrl_c_ends_it_too(start_server: Start) -> None:
+    server = start_server().wait_until()
+    assert server.stop(signal.SIGINT) == 0
+    assert "Traceback" not in server.output()
