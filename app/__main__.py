@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from app import settings as settings_table
+from app.engine import preflight
 from app.settings import Settings, SettingsError
 
 
@@ -26,10 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if settings.log_level == "info":  # others' everyday lines are of no use to an operator
             for name in ("httpx2", "uvicorn"):
                 logging.getLogger(name).setLevel(logging.WARNING)
+        preflight.check_library()
         return _serve(settings) if options.command == "serve" else _generate(settings, options)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except preflight.NativeLibraryError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
@@ -39,15 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
-    # Imported late: --help and a wrong setting answer without loading the native library.
+    # Imported late: these load the native library, which is tried in a child process first.
     from app.contexts import ContextsError
     from app.engine.llama import ModelLoadError
-    from app.engine.preflight import NativeLibraryError
     from app.hub_errors import ModelError
     from app.server import StartupError
     from app.service import ServiceError
 
-    return (ContextsError, ModelError, ModelLoadError, NativeLibraryError, ServiceError, StartupError)
+    return (ContextsError, ModelError, ModelLoadError, ServiceError, StartupError)
 
 
 def _serve(settings: Settings) -> int:

@@ -24,11 +24,11 @@ Span = tuple[int, int]
 
 
 class PromptTokenizer:
-    """Tokenizes prompts for one model."""
+    """Tokenizes prompts for one model, whose chat template is ``template``."""
 
     def __init__(self, vocab: Vocab, template: ChatTemplate) -> None:
         self._vocab = vocab
-        self._template = template
+        self.template = template
         self._special = _special_tokens(vocab, template)
         self._special_ids = frozenset(self._special.values())
         longest_first = sorted(self._special, key=len, reverse=True)
@@ -46,7 +46,7 @@ class PromptTokenizer:
         Raises:
             TemplateRefusal: The template refuses the messages.
         """
-        rendering = self._template.render(messages, add_generation_prompt=add_generation_prompt)
+        rendering = self.template.render(messages, add_generation_prompt=add_generation_prompt)
         if rendering.text == rendering.traced:
             return self._tokens(rendering.text, rendering.contents)
         # The template does something with a content that stand-ins do not show. Its text is used only

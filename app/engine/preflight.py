@@ -43,6 +43,22 @@ class NativeLibraryError(Exception):
     """The native library does not work on this machine; the message names the likely cause and the cure."""
 
 
+def check_library() -> None:
+    """Load the native library in a child process, unless that went well before.
+
+    To be called before anything imports ``llama.py``: the library's static constructors run on loading,
+    compiled for the same instruction sets as the rest.
+
+    Raises:
+        NativeLibraryError: The library cannot be loaded, or dies.
+    """
+    marker = _cache_folder() / _key(None, 0, 0)
+    if not marker.exists():
+        child = _run_child([], _STARTING_TIME, what="loading it")
+        _judge(child, "while it was loaded", uses_gpu=False)
+        _remember(marker)
+
+
 def check(model_path: Path, *, n_threads: int, n_gpu_layers: int, main_gpu: int = 0) -> None:
     """Decode a few tokens of the model in a child process, unless that went well before.
 
@@ -65,9 +81,16 @@ def check(model_path: Path, *, n_threads: int, n_gpu_layers: int, main_gpu: int 
     if marker.exists():
         return
     timeout = _STARTING_TIME + sum(part.stat().st_size for part in _parts(model_path)) / _SLOWEST_DISK
+    what = f"a test decode of {model_path}"
     arguments = [str(model_path), str(n_threads), str(n_gpu_layers), str(main_gpu)]
+    child = _run_child(arguments, timeout, what=what)
+    _judge(child, f"in {what}", uses_gpu=n_gpu_layers != 0)
+    _remember(marker)
+
+
+def _run_child(arguments: Sequence[str], timeout: float, *, what: str) -> subprocess.CompletedProcess[str]:
     try:
-        child = subprocess.run(
+        return subprocess.run(
             [sys.executable, "-m", "app.engine.preflight", *arguments],
             env=_child_environment(),
             stdin=subprocess.DEVNULL,
@@ -79,18 +102,20 @@ def check(model_path: Path, *, n_threads: int, n_gpu_layers: int, main_gpu: int 
         )
     except subprocess.TimeoutExpired:
         raise NativeLibraryError(
-            f"a test decode of {model_path} did not end within {timeout / 60:.0f} minutes: the disk is very "
-            f"slow, or the native library hangs; in that case: {REBUILD}"
+            f"{what} did not end within {timeout / 60:.0f} minutes: the disk is very slow, or the native "
+            f"library hangs; in that case: {REBUILD}"
         ) from None
-    _judge(child, model_path, uses_gpu=n_gpu_layers != 0)
+
+
+def _remember(marker: Path) -> None:
     try:
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
     except OSError as error:
-        logger.debug("the successful test decode is not remembered: %s", error)
+        logger.debug("the success is not remembered: %s", error)
 
 
-def _judge(child: subprocess.CompletedProcess[str], model_path: Path, *, uses_gpu: bool) -> None:
+def _judge(child: subprocess.CompletedProcess[str], when: str, *, uses_gpu: bool) -> None:
     if child.returncode == 0:
         return
     reason = child.stdout.strip() or _last_words(child.stderr)
@@ -104,27 +129,26 @@ def _judge(child: subprocess.CompletedProcess[str], model_path: Path, *, uses_gp
         )
     if child.returncode == -signal.SIGKILL:
         raise NativeLibraryError(
-            f"a test decode of {model_path} was killed from outside, most likely because memory ran out: "
+            f"the process was killed from outside {when}, most likely because memory ran out: "
             "choose a smaller model or a smaller quantization of it, or give this process more memory"
         )
     if child.returncode < 0:
-        raise NativeLibraryError(
-            _explain_death(-child.returncode, child.stderr, model_path, uses_gpu=uses_gpu)
-        )
-    raise NativeLibraryError(
-        f"a test decode of {model_path} failed: {reason}. If the model is sound: {REBUILD}"
-    )
+        raise NativeLibraryError(_explain_death(-child.returncode, child.stderr, when, uses_gpu=uses_gpu))
+    raise NativeLibraryError(f"the native library failed {when}: {reason}. If the model is sound: {REBUILD}")
 
 
 # --- the child
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The child: decode once; the exit status and one line on stdout tell how it went."""
+    """The child: load the library, and decode once if a model is given.
+
+    The exit status and one line on stdout tell how it went.
+    """
     parser = argparse.ArgumentParser()
-    parser.add_argument("model_path", type=Path)
+    parser.add_argument("model_path", type=Path, nargs="?")
     for number in ("n_threads", "n_gpu_layers", "main_gpu"):
-        parser.add_argument(number, type=int)
+        parser.add_argument(number, type=int, nargs="?")
     chosen = parser.parse_args(arguments)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would be as large as the model
     try:
@@ -132,6 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         print(" ".join(str(error).split()))
         return _LIBRARY_REFUSED
+    if chosen.model_path is None:
+        return 0
     try:
         llama.smoke_decode(
             chosen.model_path,
@@ -157,9 +183,9 @@ def _child_environment() -> dict[str, str]:
 # --- what killed it
 
 
-def _explain_death(number: int, stderr: str, model_path: Path, *, uses_gpu: bool) -> str:
+def _explain_death(number: int, stderr: str, when: str, *, uses_gpu: bool) -> str:
     name = f"{signal.Signals(number).name} ({(signal.strsignal(number) or 'no description').lower()})"
-    sentences = [f"the native library died of {name} in a test decode of {model_path}."]
+    sentences = [f"the native library died of {name} {when}."]
     if number == signal.SIGABRT:
         sentences.append(f"Its last words: {_last_words(stderr)}.")
     sentences.append(_suspect(number, _manifest()))
@@ -222,14 +248,14 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tokenstream" / "preflight"
 
 
-def _key(model_path: Path, n_gpu_layers: int, main_gpu: int) -> str:
+def _key(model_path: Path | None, n_gpu_layers: int, main_gpu: int) -> str:
     cpu = _cpu()
     facts = {
         "library": [_fingerprint(path) for path in _library_files()],
         "manifest": _manifest(),
         "cpu": [platform.machine(), cpu.get("model name"), cpu.get("flags") or cpu.get("Features")],
         "kernel": platform.release(),
-        "model": [_fingerprint(part) for part in _parts(model_path)],
+        "model": [_fingerprint(part) for part in _parts(model_path)] if model_path else None,
         "gpu": [n_gpu_layers, main_gpu],
         "linker": [os.environ.get(name) for name in ("LD_LIBRARY_PATH", "LD_PRELOAD")],
     }

