@@ -221,6 +221,6 @@ def _run(program: Path) -> str | None:
     if result.returncode < 0:
         return f"dies of {signal.Signals(-result.returncode).name}"
     answer = result.stdout.strip()
-    return (
-        None if (result.returncode, answer) == (0, _RIGHT) else answer or f"exit status {result.returncode}"
-    )
+    if result.returncode == 0 and answer == _RIGHT:
+        return None
+    return answer or f"exit status {result.returncode}"
