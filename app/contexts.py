@@ -19,12 +19,25 @@ class ContextsError(ValueError):
     """The contexts file cannot be used; the message names file, place and reason."""
 
 
+class Example(BaseModel):
+    """A question and its answer, which show a model the form that answers should have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    query: str
+    answer: str
+
+
 class Context(BaseModel):
-    """One task: its prompt becomes the system turn; what else is set goes before the general settings."""
+    """One task: its prompt becomes the system turn, its examples the first turns after it.
+
+    What else is set goes before the general settings.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     prompt: str
+    examples: list[Example] = []
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=10)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -34,7 +47,7 @@ class Context(BaseModel):
 
     def sampling(self) -> dict[str, Any]:
         """The sampling defaults that the context sets, by the names of SamplingParams."""
-        fields = self.model_dump(exclude={"prompt"}, exclude_none=True)
+        fields = self.model_dump(exclude={"prompt", "examples"}, exclude_none=True)
         if "repeat_penalty" in fields:
             fields["repetition_penalty"] = fields.pop("repeat_penalty")
         return fields

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,9 +24,8 @@ from app.tokenizer_repo import TokenizerRepo, check_vocabulary
 
 logger = logging.getLogger("tokenstream.service")
 
-# Rendering and tokenizing run beside the event loop: a long document takes milliseconds. More than
-# one thread, so that a template that must be stopped does not hold up everyone else's.
-_PREPARING_THREADS = 4
+# Rendering and tokenizing run beside the event loop: a long document takes milliseconds.
+_PREPARING_THREADS = 2
 
 
 class ServiceError(Exception):
@@ -199,9 +198,7 @@ class Service:
             known = ", ".join(self.contexts)
             raise UnknownContext(f"context {name!r} is not defined; known are: {known}", field="context")
         context = self.contexts[name]
-        messages = prompt.messages
-        if context.prompt and not any(m.role == "system" for m in messages):
-            messages = (Message("system", context.prompt), *messages)
+        messages = _in_context(context, prompt.messages)
         loop = asyncio.get_running_loop()
         try:
             tokens = await loop.run_in_executor(self._threads, tokenizer.tokens, messages)
@@ -248,6 +245,16 @@ class Service:
         # A default is only a wish: it gives way to a long prompt. What the request names does not.
         merged["max_tokens"] = min(merged["max_tokens"], room)
         return SamplingParams(**(merged | dict(overrides)))
+
+
+def _in_context(context: Context, messages: Sequence[Message]) -> list[Message]:
+    """The messages behind the context's turns; a system turn of their own replaces those."""
+    if any(message.role == "system" for message in messages):
+        return list(messages)
+    turns = [Message("system", context.prompt)] if context.prompt else []
+    for example in context.examples:
+        turns += [Message("user", example.query), Message("assistant", example.answer)]
+    return [*turns, *messages]
 
 
 def _make_tokenizer(model: Model, repo: TokenizerRepo | None) -> PromptTokenizer:

@@ -7,3 +7,7 @@ set(LLAMA_BUILD_COMMON OFF)
 if(REPAIR_TILE_LOADCONFIG)
   add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:SHELL:-include \"${CMAKE_CURRENT_LIST_DIR}/amx_tile_config.h\">")
 endif()
+
+if(CMAKE_C_COMPILER_ID MATCHES "GNU|Clang")
+  add_compile_options("$<$<COMPILE_LANGUAGE:C>:SHELL:-include \"${CMAKE_CURRENT_LIST_DIR}/yielding_pause.h\">")
+endif()

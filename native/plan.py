@@ -18,6 +18,7 @@ from compilers import Toolchain
 from probe import AMX_HEADER, HERE, INSTRUCTION_SETS, Findings
 
 CMAKE_INCLUDE = HERE / "llama_cpp.cmake"
+PAUSE_HEADER = HERE / "yielding_pause.h"
 
 # OpenMP keeps a team of threads per calling thread: as soon as a second one has decoded, the teams outnumber
 # the cores and every decode is several times slower. LLAVA is for pictures, and this serves text. Whether
@@ -77,7 +78,8 @@ class Plan:
 
     def forced_files(self) -> tuple[Path, ...]:
         """The files of this folder that become part of the build."""
-        return (CMAKE_INCLUDE, AMX_HEADER) if self.repaired_tile_loadconfig else (CMAKE_INCLUDE,)
+        always = (CMAKE_INCLUDE, PAUSE_HEADER)
+        return (*always, AMX_HEADER) if self.repaired_tile_loadconfig else always
 
 
 def make_plan(

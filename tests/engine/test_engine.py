@@ -163,7 +163,7 @@ async def test_what_cannot_fit_is_refused_before_any_work(engine: Engine, report
 async def settled(reports: Reports) -> None:
     """Wait until the engine says that nothing runs or waits."""
     with anyio.fail_after(30):
-        while not reports.all or reports.all[-1].running or reports.all[-1].waiting:
+        while not reports.all or reports.all[-1].running or reports.all[-1].waiting:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

@@ -1,0 +1,80 @@
+"""``python -m app generate`` on a terminal."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import MODEL, ROOT, clean_environment
+
+
+def generate(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "app", "generate", *arguments],
+        cwd=ROOT,
+        env=clean_environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def test_the_answer_goes_to_stdout_and_its_speed_to_stderr() -> None:
+    done = generate("--prompt", "Where is located Paris ?", "-n", "12")
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+    assert done.stdout.endswith("\n")
+    assert re.search(r"^12 tokens at \d+\.\d tokens per second", done.stderr, re.MULTILINE)
+
+
+def test_arguments_take_effect() -> None:
+    common = ("--prompt", "Tell me about the moon.", "--sample-len", "16")
+    hot = ("--temperature", "1.5", "--top-p", "0.9", "--seed", "7", "--repeat-penalty", "1.0")
+    first, again, greedy = generate(*common, *hot), generate(*common, *hot), generate(*common)
+    assert first.stdout == again.stdout != greedy.stdout
+    assert "SELECT" in generate(*common, "--context", "sql", "--model", str(MODEL)).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("--prompt", "x", "--temperature", "-1"), 2, "temperature: should be greater than or equal to 0"),
+        (("--prompt", ""), 2, "query: string should have at least 1 character"),
+        (("--prompt", "x", "-n", "none"), 2, "argument --sample-len/-n: invalid int value"),
+        (
+            ("--prompt", "x", "--context", "cooking"),
+            1,
+            "context 'cooking' is not defined; known are",
+        ),
+        (("--prompt", "x", "--model", "nowhere.gguf"), 1, "nowhere.gguf"),
+        (("--prompt", "word " * 5000), 1, "the limit is 2048"),
+    ],
+)
+def test_mistakes_are_told(arguments: tuple[str, ...], status: int, said: str) -> None:
+    done = generate(*arguments)
+    assert done.returncode == status, done.stderr
+    assert said in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app", "generate", "--prompt", "Tell me a long story."],
+        cwd=ROOT,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(5)
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    process.wait(60)
+    process.stderr.close()
+    assert "Traceback" not in errors
