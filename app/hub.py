@@ -9,7 +9,7 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from app.engine.llama import ModelFileError, check_gguf
+from app.engine.gguf import ModelFileError, check_gguf
 from app.hub_errors import FileNotInRepository, ModelError
 from app.repository import Repository
 from app.settings import Settings

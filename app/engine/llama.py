@@ -2,7 +2,7 @@
 
 The only module that imports llama_cpp. Everything here is a thin, typed owner of one native
 object; what to compute, and when, is decided in scheduler.py and engine.py.
-Source of every call: llama.cpp's ``include/llama.h``, ``ggml-cpu.h`` and ``gguf.h``.
+Source of every call: llama.cpp's ``include/llama.h`` and ``ggml-cpu.h``.
 """
 
 from __future__ import annotations
@@ -20,15 +20,9 @@ from numpy.typing import NDArray
 
 logger = logging.getLogger("tokenstream.llama")
 
-LIBRARY_VERSION: str = __import__("llama_cpp").__version__
-
 # How long ggml's threads spin for the next piece of work before they sleep, in ggml's own measure
 # (0 never, 100 always): 50 bridges the gaps between decode steps and still sleeps when idle.
 _POLL = 50
-
-
-class ModelFileError(Exception):
-    """A file is not a whole GGUF; the message says why."""
 
 
 class ModelLoadError(Exception):
@@ -59,58 +53,27 @@ def _on_log(level: int, text: bytes, _user_data: object) -> None:
 
 
 @functools.cache
-def _start_backend() -> None:
+def start_backend() -> None:
+    """Set llama.cpp up, once."""
     lib.llama_log_set(_on_log, ctypes.c_void_p(0))
     lib.llama_backend_init()
 
 
-def _complaint(otherwise: str) -> str:
+def last_complaint(otherwise: str) -> str:
+    """The last error that llama.cpp logged."""
     # llama.cpp prefixes its lines with the C function that complains: of no use to the reader.
     return _last_complaint.partition(": ")[2] or otherwise
 
 
-# --- GGUF files
+def native_function(name: str, result: Any, *arguments: Any) -> Any:
+    """A function of ggml that llama_cpp does not wrap.
 
-
-class _GgufInitParams(ctypes.Structure):
-    _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
-
-
-def _native(name: str, result: Any, *arguments: Any) -> Any:
-    """A function of ggml that llama_cpp does not wrap; found through libllama, which depends on ggml."""
+    It is looked up through libllama, which depends on ggml. To load ggml's libraries by their paths would
+    load them twice: a wheel holds copies where a build has links to one file.
+    """
     function = getattr(lib._lib, name)
     function.restype, function.argtypes = result, list(arguments)
     return function
-
-
-def check_gguf(path: Path) -> None:
-    """Check that ``path`` is a GGUF with all its tensors.
-
-    Raises:
-        ModelFileError: It is another kind of file, damaged, or ends too early.
-        OSError: It cannot be read.
-    """
-    _start_backend()
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelFileError("it is not a GGUF file (it does not begin with the letters GGUF)")
-    handle = ctypes.c_void_p
-    gguf = _native("gguf_init_from_file", handle, ctypes.c_char_p, _GgufInitParams)(
-        str(path).encode(), _GgufInitParams(no_alloc=True, ctx=None)
-    )
-    if not gguf:
-        raise ModelFileError(f"its GGUF header is damaged or cut off ({_complaint('no reason given')})")
-    try:
-        needed = _native("gguf_get_data_offset", ctypes.c_size_t, handle)(gguf)
-        offset = _native("gguf_get_tensor_offset", ctypes.c_size_t, handle, ctypes.c_int64)
-        size = _native("gguf_get_tensor_size", ctypes.c_size_t, handle, ctypes.c_int64)
-        tensors = _native("gguf_get_n_tensors", ctypes.c_int64, handle)(gguf)
-        needed += max((offset(gguf, i) + size(gguf, i) for i in range(tensors)), default=0)
-    finally:
-        _native("gguf_free", None, handle)(gguf)
-    found = path.stat().st_size
-    if found < needed:
-        raise ModelFileError(f"it is cut off: {found:,} bytes of at least {needed:,}")
 
 
 # --- model and vocabulary
@@ -133,7 +96,7 @@ class Model:
         Raises:
             ModelLoadError: llama.cpp refuses the file.
         """
-        _start_backend()
+        start_backend()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = 2**31 - 1 if gpu_layers < 0 else gpu_layers
         params.main_gpu = main_gpu
@@ -141,7 +104,7 @@ class Model:
         self.path = path
         self._handle = lib.llama_model_load_from_file(str(path).encode(), params)
         if not self._handle:
-            raise ModelLoadError(_complaint("llama.cpp gave no reason"))
+            raise ModelLoadError(last_complaint("llama.cpp gave no reason"))
         self.vocab = Vocab(lib.llama_model_get_vocab(self._handle))
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(self._handle)
         self.n_params: int = lib.llama_model_n_params(self._handle)
@@ -257,8 +220,8 @@ class ThreadPool:
     """Threads of ggml that stay between decodes; without a pool ggml starts new ones for every decode."""
 
     def __init__(self, n_threads: int) -> None:
-        defaults = _native("ggml_threadpool_params_default", _ThreadPoolParams, ctypes.c_int)
-        create = _native("ggml_threadpool_new", ctypes.c_void_p, ctypes.POINTER(_ThreadPoolParams))
+        defaults = native_function("ggml_threadpool_params_default", _ThreadPoolParams, ctypes.c_int)
+        create = native_function("ggml_threadpool_new", ctypes.c_void_p, ctypes.POINTER(_ThreadPoolParams))
         params = defaults(n_threads)
         params.poll = _POLL
         self.handle = create(ctypes.byref(params))
@@ -268,7 +231,7 @@ class ThreadPool:
     def close(self) -> None:
         """Stop the threads; the context they were attached to must be gone."""
         if self.handle:
-            _native("ggml_threadpool_free", None, ctypes.c_void_p)(self.handle)
+            native_function("ggml_threadpool_free", None, ctypes.c_void_p)(self.handle)
             self.handle = None
 
 
@@ -348,14 +311,16 @@ class Context:
         params.no_perf = True
         self._handle = lib.llama_init_from_model(model._handle, params)
         if not self._handle:
-            reason = _complaint("llama.cpp gave no reason")
+            reason = last_complaint("llama.cpp gave no reason")
             raise ModelLoadError(f"no KV memory for N_CTX={n_ctx} tokens: {reason}; lower N_CTX")
         self.n_sequences = n_sequences
         self.n_batch = n_batch
         self.n_ctx_sequence: int = lib.llama_n_ctx_seq(self._handle)
         self._memory = lib.llama_get_memory(self._handle)
         self._threads = ThreadPool(n_threads)
-        attach = _native("llama_attach_threadpool", None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+        attach = native_function(
+            "llama_attach_threadpool", None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
+        )
         attach(self._handle, self._threads.handle, self._threads.handle)
 
     def decode(self, batch: Batch) -> None:

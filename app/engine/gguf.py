@@ -1,0 +1,46 @@
+"""Whether a file is a whole GGUF, told by ggml's own reader (``gguf.h``)."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+from app.engine.llama import last_complaint, native_function, start_backend
+
+
+class ModelFileError(Exception):
+    """A file is not a whole GGUF; the message says why."""
+
+
+class _GgufInitParams(ctypes.Structure):
+    _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
+
+
+def check_gguf(path: Path) -> None:
+    """Check that ``path`` is a GGUF with all its tensors.
+
+    Raises:
+        ModelFileError: It is another kind of file, damaged, or ends too early.
+        OSError: It cannot be read.
+    """
+    start_backend()
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelFileError("it is not a GGUF file (it does not begin with the letters GGUF)")
+    handle = ctypes.c_void_p
+    gguf = native_function("gguf_init_from_file", handle, ctypes.c_char_p, _GgufInitParams)(
+        str(path).encode(), _GgufInitParams(no_alloc=True, ctx=None)
+    )
+    if not gguf:
+        raise ModelFileError(f"its GGUF header is damaged or cut off ({last_complaint('no reason given')})")
+    try:
+        needed = native_function("gguf_get_data_offset", ctypes.c_size_t, handle)(gguf)
+        offset = native_function("gguf_get_tensor_offset", ctypes.c_size_t, handle, ctypes.c_int64)
+        size = native_function("gguf_get_tensor_size", ctypes.c_size_t, handle, ctypes.c_int64)
+        tensors = native_function("gguf_get_n_tensors", ctypes.c_int64, handle)(gguf)
+        needed += max((offset(gguf, i) + size(gguf, i) for i in range(tensors)), default=0)
+    finally:
+        native_function("gguf_free", None, handle)(gguf)
+    found = path.stat().st_size
+    if found < needed:
+        raise ModelFileError(f"it is cut off: {found:,} bytes of at least {needed:,}")
