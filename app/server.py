@@ -54,7 +54,9 @@ def serve(settings: Settings) -> int:
     listener = _listen("HTTP_ADDRESS", settings.http_address)
     if settings.prometheus_http_address is not None:
         _serve_metrics(settings.prometheus_http_address, metrics)
-    server = _Server(settings, service, model, tokenizer_repo)
+    host, port = listener.getsockname()[:2]  # port 0 has become a real one
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    server = _Server(url, settings, service, model, tokenizer_repo)
     server.run(sockets=[listener])
     if server.failure is not None:
         raise StartupError(str(server.failure))
@@ -87,9 +89,15 @@ class _Server(uvicorn.Server):
     """uvicorn, with the model loading beside it, and status 0 after SIGTERM."""
 
     def __init__(
-        self, settings: Settings, service: Service, model: Path, tokenizer_repo: TokenizerRepo | None
+        self,
+        url: str,
+        settings: Settings,
+        service: Service,
+        model: Path,
+        tokenizer_repo: TokenizerRepo | None,
     ) -> None:
         self.failure: Exception | None = None
+        self._url = url
         self._service = service
         self._model = model
         self._tokenizer_repo = tokenizer_repo
@@ -133,20 +141,17 @@ class _Server(uvicorn.Server):
         self._announce()
 
     def _announce(self) -> None:
-        address = self._service.settings.http_address
-        url = f"http://{address}"
-        settings = self._service.settings
-        print(f"\nTokenstream answers with {self._service.model_name} on {url}", flush=True)
-        if settings.model_path is None and settings.model_repo is None:
-            print(
-                "It is a small model, here for a first try; for better answers choose a larger one:\n"
+        settings, url = self._service.settings, self._url
+        lines = [f"\nTokenstream answers with {self._service.model_name} on {url}"]
+        if settings.model_path is None and settings.model_repo is None and settings.model_file is None:
+            lines += [
+                "It is a small model, here for a first try; for better answers choose a larger one:",
                 "  make run MODEL_REPO=Qwen/Qwen2.5-1.5B-Instruct-GGUF "
                 "MODEL_FILE=qwen2.5-1.5b-instruct-q4_k_m.gguf",
-                flush=True,
-            )
-        print(
-            f"Open {url} in a browser, or try:\n"
+            ]
+        lines += [
+            f"Open {url} in a browser, or try:",
             f"  curl --no-buffer {url}/token_stream -H 'Content-Type: application/json' "
             '-d \'{"query":"Where is located Paris ?"}\'',
-            flush=True,
-        )
+        ]
+        print("\n".join(lines), flush=True)

@@ -170,6 +170,13 @@ class Service:
         )
         engine.start()
         self.model_name, self._model, self._engine = path.stem, model, engine
+        if engine.n_ctx_sequence > model.n_ctx_train > 0:
+            logger.warning(
+                "a request may have %d tokens (N_CTX / MAX_SEQUENCES), but the model was trained for %d: "
+                "long ones may be answered badly",
+                engine.n_ctx_sequence,
+                model.n_ctx_train,
+            )
         logger.info("model %s (%s), %.0f MB", path.name, model.description, model.n_bytes / 1e6)
 
     async def close(self) -> None:

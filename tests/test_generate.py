@@ -36,7 +36,8 @@ def test_arguments_take_effect() -> None:
     hot = ("--temperature", "1.5", "--top-p", "0.9", "--seed", "7", "--repeat-penalty", "1.0")
     first, again, greedy = generate(*common, *hot), generate(*common, *hot), generate(*common)
     assert first.stdout == again.stdout != greedy.stdout
-    assert "SELECT" in generate(*common, "--context", "sql", "--model", str(MODEL)).stdout
+    sql = generate("--prompt", "List all users", "--context", "sql", "--model", str(MODEL))
+    assert "SELECT" in sql.stdout
 
 
 @pytest.mark.parametrize(

@@ -135,3 +135,16 @@ def test_ctrl_c_ends_it_too(start_server: Start) -> None:
     server = start_server().wait_until()
     assert server.stop(signal.SIGINT) == 0
     assert "Traceback" not in server.output()
+
+
+def test_a_client_that_hangs_up_in_its_body_leaves_no_traceback(start_server: Start) -> None:
+    server = start_server().wait_until()
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(
+            b"POST /token_stream HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b'Content-Length: 100\r\n\r\n{"query"'
+        )
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert server.stop() == 0
+    assert "Traceback" not in server.output()

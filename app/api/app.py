@@ -8,7 +8,7 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -73,6 +73,7 @@ def create_app(service: Service, lifespan: Lifespan | None = None) -> Starlette:
             ServiceError: errors.service_error,
             errors.ApiError: errors.api_error,
             HTTPException: errors.http_error,
+            ClientDisconnect: errors.client_gone,
             Exception: errors.server_error,
         },
         lifespan=lifespan or nothing,

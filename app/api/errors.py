@@ -64,6 +64,11 @@ def http_error(request: Request, error: Exception) -> Response:
     return JSONResponse(body, error.status_code, headers=error.headers)
 
 
+def client_gone(_request: Request, _error: Exception) -> Response:
+    """End a request whose client hung up before its body was read; nobody receives this."""
+    return Response(status_code=400)
+
+
 def server_error(_request: Request, _error: Exception) -> Response:
     """Answer a fault of ours; the log has the rest."""
     return JSONResponse({"error": "the server failed; its log says why", "error_type": "internal"}, 500)

@@ -209,6 +209,7 @@ class Engine:
             except Exception as error:
                 logger.exception("a step failed; the running answers end here")
                 self._end_all(EngineError(f"the engine failed: {error}"), waiting_too=False)
+                self._note(Plan(), 0, 0.0)
             self._hand_out()
         self._end_all(EngineError("the server is shutting down"), waiting_too=True)
         self._hand_out()
