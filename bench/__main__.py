@@ -27,34 +27,13 @@ from app.settings import load, physical_cores
 from bench.bare import BareLoop
 from bench.client import Timing, ask
 
+# fmt: off
 WORDS = [
-    "river",
-    "stone",
-    "market",
-    "silver",
-    "winter",
-    "garden",
-    "teacher",
-    "engine",
-    "music",
-    "yellow",
-    "bridge",
-    "coffee",
-    "planet",
-    "window",
-    "forest",
-    "letter",
-    "summer",
-    "castle",
-    "doctor",
-    "island",
-    "mirror",
-    "pocket",
-    "rocket",
-    "shadow",
-    "ticket",
-    "valley",
+    "river", "stone", "market", "silver", "winter", "garden", "teacher", "engine", "music", "yellow",
+    "bridge", "coffee", "planet", "window", "forest", "letter", "summer", "castle", "doctor", "island",
+    "mirror", "pocket", "rocket", "shadow", "ticket", "valley",
 ]
+# fmt: on
 
 
 @dataclass(frozen=True)
