@@ -1,0 +1,71 @@
+# Two stages: the first compiles and installs, the second serves as an unprivileged user.
+#
+#   docker build --tag tokenstream .
+#   docker run --rm -p 3030:3030 tokenstream
+#
+# Mount /srv/tokenstream/config for other contexts, /srv/tokenstream/models to keep downloaded models.
+#
+# llama.cpp is compiled for the CPU that builds the image. On one that lacks its instruction sets the server
+# says so and ends. For all CPUs with AVX2 (2013 and later), slower on those that have more, build with
+#
+#   --build-arg LLAMA_BUILD_FLAGS="-DGGML_AVX_VNNI=OFF -DGGML_AVX512=OFF -DGGML_AVX512_VBMI=OFF
+#     -DGGML_AVX512_VNNI=OFF -DGGML_AVX512_BF16=OFF -DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF"
+
+FROM debian:trixie-slim AS builder
+
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates g++ make python3 python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /srv/tokenstream
+
+# Only what the packages depend on, so that a change in app/ compiles nothing again. The cache mount keeps
+# downloads and the compiled library out of the layers, and at hand for the next build.
+COPY Makefile ./
+COPY requirements/ requirements/
+COPY native/ native/
+ARG LLAMA_BUILD_FLAGS=""
+RUN --mount=type=cache,target=/root/.cache make install
+
+# The server installs nothing: one package less to patch.
+RUN .venv/bin/python -m pip uninstall --quiet --yes pip
+
+# Readable for the server's user, whatever the umask of the checkout; compiled, because it may not write here.
+COPY app/ app/
+COPY config/ config/
+RUN chmod -R a+rX app config && .venv/bin/python -m compileall -q app
+
+
+FROM debian:trixie-slim
+
+LABEL org.opencontainers.image.title="Tokenstream" \
+    org.opencontainers.image.description="Serves a quantized GGUF model on plain CPUs" \
+    org.opencontainers.image.base.name="docker.io/library/debian:trixie-slim"
+
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates libstdc++6 python3 \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --user-group --create-home --shell /usr/sbin/nologin tokenstream \
+    && install --directory --owner=10001 --group=10001 /srv/tokenstream/models
+
+WORKDIR /srv/tokenstream
+
+# The same path and the same Python as in the first stage: a virtual environment knows both.
+COPY --from=builder /srv/tokenstream/.venv .venv
+COPY --from=builder /srv/tokenstream/config config
+COPY --from=builder /srv/tokenstream/app app
+
+# By number, so that Kubernetes can tell that it is not root.
+USER 10001:10001
+
+ENV PATH=/srv/tokenstream/.venv/bin:$PATH \
+    HTTP_ADDRESS=0.0.0.0:3030
+EXPOSE 3030
+
+# Ready once the model is loaded; the start period allows for its download. http.client, because urllib would
+# ask HTTP_PROXY.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10m \
+    CMD ["python", "-c", "import http.client, os; server = http.client.HTTPConnection(os.environ['HTTP_ADDRESS'], timeout=4); server.request('GET', '/ready'); raise SystemExit(server.getresponse().status != 200)"]
+
+STOPSIGNAL SIGTERM
+CMD ["python", "-m", "app", "serve"]
