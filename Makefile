@@ -49,7 +49,7 @@ bench: install
 ## make image        the container image, with docker or another BUILDER=podman
 BUILDER ?= docker
 image:
-	@$(BUILDER) build --tag tokenstream .
+	@$(BUILDER) build --build-arg LLAMA_BUILD_FLAGS --tag tokenstream .
 
 ## make clean        remove .venv and caches; models stay
 clean:

@@ -55,6 +55,8 @@ def _user_errors() -> tuple[type[Exception], ...]:
 
 
 def _serve(settings: Settings) -> int:
+    # Until uvicorn handles it: the first process of a container ignores a SIGTERM that nobody handles.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     from app.server import serve
 
     try:

@@ -55,6 +55,7 @@ def serve(settings: Settings) -> int:
     if settings.prometheus_http_address is not None:
         _serve_metrics(settings.prometheus_http_address, metrics)
     host, port = listener.getsockname()[:2]  # port 0 has become a real one
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # any address: a browser needs one
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     server = _Server(url, settings, service, model, tokenizer_repo)
     server.run(sockets=[listener])
