@@ -3,6 +3,13 @@
 # Settings go through the environment, which is also where make puts the variables of its command line:
 # make run MODEL_REPO=… MODEL_FILE=… CONTEXT_TYPE=sql
 
+# As they were typed: without this a $ in a prompt or a token would be make's.
+define as_typed
+override $(1) := $$(value $(1))
+export $(1)
+endef
+$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(eval $(call as_typed,$(name)))))
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,6 +28,7 @@ run: install
 
 ## make generate     answer PROMPT='…' on the terminal
 generate: install
+	@test -n "$$PROMPT" || { echo "error: say what to answer: make generate PROMPT='…'"; exit 1; }
 	@$(BIN)/python -m app generate --prompt "$$PROMPT"
 
 ## make install      the set-up alone: .venv, pinned packages, llama.cpp built for this CPU, a first model

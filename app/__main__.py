@@ -18,6 +18,8 @@ from app.settings import Settings, SettingsError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status: 0 done, 1 impossible, 2 a wrong setting or argument."""
     options = _parser().parse_args(arguments)
+    # Until the server handles it: the first process of a container ignores a SIGTERM that nobody handles.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         overrides = {"model_path": options.model} if getattr(options, "model", None) else {}
         settings = settings_table.load(**overrides)
@@ -55,8 +57,6 @@ def _user_errors() -> tuple[type[Exception], ...]:
 
 
 def _serve(settings: Settings) -> int:
-    # Until uvicorn handles it: the first process of a container ignores a SIGTERM that nobody handles.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     from app.server import serve
 
     try:

@@ -116,7 +116,7 @@ def _no_answer(error: BaseException) -> HubError:
         said = f"no answer within {constants.HF_HUB_ETAG_TIMEOUT} s"
     return HubError(
         f"{_endpoint()} cannot be reached ({said})",
-        "check the network and HF_ENDPOINT, or set MODEL_PATH to a file on this machine",
+        "check the network and HF_ENDPOINT, or name files on this machine instead",
     )
 
 
@@ -148,5 +148,5 @@ def _refusal(error: HfHubHTTPError, variable: str, repository: str, revision: st
         return HubError(f"{_endpoint()} refuses {what} (403: {error.server_message})", other_token)
     said = f"{status} {error.response.reason_phrase}".strip()
     return HubError(
-        f"{_endpoint()} answers {said} for {what}", "try again later, or set MODEL_PATH to a file"
+        f"{_endpoint()} answers {said} for {what}", "try again later, or name files on this machine instead"
     )

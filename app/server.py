@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from prometheus_client import start_http_server
@@ -121,6 +123,22 @@ class _Server(uvicorn.Server):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         super().run(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Let running answers finish; at the second signal end at once."""
+        if self.should_exit:
+            print("ended at once", file=sys.stderr, flush=True)
+            os._exit(128 + sig)
+        running = self._service.n_unfinished
+        if running:
+            answers = "an answer" if running == 1 else f"{running} answers"
+            grace = self._service.settings.shutdown_grace
+            print(
+                f"waiting up to {grace:g} s for {answers}; once more ends at once",
+                file=sys.stderr,
+                flush=True,
+            )
+        super().handle_exit(sig, frame)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:

@@ -147,6 +147,11 @@ class Service:
         """Whether requests can be answered."""
         return self._engine is not None
 
+    @property
+    def n_unfinished(self) -> int:
+        """How many requests run or wait."""
+        return self._engine.n_unfinished if self._engine else 0
+
     async def load(self, path: Path, tokenizer_repo: TokenizerRepo | None) -> None:
         """Load the model and start the engine.
 
@@ -200,7 +205,7 @@ class Service:
         engine, tokenizer = self._engine, self._tokenizer
         if engine is None or tokenizer is None:
             raise Loading("the model is still loading; GET /ready answers 200 when it is there")
-        name = prompt.context or self.settings.context_type
+        name = self.settings.context_type if prompt.context is None else prompt.context
         if name not in self.contexts:
             known = ", ".join(self.contexts)
             raise UnknownContext(f"context {name!r} is not defined; known are: {known}", field="context")

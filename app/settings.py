@@ -66,6 +66,7 @@ class Settings(BaseSettings):
         frozen=True,
         populate_by_name=True,
         protected_namespaces=(),
+        allow_inf_nan=False,
     )
 
     # The model

@@ -131,6 +131,19 @@ def test_answers_that_outlast_the_grace_are_cut_and_it_still_exits_with_0(start_
     assert "Traceback" not in server.output()
 
 
+def test_a_second_signal_ends_it_at_once_and_the_first_says_so(start_server: Start) -> None:
+    server = start_server().wait_until()
+    body = {"query": "Tell me a story.", "max_tokens": 2000, "ignore_eos": True}
+    with httpx.stream("POST", f"{server.url}/token_stream", json=body, timeout=60) as response:
+        pieces = response.iter_raw()  # kept: httpx closes the connection with it
+        next(pieces)
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert server.stop(signal.SIGINT, timeout=5) == 128 + signal.SIGINT
+    assert "waiting up to 30 s for an answer; once more ends at once" in server.output()
+    assert "Traceback" not in server.output()
+
+
 def test_ctrl_c_ends_it_too(start_server: Start) -> None:
     server = start_server().wait_until()
     assert server.stop(signal.SIGINT) == 0

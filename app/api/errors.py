@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pydantic import ValidationError
@@ -49,7 +50,10 @@ def service_error(_request: Request, error: Exception) -> Response:
 def api_error(_request: Request, error: Exception) -> Response:
     """Answer what was refused before the service saw it."""
     assert isinstance(error, ApiError)
-    return JSONResponse({"error": error.message, "error_type": error.error_type}, error.status)
+    # Of a body that was too long nobody reads the rest: the connection cannot be used again.
+    headers = {"Connection": "close"} if error.status == 413 else None
+    body = {"error": error.message, "error_type": error.error_type}
+    return JSONResponse(body, error.status, headers=headers)
 
 
 def http_error(request: Request, error: Exception) -> Response:
@@ -88,7 +92,11 @@ def _one(error: Any) -> str:
         return f"{field}: there is no such field"
     if error["type"] == "missing":
         return f"{field}: is required"
-    value = repr(error["input"])
-    value = value if len(value) <= 60 else value[:57] + "..."
-    message = error["msg"].removeprefix("Value error, ").replace("Input ", "")
-    return f"{field}: {message[0].lower()}{message[1:]}, not {value}"
+    message = (
+        error["msg"].removeprefix("Value error, ").replace("Input ", "").replace(" after validation", "")
+    )
+    message = f"{field}: {message[0].lower()}{message[1:]}"
+    if error["type"] == "too_long":  # it says how long the value is
+        return message
+    value = json.dumps(error["input"], ensure_ascii=False, default=str)
+    return f"{message}, not {value if len(value) <= 60 else value[:57] + '...'}"

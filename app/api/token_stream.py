@@ -38,7 +38,7 @@ class TokenStreamRequest(BaseModel):
 
     query: Annotated[str, Field(min_length=1, description="What the model is asked.")]
     context: Annotated[str | None, Field(description="The context to answer in.")] = None
-    details: Annotated[bool, Field(description="End the stream with a line of figures.")] = False
+    details: Annotated[bool | None, Field(description="End the stream with a line of figures.")] = None
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     temperature: Annotated[float | None, Field(ge=0, le=10)] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
@@ -74,7 +74,7 @@ async def token_stream(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, TokenStreamRequest)
     generation = await service.generate(body.prompt(), body.overrides())
-    return TextStream(request, generation, details=body.details)
+    return TextStream(request, generation, details=bool(body.details))
 
 
 class TextStream(Response):

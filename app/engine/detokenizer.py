@@ -11,14 +11,15 @@ from app.engine.llama import Vocab
 class Detokenizer:
     """The text of one answer, as far as it is certain.
 
-    Held back are bytes that do not end a character yet (an emoji or a CJK character may take several
+    Bytes that are no part of a character, which a model may draw at high temperatures, are left out. Held
+    back are bytes that do not end a character yet (an emoji or a CJK character may take several
     tokens) and an end of the text that may be the beginning of a stop string.
     """
 
     def __init__(self, vocab: Vocab, stop: Sequence[str] = ()) -> None:
         self._vocab = vocab
         self._stop = tuple(s for s in stop if s)
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
         self._held = ""
         self.stopped_by: str | None = None
 

@@ -142,7 +142,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[tuple[str, Answer | None]] = queue.SimpleQueue()
         self._outbox: list[tuple[Answer, Output | Exception]] = []
         self._answers: dict[Sequence, Answer] = {}
-        self._n_unfinished = 0
+        self.n_unfinished = 0
         self._report: StepReport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -166,8 +166,8 @@ class Engine:
             raise ValueError("a prompt needs at least one token")
         if len(prompt) + params.max_tokens > self.n_ctx_sequence:
             raise RequestTooLong(len(prompt), params.max_tokens, self.n_ctx_sequence)
-        if self._n_unfinished >= self._max_unfinished:
-            raise QueueFull(f"{self._n_unfinished} requests are running or waiting")
+        if self.n_unfinished >= self._max_unfinished:
+            raise QueueFull(f"{self.n_unfinished} requests are running or waiting")
         if not self._thread.is_alive():
             raise EngineError("the engine is not running")
         sequence = Sequence(
@@ -177,7 +177,7 @@ class Engine:
             Detokenizer(self.vocab, params.stop),
         )
         answer = Answer(self, sequence)
-        self._n_unfinished += 1
+        self.n_unfinished += 1
         self._inbox.put(("submit", answer))
         return answer
 
@@ -195,7 +195,7 @@ class Engine:
     def _deliver(self, outbox: list[tuple[Answer, Output | Exception]], report: StepReport | None) -> None:
         for answer, output in outbox:
             if isinstance(output, Exception) or output.finish_reason is not None:
-                self._n_unfinished -= 1
+                self.n_unfinished -= 1
             answer.put(output)
         if report is not None and self._observer is not None:
             self._observer.on_step(report)

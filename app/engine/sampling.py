@@ -48,7 +48,8 @@ def make_sampler(params: SamplingParams, vocab: Vocab, prompt: Sequence[int]) ->
         sampler.logit_bias(bias)
     n_total = len(prompt) + params.max_tokens
     if params.repetition_penalty != 1 and params.repeat_last_n != 0:
-        last_n = n_total if params.repeat_last_n < 0 else params.repeat_last_n
+        # The sampler reserves memory for as many tokens as it may look back on.
+        last_n = min(n_total, params.repeat_last_n) if params.repeat_last_n > 0 else n_total
         sampler.penalties(last_n, params.repetition_penalty, 0, 0, prompt)
     if params.frequency_penalty or params.presence_penalty:
         sampler.penalties(n_total, 1, params.frequency_penalty, params.presence_penalty, ())

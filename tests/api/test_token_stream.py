@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -95,9 +96,9 @@ def test_sampling_parameters_take_effect(server_url: str) -> None:
         ({"query": 5}, "query: should be a valid string, not 5"),
         ({"query": "x", "temprature": 1}, "temprature: there is no such field"),
         ({"query": "x", "temperature": -1}, "temperature: should be greater than or equal to 0, not -1"),
-        ({"query": "x", "temperature": "hot"}, "temperature: should be a valid number, not 'hot'"),
+        ({"query": "x", "temperature": "hot"}, "temperature: should be a valid number, not \"hot\""),
         ({"query": "x", "max_tokens": 0}, "max_tokens: should be greater than or equal to 1, not 0"),
-        ({"query": "x", "max_tokens": True}, "max_tokens: should be a valid integer, not True"),
+        ({"query": "x", "max_tokens": True}, "max_tokens: should be a valid integer, not true"),
         ({"query": "x", "max_tokens": 1.5}, "max_tokens:"),
         ({"query": "x", "top_p": 0}, "top_p: should be greater than 0, not 0"),
         ({"query": "x", "seed": 2**32}, "seed: should be less than 4294967296"),
@@ -115,6 +116,23 @@ def test_a_bad_field_is_named(server_url: str, fields: dict[str, Any], named: st
     assert body.keys() == {"error", "error_type"}
     assert body["error_type"] == "validation"
     assert named in body["error"]
+
+
+def test_looking_far_back_costs_no_memory(server: Server) -> None:
+    """The penalties look at no more than there is, whatever the request says."""
+
+    def resident() -> int:
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+    before = resident()
+    body = {"query": "Hi", "max_tokens": 4, "repeat_last_n": 2**31 - 1, "repetition_penalty": 1.2}
+    assert post(server.url, body).status_code == 200
+    assert resident() - before < 500_000, "kilobytes"
+
+
+def test_an_empty_context_is_an_unknown_one(server_url: str) -> None:
+    assert post(server_url, {"query": "x", "context": ""}).status_code == 404
 
 
 def test_what_is_too_long_is_told_with_the_limit(server_url: str) -> None:

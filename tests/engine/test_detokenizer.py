@@ -31,6 +31,13 @@ def test_half_a_character_at_the_end_is_dropped(vocab: Vocab) -> None:
     assert "".join(detokenizer.push(t) for t in tokens[:-1]) + detokenizer.flush() == "a"
 
 
+def test_a_byte_that_begins_no_character_is_left_out(vocab: Vocab) -> None:
+    first_byte = vocab.tokenize("🧑", parse_special=False)[0]
+    detokenizer = Detokenizer(vocab)
+    tokens = [first_byte, *vocab.tokenize(" plain", parse_special=False)]
+    assert "".join(detokenizer.push(t) for t in tokens) == " plain"
+
+
 def test_special_tokens_add_no_text(vocab: Vocab) -> None:
     detokenizer = Detokenizer(vocab)
     assert [detokenizer.push(t) for t in vocab.control_tokens.values()] == [""] * len(vocab.control_tokens)

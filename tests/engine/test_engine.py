@@ -225,7 +225,7 @@ async def test_a_crowd_with_random_cancels_leaves_nothing_behind(engine: Engine,
         await asyncio.gather(*(one(n) for n in range(10)))
     await settled(reports)
     assert engine._answers == {}
-    assert engine._n_unfinished == 0
+    assert engine.n_unfinished == 0
     assert all(engine._context.sequence_length(slot) == 0 for slot in range(4))
 
 
