@@ -96,7 +96,7 @@ def test_sampling_parameters_take_effect(server_url: str) -> None:
         ({"query": 5}, "query: should be a valid string, not 5"),
         ({"query": "x", "temprature": 1}, "temprature: there is no such field"),
         ({"query": "x", "temperature": -1}, "temperature: should be greater than or equal to 0, not -1"),
-        ({"query": "x", "temperature": "hot"}, "temperature: should be a valid number, not \"hot\""),
+        ({"query": "x", "temperature": "hot"}, 'temperature: should be a valid number, not "hot"'),
         ({"query": "x", "max_tokens": 0}, "max_tokens: should be greater than or equal to 1, not 0"),
         ({"query": "x", "max_tokens": True}, "max_tokens: should be a valid integer, not true"),
         ({"query": "x", "max_tokens": 1.5}, "max_tokens:"),
