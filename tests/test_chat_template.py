@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import sample_templates
-from conftest import MODEL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import Environment
 
 from app.chat_template import ChatTemplate, Message, TemplateRefusal, choose_template
 from app.engine.llama import Model
+from tests.conftest import MODEL
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 CHATML_VOCABULARY = {"<|im_start|>", "<|im_end|>"}

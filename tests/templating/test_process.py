@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sample_templates import CHATML
 
 from app.templating.process import TemplateProcess
 from app.templating.sandbox import TemplateFailure, TemplateRefusal, TemplateTimeout
+from tests.sample_templates import CHATML
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory and has /proc")
