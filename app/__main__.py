@@ -49,11 +49,12 @@ def _user_errors() -> tuple[type[Exception], ...]:
     # Imported late: these load the native library, which is tried in a child process first.
     from app.contexts import ContextsError
     from app.engine.llama import ModelLoadError
+    from app.engine.memory_plan import MemoryPlanError
     from app.hub_errors import ModelError
     from app.server import StartupError
     from app.service import ServiceError
 
-    return (ContextsError, ModelError, ModelLoadError, ServiceError, StartupError)
+    return (ContextsError, MemoryPlanError, ModelError, ModelLoadError, ServiceError, StartupError)
 
 
 def _serve(settings: Settings) -> int:

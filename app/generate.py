@@ -27,7 +27,8 @@ async def generate(settings: Settings, request: TokenStreamRequest) -> None:
     threads = settings.model_threads or physical_cores()
     preflight.check(model, n_threads=threads, n_gpu_layers=settings.model_gpu_layers)
     try:
-        await service.load(model, tokenizer_repo)
+        context = request.context or settings.context_type
+        await service.load(model, tokenizer_repo, warm={context} & service.contexts.keys())
         generation = await service.generate(request.prompt(), request.overrides())
         try:
             async for text in generation:

@@ -19,9 +19,10 @@ from prometheus_client import start_http_server
 from starlette.applications import Starlette
 
 from app.api.app import create_app
-from app.contexts import load_contexts
+from app.contexts import ContextsError, load_contexts
 from app.engine import preflight
 from app.engine.llama import ModelLoadError
+from app.engine.memory_plan import MemoryPlanError
 from app.hub import resolve_model
 from app.hub_errors import ModelError
 from app.service import Service
@@ -153,7 +154,7 @@ class _Server(uvicorn.Server):
     async def _load(self) -> None:
         try:
             await self._service.load(self._model, self._tokenizer_repo)
-        except (ModelLoadError, ModelError) as error:
+        except (ModelLoadError, ModelError, ContextsError, MemoryPlanError) as error:
             self.failure = error
             self.should_exit = True
             return

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from app.chat_template import Message, TemplateRefusal, choose_template
-from app.contexts import Context
-from app.engine.engine import Answer, Engine, EngineError, QueueFull, RequestTooLong
-from app.engine.llama import Model
+from app.contexts import Context, ContextsError
+from app.engine import preflight
+from app.engine.answer import Answer, EngineError, QueueFull, RequestTooLong
+from app.engine.engine import Engine, EngineOptions
+from app.engine.llama import KVOptions, Model
+from app.engine.memory_plan import make_plan
+from app.engine.prefix_tree import n_shared_tokens
 from app.engine.sampling import SamplingParams
 from app.engine.sequence import FinishReason
+from app.engine.state_files import StateFiles
 from app.prompt import PromptTokenizer
 from app.settings import Settings, SettingsError, physical_cores
 from app.telemetry.metrics import Metrics
@@ -74,6 +79,7 @@ class Generation:
         self._first_token_at: float | None = None
         self._last_token_at = requested_at
         self.n_prompt = answer.n_prompt
+        self.n_cached = 0
         self.n_generated = 0
         self.finish_reason: FinishReason | None = None
 
@@ -95,6 +101,7 @@ class Generation:
         self._last_token_at = time.perf_counter()
         self.n_generated += 1
         if self._first_token_at is None:
+            self.n_cached = self._answer.n_cached
             self._first_token_at = self._last_token_at
             self._metrics.on_first_token(self.time_to_first_token)
         if finish_reason is not None:
@@ -152,29 +159,51 @@ class Service:
         """How many requests run or wait."""
         return self._engine.n_unfinished if self._engine else 0
 
-    async def load(self, path: Path, tokenizer_repo: TokenizerRepo | None) -> None:
-        """Load the model and start the engine.
+    async def load(
+        self, path: Path, tokenizer_repo: TokenizerRepo | None, *, warm: Collection[str] | None = None
+    ) -> None:
+        """Load the model, start the engine, prefill the contexts named in ``warm`` (None: all).
 
         Raises:
             ModelLoadError: llama.cpp cannot load the model, or memory is short.
             ModelError: The tokenizer's vocabulary is not the model's.
         """
         settings = self.settings
+        n_threads = settings.model_threads or physical_cores()
+        kv = KVOptions(
+            "shared" if settings.kv_layout == "shared" else "split",
+            None if settings.flash_attention == "auto" else settings.flash_attention == "on",
+            settings.kv_type,
+        )
+        plan = await asyncio.to_thread(
+            make_plan,
+            path,
+            n_ctx=settings.n_ctx,
+            max_sequences=settings.max_sequences,
+            prefix_mb=settings.prefix_cache_mb,
+            kv=kv,
+            gpu_layers=settings.model_gpu_layers,
+            n_threads=n_threads,
+        )
+        logger.info("%s", plan)
         model = await asyncio.to_thread(
             Model, path, gpu_layers=settings.model_gpu_layers, main_gpu=settings.main_gpu
         )
         self._tokenizer = await asyncio.to_thread(_make_tokenizer, model, tokenizer_repo)
-        engine = await asyncio.to_thread(
-            Engine,
-            model,
-            n_ctx=settings.n_ctx,
-            max_sequences=settings.max_sequences,
-            n_threads=settings.model_threads or physical_cores(),
+        options = EngineOptions(
+            n_ctx=plan.n_ctx,
+            max_sequences=plan.max_sequences,
+            n_threads=n_threads,
             max_waiting=settings.max_waiting,
-            observer=self.metrics,
+            kv=kv,
+            prefix_bytes=plan.prefix_budget,
+            itl_budget=settings.itl_budget_ms and settings.itl_budget_ms / 1000,
+            speculation=settings.speculation == "on",
+            states=_state_files(settings, path, kv),
         )
+        engine = await asyncio.to_thread(Engine, model, options, self.metrics)
         engine.start()
-        self.model_name, self._model, self._engine = path.stem, model, engine
+        self._model = model
         if engine.n_ctx_sequence > model.n_ctx_train > 0:
             logger.warning(
                 "a request may have %d tokens (N_CTX / MAX_SEQUENCES), but the model was trained for %d: "
@@ -183,6 +212,33 @@ class Service:
                 model.n_ctx_train,
             )
         logger.info("model %s (%s), %.0f MB", path.name, model.description, model.n_bytes / 1e6)
+        await self._warm(engine, self._tokenizer, self.contexts if warm is None else warm)
+        self.model_name, self._engine = path.stem, engine
+
+    async def _warm(self, engine: Engine, tokenizer: PromptTokenizer, names: Collection[str]) -> None:
+        """Prefill what all requests of a context begin with."""
+        started = time.perf_counter()
+        n_tokens = n_computed = 0
+        for name in names:
+            context = self.contexts[name]
+            prefix = await asyncio.get_running_loop().run_in_executor(
+                self._threads, _common_prefix, context, tokenizer
+            )
+            if len(prefix) >= engine.n_ctx_sequence:
+                raise ContextsError(
+                    f"{self.settings.contexts_file}: context {name!r} has {len(prefix)} tokens, more "
+                    f"than a request may have ({engine.n_ctx_sequence}); raise N_CTX or shorten it"
+                )
+            if prefix:
+                n_tokens += len(prefix)
+                n_computed += await engine.warm(prefix)
+        logger.info(
+            "%d contexts of %d tokens are warm: %d prefilled, the others read from disk, in %.1f s",
+            len(names),
+            n_tokens,
+            n_computed,
+            time.perf_counter() - started,
+        )
 
     async def close(self) -> None:
         """Stop the engine and free the model."""
@@ -267,6 +323,19 @@ def _in_context(context: Context, messages: Sequence[Message]) -> list[Message]:
     for example in context.examples:
         turns += [Message("user", example.query), Message("assistant", example.answer)]
     return [*turns, *messages]
+
+
+def _common_prefix(context: Context, tokenizer: PromptTokenizer) -> list[int]:
+    """The tokens that every prompt of a context begins with."""
+    # Questions that begin with nothing in common: a letter, a digit, a bracket.
+    prompts = [tokenizer.tokens(_in_context(context, [Message("user", q)])) for q in ("Why", "7", "(b)")]
+    return prompts[0][: min(n_shared_tokens(prompts[0], other) for other in prompts[1:])]
+
+
+def _state_files(settings: Settings, path: Path, kv: KVOptions) -> StateFiles:
+    folder = settings.cache_dir or preflight.cache_folder() / "contexts"
+    key = {"model and library": preflight.identity(path), "kv": f"{kv.layout} {kv.type}"}
+    return StateFiles(folder, key, max_bytes=2_000_000_000)
 
 
 def _make_tokenizer(model: Model, repo: TokenizerRepo | None) -> PromptTokenizer:

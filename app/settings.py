@@ -110,16 +110,56 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("MODEL_GPU_LAYERS", "N_GPU_LAYERS"),
     )
     main_gpu: int = _setting(0, "The GPU that gets them.", ge=0)
-    n_ctx: int = _setting(
-        16384,
-        "KV memory in all, shared out evenly over MAX_SEQUENCES: the longest request may have "
-        "N_CTX / MAX_SEQUENCES tokens, prompt and answer together.",
+    n_ctx: int | None = _setting(
+        None,
+        "KV memory in all. With KV_LAYOUT=split it is shared out evenly over MAX_SEQUENCES: the longest "
+        "request may have N_CTX / MAX_SEQUENCES tokens, prompt and answer together.",
         unit="tokens",
         ge=256,
+        shown="up to 4096 a sequence, as the model and the memory allow",
     )
-    max_sequences: int = _setting(8, "Requests decoded at once; more wait in order.", ge=1, le=256)
+    max_sequences: int | None = _setting(
+        None,
+        "Requests decoded at once; more wait in order.",
+        ge=1,
+        le=256,
+        shown="8, or what the memory allows",
+    )
     max_waiting: int = _setting(
         256, "Requests that may wait; one more is answered 429.", unit="requests", ge=1
+    )
+    prefix_cache_mb: int | None = _setting(
+        None,
+        "RAM for the saved states of prompts and conversations, from which others go on; 0 is off.",
+        unit="MB",
+        ge=0,
+        shown="a tenth of the free memory, up to 2048 MB",
+    )
+    cache_dir: Path | None = _setting(
+        None,
+        "Where the prefilled contexts are kept across restarts (up to 2 GB, readable by their owner only).",
+        shown="`~/.cache/tokenstream/contexts`",
+    )
+    itl_budget_ms: float | None = _setting(
+        None,
+        "Inter-token latency that running streams keep while the prompts of others are prefilled.",
+        unit="ms",
+        gt=0,
+        shown="four times the measured decode step, at least 60 ms",
+    )
+    speculation: Literal["on", "off"] = _setting(
+        "on", "Whether answers are guessed ahead from their own text and verified, several tokens a step."
+    )
+    kv_layout: Literal["auto", "split", "shared"] = _setting(
+        "auto",
+        "KV memory: `split` gives each sequence its own part, `shared` one pool to all, in which a common "
+        "prefix lies once. `auto` measures.",
+    )
+    flash_attention: Literal["auto", "on", "off"] = _setting(
+        "auto", "Whether attention is computed in one fused pass. `auto` measures."
+    )
+    kv_type: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] = _setting(
+        "f16", "Number format of KV memory; below `f16` it is smaller and slower."
     )
 
     # What is generated

@@ -95,6 +95,8 @@ def _one(error: Any) -> str:
     message = (
         error["msg"].removeprefix("Value error, ").replace("Input ", "").replace(" after validation", "")
     )
+    if not error["loc"]:  # of several fields: it names them itself
+        return str(message)
     message = f"{field}: {message[0].lower()}{message[1:]}"
     if error["type"] == "too_long":  # it says how long the value is
         return message

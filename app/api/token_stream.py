@@ -6,10 +6,18 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import anyio
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -31,12 +39,25 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+class Turn(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
 class TokenStreamRequest(BaseModel):
     """The body of ``POST /token_stream``; what it leaves out is taken from the context or the settings."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    query: Annotated[str, Field(min_length=1, description="What the model is asked.")]
+    query: Annotated[str | None, Field(min_length=1, description="What the model is asked.")] = None
+    messages: Annotated[
+        list[Turn] | None,
+        Field(min_length=1, max_length=1024, description="A conversation, in place of the query."),
+    ] = None
     context: Annotated[str | None, Field(description="The context to answer in.")] = None
     details: Annotated[bool | None, Field(description="End the stream with a line of figures.")] = None
     max_tokens: Annotated[int | None, Field(ge=1)] = None
@@ -57,13 +78,24 @@ class TokenStreamRequest(BaseModel):
     stop: Annotated[list[StopString], Field(max_length=16), BeforeValidator(_as_list)] | None = None
     ignore_eos: bool | None = None
 
+    @model_validator(mode="after")
+    def _ask_once(self) -> TokenStreamRequest:
+        if self.query is None and self.messages is None:
+            raise ValueError("query: is required, or messages in its place")
+        if self.query is not None and self.messages is not None:
+            raise ValueError("messages: should not be given beside query")
+        return self
+
     def prompt(self) -> Prompt:
         """What is asked."""
+        if self.messages is not None:
+            return Prompt(tuple(Message(turn.role, turn.content) for turn in self.messages), self.context)
+        assert self.query is not None
         return Prompt((Message("user", self.query),), self.context)
 
     def overrides(self) -> dict[str, Any]:
         """The SamplingParams fields that the request sets."""
-        fields = self.model_dump(exclude={"query", "context", "details"}, exclude_none=True)
+        fields = self.model_dump(exclude={"query", "messages", "context", "details"}, exclude_none=True)
         if "stop" in fields:
             fields["stop"] = tuple(fields["stop"])
         return fields
@@ -150,6 +182,7 @@ def figures(generation: Generation) -> dict[str, Any]:
     return {
         "finish_reason": generation.finish_reason.value,
         "prompt_tokens": generation.n_prompt,
+        "cached_tokens": generation.n_cached,
         "generated_tokens": generation.n_generated,
         "time_to_first_token": round(generation.time_to_first_token, 6),
         "tokens_per_second": round(generation.tokens_per_second, 2),

@@ -7,59 +7,80 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from app.engine.answer import Answer, EngineError, Output, QueueFull, RequestTooLong
 from app.engine.detokenizer import Detokenizer
-from app.engine.llama import Batch, Context, Model, Vocab
-from app.engine.sampling import SamplingParams, make_sampler
-from app.engine.scheduler import Plan, Scheduler
-from app.engine.sequence import FinishReason, Sequence
+from app.engine.llama import Batch, Context, KVOptions, Model, Vocab
+from app.engine.pacing import Pacing
+from app.engine.prefix_cache import CacheFigures, MemoryKind, PrefixCache, StateStore
+from app.engine.prompt_lookup import PromptLookup
+from app.engine.sampling import GreedySampler, SamplingParams, make_sampler
+from app.engine.scheduler import Limits, Scheduler, Work
+from app.engine.sequence import Sequence
 
 logger = logging.getLogger("tokenstream.engine")
 
 # Tokens of waiting prompts in one step: llama.cpp computes at most 512 in one pass, more would only
-# delay the next look at the inbox; beside running answers less, so that their next token is not far.
+# delay the next look at the inbox.
 PREFILL_CHUNK = 512
-PREFILL_CHUNK_BESIDE_DECODE = 128
-
-
-class RequestTooLong(ValueError):
-    """Prompt and answer do not fit into a sequence's KV memory."""
-
-    def __init__(self, n_prompt: int, max_tokens: int, limit: int) -> None:
-        super().__init__(f"{n_prompt} prompt tokens and max_tokens {max_tokens} exceed the limit of {limit}")
-        self.n_prompt, self.max_tokens, self.limit = n_prompt, max_tokens, limit
-
-
-class QueueFull(Exception):
-    """As many requests wait as may wait."""
-
-
-class EngineError(Exception):
-    """The engine could not compute an answer; other answers may go on."""
+# Draft tokens in one step, beside at most as many sequences (see docs/engine.md, Speculation).
+DRAFT_TOKENS = 16
+SPECULATE_UP_TO = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
-    """What one step added to one answer: a token, and the text that has become certain with it."""
+class EngineOptions:
+    """How an engine is set up.
 
-    token: int
-    text: str
-    finish_reason: FinishReason | None = None
+    Attributes:
+        n_ctx: KV memory in tokens, for all sequences.
+        max_sequences: Answers that are generated at once.
+        n_threads: Threads that compute.
+        max_waiting: Requests that may wait for a sequence.
+        kv: Layout, attention and number format of KV memory.
+        prefix_bytes: What saved prefixes may take in RAM.
+        itl_budget: The longest step, in seconds, while answers stream; None derives it from measured times.
+        speculation: Whether answers are guessed ahead where their text repeats itself.
+        states: Where contexts outlive the process; None: nowhere.
+    """
+
+    n_ctx: int
+    max_sequences: int
+    n_threads: int
+    max_waiting: int = 256
+    kv: KVOptions = field(default_factory=KVOptions)
+    prefix_bytes: int = 256 << 20
+    itl_budget: float | None = None
+    speculation: bool = True
+    states: StateStore | None = None
+
+    @property
+    def n_batch(self) -> int:
+        """The most tokens of one step."""
+        return PREFILL_CHUNK + PREFILL_CHUNK // 4 + self.max_sequences + DRAFT_TOKENS
+
+    @property
+    def n_outputs(self) -> int:
+        """The most logits of one step."""
+        return self.max_sequences + DRAFT_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one step did, for metrics. Seconds and tokens."""
+    """What one step did, for metrics. Seconds, tokens, sequences."""
 
-    seconds: float
-    prompt_tokens: int
-    generated_tokens: int
-    running: int
-    waiting: int
+    seconds: float = 0.0
+    prompt_tokens: int = 0  # prefilled
+    cached_tokens: int = 0  # of prompts, taken over from the prefix cache
+    generated_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0  # of the draft
+    running: int = 0
+    waiting: int = 0
+    cache: CacheFigures = field(default_factory=CacheFigures)
 
 
 class Observer(Protocol):
@@ -69,81 +90,51 @@ class Observer(Protocol):
         """Take one step's report."""
 
 
-class Answer:
-    """One request's answer: iterate to receive it, cancel it to leave early."""
-
-    def __init__(self, engine: Engine, sequence: Sequence) -> None:
-        self._engine = engine
-        self._sequence = sequence
-        self._inbox: asyncio.Queue[Output | Exception] = asyncio.Queue()
-
-    @property
-    def n_prompt(self) -> int:
-        """How many tokens the prompt has."""
-        return len(self._sequence.prompt)
-
-    def put(self, output: Output | Exception) -> None:
-        """Hand in what comes next; called on the event loop."""
-        self._inbox.put_nowait(output)
-
-    def cancel(self) -> None:
-        """Free what the answer holds at the next step; nothing happens when it is finished."""
-        self._engine.cancel(self)
-
-    async def __aiter__(self) -> AsyncIterator[Output]:
-        """Yield an Output for every token.
-
-        Raises:
-            EngineError: The answer cannot be completed.
-        """
-        while True:
-            output = await self._inbox.get()
-            if isinstance(output, Exception):
-                raise output
-            yield output
-            if output.finish_reason is not None:
-                return
-
-
 class Engine:
-    """Continuous batching over one model: every step carries one token of each running sequence and a
-    chunk of waiting prompts."""
+    """Continuous batching over one model: every step carries one token of each running sequence, guesses
+    behind some of them, and a chunk of waiting prompts."""
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        n_ctx: int,
-        max_sequences: int,
-        n_threads: int,
-        max_waiting: int = 256,
-        observer: Observer | None = None,
-    ) -> None:
-        """Reserve KV memory for ``n_ctx`` tokens in all, shared out evenly over ``max_sequences``.
+    def __init__(self, model: Model, options: EngineOptions, observer: Observer | None = None) -> None:
+        """Reserve KV memory.
 
         Raises:
             ModelLoadError: There is not enough memory.
         """
-        n_batch = PREFILL_CHUNK + max_sequences
         self._context = Context(
-            model, n_ctx=n_ctx, n_sequences=max_sequences, n_batch=n_batch, n_threads=n_threads
+            model,
+            n_ctx=options.n_ctx,
+            n_sequences=options.max_sequences,
+            n_batch=options.n_batch,
+            n_outputs=options.n_outputs,
+            n_threads=options.n_threads,
+            kv=options.kv,
         )
-        self._batch = Batch(n_batch)
-        self._scheduler = Scheduler(
-            max_sequences,
+        self._batch = Batch(options.n_batch)
+        shared = options.kv.layout == "shared"
+        kind = MemoryKind(can_be_cut=not model.is_recurrent, shares_cells=shared)
+        self._cache = PrefixCache(self._context, kind, options.prefix_bytes, options.states)
+        self._pacing = Pacing(options.itl_budget)
+        limits = Limits(
+            n_slots=options.max_sequences,
+            n_cells=options.n_ctx if shared else None,
             prefill_chunk=PREFILL_CHUNK,
-            prefill_chunk_beside_decode=PREFILL_CHUNK_BESIDE_DECODE,
+            dense=not shared,
+            speculate_up_to=SPECULATE_UP_TO,
+            draft_tokens=DRAFT_TOKENS,
         )
+        self._scheduler = Scheduler(limits, self._cache, self._pacing)
         self.vocab: Vocab = model.vocab
         self.n_ctx_sequence = self._context.n_ctx_sequence
         self._end_of_generation = model.vocab.end_of_generation
+        # What a recurrent memory took in of a wrong guess cannot be taken out again.
+        self._speculates = options.speculation and kind.can_be_cut
         self._observer = observer
-        self._max_unfinished = max_sequences + max_waiting
+        self._max_unfinished = options.max_sequences + options.max_waiting
         self._inbox: queue.SimpleQueue[tuple[str, Answer | None]] = queue.SimpleQueue()
-        self._outbox: list[tuple[Answer, Output | Exception]] = []
+        self._outbox: list[tuple[Answer, Output | Exception | None]] = []
         self._answers: dict[Sequence, Answer] = {}
         self.n_unfinished = 0
-        self._report: StepReport | None = None
+        self._report = StepReport()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -168,15 +159,37 @@ class Engine:
             raise RequestTooLong(len(prompt), params.max_tokens, self.n_ctx_sequence)
         if self.n_unfinished >= self._max_unfinished:
             raise QueueFull(f"{self.n_unfinished} requests are running or waiting")
+        return self._submit(
+            Sequence(
+                list(prompt),
+                params,
+                make_sampler(params, self.vocab, prompt),
+                Detokenizer(self.vocab, params.stop),
+                PromptLookup() if self._speculates else None,
+            )
+        )
+
+    async def warm(self, prefix: Tokens[int]) -> int:
+        """Have a prefix ready that many prompts begin with: from disk, or computed and saved there.
+
+        Returns:
+            How many of its tokens had to be computed.
+
+        Raises:
+            EngineError: The engine is closed, or could not compute it.
+        """
+        nothing = SamplingParams(max_tokens=0, temperature=0)
+        sampler = GreedySampler(nothing, self.vocab, ())
+        detokenizer = Detokenizer(self.vocab)
+        answer = self._submit(Sequence(list(prefix), nothing, sampler, detokenizer, is_context=True))
+        async for _ in answer:
+            raise AssertionError("nothing is generated behind a context")
+        return answer.n_prompt - answer.n_cached
+
+    def _submit(self, sequence: Sequence) -> Answer:
         if not self._thread.is_alive():
             raise EngineError("the engine is not running")
-        sequence = Sequence(
-            list(prompt),
-            params,
-            make_sampler(params, self.vocab, prompt),
-            Detokenizer(self.vocab, params.stop),
-        )
-        answer = Answer(self, sequence)
+        answer = Answer(sequence, self.cancel)
         self.n_unfinished += 1
         self._inbox.put(("submit", answer))
         return answer
@@ -192,12 +205,12 @@ class Engine:
             await asyncio.to_thread(self._thread.join)
         self._context.close()
 
-    def _deliver(self, outbox: list[tuple[Answer, Output | Exception]], report: StepReport | None) -> None:
+    def _deliver(self, outbox: list[tuple[Answer, Output | Exception | None]], report: StepReport) -> None:
         for answer, output in outbox:
-            if isinstance(output, Exception) or output.finish_reason is not None:
+            if not isinstance(output, Output) or output.finish_reason is not None:
                 self.n_unfinished -= 1
             answer.put(output)
-        if report is not None and self._observer is not None:
+        if self._observer is not None:
             self._observer.on_step(report)
 
     # --- the engine thread
@@ -208,22 +221,21 @@ class Engine:
                 self._step()
             except Exception as error:
                 logger.exception("a step failed; the running answers end here")
-                self._end_all(EngineError(f"the engine failed: {error}"), waiting_too=False)
-                self._note(Plan(), 0, 0.0)
+                self._end_running(EngineError(f"the engine failed: {error}"))
             self._hand_out()
-        self._end_all(EngineError("the server is shutting down"), waiting_too=True)
+        for sequence, answer in list(self._answers.items()):
+            self._release(sequence)
+            self._outbox.append((answer, EngineError("the server is shutting down")))
         self._hand_out()
 
     def _step(self) -> None:
         started = time.perf_counter()
-        plan = self._scheduler.schedule()
-        if plan.work:
-            logits_at = self._decode(plan)
-            generated = self._sample(plan, logits_at)
-            self._finish(plan)
-            self._note(plan, generated, time.perf_counter() - started)
-        else:
-            self._note(plan, 0, 0.0)
+        work = self._scheduler.schedule()
+        if work:
+            rows = self._decode(work)
+            self._sample(work, rows)
+            self._finish(work)
+            self._note(work, time.perf_counter() - started)
 
     def _take_in(self) -> bool:
         """Take new and cancelled requests; sleep while there is nothing else to do. False: close."""
@@ -236,73 +248,117 @@ class Engine:
             if answer is None:
                 return False
             idle = False
-            if what == "submit":
-                self._answers[answer._sequence] = answer
-                self._scheduler.add(answer._sequence)
-            elif self._answers.get(answer._sequence) is answer:
-                self._release(answer._sequence)
+            sequence = answer.sequence
+            if what == "submit" and sequence.is_context and self._cache.load_context(sequence.prompt):
+                sequence.n_cached = len(sequence.prompt)
+                self._outbox.append((answer, None))
+            elif what == "submit":
+                self._answers[sequence] = answer
+                self._scheduler.add(sequence)
+            elif self._answers.get(sequence) is answer:
+                self._release(sequence)
                 self._outbox.append((answer, EngineError("the answer was cancelled")))
 
-    def _decode(self, plan: Plan) -> list[int]:
-        """Compute the planned tokens; return for each piece of work where its last token is in the batch."""
-        for move in plan.moves:
-            self._context.move_sequence(move.source, move.target)
+    def _decode(self, work: list[Work]) -> list[int]:
+        """Compute the work; return for each piece the first of its rows of logits."""
         self._batch.clear()
-        logits_at = []
-        for work in plan.work:
-            sequence, begin = work.sequence, work.sequence.n_computed
+        rows = []
+        for piece in work:
+            sequence, begin = piece.sequence, piece.sequence.n_computed
             assert sequence.slot is not None
-            tokens = sequence.tokens[begin : begin + work.n_tokens]
-            logits_at.append(self._batch.add(tokens, begin, sequence.slot, logits=work.samples))
+            tokens = sequence.tokens[begin : begin + piece.n_tokens] + piece.draft
+            n_outputs = 1 + len(piece.draft) if piece.samples else 0
+            rows.append(self._batch.add(tokens, begin, sequence.slot, n_outputs=n_outputs))
         self._context.decode(self._batch)
-        for work in plan.work:
-            work.sequence.n_computed += work.n_tokens
-        return logits_at
+        for piece in work:
+            piece.sequence.n_computed += piece.n_tokens
+        return rows
 
-    def _sample(self, plan: Plan, logits_at: Tokens[int]) -> int:
-        """Choose a token for every sequence that is complete in KV memory; return how many."""
-        generated = 0
-        for work, index in zip(plan.work, logits_at, strict=True):
-            if work.samples:
-                sequence = work.sequence
-                token = sequence.sampler.sample(self._context, index)
-                text = sequence.append(token, ends=token in self._end_of_generation)
-                self._outbox.append((self._answers[sequence], Output(token, text, sequence.finish_reason)))
-                generated += 1
-        return generated
+    def _sample(self, work: list[Work], rows: list[int]) -> None:
+        """Choose what follows every sequence that is complete in KV memory."""
+        for piece, first_row in zip(work, rows, strict=True):
+            if piece.samples:
+                self._sample_one(piece, first_row)
 
-    def _finish(self, plan: Plan) -> None:
-        for work in plan.work:
-            if work.sequence.finish_reason is not None:
-                self._release(work.sequence)
+    def _sample_one(self, piece: Work, first_row: int) -> None:
+        """Choose tokens as long as they are those of the draft, and the one that follows.
 
-    def _note(self, plan: Plan, generated: int, seconds: float) -> None:
-        prefilled = sum(
-            work.n_tokens for work in plan.work if work.sequence.n_computed <= len(work.sequence.prompt)
+        A token is drawn with the probability that the model gives it, whether it was guessed or not:
+        the draft decides only how many are drawn in one step (Leviathan et al. 2023, with a draft that is
+        certain of itself).
+        """
+        sequence, draft = piece.sequence, piece.draft
+        n_accepted = 0
+        for row in range(first_row, first_row + len(draft) + 1):
+            token = sequence.sampler.sample(self._context, row)
+            text = sequence.append(token, ends=token in self._end_of_generation)
+            self._outbox.append((self._answers[sequence], Output(token, text, sequence.finish_reason)))
+            if sequence.finish_reason or n_accepted == len(draft) or token != draft[n_accepted]:
+                break
+            n_accepted += 1
+        if draft:
+            sequence.n_computed += n_accepted
+            if n_accepted < len(draft):
+                assert sequence.slot is not None
+                self._context.truncate_sequence(sequence.slot, sequence.n_computed)
+            if sequence.lookup is not None:
+                sequence.lookup.report(len(draft), n_accepted)
+            self._report = replace(
+                self._report,
+                draft_tokens=self._report.draft_tokens + len(draft),
+                accepted_tokens=self._report.accepted_tokens + n_accepted,
+            )
+
+    def _finish(self, work: list[Work]) -> None:
+        for piece in work:
+            sequence = piece.sequence
+            if sequence.is_context and not sequence.n_pending:
+                self._cache.save_context(sequence)
+                self._outbox.append((self._answers[sequence], None))
+                self._release(sequence)
+            elif sequence.finish_reason is not None:
+                self._release(sequence)
+
+    def _note(self, work: list[Work], seconds: float) -> None:
+        prefill = [p for p in work if p.sequence.n_computed <= len(p.sequence.prompt)]
+        first = [p.sequence for p in prefill if p.sequence.n_computed - p.n_tokens == p.sequence.n_cached]
+        n_prefill = sum(p.n_tokens for p in prefill)
+        self._report = replace(
+            self._report,
+            seconds=seconds,
+            prompt_tokens=n_prefill,
+            cached_tokens=sum(s.n_cached for s in first),
+            generated_tokens=sum(isinstance(output, Output) for _, output in self._outbox),
         )
-        waiting = self._scheduler.n_waiting
-        running = len(self._answers) - waiting
-        self._report = StepReport(seconds, prefilled, generated, running, waiting)
+        if not any(piece.draft for piece in work):
+            self._pacing.observe(seconds, len(work) - len(prefill), n_prefill)
 
     def _hand_out(self) -> None:
         """One call into the event loop a step, not one a token."""
-        outbox, self._outbox = self._outbox, []
-        report, self._report = self._report, None
+        waiting = self._scheduler.n_waiting
+        report = replace(
+            self._report,
+            running=len(self._answers) - waiting,
+            waiting=waiting,
+            cache=replace(self._cache.figures),
+        )
+        outbox, self._outbox, self._report = self._outbox, [], StepReport()
         assert self._loop is not None
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._deliver, outbox, report)
 
     def _release(self, sequence: Sequence) -> None:
-        """Free all that a sequence holds."""
+        """Free all that a sequence holds; its KV stays of use to others."""
         del self._answers[sequence]
-        slot = self._scheduler.remove(sequence)
-        if slot is not None:
-            self._context.clear_sequence(slot)
+        self._scheduler.remove(sequence)
         sequence.sampler.close()
 
-    def _end_all(self, error: EngineError, *, waiting_too: bool) -> None:
-        """End the running answers with ``error``; those that wait have lost nothing and may stay."""
+    def _end_running(self, error: EngineError) -> None:
+        """End the running answers; what their slots hold is not known. Who waits has lost nothing."""
         for sequence, answer in list(self._answers.items()):
-            if waiting_too or sequence.slot is not None:
+            slot = sequence.slot
+            if slot is not None:
                 self._release(sequence)
-                self._outbox.append((answer, error))
+                self._cache.drop(slot)
+                if sequence.finish_reason is None:
+                    self._outbox.append((answer, error))

@@ -46,8 +46,8 @@ class NativeLibraryError(Exception):
 def check_library() -> None:
     """Load the native library in a child process, unless that went well before.
 
-    To be called before anything imports ``llama.py``: the library's static constructors run on loading,
-    compiled for the same instruction sets as the rest.
+    To be called before anything imports ``app.engine.llama``: the library's static constructors run
+    on loading, compiled for the same instruction sets as the rest.
 
     Raises:
         NativeLibraryError: The library cannot be loaded, or dies.
@@ -245,7 +245,21 @@ def _last_words(stderr: str) -> str:
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tokenstream" / "preflight"
+    return cache_folder() / "preflight"
+
+
+def cache_folder() -> Path:
+    """Where what can be computed again is kept, one folder a kind."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tokenstream"
+
+
+def identity(model_path: Path) -> str:
+    """What a model's KV depends on beside the tokens: the model's files, and the library that computes."""
+    facts = [
+        [_fingerprint(path) for path in [*_library_files(), *_parts(model_path)]],
+        _manifest().get("key"),
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _key(model_path: Path | None, n_gpu_layers: int, main_gpu: int) -> str:

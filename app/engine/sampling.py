@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from app.engine.llama import Sampler, Vocab
+import numpy as np
+from numpy.typing import NDArray
+
+from app.engine import llama
+from app.engine.llama import Context, Vocab
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,35 +41,148 @@ class SamplingParams:
     ignore_eos: bool = False
 
 
+class Sampler(Protocol):
+    """Chooses the tokens of one answer, one after another."""
+
+    def sample(self, context: Context, row: int) -> int:
+        """Choose the token that follows, by a row of the last decode's logits."""
+
+    def close(self) -> None:
+        """Free what the sampler holds."""
+
+
 def make_sampler(params: SamplingParams, vocab: Vocab, prompt: Sequence[int]) -> Sampler:
-    """Build the chain for one sequence: what forbids and penalizes first, then what cuts, then the draw.
+    """Build the sampler of one answer."""
+    if params.temperature <= 0:
+        return GreedySampler(params, vocab, prompt)
+    return ChainSampler(params, vocab, prompt)
+
+
+class GreedySampler:
+    """The likeliest token after bias and penalties.
+
+    llama.cpp's chain copies the whole vocabulary into an array of candidates for every token, which takes
+    some ten times as long as to look for the largest logit where it lies.
+    """
+
+    def __init__(self, params: SamplingParams, vocab: Vocab, prompt: Sequence[int]) -> None:
+        bias = _all_bias(params, vocab)
+        self._biased: NDArray[np.int64] = np.fromiter(bias.keys(), np.int64, len(bias))
+        self._bias: NDArray[np.float32] = np.fromiter(bias.values(), np.float32, len(bias))
+        self._repetition = params.repetition_penalty
+        self._presence, self._frequency = params.presence_penalty, params.frequency_penalty
+        last_n = _look_back(params, len(prompt))
+        self._recent = _Window(prompt[-last_n:] if last_n else (), last_n)
+        self._answer: Counter[int] | None = Counter() if self._presence or self._frequency else None
+        self._adjusts = bool(bias or last_n or self._answer is not None)
+
+    def sample(self, context: Context, row: int) -> int:
+        """Choose the likeliest token and count it."""
+        logits = context.logits[row]
+        if not self._adjusts:
+            return int(logits.argmax())
+        touched = [self._biased, self._recent.distinct()]
+        if self._answer:
+            touched.append(np.fromiter(self._answer, np.int64, len(self._answer)))
+        ids = touched[0] if len(touched) == 1 else np.concatenate(touched)
+        before = logits[ids]
+        self._adjust(logits)
+        token = int(logits.argmax())
+        logits[ids] = before  # as they came, for whoever reads them next
+        self._recent.push(token)
+        if self._answer is not None:
+            self._answer[token] += 1
+        return token
+
+    def _adjust(self, logits: NDArray[np.float32]) -> None:
+        """Bias, then penalties, as ``llama_sampler_penalties_apply`` has them."""
+        if len(self._biased):
+            logits[self._biased] += self._bias
+        recent = self._recent.distinct()
+        if len(recent):
+            values = logits[recent]
+            logits[recent] = np.where(values > 0, values / self._repetition, values * self._repetition)
+        if self._answer:
+            ids = np.fromiter(self._answer, np.int64, len(self._answer))
+            counts = np.fromiter(self._answer.values(), np.float32, len(ids))
+            logits[ids] -= counts * self._frequency + self._presence
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class _Window:
+    """The distinct tokens among the last ``size``."""
+
+    def __init__(self, tokens: Iterable[int], size: int) -> None:
+        self._tokens = deque(tokens, maxlen=size)
+        self._counts = Counter(self._tokens)
+        self._distinct: NDArray[np.int64] | None = None
+
+    def push(self, token: int) -> None:
+        if not self._tokens.maxlen:
+            return
+        if len(self._tokens) == self._tokens.maxlen:
+            oldest = self._tokens[0]
+            self._counts[oldest] -= 1
+            if not self._counts[oldest]:
+                del self._counts[oldest]
+        self._tokens.append(token)
+        self._counts[token] += 1
+        self._distinct = None
+
+    def distinct(self) -> NDArray[np.int64]:
+        if self._distinct is None:
+            self._distinct = np.fromiter(self._counts, np.int64, len(self._counts))
+        return self._distinct
+
+
+class ChainSampler:
+    """A draw by llama.cpp's samplers: what forbids and penalizes first, then what cuts, then the draw.
 
     The order of the cuts is llama.cpp's own (``common/sampling.cpp``).
     """
-    sampler = Sampler(vocab)
+
+    def __init__(self, params: SamplingParams, vocab: Vocab, prompt: Sequence[int]) -> None:
+        self._chain = llama.Sampler(vocab)
+        bias = _all_bias(params, vocab)
+        if bias:
+            self._chain.logit_bias(bias)
+        if last_n := _look_back(params, len(prompt)):
+            self._chain.penalties(last_n, params.repetition_penalty, 0, 0, prompt)
+        if params.frequency_penalty or params.presence_penalty:
+            n_answer = max(params.max_tokens, 1)
+            self._chain.penalties(n_answer, 1, params.frequency_penalty, params.presence_penalty, ())
+        if params.top_k > 0:
+            self._chain.top_k(params.top_k)
+        if params.typical_p < 1:
+            self._chain.typical_p(params.typical_p)
+        if params.top_p < 1:
+            self._chain.top_p(params.top_p)
+        if params.min_p > 0:
+            self._chain.min_p(params.min_p)
+        self._chain.temperature(params.temperature)
+        self._chain.draw(secrets.randbits(32) if params.seed is None else params.seed)
+
+    def sample(self, context: Context, row: int) -> int:
+        """Draw a token and let the chain know it."""
+        return self._chain.sample(context, row)
+
+    def close(self) -> None:
+        """Free the chain."""
+        self._chain.close()
+
+
+def _all_bias(params: SamplingParams, vocab: Vocab) -> dict[int, float]:
     bias = dict(params.logit_bias)
     if params.ignore_eos:
         bias.update((token, -math.inf) for token in vocab.end_of_generation)
-    if bias:
-        sampler.logit_bias(bias)
-    n_total = len(prompt) + params.max_tokens
-    if params.repetition_penalty != 1 and params.repeat_last_n != 0:
-        # The sampler reserves memory for as many tokens as it may look back on.
-        last_n = min(n_total, params.repeat_last_n) if params.repeat_last_n > 0 else n_total
-        sampler.penalties(last_n, params.repetition_penalty, 0, 0, prompt)
-    if params.frequency_penalty or params.presence_penalty:
-        sampler.penalties(n_total, 1, params.frequency_penalty, params.presence_penalty, ())
-    if params.temperature <= 0:
-        sampler.greedy()
-        return sampler
-    if params.top_k > 0:
-        sampler.top_k(params.top_k)
-    if params.typical_p < 1:
-        sampler.typical_p(params.typical_p)
-    if params.top_p < 1:
-        sampler.top_p(params.top_p)
-    if params.min_p > 0:
-        sampler.min_p(params.min_p)
-    sampler.temperature(params.temperature)
-    sampler.draw(secrets.randbits(32) if params.seed is None else params.seed)
-    return sampler
+    return bias
+
+
+def _look_back(params: SamplingParams, n_prompt: int) -> int:
+    """How many tokens back a repetition counts; 0 where none does."""
+    if params.repetition_penalty == 1:
+        return 0
+    n_most = n_prompt + params.max_tokens  # whoever looks back reserves memory for as much
+    return n_most if params.repeat_last_n < 0 else min(n_most, params.repeat_last_n)

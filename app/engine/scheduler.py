@@ -2,52 +2,70 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from app.engine.pacing import Pacing
+from app.engine.prefix_cache import Prefix, PrefixCache, Resident
 from app.engine.sequence import Sequence
+
+# A prefix that another sequence is about to have is waited for if it saves as many tokens.
+_LEAST_TO_WAIT_FOR = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The next ``n_tokens`` tokens of a sequence; ``samples`` says that they reach its end."""
+    """The next ``n_tokens`` tokens of a sequence, and a guess at what follows them.
+
+    ``samples`` says that they reach the sequence's end, so that logits are wanted there and behind every
+    token of the guess.
+    """
 
     sequence: Sequence
     n_tokens: int
     samples: bool
+    draft: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """A sequence changes its id in KV memory."""
+class Limits:
+    """What a step may hold.
 
-    source: int
-    target: int
+    Attributes:
+        n_slots: Sequences that run at once.
+        n_cells: Tokens in KV memory, where sequences share it; None where each has cells of its own.
+        prefill_chunk: Prompt tokens of one step while nobody decodes.
+        dense: Whether a pass takes only slots that follow one another, with equally many tokens each.
+        speculate_up_to: The most sequences with which drafts still come nearly free.
+        draft_tokens: The most draft tokens of one step.
+    """
 
-
-@dataclass(slots=True)
-class Plan:
-    """One step: moves in KV memory first, then one batch. The work is in the order of slots."""
-
-    moves: list[Move] = field(default_factory=list)
-    work: list[Work] = field(default_factory=list)
+    n_slots: int
+    n_cells: int | None = None
+    prefill_chunk: int = 512
+    dense: bool = True
+    speculate_up_to: int = 2
+    draft_tokens: int = 16
 
 
 class Scheduler:
-    """First come, first served, into ``n_slots`` sequence ids of KV memory.
+    """Admits sequences into slots and shares out each step.
 
-    Two rules make the batches cheap. A prompt is prefilled in chunks, small ones while other
-    sequences decode, so that their next token does not wait for the whole of it. And the slots in use
-    are kept dense (0, 1, 2, …): in the split KV layout a gap between sequence ids costs a second pass
-    over the weights at every step, moving the last sequence into the gap costs one copy.
+    Least remaining prefill first, and waiting counts as progress: who has waited as long as its prefill
+    takes goes before any that come later. A prompt waits while another sequence computes a prefix that
+    they share, and takes it over then.
+
+    Prompts are prefilled in chunks that running streams can bear (``Pacing``). In the split layout the
+    slots in use are kept dense (0, 1, 2, …): a gap between them costs a second pass over the weights at
+    every step, moving the last sequence into the gap costs one copy.
     """
 
-    def __init__(self, n_slots: int, *, prefill_chunk: int, prefill_chunk_beside_decode: int) -> None:
-        self._slots: list[Sequence | None] = [None] * n_slots
-        self._waiting: deque[Sequence] = deque()
-        self._chunk = prefill_chunk
-        self._chunk_beside_decode = prefill_chunk_beside_decode
+    def __init__(self, limits: Limits, cache: PrefixCache, pacing: Pacing) -> None:
+        self._limits = limits
+        self._cache = cache
+        self._pacing = pacing
+        self._slots: list[Sequence | None] = [None] * limits.n_slots
+        self._waiting: dict[Sequence, tuple[int, Prefix] | None] = {}  # with the last lookup's result
 
     @property
     def running(self) -> list[Sequence]:
@@ -60,53 +78,158 @@ class Scheduler:
         return len(self._waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Take in a sequence; it runs when a slot is free and all before it have one."""
-        self._waiting.append(sequence)
+        """Take in a sequence."""
+        self._waiting[sequence] = None
 
-    def remove(self, sequence: Sequence) -> int | None:
-        """Take out a sequence that is finished or not wanted any more.
+    def remove(self, sequence: Sequence) -> None:
+        """Take out a sequence that is finished or not wanted any more; what it computed stays of use."""
+        if sequence.slot is not None:
+            self._slots[sequence.slot] = None
+            self._cache.leave(sequence)
+        else:
+            self._waiting.pop(sequence, None)
 
-        Returns:
-            The slot that it leaves, whose KV memory is to be freed; None if it had none.
-        """
-        slot, sequence.slot = sequence.slot, None
-        if slot is not None:
-            self._slots[slot] = None
-        elif sequence in self._waiting:
-            self._waiting.remove(sequence)
-        return slot
-
-    def schedule(self) -> Plan:
-        """Plan the next step; an empty one when there is nothing to do."""
+    def schedule(self) -> list[Work]:
+        """Plan the next step, in the order of slots; empty when there is nothing to do."""
         self._admit()
-        return Plan(moves=list(self._close_gaps()), work=list(self._share_out()))
+        self._save_branches()
+        if self._limits.dense:
+            self._close_gaps()
+        return list(self._share_out())
+
+    # --- who runs
 
     def _admit(self) -> None:
-        for slot, holder in enumerate(self._slots):
-            if holder is None and self._waiting:
-                sequence = self._waiting.popleft()
-                self._slots[slot], sequence.slot = sequence, slot
+        free = {slot for slot, holder in enumerate(self._slots) if holder is None}
+        if not free or not self._waiting:
+            return
+        prefilling = [s for s in self.running if not s.is_decoding]
+        room = self._chunk() - sum(s.n_pending for s in prefilling)
+        for sequence in sorted(self._waiting, key=self._urgency):
+            if self._is_expecting(sequence):
+                continue
+            overtakes = all(self._urgency(sequence) < self._urgency(other) for other in prefilling)
+            if not free or not (room > 0 or overtakes) or not self._has_cells(sequence):
+                break
+            slot = self._choose_slot(sequence, free)
+            del self._waiting[sequence]
+            self._cache.occupy(slot, sequence)
+            self._slots[slot] = sequence
+            free.remove(slot)
+            prefilling.append(sequence)
+            room -= sequence.n_pending
 
-    def _close_gaps(self) -> Iterator[Move]:
+    def _urgency(self, sequence: Sequence) -> float:
+        """The time at which it would have its first token if it had run alone: earlier goes first."""
+        n_known = sequence.n_computed
+        if sequence in self._waiting:
+            n_known = self._prefix(sequence).n_tokens
+        n_remaining = len(sequence.tokens) - n_known
+        return sequence.submitted_at + n_remaining * self._pacing.prefill_seconds_per_token
+
+    def _prefix(self, sequence: Sequence) -> Prefix:
+        known = self._waiting[sequence]
+        if known is not None and known[0] == self._cache.version:
+            prefix = known[1]
+            provider = prefix.expected_from
+            if provider is None or provider.n_computed < prefix.n_expected:
+                return prefix
+        prefix = self._cache.lookup(sequence.tokens)
+        self._waiting[sequence] = (self._cache.version, prefix)
+        return prefix
+
+    def _is_expecting(self, sequence: Sequence) -> bool:
+        prefix = self._prefix(sequence)
+        return prefix.n_expected - prefix.n_tokens >= _LEAST_TO_WAIT_FOR
+
+    def _has_cells(self, sequence: Sequence) -> bool:
+        """Reserve what the sequence may come to need, evicting what finished ones left."""
+        n_cells = self._limits.n_cells
+        if n_cells is None:
+            return True
+        n_reserved = sum(s.n_most for s in self.running) + sequence.n_most
+        if n_reserved > n_cells:
+            return False
+        while n_reserved + self._cache.n_idle > n_cells and self._cache.evict_idle():
+            pass
+        return True
+
+    def _choose_slot(self, sequence: Sequence, free: set[int]) -> int:
+        """The slot that holds the longest prefix, else the one that loses least; low ones, to stay dense."""
+        n_soon = len(self.running) + len(self._waiting)
+        low = {slot for slot in free if slot < n_soon} or free
+        held = self._cache.slot_with(sequence.tokens, low)
+        if held is not None:
+            return held
+        return min(low, key=lambda slot: (self._cache.n_idle_tokens(slot), slot))
+
+    def _close_gaps(self) -> None:
         running = self.running
         for gap in range(len(running)):
             if self._slots[gap] is None:
                 last = running.pop()
                 assert last.slot is not None
-                if last.n_computed:
-                    yield Move(last.slot, gap)
-                self._slots[last.slot], self._slots[gap], last.slot = None, last, gap
+                self._slots[last.slot], self._slots[gap] = None, last
+                self._cache.move(last, gap)
+
+    # --- what runs
+
+    def _chunk(self) -> int:
+        n_decoding = sum(s.is_decoding for s in self.running)
+        return self._pacing.chunk(n_decoding, self._limits.prefill_chunk)
 
     def _share_out(self) -> Iterator[Work]:
         running = self.running
-        decoding = any(s.is_decoding for s in running)
-        budget = self._chunk_beside_decode if decoding else self._chunk
+        decoding = [s for s in running if s.is_decoding]
+        grants = dict.fromkeys(decoding, 1)
+        budget = self._chunk()
         # Beside decodes every prompt gets at least one token: without it its slot would be a gap.
-        least = 1 if decoding else 0
-        grants = {id(s): 1 for s in running if s.is_decoding}
-        for prompt in sorted((s for s in running if not s.is_decoding), key=lambda s: s.submitted_at):
-            grants[id(prompt)] = min(prompt.n_pending, max(budget, least))
-            budget -= grants[id(prompt)]
+        least = 1 if decoding and self._limits.dense else 0
+        for sequence in sorted((s for s in running if not s.is_decoding), key=self._urgency):
+            n_tokens = max(budget, least)
+            if sequence.n_pending - n_tokens < n_tokens // 4:
+                n_tokens = sequence.n_pending  # a short rest would cost a pass of its own
+            n_tokens = min(n_tokens, sequence.n_pending, self._to_next_branch(sequence))
+            grants[sequence] = n_tokens
+            budget -= n_tokens
+        drafts = self._drafts(decoding)
         for sequence in running:
-            if n_tokens := grants[id(sequence)]:
-                yield Work(sequence, n_tokens, samples=n_tokens == sequence.n_pending)
+            if n_tokens := grants[sequence]:
+                samples = n_tokens == sequence.n_pending and not sequence.is_context
+                yield Work(sequence, n_tokens, samples, drafts.get(sequence, []))
+
+    def _drafts(self, decoding: list[Sequence]) -> dict[Sequence, list[int]]:
+        """Guesses, where the batch is so small that verifying them costs little."""
+        if not 0 < len(decoding) <= self._limits.speculate_up_to:
+            return {}
+        drafts = {}
+        for sequence in decoding:
+            limit = self._limits.draft_tokens // len(decoding)
+            limit = min(limit, sequence.n_most - len(sequence.tokens) - 1)
+            if sequence.lookup is not None and limit > 0:
+                drafts[sequence] = sequence.lookup.propose(sequence.tokens, limit)
+        if self._limits.dense and len(decoding) > 1:
+            # Sequences with unequal numbers of tokens would take a pass over the weights for each number.
+            shortest = min(len(drafts.get(s, [])) for s in decoding)
+            drafts = {s: draft[:shortest] for s, draft in drafts.items()}
+        return drafts
+
+    # --- memory that cannot be cut back: prefixes are shared where they end
+
+    def _save_branches(self) -> None:
+        """Save the prefixes that are complete now and whose takers found no slot."""
+        if self._cache.kind.can_be_cut:
+            return
+        for sequence in list(self._waiting):
+            source = self._prefix(sequence).source
+            if isinstance(source, Resident) and source.sequence is not None:
+                self._cache.save_prefix(source.sequence)
+
+    def _to_next_branch(self, sequence: Sequence) -> int:
+        """How many tokens there are to where a waiting sequence parts from this one."""
+        if self._cache.kind.can_be_cut:
+            return sequence.n_pending
+        prefixes = [known[1] for known in self._waiting.values() if known]
+        stops = [prefix.n_expected for prefix in prefixes if prefix.expected_from is sequence]
+        ahead = [stop - sequence.n_computed for stop in stops if stop > sequence.n_computed]
+        return min(ahead, default=sequence.n_pending)

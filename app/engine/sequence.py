@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 
 from app.engine.detokenizer import Detokenizer
-from app.engine.llama import Sampler
-from app.engine.sampling import SamplingParams
+from app.engine.prompt_lookup import PromptLookup
+from app.engine.sampling import Sampler, SamplingParams
 
 
 class FinishReason(str, enum.Enum):
@@ -31,8 +31,11 @@ class Sequence:
     params: SamplingParams
     sampler: Sampler
     detokenizer: Detokenizer
+    lookup: PromptLookup | None = None  # None: no speculation
+    is_context: bool = False  # a prefix to be prefilled and kept; nothing is generated
     tokens: list[int] = field(init=False)
     n_computed: int = 0
+    n_cached: int = 0  # prompt tokens that did not have to be computed
     slot: int | None = None  # its sequence id in KV memory, while it runs
     finish_reason: FinishReason | None = None
     submitted_at: float = field(default_factory=time.perf_counter)
@@ -49,6 +52,11 @@ class Sequence:
     def n_pending(self) -> int:
         """How many tokens are not in KV memory yet: 1 while decoding, more during prefill."""
         return len(self.tokens) - self.n_computed
+
+    @property
+    def n_most(self) -> int:
+        """The most tokens that it may come to have."""
+        return len(self.prompt) + self.params.max_tokens
 
     @property
     def is_decoding(self) -> bool:

@@ -58,7 +58,13 @@ class Metrics:
         self._running = gauge("running_requests", "Requests that are being prefilled or decoded.")
         self._waiting = gauge("waiting_requests", "Requests that wait for a free sequence.")
         self._prompt = counter("prompt_tokens", "Prompt tokens that were prefilled.")
+        self._cached = counter("cached_prompt_tokens", "Prompt tokens that came from the prefix cache.")
         self._generated = counter("generated_tokens", "Tokens that were generated.")
+        self._drafted = counter("draft_tokens", "Tokens that were guessed ahead and verified.")
+        self._accepted = counter("accepted_draft_tokens", "Guessed tokens that were right.")
+        self._cache_bytes = gauge("prefix_cache_bytes", "RAM that saved prefixes take.")
+        self._cache_states = gauge("prefix_cache_states", "Prefixes that are saved.")
+        self._evicted = gauge("prefix_cache_evictions", "Prefixes that made room for others so far.")
 
     def on_step(self, report: StepReport) -> None:
         """Take the report of one step of the engine."""
@@ -66,6 +72,12 @@ class Metrics:
             self._token.observe(report.seconds)
         self._generated.inc(report.generated_tokens)
         self._prompt.inc(report.prompt_tokens)
+        self._cached.inc(report.cached_tokens)
+        self._drafted.inc(report.draft_tokens)
+        self._accepted.inc(report.accepted_tokens)
+        self._cache_bytes.set(report.cache.n_bytes)
+        self._cache_states.set(report.cache.n_states)
+        self._evicted.set(report.cache.n_evicted)
         self._running.set(report.running)
         self._waiting.set(report.waiting)
 

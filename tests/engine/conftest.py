@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from app.engine.engine import Engine, StepReport
+from app.engine.engine import Engine, EngineOptions, StepReport
 from app.engine.llama import Model
 from tests.conftest import MODEL
 
@@ -32,6 +32,10 @@ class Reports:
         return sum(r.prompt_tokens for r in self.all)
 
     @property
+    def cached_tokens(self) -> int:
+        return sum(r.cached_tokens for r in self.all)
+
+    @property
     def generated_tokens(self) -> int:
         return sum(r.generated_tokens for r in self.all)
 
@@ -44,7 +48,8 @@ def reports() -> Reports:
 @pytest.fixture
 async def engine(model: Model, reports: Reports) -> AsyncIterator[Engine]:
     """An engine of four sequences of 512 tokens, with room for eight to wait."""
-    engine = Engine(model, n_ctx=2048, max_sequences=4, n_threads=2, max_waiting=8, observer=reports)
+    options = EngineOptions(n_ctx=2048, max_sequences=4, n_threads=2, max_waiting=8)
+    engine = Engine(model, options, reports)
     engine.start()
     yield engine
     await engine.close()

@@ -1,0 +1,68 @@
+"""The tokens of one decode."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Batch:
+    """The tokens of one ``llama_decode``: which token, at which position, of which sequence.
+
+    The arrays are numpy's and are filled by slices: one token costs no Python loop.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.n_tokens = 0
+        self.output_tokens: list[int] = []  # by row of the logits: which token of the batch they follow
+        self._token: NDArray[np.int32] = np.zeros(capacity, np.int32)
+        self._position: NDArray[np.int32] = np.zeros(capacity, np.int32)
+        self._sequence: NDArray[np.int32] = np.zeros(capacity, np.int32)
+        self._wants_logits: NDArray[np.int8] = np.zeros(capacity, np.int8)
+        self._one_each: NDArray[np.int32] = np.ones(capacity, np.int32)
+        # llama_batch.seq_id is an array of pointers, one list of sequence ids a token; each list here
+        # is one element of _sequence.
+        self._sequence_pointers: NDArray[np.uint64] = np.arange(capacity, dtype=np.uint64)
+        self._sequence_pointers *= np.uint64(4)
+        self._sequence_pointers += np.uint64(self._sequence.ctypes.data)
+
+        def pointer(array: NDArray[Any], kind: Any) -> Any:
+            return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
+
+        self.native = lib.llama_batch(
+            n_tokens=0,
+            token=pointer(self._token, lib.llama_token),
+            embd=None,
+            pos=pointer(self._position, lib.llama_pos),
+            n_seq_id=pointer(self._one_each, ctypes.c_int32),
+            seq_id=pointer(self._sequence_pointers, ctypes.POINTER(lib.llama_seq_id)),
+            logits=pointer(self._wants_logits, ctypes.c_int8),
+        )
+
+    def clear(self) -> None:
+        """Empty the batch."""
+        self.n_tokens = 0
+        self.output_tokens.clear()
+
+    def add(self, tokens: Sequence[int], position: int, sequence: int, *, n_outputs: int) -> int:
+        """Append consecutive ``tokens`` of a sequence and ask for the logits after the ``n_outputs`` last.
+
+        Returns:
+            The row of the first of those logits in ``Context.logits``; the others follow.
+        """
+        begin, end = self.n_tokens, self.n_tokens + len(tokens)
+        self._token[begin:end] = tokens
+        self._position[begin:end] = range(position, position + len(tokens))
+        self._sequence[begin:end] = sequence
+        self._wants_logits[begin:end] = 0
+        self._wants_logits[end - n_outputs : end] = 1
+        self.n_tokens = end
+        first_row = len(self.output_tokens)
+        self.output_tokens += range(end - n_outputs, end)
+        return first_row

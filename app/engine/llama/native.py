@@ -1,0 +1,62 @@
+"""What of llama.cpp is there once a process: its logging, its set-up, its functions without a wrapper."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+
+logger = logging.getLogger("tokenstream.llama")
+
+
+class ModelLoadError(Exception):
+    """llama.cpp could not load a model or make a context for it; the message is its own last complaint."""
+
+
+class DecodeError(Exception):
+    """``llama_decode`` failed; ``code`` is its return value (1: no room in KV memory, below 0: fatal)."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"llama_decode returned {code}")
+        self.code = code
+
+
+# llama.cpp's own lines go to debug level; the last complaint is kept for error messages.
+_last_complaint = ""
+
+
+@lib.llama_log_callback  # type: ignore[untyped-decorator]
+def _on_log(level: int, text: bytes, _user_data: object) -> None:
+    global _last_complaint
+    line = text.decode("utf-8", "replace").rstrip("\n")
+    if level in (3, 4) and line:  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR
+        if level == 4:
+            _last_complaint = line
+        logger.debug("%s", line)
+
+
+@functools.cache
+def start_backend() -> None:
+    """Set llama.cpp up, once."""
+    lib.llama_log_set(_on_log, ctypes.c_void_p(0))
+    lib.llama_backend_init()
+
+
+def last_complaint(otherwise: str) -> str:
+    """The last error that llama.cpp logged."""
+    # llama.cpp prefixes its lines with the C function that complains: of no use to the reader.
+    return _last_complaint.partition(": ")[2] or otherwise
+
+
+def native_function(name: str, result: Any, *arguments: Any) -> Any:
+    """A function of ggml that llama_cpp does not wrap.
+
+    It is looked up through libllama, which depends on ggml. To load ggml's libraries by their paths would
+    load them twice: a wheel holds copies where a build has links to one file.
+    """
+    function = getattr(lib._lib, name)
+    function.restype, function.argtypes = result, list(arguments)
+    return function
