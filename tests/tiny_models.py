@@ -1,0 +1,216 @@
+"""Small GGUFs of random weights whose memory is of another kind than the default model's.
+
+Three kinds: sliding windows beside full attention (gemma3), a recurrent state alone (mamba), and a
+recurrent state beside attention (lfm2). Vocabulary and chat template are the default model's.
+Names of keys and tensors: llama.cpp's ``src/models/{gemma3,mamba,lfm2}.cpp`` and ``src/llama-arch.cpp``.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, get_args
+
+import numpy as np
+from gguf import GGUFValueType, GGUFWriter
+from numpy.typing import NDArray
+
+from tests.conftest import MODEL
+
+Kind = Literal["sliding-window", "recurrent", "hybrid"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+TinyModel = Callable[[Kind], Path]
+
+WINDOW = 32  # tokens that a sliding-window layer of the gemma3 looks back on, its own position included
+N_CTX_TRAIN = 4096
+
+_N_EMBD = 64
+_N_HEAD = 2
+_HEAD_DIM = _N_EMBD // _N_HEAD
+_N_FF = 128
+_EPSILON = 1e-6
+
+Array = NDArray[np.float32] | NDArray[np.float16]
+
+
+def write_tiny_model(kind: Kind, path: Path) -> Path:
+    """Write the model of a kind, the same one every time, to ``path``: about 15 MB."""
+    architecture, write = _ARCHITECTURES[kind]
+    writer = GGUFWriter(path, architecture)
+    writer.add_name(f"tiny {kind} model of random weights")
+    writer.add_context_length(N_CTX_TRAIN)
+    writer.add_embedding_length(_N_EMBD)
+    writer.add_layer_norm_rms_eps(_EPSILON)
+    tokenizer = _tokenizer()
+    for key, (value, value_type, element_type) in tokenizer.items():
+        writer.add_key_value(key, value, value_type, element_type)
+    n_vocab = len(tokenizer["tokenizer.ggml.tokens"][0])
+    weights = _Weights(writer)
+    # The embedding is not the output matrix too: then a token's likeliest follower would be itself.
+    # Logits have a standard deviation of 4, so that the two highest of them are seldom close.
+    weights.random("token_embd", (n_vocab, _N_EMBD), gain=1.0, dtype=np.float16)
+    weights.random("output", (n_vocab, _N_EMBD), gain=4.0, dtype=np.float16)
+    write(writer, weights)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+class _Weights:
+    """Adds tensors; random ones keep the scale of what flows through them."""
+
+    def __init__(self, writer: GGUFWriter) -> None:
+        self._writer = writer
+        self._generator = np.random.default_rng(20240229)
+
+    def random(
+        self, name: str, shape: tuple[int, int], *, gain: float = 1.0, dtype: type = np.float32
+    ) -> None:
+        """A matrix of ``shape`` (outputs, inputs)."""
+        values = self._generator.standard_normal(shape, np.float32) * (gain / np.sqrt(shape[1]))
+        self.add(f"{name}.weight", values.astype(dtype))
+
+    def ones(self, name: str, n: int, *, times: float = 1.0) -> None:
+        """The weights of a norm."""
+        self.add(f"{name}.weight", np.full(n, times, np.float32))
+
+    def feed_forward(self, block: str) -> None:
+        self.ones(f"{block}.ffn_norm", _N_EMBD)
+        self.random(f"{block}.ffn_gate", (_N_FF, _N_EMBD))
+        self.random(f"{block}.ffn_up", (_N_FF, _N_EMBD))
+        self.random(f"{block}.ffn_down", (_N_EMBD, _N_FF), gain=2.0)
+
+    def attention(self, block: str) -> None:
+        """One key and value head; sharp attention, so that single tokens of a long prefix matter."""
+        self.random(f"{block}.attn_q", (_N_HEAD * _HEAD_DIM, _N_EMBD))
+        self.random(f"{block}.attn_k", (_HEAD_DIM, _N_EMBD))
+        self.random(f"{block}.attn_v", (_HEAD_DIM, _N_EMBD))
+        self.random(f"{block}.attn_output", (_N_EMBD, _N_HEAD * _HEAD_DIM), gain=2.0)
+        self.ones(f"{block}.attn_q_norm", _HEAD_DIM, times=2.0)
+        self.ones(f"{block}.attn_k_norm", _HEAD_DIM)
+
+    def add(self, name: str, values: Array) -> None:
+        self._writer.add_tensor(name, values)
+
+
+def _gemma3(writer: GGUFWriter, weights: _Weights) -> None:
+    """Of every three layers, two look back on a window and the third on everything."""
+    n_layers = 6
+    writer.add_block_count(n_layers)
+    writer.add_feed_forward_length(_N_FF)
+    writer.add_head_count(_N_HEAD)
+    writer.add_head_count_kv(1)
+    writer.add_key_length(_HEAD_DIM)
+    writer.add_value_length(_HEAD_DIM)
+    writer.add_rope_freq_base(1_000_000.0)
+    writer.add_sliding_window(WINDOW)
+    writer.add_uint32("gemma3.attention.sliding_window_pattern", 3)
+    weights.ones("output_norm", _N_EMBD)
+    for layer in range(n_layers):
+        block = f"blk.{layer}"
+        weights.ones(f"{block}.attn_norm", _N_EMBD)
+        weights.attention(block)
+        weights.ones(f"{block}.post_attention_norm", _N_EMBD)
+        weights.feed_forward(block)
+        weights.ones(f"{block}.post_ffw_norm", _N_EMBD)
+
+
+def _mamba(writer: GGUFWriter, weights: _Weights) -> None:
+    n_layers, d_inner, d_state, d_conv, dt_rank = 4, 2 * _N_EMBD, 16, 4, 8
+    writer.add_block_count(n_layers)
+    writer.add_feed_forward_length(0)
+    writer.add_head_count(0)
+    writer.add_ssm_conv_kernel(d_conv)
+    writer.add_ssm_inner_size(d_inner)
+    writer.add_ssm_state_size(d_state)
+    writer.add_ssm_time_step_rank(dt_rank)
+    weights.ones("output_norm", _N_EMBD)
+    for layer in range(n_layers):
+        block = f"blk.{layer}"
+        weights.ones(f"{block}.attn_norm", _N_EMBD)
+        weights.random(f"{block}.ssm_in", (2 * d_inner, _N_EMBD), gain=2.0)
+        weights.random(f"{block}.ssm_conv1d", (d_inner, d_conv), gain=2.0)
+        weights.add(f"{block}.ssm_conv1d.bias", np.zeros(d_inner, np.float32))
+        weights.random(f"{block}.ssm_x", (dt_rank + 2 * d_state, d_inner))
+        weights.random(f"{block}.ssm_dt", (d_inner, dt_rank), gain=0.1)
+        # The time step is softplus of this: 0.002 to 0.1. A state fades by exp(-step × 1…16) a token,
+        # so that some of them still know the first of hundreds of tokens.
+        weights.add(f"{block}.ssm_dt.bias", np.linspace(-6.2, -2.2, d_inner, dtype=np.float32))
+        fading = np.arange(1, d_state + 1, dtype=np.float32)
+        weights.add(f"{block}.ssm_a", -np.tile(fading, (d_inner, 1)))
+        weights.add(f"{block}.ssm_d", np.ones(d_inner, np.float32))
+        weights.random(f"{block}.ssm_out", (_N_EMBD, d_inner), gain=2.0)
+
+
+def _lfm2(writer: GGUFWriter, weights: _Weights) -> None:
+    """Every second layer is attention, the others are short convolutions whose last inputs are the state."""
+    n_layers, d_conv = 4, 3
+    kv_heads = [layer % 2 for layer in range(n_layers)]  # 0 marks a layer as recurrent
+    writer.add_block_count(n_layers)
+    writer.add_feed_forward_length(_N_FF)
+    writer.add_head_count(_N_HEAD)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_rope_freq_base(1_000_000.0)
+    writer.add_shortconv_l_cache(d_conv)
+    weights.ones("token_embd_norm", _N_EMBD)
+    for layer in range(n_layers):
+        block = f"blk.{layer}"
+        weights.ones(f"{block}.attn_norm", _N_EMBD)
+        if kv_heads[layer]:
+            weights.attention(block)
+        else:
+            weights.random(f"{block}.shortconv.in_proj", (3 * _N_EMBD, _N_EMBD))
+            weights.random(f"{block}.shortconv.conv", (_N_EMBD, d_conv), gain=2.0)
+            weights.random(f"{block}.shortconv.out_proj", (_N_EMBD, _N_EMBD))
+        weights.feed_forward(block)
+
+
+_ARCHITECTURES: dict[Kind, tuple[str, Callable[[GGUFWriter, _Weights], None]]] = {
+    "sliding-window": ("gemma3", _gemma3),
+    "recurrent": ("mamba", _mamba),
+    "hybrid": ("lfm2", _lfm2),
+}
+
+
+# --- the default model's tokenizer: gguf.GGUFReader takes seconds for the 98,000 strings of one
+
+_SCALARS = {
+    GGUFValueType.UINT32: "<I",
+    GGUFValueType.INT32: "<i",
+    GGUFValueType.UINT64: "<Q",
+    GGUFValueType.FLOAT32: "<f",
+    GGUFValueType.BOOL: "<?",
+}
+
+TypedValue = tuple[Any, GGUFValueType, GGUFValueType | None]
+
+
+@functools.cache
+def _tokenizer() -> dict[str, TypedValue]:
+    """Keys under ``tokenizer.`` of the default model: value, type, and for arrays the elements' type."""
+    with MODEL.open("rb") as file:
+        _magic, _version, _n_tensors, n_keys = struct.unpack("<4sIQQ", file.read(24))
+        return {key: value for key, value in _key_values(file, n_keys) if key.startswith("tokenizer.")}
+
+
+def _key_values(file: BinaryIO, n_keys: int) -> Iterator[tuple[str, TypedValue]]:
+    for _ in range(n_keys):
+        key = _value(file, GGUFValueType.STRING)
+        value_type = GGUFValueType(_value(file, GGUFValueType.UINT32))
+        if value_type is GGUFValueType.ARRAY:
+            element_type = GGUFValueType(_value(file, GGUFValueType.UINT32))
+            length = _value(file, GGUFValueType.UINT64)
+            yield key, ([_value(file, element_type) for _ in range(length)], value_type, element_type)
+        else:
+            yield key, (_value(file, value_type), value_type, None)
+
+
+def _value(file: BinaryIO, value_type: GGUFValueType) -> Any:
+    if value_type is GGUFValueType.STRING:
+        return file.read(_value(file, GGUFValueType.UINT64)).decode()
+    format_ = _SCALARS[value_type]
+    return struct.unpack(format_, file.read(struct.calcsize(format_)))[0]
