@@ -86,15 +86,19 @@ class GreedySampler:
             touched.append(np.fromiter(self._answer, np.int64, len(self._answer)))
         ids = touched[0] if len(touched) == 1 else np.concatenate(touched)
         before = logits[ids]
-        self._adjust(logits)
+        self.adjust(logits)
         token = int(logits.argmax())
         logits[ids] = before  # as they came, for whoever reads them next
+        self.accept(token)
+        return token
+
+    def accept(self, token: int) -> None:
+        """Count a token of the answer."""
         self._recent.push(token)
         if self._answer is not None:
             self._answer[token] += 1
-        return token
 
-    def _adjust(self, logits: NDArray[np.float32]) -> None:
+    def adjust(self, logits: NDArray[np.float32]) -> None:
         """Bias, then penalties, as ``llama_sampler_penalties_apply`` has them."""
         if len(self._biased):
             logits[self._biased] += self._bias
