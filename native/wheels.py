@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import shlex
-import sys
 import tempfile
 import time
 import zipfile
@@ -19,14 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plan import CMAKE_INCLUDE, Plan
-from steps import BuildError, run_step
+from steps import BuildError
+from tools import build_tools
 
 _CORE_MINUTES = 6  # of compiling: measured with GCC 12 on a server's cores at about 2 GHz
 _BYTES_PER_JOB = 1 << 30  # what the largest of llama.cpp's files takes to compile, rounded up
-
-# Each would change the build without being part of its key; SOURCE_DATE_EPOCH makes llama.cpp choose other
-# instruction sets.
-_NOT_PASSED_ON = ("CMAKE_ARGS", "SOURCE_DATE_EPOCH", "SKBUILD_")
 
 
 @dataclass(frozen=True)
@@ -109,38 +105,18 @@ class Builder:
             BuildError: A step fails.
             OSError: The log cannot be written.
         """
-        self.log.write_text("")
         jobs = parallel_jobs()
-        with tempfile.TemporaryDirectory(prefix="tokenstream-build-") as scratch:
-            tools = Path(scratch, "tools")
-            pip = [str(tools / "bin" / "python"), "-m", "pip"]
-            environment = self._environment(tools, jobs)
-
-            def step(title: str, *command: str, minutes: int = 0) -> None:
-                run_step(title, command, log=self.log, environment=environment, minutes=minutes)
-
-            step("Preparing a place to build", sys.executable, "-m", "venv", str(tools))
-            build_tools = str(self.requirements / "build.txt")
-            step("Installing the build tools", *pip, "install", "--require-hashes", "-r", build_tools)
-            step(
+        include = f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={CMAKE_INCLUDE}"
+        with build_tools(self.requirements, self.plan.toolchain, self.log) as tools:
+            tools.pip(
                 "Compiling llama.cpp for this CPU",
-                *pip,
                 *("wheel", "--verbose", "--no-build-isolation", "--no-deps", "--no-cache-dir"),
                 *("--no-binary", "llama-cpp-python", "--require-hashes"),
                 *("-r", str(self.requirements / "native.txt"), "--wheel-dir", str(destination)),
                 minutes=math.ceil(_CORE_MINUTES / jobs),
+                CMAKE_ARGS=shlex.join([*self.plan.cmake_args, include]),
+                CMAKE_BUILD_PARALLEL_LEVEL=str(jobs),
             )
-
-    def _environment(self, tools: Path, jobs: int) -> dict[str, str]:
-        passed_on = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_PASSED_ON)}
-        include = f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={CMAKE_INCLUDE}"
-        return {
-            **passed_on,
-            **self.plan.toolchain.environment(),
-            "CMAKE_ARGS": shlex.join([*self.plan.cmake_args, include]),
-            "CMAKE_BUILD_PARALLEL_LEVEL": str(jobs),
-            "PATH": os.pathsep.join([str(tools / "bin"), os.environ.get("PATH", os.defpath)]),
-        }
 
 
 def parallel_jobs(environment: Mapping[str, str] = os.environ) -> int:
