@@ -50,9 +50,10 @@ lint: install $(VENV)/.dev
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-## make bench        the streaming load of bench/, with a table (takes minutes; run nothing else)
-bench: install
-	@$(BIN)/python -m bench
+## make bench        this server beside llama-server, built from the same sources; run nothing else meanwhile.
+##                   The first time it compiles for a quarter of an hour. BENCH='--help' lists what to vary
+bench: install $(VENV)/.bench
+	@$(BIN)/python -m bench $(BENCH)
 
 ## make image        the container image, with docker or another BUILDER=podman
 BUILDER ?= docker
@@ -77,6 +78,10 @@ $(VENV)/.packages: requirements/runtime.txt requirements/model.txt | $(VENV)/.ve
 
 $(VENV)/.native: requirements/native.txt requirements/build.txt $(wildcard native/*.* native/probes/*) | $(VENV)/.packages
 	@$(BIN)/python native/build.py install --venv $(VENV)
+	@touch $@
+
+$(VENV)/.bench: requirements/bench.txt | $(VENV)/.packages
+	@$(PIP_INSTALL) -r requirements/bench.txt
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt | $(VENV)/.venv

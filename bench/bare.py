@@ -1,55 +1,62 @@
-"""What the library gives without a server: a loop of llama_decode and a sampler, nothing else."""
+"""What the library gives without a server: a loop of ``llama_decode`` and a greedy sampler, nothing else.
+
+python -m bench.bare MODEL THREADS     tokens per second of one sequence and of eight, as JSON
+"""
 
 from __future__ import annotations
 
+import json
 import random
+import sys
 import time
 from pathlib import Path
 
-from app.engine.llama import Batch, Context, Model, Sampler
+from app.engine.llama import Batch, Context, KVOptions, Model
+from app.engine.sampling import SamplingParams, make_sampler
+
+N_PROMPT = 135  # tokens
+_N_BATCH = 512
+# Which is the fastest depends on the model and the build; the server chooses too.
+_KV = [
+    KVOptions(layout=layout, flash_attention=flash)
+    for layout in ("split", "shared")
+    for flash in (True, False)
+]
 
 
-class BareLoop:
-    """Decodes ``n_sequences`` at once over the same library, model, threads and KV layout as the server."""
+def decode_rate(model: Model, n_sequences: int, n_threads: int, n_tokens: int, kv: KVOptions) -> float:
+    """Tokens per second over ``n_tokens`` steps of ``n_sequences``, behind random prompts."""
+    context = Context(
+        model, n_ctx=2048 * n_sequences, n_sequences=n_sequences, n_batch=_N_BATCH, n_threads=n_threads, kv=kv
+    )
+    batch = Batch(_N_BATCH)
+    sampler = make_sampler(SamplingParams(temperature=0, ignore_eos=True), model.vocab, ())
+    last = []
+    for sequence in range(n_sequences):
+        batch.clear()
+        prompt = [random.randrange(1000, model.vocab.n_tokens) for _ in range(N_PROMPT)]
+        row = batch.add(prompt, 0, sequence, n_outputs=1)
+        context.decode(batch)
+        last.append(sampler.sample(context, row))
+    started = time.perf_counter()
+    for position in range(N_PROMPT, N_PROMPT + n_tokens):
+        batch.clear()
+        rows = [batch.add([token], position, sequence, n_outputs=1) for sequence, token in enumerate(last)]
+        context.decode(batch)
+        last = [sampler.sample(context, row) for row in rows]
+    seconds = time.perf_counter() - started
+    sampler.close()
+    context.close()
+    return n_tokens * n_sequences / seconds
 
-    def __init__(
-        self, model_path: Path, n_sequences: int, n_threads: int, n_ctx_sequence: int = 2048
-    ) -> None:
-        self._model = Model(model_path)
-        self._context = Context(
-            self._model,
-            n_ctx=n_ctx_sequence * n_sequences,
-            n_sequences=n_sequences,
-            n_batch=520,
-            n_threads=n_threads,
-        )
-        self._batch = Batch(520)
-        self._n_sequences = n_sequences
 
-    def decode_rate(self, n_prompt: int, n_tokens: int) -> float:
-        """Tokens per second over ``n_tokens`` steps behind random prompts of ``n_prompt`` tokens."""
-        sampler = Sampler(self._model.vocab)
-        sampler.greedy()
-        last = []
-        for sequence in range(self._n_sequences):
-            self._context.clear_sequence(sequence)
-            prompt = [random.randrange(1000, self._model.vocab.n_tokens) for _ in range(n_prompt)]
-            self._batch.clear()
-            index = self._batch.add(prompt, 0, sequence, logits=True)
-            self._context.decode(self._batch)
-            last.append(sampler.sample(self._context, index))
-        started = time.perf_counter()
-        for position in range(n_prompt, n_prompt + n_tokens):
-            self._batch.clear()
-            for sequence, token in enumerate(last):
-                self._batch.add([token], position, sequence, logits=True)
-            self._context.decode(self._batch)
-            last = [sampler.sample(self._context, index) for index in range(self._n_sequences)]
-        seconds = time.perf_counter() - started
-        sampler.close()
-        return n_tokens * self._n_sequences / seconds
+def main(model_path: Path, n_threads: int) -> None:
+    """Print the better figure of all layouts of KV memory and ways to compute attention."""
+    model = Model(model_path)
+    rates = {f"rate_of_{n}": max(decode_rate(model, n, n_threads, 64, kv) for kv in _KV) for n in (1, 8)}
+    model.close()
+    print(json.dumps(rates))
 
-    def close(self) -> None:
-        """Free the context and the model."""
-        self._context.close()
-        self._model.close()
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

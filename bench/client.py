@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from dataclasses import dataclass, field
@@ -11,15 +12,33 @@ from urllib.parse import urlsplit
 
 import httptools
 
+_LONGEST_ANSWER = 900.0  # seconds
+
+
+class BenchError(Exception):
+    """The measurement cannot be made, or would not be a fair one; the message says why."""
+
 
 @dataclass
 class Timing:
-    """One request: when it was sent, when each piece of text came, and the server's own figures."""
+    """One request: when it was sent, what came when, and what a `Server` reads from that.
 
-    sent_at: float
+    Attributes:
+        sent_at: Of ``time.perf_counter``, as all times here.
+        received: The body as it came.
+        pieces_at: When each piece of text came; a piece may hold several tokens.
+        text: The answer.
+        prompt_tokens: By the server's own count, as ``generated_tokens``; both 0 while it streams.
+        answered: Set when the first of the body came.
+    """
+
+    sent_at: float = 0.0
+    received: list[tuple[float, bytes]] = field(default_factory=list)
     pieces_at: list[float] = field(default_factory=list)
+    text: str = ""
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def ttft(self) -> float:
@@ -29,58 +48,63 @@ class Timing:
     @property
     def gaps(self) -> list[float]:
         """Seconds between pieces of text: the inter-token latency as the client sees it."""
-        return [b - a for a, b in zip(self.pieces_at, self.pieces_at[1:], strict=False)]
+        return [b - a for a, b in itertools.pairwise(self.pieces_at)]
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens per second after the first piece."""
+        return (self.generated_tokens - 1) / (self.pieces_at[-1] - self.pieces_at[0])
 
 
 class _Stream(asyncio.Protocol):
     """Receives one answer; httptools calls the ``on_`` methods."""
 
-    def __init__(self, request: bytes, timing: Timing) -> None:
-        self._request = request
+    def __init__(self, timing: Timing) -> None:
         self._timing = timing
         self._parser = httptools.HttpResponseParser(self)
-        self._body = bytearray()
-        self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._timing.sent_at = time.perf_counter()
-        transport.write(self._request)
+        self.done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
 
     def on_body(self, body: bytes) -> None:
-        self._timing.pieces_at.append(time.perf_counter())
-        self._body += body
+        self._timing.received.append((time.perf_counter(), body))
+        self._timing.answered.set()
 
     def on_message_complete(self) -> None:
         if not self.done.done():
-            self.done.set_result(bytes(self._body))
+            self.done.set_result(self._parser.get_status_code())
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.done.done():
-            self.done.set_exception(ConnectionError(f"the stream ended early: {error}"))
+            self.done.set_exception(BenchError(f"the stream ended early: {error}"))
 
 
-async def ask(url: str, fields: dict[str, Any]) -> Timing:
-    """Send one request to ``/token_stream`` and read its stream to the end."""
+async def exchange(url: str, path: str, fields: dict[str, Any], timing: Timing) -> None:
+    """Post ``fields`` as JSON and receive the answer into ``timing``; when cancelled, hang up.
+
+    Raises:
+        BenchError: The status is not 200, or the answer is not whole.
+    """
     parts = urlsplit(url)
-    body = json.dumps({**fields, "details": True}).encode()
+    assert parts.hostname
+    assert parts.port
+    body = json.dumps(fields).encode()
     head = (
-        f"POST /token_stream HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    timing = Timing(0.0)
-    loop = asyncio.get_running_loop()
-    _, stream = await loop.create_connection(
-        lambda: _Stream(head.encode() + body, timing), parts.hostname, parts.port
+    transport, stream = await asyncio.get_running_loop().create_connection(
+        lambda: _Stream(timing), parts.hostname, parts.port
     )
-    text, _, figures = (await stream.done).decode().rpartition("\x1e")
-    if not text:
-        raise RuntimeError(f"the server answered: {figures}")
-    reported = json.loads(figures)
-    timing.prompt_tokens = reported["prompt_tokens"]
-    timing.generated_tokens = reported["generated_tokens"]
-    timing.pieces_at.pop()  # the last piece is the line of figures
-    return timing
+    timing.sent_at = time.perf_counter()
+    transport.write(head.encode() + body)
+    try:
+        status = await asyncio.wait_for(stream.done, _LONGEST_ANSWER)
+    except asyncio.TimeoutError:
+        raise BenchError(f"{url}{path} has not answered in {_LONGEST_ANSWER:.0f} s") from None
+    finally:
+        transport.close()
+    if status != 200:
+        answer = b"".join(body for _, body in timing.received).decode("utf-8", "replace")
+        raise BenchError(f"{url}{path} answers {status}: {answer}")

@@ -1,0 +1,177 @@
+"""What the figures should be: one row for each goal, ours beside what it is held against."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from bench.load import Figures
+
+# The variants, by the names under which results are kept.
+OURS = "tokenstream"
+NO_SPECULATION = "tokenstream-nospec"
+PEER = "llama-server"
+PEER_FLASH_OFF = "llama-server-nofa"
+PIP_PEER = "llama-server-pip"
+BARE = "bare"
+
+# The figures of all workloads, by workload and variant: medians over the rounds.
+Results = Mapping[str, Mapping[str, Figures]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One goal and what was measured.
+
+    Attributes:
+        goal: Load and figure, in words.
+        ours: The figure.
+        theirs: What it is held against.
+        beside: Whose that is.
+        compared: Their ratio, or what else counts.
+        unit: Of that.
+        wanted: The bound of that.
+        at_least: Whether it is a lower bound.
+    """
+
+    goal: str
+    ours: float
+    theirs: float
+    beside: str
+    compared: float
+    wanted: float
+    at_least: bool = True
+    unit: str = "×"
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the goal is reached."""
+        return self.compared >= self.wanted if self.at_least else self.compared <= self.wanted
+
+    def __str__(self) -> str:
+        """A row of Markdown."""
+        cells = [
+            self.goal,
+            _figure(self.ours),
+            f"{_figure(self.theirs)} ({self.beside})",
+            f"{self.compared:.2f} {self.unit}",
+            f"{'≥' if self.at_least else '≤'} {self.wanted:g} {self.unit}",
+            "yes" if self.is_reached else "no",
+        ]
+        return f"| {' | '.join(cells)} |"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def to_peer(
+    goal: str, workload: str, figure: str, wanted: float, *, at_least: bool = True
+) -> Callable[[Results], Row]:
+    """The goal of a ratio to llama-server's better figure."""
+
+    def row(results: Results) -> Row:
+        ours = results[workload][OURS][figure]
+        peers = [results[workload][name][figure] for name in (PEER, PEER_FLASH_OFF)]
+        best = max(peers) if at_least else min(peers)
+        return Row(goal, ours, best, "llama-server", ours / best, wanted, at_least)
+
+    return row
+
+
+def _copy(results: Results) -> Row:
+    ours, without = (results["copy"][name]["decode_rate"] for name in (OURS, NO_SPECULATION))
+    return Row("copy, 1 at once: decode tokens/s", ours, without, "speculation off", ours / without, 1.8)
+
+
+# What counts in every workload: by it speculation must not cost anything elsewhere.
+_SPEED = {
+    **dict.fromkeys((f"unique-{n}" for n in (1, 4, 8, 16)), "tokens_per_second"),
+    "shared": "warm_tokens_per_second",
+    "contexts": "tokens_per_second",
+    "long": "all_tokens_per_second",
+    "chat": "tokens_per_second",
+    "several": "tokens_per_second",
+}
+
+
+def _speculation_elsewhere(results: Results) -> Row:
+    pairs = [
+        (variants[OURS][_SPEED[workload]], variants[NO_SPECULATION][_SPEED[workload]], workload)
+        for workload, variants in results.items()
+        if workload in _SPEED
+    ]
+    if not pairs:
+        raise KeyError(NO_SPECULATION)
+    ours, without, workload = min(pairs, key=lambda pair: pair[0] / pair[1])
+    goal = f"where speculation helps least ({workload}): tokens/s"
+    return Row(goal, ours, without, "speculation off", ours / without, 0.97)
+
+
+def _bare(results: Results) -> Row:
+    ours, bare = (results["decode"][name]["rate_of_8"] for name in (OURS, BARE))
+    return Row("decode of 8, streamed: tokens/s", ours, bare, "bare loop", ours / bare, 0.9)
+
+
+def _memory(results: Results) -> Row:
+    ours = results["memory"][OURS]["after_mb"]
+    peer = min(results["memory"][name]["after_mb"] for name in (PEER, PEER_FLASH_OFF))
+    return Row("resident memory: MB", ours, peer, "llama-server", ours - peer, 80, at_least=False, unit="MB")
+
+
+def _restart(results: Results) -> Row:
+    figures = results["restart"][OURS]
+    restarted, warm = figures["restarted_ttft"], figures["warm_ttft"]
+    goal = "first request after a restart: TTFT in ms"
+    return Row(goal, restarted, warm, "warm", restarted / warm, 1.5, at_least=False)
+
+
+def _idle(results: Results) -> Row:
+    ours, peer = (100 * results["idle"][name]["core_share"] for name in (OURS, PEER))
+    return Row("idle: percent of one core", ours, peer, "llama-server", ours, 1, at_least=False, unit="%")
+
+
+GOALS: tuple[Callable[[Results], Row], ...] = (
+    to_peer("burst on a new prefix: tokens/s", "shared", "cold_tokens_per_second", 2.2),
+    to_peer("burst on a new prefix: TTFT p99 in ms", "shared", "cold_ttft_p99", 0.25, at_least=False),
+    to_peer("the same prefix, warm: tokens/s", "shared", "warm_tokens_per_second", 1.2),
+    to_peer("six contexts, fresh start: tokens/s", "contexts", "tokens_per_second", 2.5),
+    to_peer("six contexts, fresh start: TTFT p99 in ms", "contexts", "ttft_p99", 0.2, at_least=False),
+    to_peer("distinct prompts, 1 at once: tokens/s", "unique-1", "tokens_per_second", 1.0),
+    to_peer("distinct prompts, 8 at once: tokens/s", "unique-8", "tokens_per_second", 1.0),
+    to_peer("distinct prompts, 16 at once: tokens/s", "unique-16", "tokens_per_second", 1.0),
+    to_peer("long prompts among 6 streams: inter-token p99 in ms", "long", "gap_p99", 0.1, at_least=False),
+    to_peer("long prompts: prompt + generated tokens/s", "long", "all_tokens_per_second", 0.95),
+    _copy,
+    _speculation_elsewhere,
+    to_peer("chat: TTFT p50 of turns 2 to 5 in ms", "chat", "later_ttft_p50", 0.7, at_least=False),
+    to_peer("one prompt, 8 answers: tokens/s", "several", "tokens_per_second", 2.0),
+    _bare,
+    _memory,
+    _restart,
+    _idle,
+)
+
+
+def rows(results: Results) -> Iterator[Row]:
+    """The rows of all goals whose workloads and variants were run."""
+    for goal in GOALS:
+        with contextlib.suppress(KeyError):
+            yield goal(results)
+
+
+def table(results: Results) -> str:
+    """All rows in Markdown."""
+    head = "| goal | ours | theirs | ratio | wanted | reached |\n| --- | --- | --- | --- | --- | --- |"
+    return "\n".join([head, *map(str, rows(results))])
+
+
+def figures_table(results: Results) -> str:
+    """Every figure of every variant, in Markdown."""
+    lines = ["| workload | server | figures |", "| --- | --- | --- |"]
+    for workload, variants in results.items():
+        for variant, figures in variants.items():
+            listed = ", ".join(f"{name} {figure:.4g}" for name, figure in figures.items())
+            lines.append(f"| {workload} | {variant} | {listed} |")
+    return "\n".join(lines)

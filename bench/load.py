@@ -1,0 +1,80 @@
+"""Requests in parallel, and the figures of what came back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TypeVar
+
+from bench.client import Timing
+from bench.prompts import Question
+from bench.servers import Server
+
+Figures = dict[str, float]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What came of a number of requests, and how long all of them took together."""
+
+    timings: list[Timing]
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Generated tokens by wall time, prefill included."""
+        return sum(t.generated_tokens for t in self.timings) / self.seconds
+
+    def figures(self) -> Figures:
+        """Tokens per second; time to the first token and between pieces of text, in milliseconds."""
+        ttft = [1e3 * t.ttft for t in self.timings]
+        gaps = [1e3 * gap for t in self.timings for gap in t.gaps]
+        return {
+            "tokens_per_second": self.tokens_per_second,
+            "ttft_p50": percentile(ttft, 0.5),
+            "ttft_p99": percentile(ttft, 0.99),
+            "gap_p50": percentile(gaps, 0.5),
+            "gap_p99": percentile(gaps, 0.99),
+        }
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest of the values that at least ``share`` of them do not exceed (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
+
+
+async def parallel(
+    items: Iterable[T], concurrency: int, send: Callable[[T], Awaitable[Timing]]
+) -> list[Timing]:
+    """Send every item, ``concurrency`` at once: the next goes out when one is answered."""
+    waiting = iter(items)
+
+    async def client() -> list[Timing]:
+        return [await send(item) for item in waiting]
+
+    answers = await asyncio.gather(*(client() for _ in range(concurrency)))
+    return [timing for of_client in answers for timing in of_client]
+
+
+async def run_load(server: Server, questions: Sequence[Question], concurrency: int, n_tokens: int) -> Load:
+    """Ask all questions, ``concurrency`` at once."""
+    started = time.perf_counter()
+    timings = await parallel(questions, concurrency, lambda question: server.ask(question, n_tokens))
+    return Load(timings, time.perf_counter() - started)
+
+
+def wave_rate(wave: Sequence[Timing]) -> float:
+    """Tokens per second while all of a wave decode: from the last first piece to the first last one."""
+    start, end = max(t.pieces_at[0] for t in wave), min(t.pieces_at[-1] for t in wave)
+    shares = ((sum(start < at <= end for at in t.pieces_at) / len(t.pieces_at), t) for t in wave)
+    return sum(share * t.generated_tokens for share, t in shares) / (end - start)
+
+
+def medians(rounds: Sequence[Figures]) -> Figures:
+    """Figure by figure the median over the rounds."""
+    return {name: median(figures[name] for figures in rounds) for name in rounds[0]}

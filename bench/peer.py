@@ -1,0 +1,160 @@
+"""llama-server and its sisters, built once from the llama.cpp sources inside the library that is installed.
+
+    python -m bench.peer                 build both peers, or say where they are
+
+``same`` has the flags, the compilers and the forced headers of the installed library: the same kernels under
+another server. ``pip`` is what ``pip install llama-cpp-python`` compiles, AMX left out, because with it the
+common compilers' builds crash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.settings import ROOT
+from bench.native import (
+    BUILD_ERRORS,
+    CACHE,
+    CMAKE_INCLUDE,
+    BuildError,
+    BuildTools,
+    Toolchain,
+    build_tools,
+    cpu,
+    find_toolchain,
+    make_plan,
+    parallel_jobs,
+    probe,
+)
+
+REQUIREMENTS = ROOT / "requirements"
+MANIFEST = ROOT / ".venv" / "native-build.json"
+PEER_INCLUDE = ROOT / "bench" / "peer.cmake"
+PROGRAMS = ("llama-server", "llama-bench", "llama-batched-bench")
+
+_CORE_MINUTES = 14  # of compiling: measured with GCC 12 on a server's cores at about 2 GHz
+
+# The three programs without page, downloads, tests and examples, to run from whatever folder they lie in.
+_PROGRAMS_ONLY = (
+    *("-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON"),
+    *("-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN"),
+    *("-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_APP=OFF"),
+    *("-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_OPENSSL=OFF"),
+)
+# Flags of the compiler go before llama.cpp's -march=native, but what they name stays off.
+_PIP_WITHOUT_AMX = (
+    *("-DGGML_CCACHE=OFF", "-DCMAKE_C_FLAGS=-mno-amx-tile -mno-amx-int8"),
+    "-DCMAKE_CXX_FLAGS=-mno-amx-tile -mno-amx-int8",
+)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One build of llama.cpp's programs: ``folder`` has them and their libraries, ``flags`` are CMake's."""
+
+    name: str
+    folder: Path
+    flags: tuple[str, ...]
+
+    @property
+    def server(self) -> Path:
+        """The program llama-server."""
+        return self.folder / "llama-server"
+
+
+def same_peer() -> Peer:
+    """The peer with the flags of the installed library; builds it where the cache has none (some 8 minutes).
+
+    Raises:
+        BuildError: The library is not there, would be built otherwise today, or the build fails.
+        NoCompilerError: There is no compiler.
+    """
+    try:
+        manifest = json.loads(MANIFEST.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BuildError(f"{MANIFEST} is not there; run: make install") from None
+    flags = tuple(manifest["flags"])
+    includes = (CMAKE_INCLUDE, PEER_INCLUDE)
+    folder = _folder(manifest["version"], [manifest["key"], *_PROGRAMS_ONLY, PEER_INCLUDE.read_text()])
+
+    def toolchain() -> Toolchain:
+        found = find_toolchain()
+        if make_plan(REQUIREMENTS / "native.txt", found, probe(found)).key != manifest["key"]:
+            raise BuildError("the installed library is not what would be built now; run: make rebuild")
+        return found
+
+    return _obtain(Peer("same", folder, flags), toolchain, includes)
+
+
+def pip_peer() -> Peer:
+    """The peer as pip's defaults build the library, AMX left out; builds it where the cache has none.
+
+    Raises:
+        BuildError: The build fails.
+        NoCompilerError: There is no compiler.
+    """
+    toolchain = find_toolchain()
+    source = (REQUIREMENTS / "native.txt").read_text()
+    version = source.partition("==")[2].split()[0]
+    compilers = [toolchain.c.version, toolchain.cxx.version]
+    folder = _folder(version, [source, *_PIP_WITHOUT_AMX, *_PROGRAMS_ONLY, *compilers, cpu.identity()])
+    return _obtain(Peer("pip", folder, _PIP_WITHOUT_AMX), lambda: toolchain, ())
+
+
+def _folder(version: str, contents: list[str]) -> Path:
+    """The place of one build in the cache, by everything that goes into it."""
+    digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+    return CACHE / "peers" / f"{version}-{digest[:16]}"
+
+
+def _obtain(peer: Peer, toolchain: Callable[[], Toolchain], includes: tuple[Path, ...]) -> Peer:
+    if peer.server.exists():
+        return peer
+    peer.folder.parent.mkdir(parents=True, exist_ok=True)
+    log = peer.folder.parent / f"{peer.folder.name}.log"
+    # Beside its final place, so that it gets there in one rename: whole or not at all.
+    with (
+        tempfile.TemporaryDirectory(prefix=".building-", dir=peer.folder.parent) as unfinished,
+        build_tools(REQUIREMENTS, toolchain(), log) as tools,
+    ):
+        _build(tools, Path(unfinished), [*peer.flags, *_PROGRAMS_ONLY], includes)
+        (Path(unfinished) / "bin").replace(peer.folder)
+    return peer
+
+
+def _build(tools: BuildTools, folder: Path, flags: list[str], includes: tuple[Path, ...]) -> None:
+    """Compile into ``folder``/bin."""
+    tools.pip(
+        "Fetching llama.cpp's sources",
+        *("download", "--no-build-isolation", "--no-deps", "--no-binary", "llama-cpp-python"),
+        *("--require-hashes", "-r", str(REQUIREMENTS / "native.txt"), "--dest", str(tools.scratch)),
+    )
+    (archive,) = tools.scratch.glob("*.tar.gz")
+    with tarfile.open(archive) as sources:
+        sources.extractall(tools.scratch, filter="data")
+    (llama_cpp,) = tools.scratch.glob("*/vendor/llama.cpp")
+    if includes:
+        flags = [*flags, f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={';'.join(map(str, includes))}"]
+    tools.run("Configuring", "cmake", "-G", "Ninja", "-S", str(llama_cpp), "-B", str(folder), *flags)
+    jobs = parallel_jobs()
+    tools.run(
+        "Compiling llama.cpp's programs",
+        *("cmake", "--build", str(folder), "--parallel", str(jobs), "--target", *PROGRAMS),
+        minutes=math.ceil(_CORE_MINUTES / jobs),
+    )
+
+
+if __name__ == "__main__":
+    try:
+        for obtained in (same_peer(), pip_peer()):
+            print(f"{obtained.name:5} {obtained.server}")
+    except BUILD_ERRORS as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,138 @@
+"""A model of a size that users run, for its speed alone: the shape of Llama-3.2-1B, random weights, Q4_K_M.
+
+The tokenizer and the chat template are another model's, so that both read the same prompts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import llama_cpp.llama_cpp as lib
+import numpy as np
+from numpy.typing import NDArray
+
+from app.engine.llama import start_backend
+from bench.client import BenchError
+from bench.native import CACHE
+
+# Attention of random weights looks everywhere alike, and then every token but the last is forgotten and
+# answers run in circles. Queries larger by this factor make it choose.
+_SHARPNESS = 4.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama's shape. Source of the defaults: Llama-3.2-1B's config.json."""
+
+    n_layers: int = 16
+    width: int = 2048
+    n_heads: int = 32
+    n_kv_heads: int = 8
+    feed_forward: int = 8192
+    rope_base: float = 500_000.0
+    n_ctx: int = 131_072
+
+    def matrices(self, n_vocab: int) -> Iterator[tuple[str, int, int]]:
+        """Name, rows and columns of every matrix; the embedding is the output's too."""
+        kv_width = self.width * self.n_kv_heads // self.n_heads
+        yield "token_embd.weight", n_vocab, self.width
+        for layer in range(self.n_layers):
+            yield f"blk.{layer}.attn_q.weight", self.width, self.width
+            yield f"blk.{layer}.attn_k.weight", kv_width, self.width
+            yield f"blk.{layer}.attn_v.weight", kv_width, self.width
+            yield f"blk.{layer}.attn_output.weight", self.width, self.width
+            yield f"blk.{layer}.ffn_gate.weight", self.feed_forward, self.width
+            yield f"blk.{layer}.ffn_up.weight", self.feed_forward, self.width
+            yield f"blk.{layer}.ffn_down.weight", self.width, self.feed_forward
+
+    def norms(self) -> Iterator[str]:
+        """The name of every vector of ``width``."""
+        yield "output_norm.weight"
+        for layer in range(self.n_layers):
+            yield f"blk.{layer}.attn_norm.weight"
+            yield f"blk.{layer}.ffn_norm.weight"
+
+
+def random_model(tokenizer_of: Path) -> Path:
+    """The model in the cache; writes it where it is not there (a few minutes, 3 GB of disk meanwhile).
+
+    Raises:
+        BenchError: llama.cpp cannot quantize it.
+    """
+    contents = f"{Shape()} {_SHARPNESS} {tokenizer_of.name} {tokenizer_of.stat().st_size}"
+    key = hashlib.sha256(contents.encode()).hexdigest()[:16]
+    path = CACHE / "models" / f"random-1b-{key}.Q4_K_M.gguf"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        print("Writing a random model of 1B parameters, usually about 3 min", file=sys.stderr, flush=True)
+        write(path, Shape(), tokenizer_of)
+    return path
+
+
+def write(path: Path, shape: Shape, source: Path) -> None:
+    """Write a model of ``shape`` with the tokenizer of ``source`` to ``path``: whole, or not at all.
+
+    Raises:
+        BenchError: llama.cpp cannot quantize it.
+    """
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
+        unquantized, finished = Path(folder, "f16.gguf"), Path(folder, path.name)
+        _write_f16(unquantized, shape, gguf.GGUFReader(source))
+        _quantize(unquantized, finished)
+        finished.replace(path)
+
+
+def _write_f16(path: Path, shape: Shape, source: gguf.GGUFReader) -> None:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("random")
+    writer.add_block_count(shape.n_layers)
+    writer.add_context_length(shape.n_ctx)
+    writer.add_embedding_length(shape.width)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.n_heads)
+    writer.add_head_count_kv(shape.n_kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(shape.rope_base)
+    writer.add_rope_dimension_count(shape.width // shape.n_heads)
+    for key, field in source.fields.items():
+        if key.startswith("tokenizer."):
+            sub_type = field.types[1] if len(field.types) > 1 else None
+            writer.add_key_value(key, field.contents(), field.types[0], sub_type)
+    matrices = list(shape.matrices(len(source.fields["tokenizer.ggml.tokens"].data)))
+    for name, rows, columns in matrices:
+        writer.add_tensor_info(name, (rows, columns), np.dtype(np.float16), rows * columns * 2)
+    norms = list(shape.norms())
+    for name in norms:
+        writer.add_tensor_info(name, (shape.width,), np.dtype(np.float32), shape.width * 4)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    generator = np.random.default_rng(0)
+    for name, rows, columns in matrices:
+        writer.write_tensor_data(_weights(generator, name, rows, columns))
+    for _ in norms:
+        writer.write_tensor_data(np.ones(shape.width, np.float32))
+    writer.close()
+
+
+def _weights(generator: np.random.Generator, name: str, rows: int, columns: int) -> NDArray[np.float16]:
+    """Normal weights of variance 1 / columns: what comes out of a matrix is as large as what goes in."""
+    weights = generator.standard_normal((rows, columns), np.float32)
+    weights *= columns**-0.5 * (_SHARPNESS if "attn_q" in name else 1)
+    return weights.astype(np.float16)
+
+
+def _quantize(source: Path, target: Path) -> None:
+    start_backend()
+    params = lib.llama_model_quantize_default_params()
+    params.ftype = lib.LLAMA_FTYPE_MOSTLY_Q4_K_M
+    code = lib.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
+    if code:
+        raise BenchError(f"{source} cannot be quantized: llama_model_quantize returned {code}")

@@ -1,0 +1,146 @@
+"""Which workload runs on which servers, and the rounds in which they take turns."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from bench import workloads
+from bench.client import BenchError
+from bench.goals import BARE, NO_SPECULATION, OURS, PEER, PEER_FLASH_OFF, PIP_PEER
+from bench.load import Figures, medians
+from bench.peer import Peer
+from bench.prompts import PLAIN, Prompts, Texts
+from bench.servers import LlamaServer, Server, Setup, Tokenstream
+from bench.workloads import Scale
+
+_ALL = (OURS, NO_SPECULATION, PEER, PEER_FLASH_OFF)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A load, the variants that it is run on, and what they are started with."""
+
+    run: Callable[[Server, Texts, Scale], Coroutine[Any, Any, Figures]]
+    variants: tuple[str, ...] = _ALL
+    has_topics: bool = False
+    keep_prefixes: bool = True
+
+
+WORKLOADS = {
+    "unique-1": Workload(workloads.unique(1)),
+    "unique-4": Workload(workloads.unique(4)),
+    "unique-8": Workload(workloads.unique(8), (*_ALL, PIP_PEER)),
+    "unique-16": Workload(workloads.unique(16)),
+    "shared": Workload(workloads.shared, (*_ALL, PIP_PEER)),
+    "contexts": Workload(workloads.contexts, has_topics=True),
+    "long": Workload(workloads.long),
+    "copy": Workload(workloads.copy),
+    "chat": Workload(workloads.chat),
+    "several": Workload(workloads.several),
+    "decode": Workload(workloads.decode, (OURS, BARE)),
+    "memory": Workload(workloads.memory, (OURS, PEER, PEER_FLASH_OFF), keep_prefixes=False),
+    "restart": Workload(workloads.restart, (OURS,), has_topics=True),
+    "idle": Workload(workloads.idle, (OURS, PEER)),
+}
+
+
+@dataclass
+class Suite:
+    """One run of workloads on a model.
+
+    Attributes:
+        model: The GGUF.
+        n_threads: Threads that compute, in every server.
+        scale: How much of each load.
+        peers: llama-server by the name of its build.
+        rounds: What was measured: by workload and variant the figures of each round.
+        failures: What could not be measured, in words.
+    """
+
+    model: Path
+    n_threads: int
+    scale: Scale
+    peers: Mapping[str, Peer]
+    rounds: dict[str, dict[str, list[Figures]]] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def run(self, names: Iterable[str], variants: Iterable[str], n_rounds: int) -> None:
+        """Run the workloads on those of the variants that they are meant for, round by round."""
+        wanted = set(variants)
+        prompts = Prompts(self.model)
+        try:
+            for number in range(n_rounds):
+                for name in names:
+                    order = [variant for variant in WORKLOADS[name].variants if variant in wanted]
+                    turn = number % len(order) if order else 0
+                    for variant in (*order[turn:], *order[:turn]):
+                        self._measure(name, variant, number, prompts)
+        finally:
+            prompts.close()
+
+    def _measure(self, name: str, variant: str, number: int, prompts: Prompts) -> None:
+        title = f"round {number + 1}: {name}, {variant}"
+        print(title, file=sys.stderr, flush=True)
+        try:
+            if variant == BARE:
+                figures = self._bare()
+            else:
+                figures = self._served(WORKLOADS[name], variant, Texts(prompts, f"{name} {number}"), prompts)
+        except BenchError as error:
+            print(f"  failed: {error}", file=sys.stderr, flush=True)
+            self.failures.append(f"{title}: {error}")
+            return
+        self.rounds.setdefault(name, {}).setdefault(variant, []).append(figures)
+
+    def _bare(self) -> Figures:
+        command = [sys.executable, "-m", "bench.bare", str(self.model), str(self.n_threads)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise BenchError(f"the bare loop fails:\n{result.stderr[-2000:]}")
+        figures: Figures = json.loads(result.stdout)
+        return figures
+
+    def _served(self, workload: Workload, variant: str, texts: Texts, prompts: Prompts) -> Figures:
+        """Start a server, run the workload on it and end it."""
+        with tempfile.TemporaryDirectory(prefix="tokenstream-bench-") as scratch:
+            setup = Setup(
+                model=self.model,
+                prompts=prompts,
+                contexts=workloads.topics(prompts) if workload.has_topics else (PLAIN,),
+                scratch=Path(scratch),
+                n_threads=self.n_threads,
+                keep_prefixes=workload.keep_prefixes,
+            )
+            server = self._server(variant, setup)
+            server.start()
+            try:
+                figures = uvloop.run(workload.run(server, texts, self.scale))
+                server.check()
+            finally:
+                server.stop()
+            return figures
+
+    def _server(self, variant: str, setup: Setup) -> Server:
+        if variant == OURS:
+            return Tokenstream(setup)
+        if variant == NO_SPECULATION:
+            return Tokenstream(setup, SPECULATION="off")
+        peer = self.peers["pip" if variant == PIP_PEER else "same"]
+        return LlamaServer(setup, peer.server, *(("-fa", "off") if variant == PEER_FLASH_OFF else ()))
+
+    @property
+    def results(self) -> dict[str, dict[str, Figures]]:
+        """By workload and variant the medians over the rounds."""
+        return {
+            workload: {variant: medians(rounds) for variant, rounds in variants.items()}
+            for workload, variants in self.rounds.items()
+        }

@@ -1,0 +1,216 @@
+"""The loads that the servers are compared under. Each runs on a server that was just started."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import itertools
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from app.chat_template import Message
+from bench.client import BenchError, Timing
+from bench.load import Figures, parallel, percentile, run_load, wave_rate
+from bench.prompts import PLAIN, Context, Prompts, Question, Texts
+from bench.servers import Server
+
+_PROMPT = 135  # tokens of an ordinary prompt
+_PREFIX = 700  # tokens of a long prefix, such as a context
+_QUESTION = 12  # tokens of a short question behind it
+_ANSWER = 48  # tokens
+_AT_ONCE = 8
+_IDLE = 20.0  # seconds
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of a load is run: ``share`` of its requests, yet enough for every client to be busy."""
+
+    share: float
+
+    def n(self, requests: int, at_least: int) -> int:
+        """The number of requests."""
+        return max(at_least, round(requests * self.share))
+
+
+def topics(prompts: Prompts) -> tuple[Context, ...]:
+    """A short context, and six long ones."""
+    return (PLAIN, *(Context(f"topic{i}", Texts(prompts, f"topic{i}").text(_PREFIX)) for i in range(6)))
+
+
+def unique(at_once: int) -> Callable[[Server, Texts, Scale], Coroutine[Any, Any, Figures]]:
+    """The workload of prompts that have nothing in common, ``at_once`` clients."""
+
+    async def run(server: Server, texts: Texts, scale: Scale) -> Figures:
+        n = scale.n({1: 8, 4: 16}.get(at_once, 4 * at_once), at_once)
+        questions = [texts.question(_PROMPT) for _ in range(n)]
+        return (await run_load(server, questions, at_once, _ANSWER)).figures()
+
+    return run
+
+
+async def shared(server: Server, texts: Texts, scale: Scale) -> Figures:
+    """A burst over one new prefix, and the same prefix once more."""
+    prefix = texts.text(_PREFIX)
+
+    def questions(n: int) -> list[Question]:
+        return [Question.of(f"{prefix}\n\n{texts.text(_QUESTION)}") for _ in range(n)]
+
+    cold = await run_load(server, questions(scale.n(16, 8)), _AT_ONCE, _ANSWER)
+    warm = await run_load(server, questions(scale.n(32, 8)), _AT_ONCE, _ANSWER)
+    figures = {f"cold_{name}": figure for name, figure in cold.figures().items()}
+    return figures | {f"warm_{name}": figure for name, figure in warm.figures().items()}
+
+
+async def contexts(server: Server, texts: Texts, scale: Scale) -> Figures:
+    """Questions over six contexts in turn, from the moment that the server says it is ready."""
+    long_ones = server.setup.contexts[1:]
+    order = [context for _ in range(6) for context in texts.shuffled(long_ones)]
+    questions = [Question.of(texts.text(_QUESTION), context) for context in order[: scale.n(32, 8)]]
+    load = await run_load(server, questions, _AT_ONCE, _ANSWER)
+    return {**load.figures(), "ready_after": 1e3 * server.process.ready_after}
+
+
+async def long(server: Server, texts: Texts, scale: Scale) -> Figures:
+    """Prompts of 900 tokens arrive one after another while six answers stream."""
+    streams = [Timing() for _ in range(6)]
+    questions = [texts.question(_PROMPT) for _ in streams]
+    long_ones = [texts.question(900) for _ in range(scale.n(12, 2))]
+    tasks = [
+        asyncio.create_task(server.ask(question, 1800, timing))
+        for question, timing in zip(questions, streams, strict=True)
+    ]
+    all_answered = asyncio.ensure_future(asyncio.gather(*(timing.answered.wait() for timing in streams)))
+    first_done: set[asyncio.Future[Any]] = {all_answered, *tasks}
+    await asyncio.wait(first_done, return_when=asyncio.FIRST_COMPLETED)
+    _check_streaming(tasks)
+    started = time.perf_counter()
+    timings = [await server.ask(question, 16) for question in long_ones]
+    ended = time.perf_counter()
+    _check_streaming(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    tokens = sum(t.prompt_tokens + t.generated_tokens for t in timings)
+    gaps: list[float] = []
+    for timing in streams:
+        server.read(timing)
+        n_during = sum(started < at <= ended for at in timing.pieces_at)
+        # A stream that was cut has no figures: its tokens are counted in its text.
+        tokens += round(server.setup.prompts.n_tokens(timing.text) * n_during / len(timing.pieces_at))
+        gaps += [1e3 * (b - a) for a, b in itertools.pairwise(timing.pieces_at) if started < b <= ended]
+    return {
+        "gap_p50": percentile(gaps, 0.5),
+        "gap_p99": percentile(gaps, 0.99),
+        "all_tokens_per_second": tokens / (ended - started),
+        "long_ttft_p50": 1e3 * median(t.ttft for t in timings),
+    }
+
+
+def _check_streaming(tasks: list[asyncio.Task[Timing]]) -> None:
+    for task in tasks:
+        if task.done():
+            raise BenchError(
+                f"a stream ended before the long prompts did: {task.exception() or task.result()}"
+            )
+
+
+async def copy(server: Server, texts: Texts, scale: Scale) -> Figures:
+    """Answers that repeat the question, one at a time."""
+    timings, repeated = [], []
+    for _ in range(scale.n(6, 2)):
+        text = texts.text(96)
+        timing = await server.ask(_please_repeat(text, texts), 96)
+        timings.append(timing)
+        repeated.append(difflib.SequenceMatcher(None, text, timing.text, autojunk=False).ratio())
+    return {
+        "decode_rate": median(timing.decode_rate for timing in timings),
+        "repeated": median(repeated),
+    }
+
+
+def _please_repeat(text: str, texts: Texts) -> Question:
+    """A question that small models understand too: two examples go before it."""
+    turns: list[Message] = []
+    for example in (texts.text(16), texts.text(24)):
+        turns += [Message("user", f"Repeat: {example}"), Message("assistant", example)]
+    return Question((*turns, Message("user", f"Repeat: {text}")))
+
+
+async def chat(server: Server, texts: Texts, scale: Scale) -> Figures:
+    """Conversations in turn, each question extending what was said, the server's own answers included."""
+    said: list[tuple[Message, ...]] = [() for _ in range(scale.n(24, 8))]
+
+    async def turn(number: int) -> Timing:
+        question = Question((*said[number], Message("user", texts.text(40))))
+        timing = await server.ask(question, _ANSWER)
+        said[number] = (*question.messages, Message("assistant", timing.text))
+        return timing
+
+    started = time.perf_counter()
+    turns = [await parallel(range(len(said)), 4, turn) for _ in range(5)]
+    seconds = time.perf_counter() - started
+    later = [1e3 * timing.ttft for of_turn in turns[1:] for timing in of_turn]
+    return {
+        "tokens_per_second": sum(t.generated_tokens for of_turn in turns for t in of_turn) / seconds,
+        "first_ttft_p50": 1e3 * median(t.ttft for t in turns[0]),
+        "later_ttft_p50": percentile(later, 0.5),
+        "later_ttft_p99": percentile(later, 0.99),
+    }
+
+
+async def several(server: Server, texts: Texts, _scale: Scale) -> Figures:
+    """Eight answers to one prompt."""
+    question = texts.question(_PREFIX)
+    return (await run_load(server, [question] * _AT_ONCE, _AT_ONCE, _ANSWER)).figures()
+
+
+async def decode(server: Server, texts: Texts, scale: Scale) -> Figures:
+    """Decoding alone, of one sequence and of eight: what the bare loop does without a server."""
+    figures = {}
+    for at_once in (1, _AT_ONCE):
+        rates = []
+        for _ in range(scale.n(4, 1)):
+            wave = [texts.question(_PROMPT) for _ in range(at_once)]
+            rates.append(wave_rate((await run_load(server, wave, at_once, 64)).timings))
+        figures[f"rate_of_{at_once}"] = median(rates)
+    return figures
+
+
+async def memory(server: Server, texts: Texts, scale: Scale) -> Figures:
+    """Resident memory when every slot has been used for a long request."""
+    questions = [texts.question(900) for _ in range(scale.n(16, 8))]
+    started_with = server.process.resident_bytes
+    await run_load(server, questions, _AT_ONCE, 64)
+    return {"start_mb": started_with / 1e6, "after_mb": server.process.resident_bytes / 1e6}
+
+
+async def idle(server: Server, texts: Texts, _scale: Scale) -> Figures:
+    """The share of one core that a server takes that was busy and has nothing to do."""
+    await run_load(server, [texts.question(_PROMPT) for _ in range(_AT_ONCE)], _AT_ONCE, _ANSWER)
+    await asyncio.sleep(2)
+    before = server.process.cpu_seconds
+    await asyncio.sleep(_IDLE)
+    return {"core_share": (server.process.cpu_seconds - before) / _IDLE}
+
+
+async def restart(server: Server, texts: Texts, _scale: Scale) -> Figures:
+    """The first request on a context after a restart, beside those on a warm one."""
+    context = server.setup.contexts[1]
+
+    async def ttft() -> float:
+        return 1e3 * (await server.ask(Question.of(texts.text(_QUESTION), context), _ANSWER)).ttft
+
+    warm = [await ttft() for _ in range(6)][1:]
+    cold_start = 1e3 * server.process.ready_after
+    server.stop()
+    server.start()
+    return {
+        "warm_ttft": median(warm),
+        "restarted_ttft": await ttft(),
+        "first_ready_after": cold_start,
+        "ready_after": 1e3 * server.process.ready_after,
+    }

@@ -1,0 +1,100 @@
+"""From figures to rows: what is compared with what, in which direction."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from bench.goals import BARE, GOALS, NO_SPECULATION, OURS, PEER, PEER_FLASH_OFF, Results, rows, table
+from bench.load import Figures
+
+LOAD = {"tokens_per_second": 100.0, "ttft_p99": 50.0}
+RESULTS: dict[str, dict[str, Figures]] = {
+    **{
+        f"unique-{n}": {name: dict(LOAD) for name in (OURS, NO_SPECULATION, PEER, PEER_FLASH_OFF)}
+        for n in (1, 4, 8, 16)
+    },
+    **{
+        workload: {name: dict(figures) for name in (OURS, NO_SPECULATION, PEER, PEER_FLASH_OFF)}
+        for workload, figures in {
+            "shared": {
+                "cold_tokens_per_second": 60.0,
+                "cold_ttft_p99": 900.0,
+                "warm_tokens_per_second": 90.0,
+            },
+            "contexts": LOAD,
+            "long": {"gap_p99": 100.0, "all_tokens_per_second": 1000.0},
+            "copy": {"decode_rate": 170.0},
+            "chat": {"later_ttft_p50": 80.0, "tokens_per_second": 100.0},
+            "several": LOAD,
+        }.items()
+    },
+    "decode": {OURS: {"rate_of_8": 400.0}, BARE: {"rate_of_8": 400.0}},
+    "memory": {name: {"after_mb": 900.0} for name in (OURS, PEER, PEER_FLASH_OFF)},
+    "restart": {OURS: {"restarted_ttft": 30.0, "warm_ttft": 20.0}},
+    "idle": {OURS: {"core_share": 0.004}, PEER: {"core_share": 0.0}},
+}
+
+
+def results(*changes: tuple[str, str, str, float]) -> Results:
+    changed = copy.deepcopy(RESULTS)
+    for workload, variant, figure, value in changes:
+        changed[workload][variant][figure] = value
+    return changed
+
+
+def row_of(goal: str, figures: Results):  # type: ignore[no-untyped-def]
+    (row,) = (row for row in rows(figures) if row.goal.startswith(goal))
+    return row
+
+
+def test_complete_results_have_a_row_for_every_goal() -> None:
+    assert len(list(rows(RESULTS))) == len(GOALS)
+    assert len(table(RESULTS).splitlines()) == len(GOALS) + 2
+
+
+def test_what_was_not_run_has_no_row() -> None:
+    assert [row.goal for row in rows({"restart": RESULTS["restart"]})] == [
+        "first request after a restart: TTFT in ms"
+    ]
+    without_a_variant = results()
+    del without_a_variant["shared"][PEER]  # type: ignore[attr-defined]
+    assert not any("burst" in row.goal for row in rows(without_a_variant))
+
+
+def test_a_speed_is_compared_with_the_peers_higher_one() -> None:
+    figures = results(
+        ("contexts", OURS, "tokens_per_second", 300.0),
+        ("contexts", PEER_FLASH_OFF, "tokens_per_second", 120.0),
+    )
+    row = row_of("six contexts, fresh start: tokens/s", figures)
+    assert (row.ours, row.theirs, row.compared) == (300.0, 120.0, 2.5)
+    assert row.is_reached
+
+
+def test_a_latency_is_compared_with_the_peers_lower_one() -> None:
+    figures = results(("long", OURS, "gap_p99", 9.0), ("long", PEER, "gap_p99", 80.0))
+    row = row_of("long prompts among", figures)
+    assert (row.ours, row.theirs, row.compared) == (9.0, 80.0, pytest.approx(0.1125))
+    assert not row.is_reached
+
+
+def test_speculation_may_cost_nothing_anywhere() -> None:
+    row = row_of("where speculation", results(("chat", OURS, "tokens_per_second", 90.0)))
+    assert "(chat)" in row.goal
+    assert row.compared == pytest.approx(0.9)
+    assert not row.is_reached
+
+
+def test_memory_is_a_difference() -> None:
+    figures = results(("memory", OURS, "after_mb", 990.0), ("memory", PEER_FLASH_OFF, "after_mb", 920.0))
+    row = row_of("resident", figures)
+    assert row.compared == 90.0
+    assert not row.is_reached
+    assert str(row) == "| resident memory: MB | 990 | 900 (llama-server) | 90.00 MB | ≤ 80 MB | no |"
+
+
+@pytest.mark.parametrize(("share", "is_reached"), [(0.01, True), (0.011, False)])
+def test_idle_is_a_share_of_a_core(share: float, is_reached: bool) -> None:
+    assert row_of("idle", results(("idle", OURS, "core_share", share))).is_reached is is_reached
