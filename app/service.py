@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -16,8 +18,9 @@ from app.contexts import Context, ContextsError
 from app.engine import preflight
 from app.engine.answer import Answer, EngineError, QueueFull, RequestTooLong
 from app.engine.engine import Engine, EngineOptions
+from app.engine.kv_choice import choose_kv
 from app.engine.llama import KVOptions, Model
-from app.engine.memory_plan import make_plan
+from app.engine.memory_plan import MemoryPlan, make_plan
 from app.engine.prefix_tree import n_shared_tokens
 from app.engine.sampling import SamplingParams
 from app.engine.sequence import FinishReason
@@ -169,38 +172,13 @@ class Service:
             ModelError: The tokenizer's vocabulary is not the model's.
         """
         settings = self.settings
-        n_threads = settings.model_threads or physical_cores()
-        kv = KVOptions(
-            "shared" if settings.kv_layout == "shared" else "split",
-            None if settings.flash_attention == "auto" else settings.flash_attention == "on",
-            settings.kv_type,
-        )
-        plan = await asyncio.to_thread(
-            make_plan,
-            path,
-            n_ctx=settings.n_ctx,
-            max_sequences=settings.max_sequences,
-            prefix_mb=settings.prefix_cache_mb,
-            kv=kv,
-            gpu_layers=settings.model_gpu_layers,
-            n_threads=n_threads,
-        )
+        plan = await asyncio.to_thread(_memory_plan, settings, path)
         logger.info("%s", plan)
         model = await asyncio.to_thread(
             Model, path, gpu_layers=settings.model_gpu_layers, main_gpu=settings.main_gpu
         )
         self._tokenizer = await asyncio.to_thread(_make_tokenizer, model, tokenizer_repo)
-        options = EngineOptions(
-            n_ctx=plan.n_ctx,
-            max_sequences=plan.max_sequences,
-            n_threads=n_threads,
-            max_waiting=settings.max_waiting,
-            kv=kv,
-            prefix_bytes=plan.prefix_budget,
-            itl_budget=settings.itl_budget_ms and settings.itl_budget_ms / 1000,
-            speculation=settings.speculation == "on",
-            states=_state_files(settings, path, kv),
-        )
+        options = await asyncio.to_thread(_engine_options, settings, plan, model)
         engine = await asyncio.to_thread(Engine, model, options, self.metrics)
         engine.start()
         self._model = model
@@ -330,6 +308,51 @@ def _common_prefix(context: Context, tokenizer: PromptTokenizer) -> list[int]:
     # Questions that begin with nothing in common: a letter, a digit, a bracket.
     prompts = [tokenizer.tokens(_in_context(context, [Message("user", q)])) for q in ("Why", "7", "(b)")]
     return prompts[0][: min(n_shared_tokens(prompts[0], other) for other in prompts[1:])]
+
+
+def _memory_plan(settings: Settings, path: Path) -> MemoryPlan:
+    return make_plan(
+        path,
+        n_ctx=settings.n_ctx,
+        max_sequences=settings.max_sequences,
+        prefix_mb=settings.prefix_cache_mb,
+        kv=_kv_as_set(settings),
+        gpu_layers=settings.model_gpu_layers,
+        n_threads=settings.model_threads or physical_cores(),
+    )
+
+
+def _kv_as_set(settings: Settings) -> KVOptions:
+    flash = None if settings.flash_attention == "auto" else settings.flash_attention == "on"
+    return KVOptions("shared" if settings.kv_layout == "shared" else "split", flash, settings.kv_type)
+
+
+def _engine_options(settings: Settings, plan: MemoryPlan, model: Model) -> EngineOptions:
+    n_threads = settings.model_threads or physical_cores()
+    kv, reason = _kv_as_set(settings), "as set, or llama.cpp's choice, with a GPU"
+    if settings.model_gpu_layers == 0:
+        facts = [preflight.identity(model.path), n_threads, plan.max_sequences, kv.type]
+        name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        kv, reason = choose_kv(
+            model,
+            kv,
+            layout=None if settings.kv_layout == "auto" else kv.layout,
+            n_sequences=plan.max_sequences,
+            n_threads=n_threads,
+            remember=preflight.cache_folder() / "kv_choice" / f"{name}.json",
+        )
+    logger.info("KV memory: %s", reason)
+    return EngineOptions(
+        n_ctx=plan.n_ctx,
+        max_sequences=plan.max_sequences,
+        n_threads=n_threads,
+        max_waiting=settings.max_waiting,
+        kv=kv,
+        prefix_bytes=plan.prefix_budget,
+        itl_budget=settings.itl_budget_ms and settings.itl_budget_ms / 1000,
+        speculation=settings.speculation == "on",
+        states=_state_files(settings, model.path, kv),
+    )
 
 
 def _state_files(settings: Settings, path: Path, kv: KVOptions) -> StateFiles:

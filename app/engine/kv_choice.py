@@ -1,0 +1,194 @@
+"""Layout of KV memory and kind of attention, chosen by measurement on this machine with this model.
+
+None is best everywhere: with AMX a split memory and flash attention win by a factor of two, on the same CPU
+without it a shared memory and no flash attention.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+from app.engine.llama import Batch, Context, KVOptions, Model, ModelLoadError
+
+logger = logging.getLogger("tokenstream.kv_choice")
+
+Layout = Literal["split", "shared"]
+
+_N_PREFIX = 256  # tokens that all sequences begin with
+_N_STEPS = 5  # decodes, of which the median counts
+# What is weighed: a request that brings so many tokens of its own, and is answered in so many steps.
+_OWN_TOKENS, _ANSWER_STEPS = 100, 48
+# Timings vary by some percent from start to start, and so should not the choice.
+_LEAST_GAIN = 1.08
+_LONGEST = 20.0  # seconds; of a model that takes longer the weights dominate, and the choice matters little
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One way to keep and attend to KV memory, in seconds.
+
+    Attributes:
+        layout: See KVOptions.
+        flash_attention: See KVOptions.
+        prefill: One token of a prompt.
+        decode: A step of all sequences, on average over a common prefix and prefixes of their own.
+        n_sequences: How many sequences that are.
+    """
+
+    layout: Layout
+    flash_attention: bool
+    prefill: float
+    decode: float
+    n_sequences: int
+
+    @property
+    def request(self) -> float:
+        """Seconds of all threads' time that a typical request takes."""
+        return _OWN_TOKENS * self.prefill + _ANSWER_STEPS * self.decode / self.n_sequences
+
+    def __str__(self) -> str:
+        attention = "flash attention" if self.flash_attention else "plain attention"
+        rates = f"prefill {1 / self.prefill:.0f}, decode {self.n_sequences / self.decode:.0f} tokens/s"
+        return f"{self.layout} with {attention} ({rates})"
+
+
+def choose_kv(
+    model: Model,
+    wanted: KVOptions,
+    *,
+    layout: Layout | None,
+    n_sequences: int,
+    n_threads: int,
+    remember: Path | None,
+) -> tuple[KVOptions, str]:
+    """Choose what is left open.
+
+    Args:
+        model: The model.
+        wanted: Its number format is taken over; a flash_attention of None is chosen here.
+        layout: None to choose it.
+        n_sequences: How many sequences are decoded at once.
+        n_threads: Threads that compute.
+        remember: A file for the measurements, from which they are read the next time.
+
+    Returns:
+        The choice, and its reason in words.
+    """
+    # llama.cpp attends to quantized values in one fused pass only.
+    plain_type = wanted.type in ("f32", "f16", "bf16")
+    layouts: list[Layout] = ["split", "shared"] if layout is None else [layout]
+    flash = [True, False] if plain_type else [True]
+    if wanted.flash_attention is not None:
+        flash = [wanted.flash_attention]
+    candidates = [KVOptions(one, fused, wanted.type) for fused in flash for one in layouts]
+    if len(candidates) == 1:
+        return candidates[0], "as set"
+    measured = _remembered(remember, candidates)
+    if measured is None:
+        measured = _measure_all(model, candidates, min(n_sequences, 8), n_threads)
+        if measured and remember is not None:
+            _remember(remember, measured)
+    if not measured:
+        return candidates[0], "not measured: that would take too long with this model"
+    return _best(measured, wanted.type)
+
+
+def _best(measured: list[Measurement], kv_type: str) -> tuple[KVOptions, str]:
+    usual, fastest = measured[0], min(measured, key=lambda m: m.request)
+    chosen = fastest if fastest.request * _LEAST_GAIN < usual.request else usual
+    others = ", ".join(str(m) for m in measured if m is not chosen)
+    return KVOptions(chosen.layout, chosen.flash_attention, kv_type), f"measured: {chosen}; {others}"
+
+
+def _measure_all(
+    model: Model, candidates: list[KVOptions], n_sequences: int, n_threads: int
+) -> list[Measurement]:
+    """Measure every candidate, the usual one first; none if that would take too long."""
+    measured: list[Measurement] = []
+    for kv in candidates:
+        started = time.perf_counter()
+        try:
+            measured.append(_measure(model, kv, n_sequences, n_threads))
+        except ModelLoadError as error:  # not every architecture can have every kind of attention
+            logger.info("KV memory %s cannot be had: %s", kv, error)
+            continue
+        if (time.perf_counter() - started) * len(candidates) > _LONGEST:
+            return []
+    return measured
+
+
+def _measure(model: Model, kv: KVOptions, n_sequences: int, n_threads: int) -> Measurement:
+    n_batch = _N_PREFIX + n_sequences
+    context = Context(
+        model,
+        n_ctx=2 * _N_PREFIX * n_sequences,
+        n_sequences=n_sequences,
+        n_batch=n_batch,
+        n_threads=n_threads,
+        kv=kv,
+    )
+    try:
+        batch = Batch(n_batch)
+        rng = random.Random(1)
+        prompt = [rng.randrange(model.vocab.n_tokens) for _ in range(_N_PREFIX)]
+        _decode_seconds(context, batch, [(prompt[:32], 0, 0)])  # the first decode also sets things up
+        context.clear_sequence(0)
+        prefill = _decode_seconds(context, batch, [(prompt, 0, 0)]) / _N_PREFIX
+        state = context.save_sequence(0)
+        decodes = []
+        for common in (True, False) if kv.layout == "shared" else (False,):
+            for sequence in range(n_sequences):
+                context.clear_sequence(sequence)
+            for sequence in range(n_sequences):
+                if common and sequence:
+                    context.share_prefix(0, sequence, _N_PREFIX)
+                else:
+                    context.restore_sequence(sequence, state)
+            steps = range(_N_PREFIX, _N_PREFIX + _N_STEPS)
+            rows = [[([prompt[0]], n, sequence) for sequence in range(n_sequences)] for n in steps]
+            decodes.append(median(_decode_seconds(context, batch, row) for row in rows))
+        decode = sum(decodes) / len(decodes)
+        return Measurement(kv.layout, bool(kv.flash_attention), prefill, decode, n_sequences)
+    finally:
+        context.close()
+
+
+def _decode_seconds(context: Context, batch: Batch, parts: list[tuple[list[int], int, int]]) -> float:
+    batch.clear()
+    for tokens, position, sequence in parts:
+        batch.add(tokens, position, sequence, n_outputs=1)
+    started = time.perf_counter()
+    context.decode(batch)
+    return time.perf_counter() - started
+
+
+def _remembered(path: Path | None, candidates: list[KVOptions]) -> list[Measurement] | None:
+    if path is None:
+        return None
+    try:
+        measured = [Measurement(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        logger.info("%s cannot be used and is measured anew: %s", path, error)
+        return None
+    wanted = {(kv.layout, kv.flash_attention) for kv in candidates}
+    measured = [m for m in measured if (m.layout, m.flash_attention) in wanted]
+    return measured or None
+
+
+def _remember(path: Path, measured: list[Measurement]) -> None:
+    unfinished = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps([asdict(m) for m in measured], indent=1), encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        logger.info("the measurements of KV memory cannot be kept in %s: %s", path, error.strerror)

@@ -1,0 +1,63 @@
+"""Chunk sizes from step times."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.engine.pacing import LEAST_CHUNK, Pacing
+
+
+def measured(itl_budget: float | None = None, *, decode: float = 0.02, token: float = 0.001) -> Pacing:
+    pacing = Pacing(itl_budget)
+    for _ in range(20):
+        pacing.observe(decode, 8, 0)
+        pacing.observe(decode + 100 * token, 8, 100)
+    return pacing
+
+
+def test_with_nobody_streaming_chunks_are_full() -> None:
+    assert measured().chunk(0, 512) == 512
+
+
+def test_a_chunk_fills_the_budget_and_no_more() -> None:
+    assert measured(0.1).chunk(8, 512) == 80
+    assert measured(0.2).chunk(8, 512) == 176
+    assert measured(9.0).chunk(8, 512) == 512
+
+
+def test_the_default_budget_is_four_steps_and_at_least_60_ms() -> None:
+    assert measured(decode=0.05).chunk(8, 512) == 144  # 200 ms, 50 of them for the decodes
+    assert measured(decode=0.01).chunk(8, 512) == 48  # 60 ms
+
+
+def test_prompts_go_on_however_tight_the_budget() -> None:
+    assert measured(0.001).chunk(8, 512) == LEAST_CHUNK
+
+
+def test_it_follows_a_machine_that_becomes_slower() -> None:
+    pacing = measured(0.1)
+    for _ in range(30):
+        pacing.observe(0.02 + 80 * 0.002, 8, 80)
+    assert pacing.chunk(8, 512) == LEAST_CHUNK + 0
+    assert pacing.prefill_seconds_per_token == pytest.approx(0.002, rel=0.05)
+
+
+def test_numbers_of_streams_not_seen_yet_take_the_nearest() -> None:
+    pacing = Pacing()
+    assert pacing.decode_seconds(4) == 0
+    pacing.observe(0.01, 1, 0)
+    pacing.observe(0.04, 8, 0)
+    assert (pacing.decode_seconds(2), pacing.decode_seconds(7)) == (0.01, 0.04)
+
+
+def test_prefill_alone_counts_whole() -> None:
+    pacing = Pacing()
+    pacing.observe(0.5, 0, 500)
+    assert pacing.prefill_seconds_per_token == pytest.approx(0.001)
+
+
+def test_tiny_chunks_say_nothing_about_the_time_of_a_token() -> None:
+    pacing = measured()
+    for _ in range(50):
+        pacing.observe(0.03, 8, 1)
+    assert pacing.prefill_seconds_per_token == pytest.approx(0.001)
