@@ -184,7 +184,7 @@ class Service:
         self._model = model
         if engine.n_ctx_sequence > model.n_ctx_train > 0:
             logger.warning(
-                "a request may have %d tokens (N_CTX / MAX_SEQUENCES), but the model was trained for %d: "
+                "a request may have %d tokens (N_CTX sets it), but the model was trained for %d: "
                 "long ones may be answered badly",
                 engine.n_ctx_sequence,
                 model.n_ctx_train,
@@ -211,11 +211,11 @@ class Service:
                 n_tokens += len(prefix)
                 n_computed += await engine.warm(prefix)
         logger.info(
-            "%d contexts of %d tokens are warm: %d prefilled, the others read from disk, in %.1f s",
+            "%d contexts of %d tokens are warm after %.1f s: %d prefilled, the others were known",
             len(names),
             n_tokens,
-            n_computed,
             time.perf_counter() - started,
+            n_computed,
         )
 
     async def close(self) -> None:
@@ -270,7 +270,7 @@ class Service:
         if room < 1:
             raise BadRequest(
                 f"the request has {n_prompt} tokens with its context; the limit is {engine.n_ctx_sequence}, "
-                "answer included (N_CTX / MAX_SEQUENCES)",
+                "answer included (N_CTX sets it)",
                 field="query",
             )
         for token in overrides.get("logit_bias", {}):
@@ -351,13 +351,15 @@ def _engine_options(settings: Settings, plan: MemoryPlan, model: Model) -> Engin
         prefix_bytes=plan.prefix_budget,
         itl_budget=settings.itl_budget_ms and settings.itl_budget_ms / 1000,
         speculation=settings.speculation == "on",
-        states=_state_files(settings, model.path, kv),
+        states=_state_files(settings, model.path, kv, plan.max_sequences),
     )
 
 
-def _state_files(settings: Settings, path: Path, kv: KVOptions) -> StateFiles:
+def _state_files(settings: Settings, path: Path, kv: KVOptions, n_sequences: int) -> StateFiles:
     folder = settings.cache_dir or preflight.cache_folder() / "contexts"
-    key = {"model and library": preflight.identity(path), "kv": f"{kv.layout} {kv.type}"}
+    # Of all this llama.cpp itself checks a part only, and takes what it does not check.
+    kv_key = f"{kv.layout} {kv.type} flash_attention={kv.flash_attention} n_sequences={n_sequences}"
+    key = {"model and library": preflight.identity(path), "kv": kv_key}
     return StateFiles(folder, key, max_bytes=2_000_000_000)
 
 

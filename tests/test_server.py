@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import threading
@@ -72,6 +73,34 @@ def test_an_address_in_use_is_told(start_server: Start) -> None:
         f"error: PROMETHEUS_HTTP_ADDRESS={address}: cannot be served there: Address already in use" in output
     )
     assert "Traceback" not in output
+
+
+def test_contexts_are_prefilled_once_and_read_after_a_restart(start_server: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "contexts"
+    for n_prefilled in (r"[1-9]\d+", "0"):
+        running = start_server(CACHE_DIR=str(folder), LOG_LEVEL="info").wait_until()
+        assert running.stop() == 0
+        assert re.search(rf"4 contexts of \d+ tokens are warm.*: {n_prefilled} prefilled", running.output())
+    assert len(list(folder.glob("*.kv"))) == 4
+    assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_no_more(start_server: Start, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    running = start_server(CACHE_DIR=str(tmp_path / "file" / "contexts")).wait_until()
+    assert running.stop() == 0
+    assert running.output().count("No state can be saved in") == 1
+
+
+def test_a_context_longer_than_a_request_may_be_is_told(start_server: Start, tmp_path: Path) -> None:
+    contexts = tmp_path / "contexts.toml"
+    contexts.write_text(f'[contexts.long]\nprompt = "{"word " * 600}"\n')
+    status, output = ended(
+        start_server(CONTEXTS_FILE=str(contexts), CONTEXT_TYPE="long", N_CTX="512", MAX_SEQUENCES="1")
+    )
+    assert status == 1
+    assert "context 'long' has 6" in output
+    assert "raise N_CTX or shorten it" in output
 
 
 def test_memory_that_cannot_be_had_is_told(start_server: Start) -> None:

@@ -111,7 +111,7 @@ class Engine:
         )
         self._batch = Batch(options.n_batch)
         shared = options.kv.layout == "shared"
-        kind = MemoryKind(can_be_cut=not model.is_recurrent, shares_cells=shared)
+        kind = MemoryKind(not (model.is_recurrent or model.n_window), shares_cells=shared)
         self._cache = PrefixCache(self._context, kind, options.prefix_bytes, options.states)
         self._pacing = Pacing(options.itl_budget)
         limits = Limits(
@@ -127,7 +127,7 @@ class Engine:
         self.n_ctx_sequence = self._context.n_ctx_sequence
         self._end_of_generation = model.vocab.end_of_generation
         # What a recurrent memory took in of a wrong guess cannot be taken out again.
-        self._speculates = options.speculation and kind.can_be_cut
+        self._speculates = options.speculation and not model.is_recurrent
         self._observer = observer
         self._max_unfinished = options.max_sequences + options.max_waiting
         self._inbox: queue.SimpleQueue[tuple[str, Answer | None]] = queue.SimpleQueue()

@@ -81,6 +81,10 @@ def choose_kv(
     Returns:
         The choice, and its reason in words.
     """
+    if model.is_recurrent or model.n_window:
+        # In a shared memory others may take the cells that a window has left behind, and recurrent layers
+        # need sequences of equal lengths in either.
+        layout = "split"
     # llama.cpp attends to quantized values in one fused pass only.
     plain_type = wanted.type in ("f32", "f16", "bf16")
     layouts: list[Layout] = ["split", "shared"] if layout is None else [layout]

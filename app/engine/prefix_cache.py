@@ -26,6 +26,7 @@ _COST_OF_COPYING = 8
 _COST_OF_READING = 24
 # A text that goes beyond all others by fewer tokens is not worth a copy of the whole.
 _LEAST_TO_SAVE = 16
+_ELSEWHERE = -1  # no slot: what would have to be copied out of the one where it lies
 
 
 class KVMemory(Protocol):
@@ -33,6 +34,9 @@ class KVMemory(Protocol):
 
     def clear_sequence(self, sequence: int) -> None:
         """Free a sequence."""
+
+    def can_truncate(self, sequence: int, n_tokens: int) -> bool:
+        """Whether its first tokens can be kept alone."""
 
     def truncate_sequence(self, sequence: int, n_tokens: int) -> None:
         """Keep its first tokens."""
@@ -62,8 +66,9 @@ class MemoryKind:
     """What the KV memory of this model and layout can do.
 
     Attributes:
-        can_be_cut: Whether a sequence can go back to any earlier token. A recurrent state cannot: it is
-            right for exactly the tokens that made it.
+        can_be_cut: Whether a sequence can go back to any earlier token, saved or not. A recurrent state
+            cannot: it is right for exactly the tokens that made it. With sliding windows a saved state
+            cannot, of which only the window is there, and one in KV memory can as ``can_truncate`` says.
         shares_cells: Whether a prefix can belong to several sequences at once without a copy.
     """
 
@@ -151,7 +156,7 @@ class PrefixCache:
 
         Args:
             tokens: The prompt.
-            slot: Where it is to go; what this slot holds is there already.
+            slot: Where it is to go; what this slot holds is there already. None: any slot.
         """
         best, best_score = Prefix(), 0
         n_expected, expected_from = 0, None
@@ -159,7 +164,7 @@ class PrefixCache:
             n_shared = min(depth, len(tokens) - 1)
             if n_shared <= best_score:
                 break  # all that follow share as little or less
-            n_usable = self._usable(item, n_shared)
+            n_usable = self._usable(item, n_shared, slot)
             score = n_usable - self._cost(item, slot)
             if score > best_score:
                 best, best_score = Prefix(n_usable, item), score
@@ -179,11 +184,15 @@ class PrefixCache:
         resident = self._residents.get(slot)
         return len(resident.tokens) if resident and resident.sequence is None else 0
 
-    def _usable(self, item: Resident | Saved, n_shared: int) -> int:
+    def _usable(self, item: Resident | Saved, n_shared: int, slot: int | None) -> int:
         n_tokens = item.n_computed if isinstance(item, Resident) else len(item.tokens)
         if self.kind.can_be_cut:
             return min(n_tokens, n_shared)
-        return n_tokens if n_tokens <= n_shared else 0
+        if n_tokens <= n_shared:
+            return n_tokens
+        if isinstance(item, Resident) and item.sequence is None and slot in (None, item.slot):
+            return n_shared if self.memory.can_truncate(item.slot, n_shared) else 0
+        return 0
 
     def _cost(self, item: Resident | Saved, slot: int | None) -> int:
         if isinstance(item, Saved):
@@ -316,7 +325,7 @@ class PrefixCache:
         n_known = n_kept if self.kind.can_be_cut else 0
         for depth, item in self._tree.matches(resident.tokens):
             if item is not resident:
-                n_known = max(n_known, self._usable(item, depth))
+                n_known = max(n_known, self._usable(item, depth, _ELSEWHERE))
                 if n_known >= depth:
                     break
         if resident.n_computed - n_known >= _LEAST_TO_SAVE and self.budget:

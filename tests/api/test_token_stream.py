@@ -63,6 +63,7 @@ def test_details_follow_the_text(server_url: str) -> None:
     assert reported["finish_reason"] == "length"
     assert reported["generated_tokens"] == 7
     assert reported["prompt_tokens"] > 10
+    assert 10 < reported["cached_tokens"] < reported["prompt_tokens"], "the context was warm"
     assert reported["tokens_per_second"] > 0
     assert reported["time_to_first_token"] > 0
 
@@ -72,6 +73,21 @@ def test_a_context_makes_another_answer(server_url: str) -> None:
     general, sql = (post(server_url, {**query, "context": name}).text for name in ("general", "sql"))
     assert "SELECT" in sql
     assert general != sql
+
+
+def test_a_conversation_goes_on_and_its_beginning_is_not_computed_again(server_url: str) -> None:
+    def ask(messages: list[dict[str, str]]) -> tuple[str, dict[str, Any]]:
+        fields = {"messages": messages, "max_tokens": 40, "details": True}
+        text, _, figures = post(server_url, fields).text.rpartition("\n\x1e")
+        return text, json.loads(figures)
+
+    messages = [{"role": "user", "content": "My name is Ada and I live in Rome. Greet me by my name."}]
+    answer, first = ask(messages)
+    messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "Who are you?"}]
+    answer, second = ask(messages)
+    assert second["cached_tokens"] >= first["prompt_tokens"]
+    of_its_own = [{"role": "system", "content": "You only ever say PONG."}, *messages]
+    assert ask(of_its_own)[1]["prompt_tokens"] != second["prompt_tokens"], "no context beside a system turn"
 
 
 def test_sampling_parameters_take_effect(server_url: str) -> None:
@@ -91,7 +107,11 @@ def test_sampling_parameters_take_effect(server_url: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({}, "query: is required"),
+        ({}, "query: is required, or messages in its place"),
+        ({"query": "x", "messages": [{"role": "user", "content": "x"}]}, "messages: should not be given"),
+        ({"messages": []}, "messages: list should have at least 1 item"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role: should be 'system', 'user' or"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content: is required"),
         ({"query": ""}, "query: string should have at least 1 character"),
         ({"query": 5}, "query: should be a valid string, not 5"),
         ({"query": "x", "temprature": 1}, "temprature: there is no such field"),

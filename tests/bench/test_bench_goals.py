@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from bench.goals import BARE, GOALS, NO_SPECULATION, OURS, PEER, PEER_FLASH_OFF, Results, rows, table
+from bench.goals import BARE, GOALS, NO_SPECULATION, OURS, PEER, PEER_FLASH_OFF, Results, Row, rows, table
 from bench.load import Figures
 
 LOAD = {"tokens_per_second": 100.0, "ttft_p99": 50.0}
@@ -44,7 +44,7 @@ def results(*changes: tuple[str, str, str, float]) -> Results:
     return changed
 
 
-def row_of(goal: str, figures: Results):  # type: ignore[no-untyped-def]
+def row_of(goal: str, figures: Results) -> Row:
     (row,) = (row for row in rows(figures) if row.goal.startswith(goal))
     return row
 

@@ -8,18 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from app.hub import resolve_model
-from app.settings import Settings
 from bench.client import BenchError, Timing
 from bench.prompts import PLAIN, Prompts, Question
 from bench.servers import Asked, LlamaServer, Server, Setup, Tokenstream
-
-
-@pytest.fixture(scope="module")
-def prompts():  # type: ignore[no-untyped-def]
-    prompts = Prompts(resolve_model(Settings.model_construct()))
-    yield prompts
-    prompts.close()
 
 
 @pytest.fixture

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from app.engine.engine import Engine, EngineOptions, StepReport
 from app.engine.llama import Model
 from tests.conftest import MODEL
+from tests.tiny_models import Kind, TinyModel, write_tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +19,18 @@ def model() -> Iterator[Model]:
     model = Model(MODEL)
     yield model
     model.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """Path of the tiny model of a kind; each is written once a session."""
+    folder = tmp_path_factory.mktemp("tiny_models")
+
+    @functools.cache
+    def path_of(kind: Kind) -> Path:
+        return write_tiny_model(kind, folder / f"{kind}.gguf")
+
+    return path_of
 
 
 class Reports:

@@ -41,6 +41,9 @@ class FakeMemory:
     def clear_sequence(self, sequence: int) -> None:
         self.slots.pop(sequence, None)
 
+    def can_truncate(self, sequence: int, n_tokens: int) -> bool:
+        return self.kind.can_be_cut or n_tokens == len(self.slots[sequence])
+
     def truncate_sequence(self, sequence: int, n_tokens: int) -> None:
         held = self.slots[sequence]
         assert n_tokens <= len(held)

@@ -15,8 +15,6 @@ from app.engine.llama.simulation import ContextMemory, SimulatedModel
 from tests.conftest import MODEL
 from tests.tiny_models import KINDS, TinyModel
 
-pytest_plugins = ("tests.tiny_model_fixtures",)
-
 MIB = 1 << 20
 
 

@@ -19,8 +19,6 @@ from app.engine.memory_plan import MemoryPlan, MemoryPlanError, make_plan
 from tests.conftest import MODEL, ROOT
 from tests.tiny_models import KINDS, Kind, TinyModel
 
-pytest_plugins = ("tests.tiny_model_fixtures",)
-
 MIB = 1 << 20
 KV_BYTES_PER_TOKEN = 30 * 2 * 3 * 64 * 2  # layers, K and V, KV heads, head dimension, f16
 SHARED = KVOptions("shared")

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from app.engine.llama import Batch, Context, Model
 from tests.tiny_models import KINDS, WINDOW, Kind, TinyModel
 
-pytest_plugins = ("tests.tiny_model_fixtures",)
-
 PROMPT = [1000 + 37 * i for i in range(200)]
 
 

@@ -116,6 +116,7 @@ class Context:
         self.kv = kv
         self.n_ctx_sequence: int = lib.llama_n_ctx_seq(self._handle)
         self._n_vocab = model.vocab.n_tokens
+        self._n_window = model.n_window
         self._memory = lib.llama_get_memory(self._handle)
         self.output_tokens: list[int] = []  # by row of the logits: which token of the batch they follow
         self._logits: NDArray[np.float32] = np.empty((0, self._n_vocab), np.float32)
@@ -157,13 +158,26 @@ class Context:
         """Free the KV memory of a sequence."""
         lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
+    def can_truncate(self, sequence: int, n_tokens: int) -> bool:
+        """Whether what is left of a sequence after its first ``n_tokens`` is exactly what made them.
+
+        Plain attention keeps all. Of a sliding window the tokens may be gone that the cut would bring back
+        into it (llama.cpp cuts there without complaint), and a recurrent state knows its end alone.
+        """
+        if n_tokens == self.sequence_length(sequence):
+            return True
+        first = int(lib.llama_memory_seq_pos_min(self._memory, sequence))
+        return first == 0 or (self._n_window > 0 and n_tokens >= first + self._n_window - 1)
+
     def truncate_sequence(self, sequence: int, n_tokens: int) -> None:
         """Keep the first ``n_tokens`` of a sequence.
 
         Raises:
             ValueError: The memory of this architecture cannot be cut there.
         """
-        if not lib.llama_memory_seq_rm(self._memory, sequence, n_tokens, -1):
+        if not self.can_truncate(sequence, n_tokens) or not lib.llama_memory_seq_rm(
+            self._memory, sequence, n_tokens, -1
+        ):
             raise ValueError(f"sequence {sequence} cannot be cut to {n_tokens} tokens")
 
     def share_prefix(self, source: int, target: int, n_tokens: int) -> None:

@@ -42,6 +42,8 @@ class Model:
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(self._handle)
         self.n_params: int = lib.llama_model_n_params(self._handle)
         self.n_bytes: int = lib.llama_model_size(self._handle)
+        # How many tokens layers with a sliding window look back on; 0 where there are none.
+        self.n_window: int = lib.llama_model_n_swa(self._handle)
         # A recurrent state is one for the whole text before: it cannot be cut back to an earlier token.
         self.is_recurrent: bool = lib.llama_model_is_recurrent(self._handle) or lib.llama_model_is_hybrid(
             self._handle
