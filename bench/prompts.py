@@ -22,6 +22,15 @@ WORDS = (
 )
 # fmt: on
 
+_NAMES = ("Anna", "Clara", "Henry", "Julia", "Maria", "Paul", "Peter", "Tom")
+_DID = ("bought", "brought", "cleaned", "found", "lost", "painted", "repaired", "saw", "sold", "wanted")
+_WHEN = ("at night", "before dinner", "in the morning", "in winter", "last summer", "on Monday", "years ago")
+_SENTENCES = (
+    "{name} {did} a {thing} near the {other} {when}.",
+    "{name} and {friend} {did} the {thing} {when}.",
+    "The {thing} of {name} was in the {other}, and {friend} {did} it {when}.",
+)
+
 
 @dataclass(frozen=True)
 class Context:
@@ -93,6 +102,19 @@ class Texts:
             return self._prompts.n_tokens(self._prompts.render(Question.of(text)))
 
         return Question.of(self._words(n_tokens, measure))
+
+    def sentences(self, n_tokens: int) -> str:
+        """Numbered sentences of at least ``n_tokens`` tokens: what a small model can keep its place in."""
+        choice = self._random.choice
+        lines: list[str] = []
+        while self._prompts.n_tokens("\n".join(lines)) < n_tokens:
+            thing, other = self._random.sample(WORDS, 2)
+            name, friend = self._random.sample(_NAMES, 2)
+            said = choice(_SENTENCES).format(
+                name=name, friend=friend, thing=thing, other=other, did=choice(_DID), when=choice(_WHEN)
+            )
+            lines.append(f"{len(lines) + 1}. {said}")
+        return "\n".join(lines)
 
     def shuffled(self, items: Sequence[Context]) -> list[Context]:
         """The items in another order."""

@@ -56,9 +56,9 @@ def _machine(n_threads: int) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    """The same with every figure cut to what was measured: a microsecond, a token in a thousand seconds."""
+    """The same with every figure cut to four digits: more were not measured."""
     if isinstance(value, float):
-        return round(value, 3)
+        return float(f"{value:.4g}")
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     return [_rounded(item) for item in value] if isinstance(value, list) else value

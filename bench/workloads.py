@@ -120,24 +120,28 @@ def _check_streaming(tasks: list[asyncio.Task[Timing]]) -> None:
 
 async def copy(server: Server, texts: Texts, scale: Scale) -> Figures:
     """Answers that repeat the question, one at a time."""
-    timings, repeated = [], []
-    for _ in range(scale.n(6, 2)):
-        text = texts.text(96)
-        timing = await server.ask(_please_repeat(text, texts), 96)
-        timings.append(timing)
-        repeated.append(difflib.SequenceMatcher(None, text, timing.text, autojunk=False).ratio())
-    return {
-        "decode_rate": median(timing.decode_rate for timing in timings),
-        "repeated": median(repeated),
-    }
+    timings, copied = [], []
+    for _ in range(scale.n(12, 4)):
+        text = texts.sentences(64)
+        timings.append(await server.ask(_please_repeat(text, texts), 64))
+        copied.append(_copied_share(text, timings[-1].text))
+    if median(copied) < 0.5:
+        raise BenchError(f"the model does not copy: of its answers {median(copied):.0%} are in the question")
+    return {"decode_rate": median(timing.decode_rate for timing in timings), "copied": median(copied)}
 
 
 def _please_repeat(text: str, texts: Texts) -> Question:
     """A question that small models understand too: two examples go before it."""
     turns: list[Message] = []
-    for example in (texts.text(16), texts.text(24)):
-        turns += [Message("user", f"Repeat: {example}"), Message("assistant", example)]
-    return Question((*turns, Message("user", f"Repeat: {text}")))
+    for example in (texts.sentences(32), texts.sentences(32)):
+        turns += [Message("user", f"Repeat this text:\n{example}"), Message("assistant", example)]
+    return Question((*turns, Message("user", f"Repeat this text:\n{text}")))
+
+
+def _copied_share(text: str, answer: str) -> float:
+    """The share of the answer that stands in the text, word by word, in stretches of several words."""
+    matcher = difflib.SequenceMatcher(None, text, answer, autojunk=False)
+    return sum(block.size for block in matcher.get_matching_blocks() if block.size >= 24) / len(answer)
 
 
 async def chat(server: Server, texts: Texts, scale: Scale) -> Figures:

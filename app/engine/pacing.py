@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 # Of an average over past steps, the weight of the newest.
 _WEIGHT = 0.2
 # ggml's flash attention takes queries in tiles of 64 (GGML_FA_TILE_Q), and fewer one by one: behind 700
-# tokens a chunk of 48 takes 1.35 times as long as one of 64, and a token in one of 64 as long as in one of 512.
+# tokens a chunk of 48 takes 1.35 times as long as one of 64, whose tokens take as long as in one of 512.
 TILE = 64
 # An inter-token latency that nobody feels, and what else a running stream bears: while others' prompts
 # are prefilled, tokens come at a quarter of the usual rate.
