@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,15 +22,6 @@ WORDS = (
     "spider", "temple", "tunnel", "velvet", "violin", "wagon",
 )
 # fmt: on
-
-_NAMES = ("Anna", "Clara", "Henry", "Julia", "Maria", "Paul", "Peter", "Tom")
-_DID = ("bought", "brought", "cleaned", "found", "lost", "painted", "repaired", "saw", "sold", "wanted")
-_WHEN = ("at night", "before dinner", "in the morning", "in winter", "last summer", "on Monday", "years ago")
-_SENTENCES = (
-    "{name} {did} a {thing} near the {other} {when}.",
-    "{name} and {friend} {did} the {thing} {when}.",
-    "The {thing} of {name} was in the {other}, and {friend} {did} it {when}.",
-)
 
 
 @dataclass(frozen=True)
@@ -103,17 +95,12 @@ class Texts:
 
         return Question.of(self._words(n_tokens, measure))
 
-    def sentences(self, n_tokens: int) -> str:
-        """Numbered sentences of at least ``n_tokens`` tokens: what a small model can keep its place in."""
-        choice = self._random.choice
+    def records(self, n_tokens: int) -> str:
+        """Lines of JSON of at least ``n_tokens`` tokens: a text that even a small model copies well."""
         lines: list[str] = []
         while self._prompts.n_tokens("\n".join(lines)) < n_tokens:
-            thing, other = self._random.sample(WORDS, 2)
-            name, friend = self._random.sample(_NAMES, 2)
-            said = choice(_SENTENCES).format(
-                name=name, friend=friend, thing=thing, other=other, did=choice(_DID), when=choice(_WHEN)
-            )
-            lines.append(f"{len(lines) + 1}. {said}")
+            name, place = self._random.sample(WORDS, 2)
+            lines.append(json.dumps({"name": name, "place": place, "count": self._random.randrange(10, 100)}))
         return "\n".join(lines)
 
     def shuffled(self, items: Sequence[Context]) -> list[Context]:

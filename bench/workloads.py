@@ -122,7 +122,7 @@ async def copy(server: Server, texts: Texts, scale: Scale) -> Figures:
     """Answers that repeat the question, one at a time."""
     timings, copied = [], []
     for _ in range(scale.n(12, 4)):
-        text = texts.sentences(64)
+        text = texts.records(64)
         timings.append(await server.ask(_please_repeat(text, texts), 64))
         copied.append(_copied_share(text, timings[-1].text))
     if median(copied) < 0.5:
@@ -133,7 +133,7 @@ async def copy(server: Server, texts: Texts, scale: Scale) -> Figures:
 def _please_repeat(text: str, texts: Texts) -> Question:
     """A question that small models understand too: two examples go before it."""
     turns: list[Message] = []
-    for example in (texts.sentences(32), texts.sentences(32)):
+    for example in (texts.records(48), texts.records(48)):
         turns += [Message("user", f"Repeat this text:\n{example}"), Message("assistant", example)]
     return Question((*turns, Message("user", f"Repeat this text:\n{text}")))
 

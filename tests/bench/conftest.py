@@ -1,0 +1,17 @@
+"""The prompts of the default model, for all tests of the bench."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from bench.prompts import Prompts
+from tests.conftest import MODEL
+
+
+@pytest.fixture(scope="session")
+def prompts() -> Iterator[Prompts]:
+    prompts = Prompts(MODEL)
+    yield prompts
+    prompts.close()
