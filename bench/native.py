@@ -11,25 +11,25 @@ sys.path.insert(0, str(ROOT / "native"))
 
 import cpu
 from compilers import NoCompilerError, Toolchain, find_toolchain
-from plan import CMAKE_INCLUDE, BuildFlagsError, make_plan
-from probe import probe
+from plan import CMAKE_INCLUDE, PAUSE_HEADER, BuildFlagsError
+from probe import AMX_HEADER
 from steps import BuildError
 from tools import BuildTools, build_tools
 from wheels import cache_folder, parallel_jobs
 
 __all__ = [
+    "AMX_HEADER",
     "BUILD_ERRORS",
     "CACHE",
     "CMAKE_INCLUDE",
+    "PAUSE_HEADER",
     "BuildError",
     "BuildTools",
     "Toolchain",
     "build_tools",
     "cpu",
     "find_toolchain",
-    "make_plan",
     "parallel_jobs",
-    "probe",
 ]
 
 # All that keeps a peer from being built; the messages are for the user.

@@ -15,24 +15,23 @@ import math
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.settings import ROOT
 from bench.native import (
+    AMX_HEADER,
     BUILD_ERRORS,
     CACHE,
     CMAKE_INCLUDE,
+    PAUSE_HEADER,
     BuildError,
     BuildTools,
     Toolchain,
     build_tools,
     cpu,
     find_toolchain,
-    make_plan,
     parallel_jobs,
-    probe,
 )
 
 REQUIREMENTS = ROOT / "requirements"
@@ -49,6 +48,8 @@ _PROGRAMS_ONLY = (
     *("-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_APP=OFF"),
     *("-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_OPENSSL=OFF"),
 )
+# llama.cpp as it is: the attention of our own is ours alone.
+_WITHOUT_OURS = ("-DTOKENSTREAM_ATTENTION=OFF",)
 # Flags of the compiler go before llama.cpp's -march=native, but what they name stays off.
 _PIP_WITHOUT_AMX = (
     *("-DGGML_CCACHE=OFF", "-DCMAKE_C_FLAGS=-mno-amx-tile -mno-amx-int8"),
@@ -74,24 +75,26 @@ def same_peer() -> Peer:
     """The peer with the flags of the installed library; builds it where the cache has none (some 8 minutes).
 
     Raises:
-        BuildError: The library is not there, would be built otherwise today, or the build fails.
+        BuildError: The library is not there, another compiler is than the one it was built with, or the
+            build fails.
         NoCompilerError: There is no compiler.
     """
     try:
         manifest = json.loads(MANIFEST.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BuildError(f"{MANIFEST} is not there; run: make install") from None
-    flags = tuple(manifest["flags"])
-    includes = (CMAKE_INCLUDE, PEER_INCLUDE)
-    folder = _folder(manifest["version"], [manifest["key"], *_PROGRAMS_ONLY, PEER_INCLUDE.read_text()])
-
-    def toolchain() -> Toolchain:
-        found = find_toolchain()
-        if make_plan(REQUIREMENTS / "native.txt", found, probe(found)).key != manifest["key"]:
-            raise BuildError("the installed library is not what would be built now; run: make rebuild")
-        return found
-
-    return _obtain(Peer("same", folder, flags), toolchain, includes)
+    toolchain = find_toolchain()
+    if toolchain.cxx.version != manifest["compiler"]:
+        raise BuildError(
+            f"the library was built with {manifest['compiler']}, and the compiler now is "
+            f"{toolchain.cxx.version}; run: make rebuild"
+        )
+    flags = (*manifest["flags"], *_WITHOUT_OURS)
+    forced = [CMAKE_INCLUDE, PAUSE_HEADER, PEER_INCLUDE]
+    if manifest["repaired_tile_loadconfig"]:
+        forced.append(AMX_HEADER)
+    folder = _folder(toolchain, flags, [path.read_text() for path in forced])
+    return _obtain(Peer("same", folder, flags), toolchain, (CMAKE_INCLUDE, PEER_INCLUDE))
 
 
 def pip_peer() -> Peer:
@@ -102,20 +105,21 @@ def pip_peer() -> Peer:
         NoCompilerError: There is no compiler.
     """
     toolchain = find_toolchain()
+    folder = _folder(toolchain, _PIP_WITHOUT_AMX, [])
+    return _obtain(Peer("pip", folder, _PIP_WITHOUT_AMX), toolchain, ())
+
+
+def _folder(toolchain: Toolchain, flags: tuple[str, ...], forced: list[str]) -> Path:
+    """The place of one build in the cache, by everything that goes into it."""
     source = (REQUIREMENTS / "native.txt").read_text()
     version = source.partition("==")[2].split()[0]
     compilers = [toolchain.c.version, toolchain.cxx.version]
-    folder = _folder(version, [source, *_PIP_WITHOUT_AMX, *_PROGRAMS_ONLY, *compilers, cpu.identity()])
-    return _obtain(Peer("pip", folder, _PIP_WITHOUT_AMX), lambda: toolchain, ())
-
-
-def _folder(version: str, contents: list[str]) -> Path:
-    """The place of one build in the cache, by everything that goes into it."""
+    contents = [source, *flags, *_PROGRAMS_ONLY, *forced, *compilers, cpu.identity()]
     digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
     return CACHE / "peers" / f"{version}-{digest[:16]}"
 
 
-def _obtain(peer: Peer, toolchain: Callable[[], Toolchain], includes: tuple[Path, ...]) -> Peer:
+def _obtain(peer: Peer, toolchain: Toolchain, includes: tuple[Path, ...]) -> Peer:
     if peer.server.exists():
         return peer
     peer.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +127,7 @@ def _obtain(peer: Peer, toolchain: Callable[[], Toolchain], includes: tuple[Path
     # Beside its final place, so that it gets there in one rename: whole or not at all.
     with (
         tempfile.TemporaryDirectory(prefix=".building-", dir=peer.folder.parent) as unfinished,
-        build_tools(REQUIREMENTS, toolchain(), log) as tools,
+        build_tools(REQUIREMENTS, toolchain, log) as tools,
     ):
         _build(tools, Path(unfinished), [*peer.flags, *_PROGRAMS_ONLY], includes)
         (Path(unfinished) / "bin").replace(peer.folder)
