@@ -14,7 +14,7 @@ from typing import Protocol
 from app.engine.answer import Answer, EngineError, Output, QueueFull, RequestTooLong
 from app.engine.detokenizer import Detokenizer
 from app.engine.llama import Batch, Context, KVOptions, Model, Vocab
-from app.engine.pacing import TILE, Pacing
+from app.engine.pacing import LEAST_CHUNK, Pacing
 from app.engine.prefix_cache import CacheFigures, MemoryKind, PrefixCache, StateStore
 from app.engine.prompt_lookup import PromptLookup
 from app.engine.sampling import GreedySampler, SamplingParams, make_sampler
@@ -60,7 +60,7 @@ class EngineOptions:
     @property
     def n_batch(self) -> int:
         """The most tokens of one step."""
-        return PREFILL_CHUNK + TILE + self.max_sequences + DRAFT_TOKENS
+        return PREFILL_CHUNK + LEAST_CHUNK + self.max_sequences + DRAFT_TOKENS
 
     @property
     def n_outputs(self) -> int:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 # Of an average over past steps, the weight of the newest.
 _WEIGHT = 0.2
-# ggml's flash attention takes queries in tiles of 64 (GGML_FA_TILE_Q), and fewer one by one: behind 700
-# tokens a chunk of 48 takes 1.35 times as long as one of 64, whose tokens take as long as in one of 512.
-TILE = 64
+# A pass reads all weights once, which takes about as long as six tokens: in shorter chunks that would weigh.
+LEAST_CHUNK = 32
+_ROUND_TO = 16
 # An inter-token latency that nobody feels, and what else a running stream bears: while others' prompts
 # are prefilled, tokens come at a quarter of the usual rate.
 _LEAST_BUDGET = 0.060
@@ -32,7 +32,7 @@ class Pacing:
         """Take the time of one step."""
         if n_prefill == 0:
             self._decode_seconds[n_decoding] = _average(self._decode_seconds.get(n_decoding), seconds)
-        elif n_prefill >= TILE:
+        elif n_prefill >= LEAST_CHUNK:
             beyond = max(seconds - self.decode_seconds(n_decoding), 0.1 * seconds)
             self._seconds_per_token = _average(self._seconds_per_token, beyond / n_prefill)
 
@@ -57,7 +57,7 @@ class Pacing:
         if budget is None:
             budget = max(_LEAST_BUDGET, _BUDGET_IN_STEPS * decode)
         n_tokens = int((budget - decode) / self.prefill_seconds_per_token)
-        return max(TILE, min(largest, n_tokens // TILE * TILE))
+        return max(LEAST_CHUNK, min(largest, n_tokens // _ROUND_TO * _ROUND_TO))
 
 
 def _average(old: float | None, new: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from app.engine.pacing import TILE, Pacing
+from app.engine.pacing import LEAST_CHUNK, Pacing
 from app.engine.prefix_cache import Prefix, PrefixCache, Resident
 from app.engine.sequence import Sequence
 
@@ -187,8 +187,8 @@ class Scheduler:
         least = 1 if decoding and self._limits.dense else 0
         for sequence in sorted((s for s in running if not s.is_decoding), key=self._urgency):
             n_tokens = max(budget, least)
-            if n_tokens < sequence.n_pending < n_tokens + TILE and n_tokens >= TILE:
-                n_tokens = sequence.n_pending  # a rest of less than a tile would cost as much as one
+            if LEAST_CHUNK <= n_tokens < sequence.n_pending < n_tokens + LEAST_CHUNK:
+                n_tokens = sequence.n_pending  # a short rest would cost a pass of its own
             n_tokens = min(n_tokens, sequence.n_pending, self._to_next_branch(sequence))
             grants[sequence] = n_tokens
             budget -= n_tokens

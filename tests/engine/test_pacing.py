@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.engine.pacing import TILE, Pacing
+from app.engine.pacing import LEAST_CHUNK, Pacing
 
 
 def measured(itl_budget: float | None = None, *, decode: float = 0.02, token: float = 0.001) -> Pacing:
@@ -20,25 +20,25 @@ def test_with_nobody_streaming_chunks_are_full() -> None:
 
 
 def test_a_chunk_fills_the_budget_and_no_more() -> None:
-    assert measured(0.1).chunk(8, 512) == 64
-    assert measured(0.2).chunk(8, 512) == 128
+    assert measured(0.1).chunk(8, 512) == 80
+    assert measured(0.2).chunk(8, 512) == 176
     assert measured(9.0).chunk(8, 512) == 512
 
 
 def test_the_default_budget_is_four_steps_and_at_least_60_ms() -> None:
-    assert measured(decode=0.05).chunk(8, 512) == 128  # 200 ms, 50 of them for the decodes
-    assert measured(decode=0.01, token=0.0003).chunk(8, 512) == 128  # 60 ms, 10 of them for the decodes
+    assert measured(decode=0.05).chunk(8, 512) == 144  # 200 ms, 50 of them for the decodes
+    assert measured(decode=0.01).chunk(8, 512) == 48  # 60 ms, 10 of them for the decodes
 
 
 def test_prompts_go_on_however_tight_the_budget() -> None:
-    assert measured(0.001).chunk(8, 512) == TILE
+    assert measured(0.001).chunk(8, 512) == LEAST_CHUNK
 
 
 def test_it_follows_a_machine_that_becomes_slower() -> None:
     pacing = measured(0.2)
     for _ in range(30):
         pacing.observe(0.02 + 80 * 0.002, 8, 80)
-    assert pacing.chunk(8, 512) == TILE
+    assert pacing.chunk(8, 512) == 80
     assert pacing.prefill_seconds_per_token == pytest.approx(0.002, rel=0.05)
 
 

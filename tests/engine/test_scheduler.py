@@ -85,8 +85,8 @@ def test_a_prompt_is_prefilled_in_chunks_and_sampled_at_its_end() -> None:
 
 def test_a_short_rest_of_a_prompt_goes_along_with_its_last_chunk() -> None:
     rig = Rig(chunk=100)
-    rig.add(sequence(260))
-    assert [rig.step_shape() for _ in range(2)] == [[(0, 100, False)], [(0, 160, True)]]
+    rig.add(sequence(220))
+    assert [rig.step_shape() for _ in range(2)] == [[(0, 100, False)], [(0, 120, True)]]
 
 
 def test_chunks_are_small_beside_a_decoding_sequence() -> None:
