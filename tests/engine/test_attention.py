@@ -57,7 +57,7 @@ def test_it_computes_what_plain_attention_computes(
         plain = logits_of(context)
     for ours, theirs in zip(flash, plain, strict=True):
         assert np.isfinite(ours).all()
-        # The default model's weights are quantized, and so is what they are multiplied with: last digits grow.
+        # With quantized weights what they are multiplied with is rounded, too: last digits grow.
         least = 0.99 if kind == "default" else 0.9999
         assert all(np.corrcoef(a, b)[0, 1] > least for a, b in zip(ours, theirs, strict=True))
     if tested is not model:
