@@ -56,7 +56,7 @@ def test_arguments_take_effect() -> None:
     ],
 )
 def test_mistakes_are_told(arguments: tuple[str, ...], status: int, said: str) -> None:
-    done = generate(*arguments)
+    done = generate(*arguments, N_CTX="2048", MAX_SEQUENCES="1")
     assert done.returncode == status, done.stderr
     assert said in done.stderr
     assert done.stdout == ""

@@ -125,6 +125,8 @@ class Engine:
         self._scheduler = Scheduler(limits, self._cache, self._pacing)
         self.vocab: Vocab = model.vocab
         self.n_ctx_sequence = self._context.n_ctx_sequence
+        if shared and model.n_ctx_train > 0:  # a request could have all cells, and more than the model knows
+            self.n_ctx_sequence = min(self.n_ctx_sequence, model.n_ctx_train)
         self._end_of_generation = model.vocab.end_of_generation
         # What a recurrent memory took in of a wrong guess cannot be taken out again.
         self._speculates = options.speculation and not model.is_recurrent

@@ -12,7 +12,6 @@ import random
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Literal
 
 from app.engine.llama import Batch, Context, KVOptions, Model, ModelLoadError
@@ -22,12 +21,12 @@ logger = logging.getLogger("tokenstream.kv_choice")
 Layout = Literal["split", "shared"]
 
 _N_PREFIX = 256  # tokens that all sequences begin with
-_N_STEPS = 5  # decodes, of which the median counts
+_N_STEPS = 5  # decodes, of which the fastest counts: whatever else runs here only makes them slower
 # What is weighed: a request that brings so many tokens of its own, and is answered in so many steps.
 _OWN_TOKENS, _ANSWER_STEPS = 100, 48
 # Timings vary by some percent from start to start, and so should not the choice.
 _LEAST_GAIN = 1.08
-_LONGEST = 20.0  # seconds; of a model that takes longer the weights dominate, and the choice matters little
+_LONGEST = 40.0  # seconds; of a model that takes longer the weights dominate, and the choice matters little
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +95,7 @@ def choose_kv(
         return candidates[0], "as set"
     measured = _remembered(remember, candidates)
     if measured is None:
+        logger.info("trying layouts of KV memory, once for this model on this machine")
         measured = _measure_all(model, candidates, min(n_sequences, 8), n_threads)
         if measured and remember is not None:
             _remember(remember, measured)
@@ -142,9 +142,10 @@ def _measure(model: Model, kv: KVOptions, n_sequences: int, n_threads: int) -> M
         batch = Batch(n_batch)
         rng = random.Random(1)
         prompt = [rng.randrange(model.vocab.n_tokens) for _ in range(_N_PREFIX)]
-        _decode_seconds(context, batch, [(prompt[:32], 0, 0)])  # the first decode also sets things up
-        context.clear_sequence(0)
-        prefill = _decode_seconds(context, batch, [(prompt, 0, 0)]) / _N_PREFIX
+        prefills = []
+        for _ in range(2):
+            context.clear_sequence(0)
+            prefills.append(_decode_seconds(context, batch, [(prompt, 0, 0)]) / _N_PREFIX)
         state = context.save_sequence(0)
         decodes = []
         for common in (True, False) if kv.layout == "shared" else (False,):
@@ -157,9 +158,9 @@ def _measure(model: Model, kv: KVOptions, n_sequences: int, n_threads: int) -> M
                     context.restore_sequence(sequence, state)
             steps = range(_N_PREFIX, _N_PREFIX + _N_STEPS)
             rows = [[([prompt[0]], n, sequence) for sequence in range(n_sequences)] for n in steps]
-            decodes.append(median(_decode_seconds(context, batch, row) for row in rows))
+            decodes.append(min(_decode_seconds(context, batch, row) for row in rows))
         decode = sum(decodes) / len(decodes)
-        return Measurement(kv.layout, bool(kv.flash_attention), prefill, decode, n_sequences)
+        return Measurement(kv.layout, bool(kv.flash_attention), min(prefills), decode, n_sequences)
     finally:
         context.close()
 

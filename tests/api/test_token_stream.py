@@ -49,7 +49,7 @@ def test_it_streams_raw_text(server_url: str) -> None:
     assert response.headers["transfer-encoding"] == "chunked"
     assert "content-length" not in response.headers
     assert len(pieces) > 3
-    assert "France" in "".join(pieces)
+    assert "Paris" in "".join(pieces)
     assert "<|" not in "".join(pieces)
 
 
