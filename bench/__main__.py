@@ -7,6 +7,7 @@ round. The medians over the rounds are compared, and ratios are what to trust.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -33,6 +34,7 @@ _LEFT_OUT = {"1b": {"copy"}}
 def main() -> int:
     """Run what the arguments name; return the exit status."""
     options = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # no server is left behind
     try:
         suite = _suite(options)
         names = [name for name in options.workloads if name not in _LEFT_OUT.get(options.model, ())]
@@ -40,6 +42,9 @@ def main() -> int:
     except (BenchError, ModelError, *BUILD_ERRORS) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was kept", file=sys.stderr)
+        return 128 + signal.SIGINT
     if options.json:
         results.record(suite, options.json)
     elif not options.quick:
