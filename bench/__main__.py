@@ -92,8 +92,9 @@ def _arguments() -> argparse.Namespace:
         help="default, 1b (random weights in the shape of Llama-3.2-1B), or the path of a GGUF",
     )
     parser.add_argument("--rounds", type=int, default=3, help="how often every server has its turn (3)")
-    parser.add_argument("--workloads", type=_one_of(WORKLOADS), default=[*WORKLOADS], metavar="NAME,NAME")
-    parser.add_argument("--variants", type=_one_of(VARIANTS), default=[*VARIANTS], metavar="NAME,NAME")
+    for option, known in (("--workloads", [*WORKLOADS]), ("--variants", [*VARIANTS])):
+        listed = f"of {', '.join(known)} (all)"
+        parser.add_argument(option, type=_one_of(known), default=known, metavar="NAME,NAME", help=listed)
     parser.add_argument(
         "--quick", action="store_true", help="one round of a quarter of the requests, not kept"
     )
