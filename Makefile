@@ -40,7 +40,7 @@ rebuild: $(VENV)/.packages
 	@touch $(VENV)/.native
 
 ## make test         every test (tests of the page need Chromium)
-test: install $(VENV)/.dev
+test: install $(VENV)/.dev $(VENV)/.bench
 	@$(BIN)/python -m pytest
 
 ## make lint         ruff, mypy, and the import rule
