@@ -190,7 +190,12 @@ class Service:
                 model.n_ctx_train,
             )
         logger.info("model %s (%s), %.0f MB", path.name, model.description, model.n_bytes / 1e6)
-        await self._warm(engine, self._tokenizer, self.contexts if warm is None else warm)
+        try:
+            await self._warm(engine, self._tokenizer, self.contexts if warm is None else warm)
+        except BaseException:
+            # Not self._engine yet: its thread must have ended before close() frees the model.
+            await engine.close()
+            raise
         self.model_name, self._engine = path.stem, engine
 
     async def _warm(self, engine: Engine, tokenizer: PromptTokenizer, names: Collection[str]) -> None:

@@ -85,6 +85,22 @@ def test_contexts_are_prefilled_once_and_read_after_a_restart(start_server: Star
     assert folder.stat().st_mode & 0o077 == 0
 
 
+def test_sigterm_while_contexts_are_prefilled_ends_in_order(start_server: Start, tmp_path: Path) -> None:
+    contexts = tmp_path / "contexts.toml"
+    long = [f'[contexts.c{n}]\nprompt = "{f"word{n} " * 1500}"\n' for n in range(6)]
+    contexts.write_text("\n".join(long))
+    running = start_server(
+        CONTEXTS_FILE=str(contexts), CONTEXT_TYPE="c0", CACHE_DIR=str(tmp_path / "cache"), LOG_LEVEL="info"
+    )
+    end = time.monotonic() + 60
+    while "tokenstream.service: model " not in running.output():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(0.3)  # the first context takes seconds
+    assert running.stop() == 0, running.output()
+    assert "are warm" not in running.output()
+
+
 def test_a_folder_that_cannot_be_written_is_told_and_no_more(start_server: Start, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     running = start_server(CACHE_DIR=str(tmp_path / "file" / "contexts")).wait_until()

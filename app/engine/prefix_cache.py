@@ -316,6 +316,7 @@ class PrefixCache:
                 self._discard(saved)
                 return None
             self.figures.n_bytes += saved.n_bytes
+            self._make_room(saved)
         self._saved.pop(saved, None)
         self._saved[saved] = None
         return saved.state
@@ -352,9 +353,12 @@ class PrefixCache:
         self.figures.n_bytes += saved.n_bytes
         self.figures.n_states = len(self._saved)
         self.version += 1
+        self._make_room(saved)
+
+    def _make_room(self, newest: Saved) -> None:
         while self.figures.n_bytes > self.budget:
-            oldest = next((s for s in self._saved if not s.is_context and s is not saved), None)
-            self._evict(oldest or next(s for s in self._saved if s.state is not None and s is not saved))
+            oldest = next((s for s in self._saved if not s.is_context and s is not newest), None)
+            self._evict(oldest or next(s for s in self._saved if s.state is not None and s is not newest))
 
     def _evict(self, saved: Saved) -> None:
         self.figures.n_evicted += 1

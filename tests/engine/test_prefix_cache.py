@@ -230,6 +230,7 @@ class TestContexts:
         rig.run(0, [1])  # saves a text that leaves no room for the context
         assert rig.cache.figures.n_bytes == 600
         assert rig.run(1, [*PREFIX, 9]).n_cached == 100
+        assert rig.cache.figures.n_bytes == 400, "it came back in place of the other"
 
     def test_a_file_that_went_away_is_a_prefix_less(self) -> None:
         files = Files()
