@@ -11,6 +11,8 @@ import llama_cpp.llama_cpp as lib
 
 logger = logging.getLogger("tokenstream.llama")
 
+_M_MMAP_THRESHOLD = -3  # malloc.h
+
 
 class ModelLoadError(Exception):
     """llama.cpp could not load a model or make a context for it; the message is its own last complaint."""
@@ -41,8 +43,21 @@ def _on_log(level: int, text: bytes, _user_data: object) -> None:
 @functools.cache
 def start_backend() -> None:
     """Set llama.cpp up, once."""
+    _give_large_buffers_back()
     lib.llama_log_set(_on_log, ctypes.c_void_p(0))
     lib.llama_backend_init()
+
+
+def _give_large_buffers_back() -> None:
+    """Have every allocation of a megabyte or more come from the system, and go back to it when freed.
+
+    glibc raises that bound to the largest buffer freed so far, 32 MB at most (mallopt(3), M_MMAP_THRESHOLD).
+    Saved sequences and a model's vocabulary are just that large: their places stayed resident, 40 MB after
+    a few long requests. A bound that is set stays. Other C libraries have no such function, or no such habit.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def last_complaint(otherwise: str) -> str:
