@@ -40,7 +40,7 @@ rebuild: $(VENV)/.packages
 	@touch $(VENV)/.native
 
 ## make test         every test (tests of the page need Chromium)
-test: install $(VENV)/.dev $(VENV)/.bench
+test: install $(VENV)/.dev $(VENV)/.bench $(VENV)/.text-generation
 	@$(BIN)/python -m pytest
 
 ## make lint         ruff, mypy, and the import rule
@@ -86,4 +86,10 @@ $(VENV)/.bench: requirements/bench.txt | $(VENV)/.packages
 
 $(VENV)/.dev: requirements/dev.txt | $(VENV)/.venv
 	@$(PIP_INSTALL) -r requirements/dev.txt
+	@touch $@
+
+# A client that tests run, in an environment of its own: it needs an older huggingface-hub than ours.
+$(VENV)/.text-generation: requirements/text-generation.txt | $(VENV)/.venv
+	@$(BIN)/python -m venv $(VENV)/text-generation
+	@$(subst $(BIN),$(VENV)/text-generation/bin,$(PIP_INSTALL)) -r requirements/text-generation.txt
 	@touch $@
