@@ -6,33 +6,27 @@ import logging
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
+from app.templating.messages import ROLES, Message, Tool, ToolCall
 from app.templating.process import TemplateProcess
 from app.templating.sandbox import Rendering, Sandbox, TemplateFailure, TemplateRefusal
+from app.templating.tool_format import ToolFormat
+from app.templating.tool_trials import try_tools
+from app.templating.turns import ToolSupport, as_schema, as_turns, in_words
 
-__all__ = ["ROLES", "ChatTemplate", "Message", "Rendering", "TemplateRefusal", "choose_template"]
+__all__ = [
+    "ROLES",
+    "ChatTemplate",
+    "Message",
+    "Rendering",
+    "TemplateRefusal",
+    "Tool",
+    "ToolCall",
+    "ToolFormat",
+    "choose_template",
+    "wrapping_template",
+]
 
 logger = logging.getLogger("tokenstream.template")
-
-# Templates write roles between control tokens, or make control tokens of them (``'<|' + role + '|>'``).
-# A role is therefore one of these words, never a text of the user's.
-ROLES = ("system", "user", "assistant")
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation.
-
-    Raises:
-        ValueError: ``role`` is not one of ROLES.
-    """
-
-    role: str
-    content: str
-
-    def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            raise ValueError(f"role {self.role!r}: should be one of {', '.join(ROLES)}")
-
 
 # A format of our own is rendered here, a stranger's template in a process of its own.
 Renderer = Sandbox | TemplateProcess
@@ -78,6 +72,7 @@ class ChatTemplate:
         stop: Texts at which an answer ends because the format has no token for that.
         folds_system: Whether system texts go into the user's turn, because the template has no other
             place for them.
+        tool_format: How an assistant's calls are written.
     """
 
     def __init__(
@@ -88,6 +83,7 @@ class ChatTemplate:
         own_text: str,
         stop: tuple[str, ...] = (),
         folds_system: bool = False,
+        tool_support: ToolSupport | None = None,
         fallback: ChatTemplate | None = None,
     ) -> None:
         self.name = name
@@ -95,15 +91,20 @@ class ChatTemplate:
         self.stop = stop
         self.folds_system = folds_system
         self._renderer = renderer
+        self._tool_support = tool_support or ToolSupport()
+        self.tool_format = self._tool_support.format
         self._fallback = fallback
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> Rendering:
+    def render(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), add_generation_prompt: bool = True
+    ) -> Rendering:
         """Write the messages as the model knows them.
 
         A template that fails, or takes too long, is replaced for this once by ChatML or plain text.
 
         Args:
             messages: The conversation. Lone surrogates in it become question marks.
+            tools: The functions that the model may call.
             add_generation_prompt: Whether to end with the beginning of the assistant's turn.
 
         Raises:
@@ -111,7 +112,12 @@ class ChatTemplate:
         """
         try:
             return _render(
-                self._renderer, messages, fold=self.folds_system, add_generation_prompt=add_generation_prompt
+                self._renderer,
+                messages,
+                tools,
+                self._tool_support,
+                fold=self.folds_system,
+                add_generation_prompt=add_generation_prompt,
             )
         except TemplateFailure as error:
             if not self._fallback:
@@ -121,7 +127,7 @@ class ChatTemplate:
                 error,
                 self._fallback.name,
             )
-            return self._fallback.render(messages, add_generation_prompt=add_generation_prompt)
+            return self._fallback.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
 
     def close(self) -> None:
         """End the process that renders a stranger's template; rendering again would start another."""
@@ -146,7 +152,8 @@ def choose_template(
         time_limit: How long one rendering may take, in seconds.
     """
     knows_chatml = "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary
-    fallback = _known_format(_CHATML if knows_chatml else _PLAIN)
+    known = _CHATML if knows_chatml else _PLAIN
+    fallback = _known_format(known)
     if source is None or not source.strip():
         logger.info("the model has no chat template: messages are written as %s", fallback.name)
         return fallback
@@ -160,18 +167,55 @@ def choose_template(
         logger.warning("the chat template fails (%s): messages are written as %s", error, fallback.name)
         return fallback
     folds_system, trials = _try_with_system(renderer)
+    tool_support, tool_trials = _try_with_tools(renderer, fold=folds_system)
     return ChatTemplate(
         "the model's own template",
         renderer,
-        own_text="\n".join([*renderer.literals, trial, *trials, fallback.own_text]),
+        own_text="\n".join([*renderer.literals, trial, *trials, *tool_trials, fallback.own_text]),
         folds_system=folds_system,
-        fallback=fallback,
+        tool_support=tool_support,
+        # An answer is read in one format, whichever way its question was written.
+        fallback=_known_format(known, ToolSupport(format=tool_support.format)),
     )
 
 
-def _known_format(format_: _Format) -> ChatTemplate:
+# Each kind of message between two texts, as the environment of TGI's fork has it.
+_WRAPPED = (
+    "{% for message in messages %}"
+    "{% if message.role == 'system' %}{{ sys_pre + message.content + sys_post }}"
+    "{% elif message.role == 'user' %}{{ user_pre + message.content + user_post }}"
+    "{% else %}{{ ass_pre + message.content + ass_post }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ ass_pre }}{% endif %}"
+)
+
+
+def wrapping_template(texts: Mapping[str, str]) -> ChatTemplate:
+    """A template that puts every message between two texts, in which special tokens' texts are those tokens.
+
+    Args:
+        texts: By ``user_pre``, ``user_post``, ``ass_pre``, ``ass_post``, ``sys_pre`` and ``sys_post`` what
+            stands before and behind what the user, the assistant and the system say.
+    """
+    # A model that has no token for the end of its turn writes what it has read there, or the next turn.
+    end = texts["ass_post"].strip() or texts["user_pre"].strip()
+    return ChatTemplate(
+        "messages between the texts of TGICHAT_*",
+        Sandbox(_WRAPPED, texts),
+        own_text="\n".join(texts.values()),
+        stop=(end,) if end else (),
+    )
+
+
+def _known_format(format_: _Format, tool_support: ToolSupport | None = None) -> ChatTemplate:
     renderer = Sandbox(format_.source, {})
-    return ChatTemplate(format_.name, renderer, own_text="\n".join(renderer.literals), stop=format_.stop)
+    return ChatTemplate(
+        format_.name,
+        renderer,
+        own_text="\n".join(renderer.literals),
+        stop=format_.stop,
+        tool_support=tool_support,
+    )
 
 
 def _try_with_system(renderer: Renderer) -> tuple[bool, list[str]]:
@@ -190,8 +234,25 @@ def _try_with_system(renderer: Renderer) -> tuple[bool, list[str]]:
     return fold, trials
 
 
+def _try_with_tools(renderer: Renderer, *, fold: bool) -> tuple[ToolSupport, list[str]]:
+    """What the template knows of tools, and what the trials rendered."""
+
+    def render(
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        support: ToolSupport,
+        *,
+        add_generation_prompt: bool,
+    ) -> str:
+        return _render(
+            renderer, messages, tools, support, fold=fold, add_generation_prompt=add_generation_prompt
+        ).text
+
+    return try_tools(render)
+
+
 def _try(renderer: Renderer, messages: Sequence[Message], *, fold: bool = False) -> str:
-    text = _render(renderer, messages, fold=fold, add_generation_prompt=True).text
+    text = _render(renderer, messages, (), ToolSupport(), fold=fold, add_generation_prompt=True).text
     for message in messages:
         if message.content not in text:
             raise TemplateFailure(f"it leaves out what the {message.role} says")
@@ -199,14 +260,20 @@ def _try(renderer: Renderer, messages: Sequence[Message], *, fold: bool = False)
 
 
 def _render(
-    renderer: Renderer, messages: Sequence[Message], *, fold: bool, add_generation_prompt: bool
+    renderer: Renderer,
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    support: ToolSupport,
+    *,
+    fold: bool,
+    add_generation_prompt: bool,
 ) -> Rendering:
-    turns = [
-        # A text that is no Unicode is replaced here as the tokenizer would replace it.
-        {"role": message.role, "content": message.content.encode("utf-8", "replace").decode("utf-8")}
-        for message in (_folded(messages) if fold else messages)
-    ]
-    return renderer.render(turns, add_generation_prompt=add_generation_prompt)
+    written = in_words(messages, tools, support)
+    return renderer.render(
+        as_turns(_folded(written) if fold else written, support),
+        tools=[as_schema(tool) for tool in tools] if support.lists else [],
+        add_generation_prompt=add_generation_prompt,
+    )
 
 
 def _folded(messages: Sequence[Message]) -> list[Message]:

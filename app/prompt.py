@@ -12,8 +12,9 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from app.chat_template import ChatTemplate, Message
+from app.chat_template import ChatTemplate, Message, Rendering, Tool
 from app.engine.llama import Vocab
+from app.templating.tool_format import special_pattern
 
 # A SentencePiece vocabulary puts a space in front of every text that it tokenizes. In front of a part of
 # a text there stands this character instead, whose tokens are taken off again. It is in no vocabulary
@@ -31,22 +32,43 @@ class PromptTokenizer:
         self.template = template
         self._special = _special_tokens(vocab, template)
         self._special_ids = frozenset(self._special.values())
-        longest_first = sorted(self._special, key=len, reverse=True)
-        # (?!) matches nowhere: a vocabulary may have no special tokens.
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._pattern = special_pattern(self._special)
         self._lengths = sorted({len(text) for text in self._special})
         self._anchor = vocab.tokenize(_ANCHOR, parse_special=False) if vocab.is_sentencepiece else []
 
-    def tokens(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    def tokens(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        add_generation_prompt: bool = True,
+        continue_final: bool = False,
+    ) -> list[int]:
         """The prompt for a conversation.
 
         Where no content holds (a part of) a special token's text, these are the tokens of the rendered
         template, tokenized in one piece.
 
+        Args:
+            messages: The conversation.
+            tools: The functions that the model may call.
+            add_generation_prompt: Whether to end with the beginning of the assistant's turn.
+            continue_final: Whether the answer goes on with the last message instead, which is the
+                assistant's and calls nothing.
+
         Raises:
+            ValueError: There is no such last message to go on with.
             TemplateRefusal: The template refuses the messages.
         """
-        rendering = self.template.render(messages, add_generation_prompt=add_generation_prompt)
+        if continue_final:
+            if not messages or messages[-1].role != "assistant" or messages[-1].tool_calls:
+                raise ValueError("only a message of the assistant that calls no function can be continued")
+            *before, final = messages
+            rendering = _continued(self.template.render(before, tools=tools), final.content)
+        else:
+            rendering = self.template.render(
+                messages, tools=tools, add_generation_prompt=add_generation_prompt
+            )
         if rendering.text == rendering.traced:
             return self._tokens(rendering.text, rendering.contents)
         # The template does something with a content that stand-ins do not show. Its text is used only
@@ -60,6 +82,10 @@ class PromptTokenizer:
     def text_tokens(self, text: str) -> list[int]:
         """The prompt for a plain text, which is a content as a whole."""
         return self._tokens(text, [(0, len(text))])
+
+    def markup_tokens(self, text: str) -> list[int]:
+        """The prompt for a text of which the whole is markup: special tokens' texts are those tokens."""
+        return self._tokens(text, ())
 
     def _tokens(self, text: str, contents: Sequence[Span]) -> list[int]:
         tokens: list[int] = []
@@ -110,6 +136,16 @@ class PromptTokenizer:
         if is_first or not self._anchor:
             return self._vocab.tokenize(text, parse_special=parse_special)
         return self._vocab.tokenize(_ANCHOR + text, parse_special=parse_special)[len(self._anchor) :]
+
+
+def _continued(rendering: Rendering, content: str) -> Rendering:
+    """What was rendered, with a content behind it."""
+    content = content.encode("utf-8", "replace").decode("utf-8")
+    if not content:
+        return rendering
+    begin = len(rendering.traced)
+    span = (begin, begin + len(content))
+    return Rendering(rendering.text + content, rendering.traced + content, (*rendering.contents, span))
 
 
 def _touching(contents: Sequence[Span]) -> Callable[[int, int], bool]:

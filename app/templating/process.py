@@ -54,7 +54,13 @@ class TemplateProcess:
         self.literals: list[str] = []
         self._start()
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> Rendering:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool,
+    ) -> Rendering:
         """Render the template; as :meth:`Sandbox.render`.
 
         Raises:
@@ -64,7 +70,7 @@ class TemplateProcess:
         """
         with self._lock:
             child = self._child if self._child and self._child.is_alive else self._start()
-            request = ("render", [*messages], add_generation_prompt)
+            request = ("render", [*messages], [*tools], add_generation_prompt)
             text, traced, contents = self._ask(child, request, self._time_limit)
         spans = tuple((begin, end) for begin, end in contents)
         return Rendering(text, text if traced is None else traced, spans)
@@ -206,8 +212,8 @@ def main() -> None:
                 sandbox = Sandbox(*arguments)
                 _reply("literals", sandbox.literals)
             elif sandbox:
-                messages, add_generation_prompt = arguments
-                rendering = sandbox.render(messages, add_generation_prompt=add_generation_prompt)
+                messages, tools, add_generation_prompt = arguments
+                rendering = sandbox.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
                 traced = None if rendering.traced == rendering.text else rendering.traced
                 _reply("rendering", [rendering.text, traced, rendering.contents])
         except TemplateRefusal as error:

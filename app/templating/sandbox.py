@@ -83,11 +83,18 @@ class Sandbox:
         except Exception as error:  # compiling a stranger's source may fail in any way
             raise TemplateFailure(_in_words(error)) from error
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> Rendering:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool,
+    ) -> Rendering:
         """Render the template, once with the contents and once with stand-ins for their characters.
 
         Args:
             messages: The turns; every text in them but the role's is a content.
+            tools: The functions that the model may call; every text in them is a content.
             add_generation_prompt: Whether to end with the beginning of the assistant's turn.
 
         Raises:
@@ -95,17 +102,17 @@ class Sandbox:
             TemplateFailure: It fails in another way.
         """
         variables = {
-            "tools": None,
             "documents": None,
             **self._special_tokens,
             "add_generation_prompt": add_generation_prompt,
         }
+        plain = {"messages": [dict(m) for m in messages], "tools": [dict(t) for t in tools] or None}
         tracer = Tracer()
         with self._lock:
             self._now = datetime.now()
             self._tracing_environment.tracer = tracer
             try:
-                text = self._template.render(variables, messages=[dict(m) for m in messages])
+                text = self._template.render(variables, **plain)
             except TemplateRefusal:
                 raise
             except Exception as error:  # a stranger's template may fail in any way
@@ -113,7 +120,7 @@ class Sandbox:
             if len(text) > MAX_CHARACTERS:
                 raise TemplateFailure(f"it writes more than {MAX_CHARACTERS:,} characters")
             try:
-                stand_ins = self._tracing_template.render(variables, messages=_marked(messages, tracer))
+                stand_ins = self._tracing_template.render(variables, **_marked(messages, tools, tracer))
             except TooManyCharacters as error:
                 raise TemplateRefusal(f"the messages have {error}") from error
             except Exception as error:
@@ -125,7 +132,9 @@ class Sandbox:
         return self._now.strftime(form)
 
 
-def _marked(messages: Sequence[Mapping[str, Any]], tracer: Tracer) -> list[dict[str, Any]]:
+def _marked(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], tracer: Tracer
+) -> dict[str, Any]:
     def mark(value: Any) -> Any:
         if isinstance(value, str):
             return tracer.mark(value)
@@ -133,7 +142,8 @@ def _marked(messages: Sequence[Mapping[str, Any]], tracer: Tracer) -> list[dict[
             return {mark(key): mark(inner) for key, inner in value.items()}
         return list(map(mark, value)) if isinstance(value, list) else value
 
-    return [{key: value if key == "role" else mark(value) for key, value in m.items()} for m in messages]
+    turns = [{key: value if key == "role" else mark(value) for key, value in m.items()} for m in messages]
+    return {"messages": turns, "tools": list(map(mark, tools)) or None}
 
 
 def _literals(environment: jinja2.Environment, source: str) -> list[str]:
@@ -205,8 +215,14 @@ class _TracingEnvironment(_Environment):
     def __init__(self, strftime_now: Callable[[str], str]) -> None:
         super().__init__(strftime_now)
         self.tracer = Tracer()
+        self.filters["tojson"] = self._tojson
         self.filters = {name: self._traced(function) for name, function in self.filters.items()}
         self.concat = self._traced(self.concat)  # type: ignore[method-assign]
+
+    def _tojson(self, value: Any, ensure_ascii: bool = False, *arguments: Any, **options: Any) -> str:
+        # Stand-ins are no ASCII, whatever they stand for.
+        text = _tojson(value, False, *arguments, **options)
+        return self.tracer.escape(text) if ensure_ascii else text
 
     def _traced(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)

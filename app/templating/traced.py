@@ -9,6 +9,7 @@ as with the content itself.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, SupportsIndex
@@ -72,6 +73,18 @@ class Tracer:
             return plain
         return _OTHER_STAND_IN.sub(lambda match: self._other.get(match[0], match[0]), plain)
 
+    def escape(self, text: str) -> str:
+        """A JSON text with what it holds beyond ASCII escaped."""
+
+        def escaped(match: re.Match[str]) -> str:
+            character = self.plain(match[0])
+            if character.isascii():
+                return match[0]
+            escape = json.dumps(character)[1:-1]
+            return self.mark(escape) if _STAND_IN.match(match[0]) else escape
+
+        return re.sub("[^\0-\x7f]", escaped, text)
+
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Begin and end of each stretch of ``text`` that comes from a content."""
         return [match.span() for match in _CONTENT.finditer(text)]
@@ -120,6 +133,9 @@ class TracedText(str):
 
     def __str__(self) -> str:
         return self
+
+    def __repr__(self) -> str:
+        return self._tracer.mark(repr(self._plain))
 
     def __hash__(self) -> int:
         return hash(self._plain)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,6 +57,12 @@ def trace(expression: str, content: str) -> tuple[str, str]:
         ("{{ content | list | join('+') }}", "O+n+e+ +<+b+>+T+w+o", "·+·+·+ +·+·+·+·+·+·"),
         ("{% for c in content %}{{ 'yes' if c == '<' }}{% endfor %}", "yes", "yes"),
         ("{{ {'text': content} | tojson }}", '{"text": "One <b>Two"}', '{"text": "··········"}'),
+        (
+            "{{ [content, 'é'] | tojson(ensure_ascii=true) }}",
+            '["One <b>Two", "\\u00e9"]',
+            '["··········", "\\u00e9"]',
+        ),
+        ("{{ {content: [content]} }}", "{'One <b>Two': ['One <b>Two']}", "{············: [············]}"),
         ("{% set c %}[{{ content }}]{% endset %}{{ c.split('<b>')[1] }}", "Two]", "···]"),
         ("{% macro m(c) %}<{{ c }}>{% endmacro %}{{ m(content)[1:-1] }}", "One <b>Two", "··········"),
         ("{% generation %}{{ content }}{% endgeneration %}!", "One <b>Two!", "··········!"),
@@ -85,6 +93,15 @@ def test_any_text_is_followed_through_the_usual_steps(content: str) -> None:
     assert text.startswith(f"<a>{content}<b>")
     visible = {c for c in crossed_out if not c.isspace() and c.isprintable()}
     assert visible <= set('<abcde>·"\\nrtfbuy0123456789ef')
+
+
+def test_escapes_are_those_of_the_text() -> None:
+    content = 'é 🙂 "\\ \x00 <b>'
+    text, crossed_out = trace("{{ content | tojson(true) }}", content)
+    assert text == json.dumps(content)
+    assert "<" not in crossed_out
+    assert "u00e9" not in crossed_out
+    assert repr(content) in trace("{{ [content] }}", content)[0]
 
 
 def test_stand_ins_are_exchanged_for_what_they_stand_for() -> None:

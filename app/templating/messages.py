@@ -1,0 +1,138 @@
+"""A conversation as data: its turns, the functions that the model may call, and its calls of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+# Templates write roles between control tokens, or make control tokens of them (``'<|' + role + '|>'``).
+# A role is therefore one of these words, never a text of the user's.
+ROLES = ("system", "user", "assistant", "tool")
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_MAX_DEPTH = 100  # levels of JSON in JSON: more would exceed the interpreter's stack where it is written
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call.
+
+    Attributes:
+        name: Its name.
+        description: What it does, for the model.
+        parameters: The JSON schema of its arguments; an empty one is that of no arguments.
+
+    Raises:
+        ValueError: ``name`` is not 1 to 64 letters, digits and ``_.-``, or ``parameters`` is not a JSON
+            schema of an object.
+    """
+
+    name: str
+    description: str | None
+    parameters: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        if self.parameters.get("type", "object") != "object":
+            raise ValueError(
+                f"parameters of function {self.name!r}: type {self.parameters['type']!r}: should be 'object'"
+            )
+        if _is_deeper(self.parameters, _MAX_DEPTH):
+            raise ValueError(f"parameters of function {self.name!r}: nested deeper than {_MAX_DEPTH} levels")
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of its arguments, which says that they are an object."""
+        if not self.parameters:
+            return {"type": "object", "properties": {}, "additionalProperties": False}
+        return {"type": "object", "properties": {}, **self.parameters}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a function, by the assistant.
+
+    Attributes:
+        id: What the call's result refers to.
+        name: The function's name.
+        arguments: The JSON text of an object.
+        by_name: The arguments read from that text.
+
+    Raises:
+        ValueError: ``name`` is not 1 to 64 letters, digits and ``_.-``, or ``arguments`` is no such text.
+    """
+
+    id: str
+    name: str
+    arguments: str
+    by_name: Mapping[str, Any] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        object.__setattr__(self, "by_name", _parse_arguments(self.arguments))
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: One of ROLES; ``tool`` is the result of a call.
+        content: The text.
+        tool_calls: What the assistant calls in this turn, after the text.
+        tool_call_id: The id of the call that a tool's message is the result of.
+        name: The name of the function that a tool's message is the result of.
+
+    Raises:
+        ValueError: ``role`` or ``name`` is not what it should be, or another than the assistant calls.
+    """
+
+    role: str
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ValueError(f"role {self.role!r}: should be one of {', '.join(ROLES)}")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"tool_calls of role {self.role!r}: only the assistant calls functions")
+        if self.name is not None:
+            _check_name(self.name)
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"function name {name!r}: should be 1 to 64 letters, digits, '_', '.' and '-'")
+
+
+def _parse_arguments(text: str) -> dict[str, Any]:
+    try:
+        arguments = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"arguments {_shortened(text)}: should be the JSON text of an object") from error
+    if not isinstance(arguments, dict):
+        raise ValueError(f"arguments {_shortened(text)}: should be the JSON text of an object")
+    if _is_deeper(arguments, _MAX_DEPTH):
+        raise ValueError(f"arguments {_shortened(text)}: nested deeper than {_MAX_DEPTH} levels")
+    return arguments
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:60] + "…")
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    if isinstance(value, Mapping):
+        return levels == 0 or any(_is_deeper(inner, levels - 1) for inner in value.values())
+    if isinstance(value, list):
+        return levels == 0 or any(_is_deeper(inner, levels - 1) for inner in value)
+    return False
