@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
+from app.engine.logprobs import Logprobs
 from app.engine.sequence import FinishReason, Sequence
 
 
@@ -32,6 +33,7 @@ class Output:
     token: int
     text: str
     finish_reason: FinishReason | None = None
+    logprobs: Logprobs | None = None
 
 
 class Answer:
@@ -52,6 +54,11 @@ class Answer:
         """How many of them did not have to be computed; known from the first output on."""
         return self.sequence.n_cached
 
+    @property
+    def prompt_logprobs(self) -> list[Logprobs]:
+        """Of every token of the prompt but the first, where asked for; from the first output on."""
+        return self.sequence.prompt_logprobs
+
     def put(self, output: Output | Exception | None) -> None:
         """Hand in what comes next, None behind a prefix that only was to be prefilled; on the event loop."""
         self._inbox.put_nowait(output)
@@ -66,12 +73,25 @@ class Answer:
         Raises:
             EngineError: The answer cannot be completed.
         """
+        async for outputs in self.steps():
+            for output in outputs:
+                yield output
+
+    async def steps(self) -> AsyncIterator[list[Output]]:
+        """Yield the outputs of every step, at least one each.
+
+        Raises:
+            EngineError: The answer cannot be completed.
+        """
         while True:
-            output = await self._inbox.get()
-            if isinstance(output, Exception):
-                raise output
-            if output is None:
-                return
-            yield output
-            if output.finish_reason is not None:
+            received = [await self._inbox.get()]
+            while not self._inbox.empty():
+                received.append(self._inbox.get_nowait())
+            outputs = [output for output in received if isinstance(output, Output)]
+            if outputs:
+                yield outputs
+            last = received[-1]
+            if isinstance(last, Exception):
+                raise last
+            if last is None or last.finish_reason is not None:
                 return

@@ -9,14 +9,16 @@ import threading
 import time
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from app.engine.answer import Answer, EngineError, Output, QueueFull, RequestTooLong
 from app.engine.detokenizer import Detokenizer
+from app.engine.grammar import GrammarError
 from app.engine.llama import Batch, Context, KVOptions, Model, Vocab
+from app.engine.logprobs import logprobs_of
 from app.engine.pacing import LEAST_CHUNK, Pacing
-from app.engine.prefix_cache import CacheFigures, MemoryKind, PrefixCache, StateStore
+from app.engine.prefix_cache import MemoryKind, PrefixCache, StateStore
 from app.engine.prompt_lookup import PromptLookup
+from app.engine.report import Observer, StepReport
 from app.engine.sampling import GreedySampler, SamplingParams, make_sampler
 from app.engine.scheduler import Limits, Scheduler, Work
 from app.engine.sequence import Sequence
@@ -39,7 +41,7 @@ class EngineOptions:
         n_ctx: KV memory in tokens, for all sequences.
         max_sequences: Answers that are generated at once.
         n_threads: Threads that compute.
-        max_waiting: Requests that may wait for a sequence.
+        max_requests: Requests that run or wait.
         kv: Layout, attention and number format of KV memory.
         prefix_bytes: What saved prefixes may take in RAM.
         itl_budget: The longest step, in seconds, while answers stream; None derives it from measured times.
@@ -50,7 +52,7 @@ class EngineOptions:
     n_ctx: int
     max_sequences: int
     n_threads: int
-    max_waiting: int = 256
+    max_requests: int = 128
     kv: KVOptions = field(default_factory=KVOptions)
     prefix_bytes: int = 256 << 20
     itl_budget: float | None = None
@@ -66,28 +68,6 @@ class EngineOptions:
     def n_outputs(self) -> int:
         """The most logits of one step."""
         return self.max_sequences + DRAFT_TOKENS
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What one step did, for metrics. Seconds, tokens, sequences."""
-
-    seconds: float = 0.0
-    prompt_tokens: int = 0  # prefilled
-    cached_tokens: int = 0  # of prompts, taken over from the prefix cache
-    generated_tokens: int = 0
-    draft_tokens: int = 0
-    accepted_tokens: int = 0  # of the draft
-    running: int = 0
-    waiting: int = 0
-    cache: CacheFigures = field(default_factory=CacheFigures)
-
-
-class Observer(Protocol):
-    """Is told of every step, on the event loop."""
-
-    def on_step(self, report: StepReport) -> None:
-        """Take one step's report."""
 
 
 class Engine:
@@ -131,7 +111,7 @@ class Engine:
         # What a recurrent memory took in of a wrong guess cannot be taken out again.
         self._speculates = options.speculation and not model.is_recurrent
         self._observer = observer
-        self._max_unfinished = options.max_sequences + options.max_waiting
+        self._max_requests = options.max_requests
         self._inbox: queue.SimpleQueue[tuple[str, Answer | None]] = queue.SimpleQueue()
         self._outbox: list[tuple[Answer, Output | Exception | None]] = []
         self._answers: dict[Sequence, Answer] = {}
@@ -159,14 +139,14 @@ class Engine:
             raise ValueError("a prompt needs at least one token")
         if len(prompt) + params.max_tokens > self.n_ctx_sequence:
             raise RequestTooLong(len(prompt), params.max_tokens, self.n_ctx_sequence)
-        if self.n_unfinished >= self._max_unfinished:
+        if self.n_unfinished >= self._max_requests:
             raise QueueFull(f"{self.n_unfinished} requests are running or waiting")
         return self._submit(
             Sequence(
                 list(prompt),
                 params,
                 make_sampler(params, self.vocab, prompt),
-                Detokenizer(self.vocab, params.stop),
+                Detokenizer(self.vocab, params.stop, keeps_stop=params.keeps_stop, visible=params.visible),
                 PromptLookup() if self._speculates else None,
             )
         )
@@ -269,8 +249,7 @@ class Engine:
             sequence, begin = piece.sequence, piece.sequence.n_computed
             assert sequence.slot is not None
             tokens = sequence.tokens[begin : begin + piece.n_tokens] + piece.draft
-            n_outputs = 1 + len(piece.draft) if piece.samples else 0
-            rows.append(self._batch.add(tokens, begin, sequence.slot, n_outputs=n_outputs))
+            rows.append(self._batch.add(tokens, begin, sequence.slot, n_outputs=piece.n_outputs))
         self._context.decode(self._batch)
         for piece in work:
             piece.sequence.n_computed += piece.n_tokens
@@ -279,8 +258,25 @@ class Engine:
     def _sample(self, work: list[Work], rows: list[int]) -> None:
         """Choose what follows every sequence that is complete in KV memory."""
         for piece, first_row in zip(work, rows, strict=True):
+            sequence = piece.sequence
+            if sequence.wants_all_logits and not sequence.is_decoding:
+                self._score(piece, first_row)
             if piece.samples:
-                self._sample_one(piece, first_row)
+                try:
+                    self._sample_one(piece, first_row + piece.n_outputs - len(piece.draft) - 1)
+                except GrammarError as error:
+                    answer = self._answers[sequence]
+                    self._release(sequence)
+                    self._outbox.append((answer, EngineError(f"the grammar cannot be kept to: {error}")))
+
+    def _score(self, piece: Work, first_row: int) -> None:
+        """Note what the model thought of a prompt's tokens."""
+        sequence, n_top = piece.sequence, piece.sequence.params.prompt_logprobs
+        assert n_top is not None
+        begin = sequence.n_computed - piece.n_tokens
+        for i, token in enumerate(sequence.prompt[begin + 1 : sequence.n_computed + 1]):
+            logits = self._context.logits[first_row + i]
+            sequence.prompt_logprobs.append(logprobs_of(logits, token, n_top))
 
     def _sample_one(self, piece: Work, first_row: int) -> None:
         """Choose tokens as long as they are those of the draft, and the one that follows.
@@ -292,9 +288,7 @@ class Engine:
         sequence, draft = piece.sequence, piece.draft
         n_accepted = 0
         for row in range(first_row, first_row + len(draft) + 1):
-            token = sequence.sampler.sample(self._context, row)
-            text = sequence.append(token, ends=token in self._end_of_generation)
-            self._outbox.append((self._answers[sequence], Output(token, text, sequence.finish_reason)))
+            token = self._choose(sequence, row)
             if sequence.finish_reason or n_accepted == len(draft) or token != draft[n_accepted]:
                 break
             n_accepted += 1
@@ -303,22 +297,34 @@ class Engine:
             if n_accepted < len(draft):
                 assert sequence.slot is not None
                 self._context.truncate_sequence(sequence.slot, sequence.n_computed)
-            if sequence.lookup is not None:
-                sequence.lookup.report(len(draft), n_accepted)
+            sequence.report(len(draft), n_accepted)
             self._report = replace(
                 self._report,
                 draft_tokens=self._report.draft_tokens + len(draft),
                 accepted_tokens=self._report.accepted_tokens + n_accepted,
             )
 
+    def _choose(self, sequence: Sequence, row: int) -> int:
+        """Choose a sequence's next token by a row of logits, and hand it out."""
+        n_top = sequence.params.logprobs
+        # A grammar's mask is written over them.
+        logits = None if n_top is None else self._context.logits[row].copy()
+        token = sequence.sampler.sample(self._context, row)
+        logprobs = None if logits is None or n_top is None else logprobs_of(logits, token, n_top)
+        text = sequence.append(token, ends=token in self._end_of_generation)
+        output = Output(token, text, sequence.finish_reason, logprobs)
+        self._outbox.append((self._answers[sequence], output))
+        return token
+
     def _finish(self, work: list[Work]) -> None:
         for piece in work:
             sequence = piece.sequence
-            if sequence.is_context and not sequence.n_pending:
-                self._cache.save_context(sequence)
-                self._outbox.append((self._answers[sequence], None))
+            if sequence.finish_reason is not None:
                 self._release(sequence)
-            elif sequence.finish_reason is not None:
+            elif not sequence.generates and not sequence.n_pending:
+                if sequence.is_context:
+                    self._cache.save_context(sequence)
+                self._outbox.append((self._answers[sequence], None))
                 self._release(sequence)
 
     def _note(self, work: list[Work], seconds: float) -> None:
@@ -332,7 +338,7 @@ class Engine:
             cached_tokens=sum(s.n_cached for s in first),
             generated_tokens=sum(isinstance(output, Output) for _, output in self._outbox),
         )
-        if not any(piece.draft for piece in work):
+        if not any(piece.n_outputs > 1 for piece in work):  # steps of the usual kind
             self._pacing.observe(seconds, len(work) - len(prefill), n_prefill)
 
     def _hand_out(self) -> None:

@@ -205,7 +205,7 @@ class PrefixCache:
 
     def occupy(self, slot: int, sequence: Sequence) -> None:
         """Give a free slot to a sequence and bring the longest known prefix of its prompt there."""
-        prefix = self.lookup(sequence.tokens, slot)
+        prefix = Prefix() if sequence.wants_all_logits else self.lookup(sequence.tokens, slot)
         source, n_tokens = prefix.source, prefix.n_tokens
         here = self._residents.get(slot)
         if source is not None and source is here:

@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.engine import llama
+from app.engine.grammar import Grammar, Matcher
 from app.engine.llama import Context, Vocab
+from app.engine.watermark import Watermark
+
+_LEAST_P = 1e-30  # of the likeliest token's probability; above what a single-precision number can tell from 0
+# Below it the likeliest token is certain, and logits divided by it come to be infinite.
+_LEAST_TEMPERATURE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +44,24 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None  # None draws a new one
     stop: tuple[str, ...] = ()
+    keeps_stop: bool = False  # whether the stop string is part of the answer, as in TGI
     ignore_eos: bool = False
+    watermark: Watermark | None = None
+    visible: frozenset[int] = frozenset()  # control tokens that are part of the answer's text
+    grammar: Grammar | None = None  # what the answer has to keep to
+    logprobs: int | None = None  # of every token of the answer, and as many of the likeliest beside it
+    prompt_logprobs: int | None = None  # the same of every token of the prompt but the first
 
 
 class Sampler(Protocol):
     """Chooses the tokens of one answer, one after another."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing can follow the last token."""
+
+    def forced(self, limit: int, /) -> list[int]:
+        """What must follow, as far as that is known: at most ``limit`` tokens."""
 
     def sample(self, context: Context, row: int) -> int:
         """Choose the token that follows, by a row of the last decode's logits."""
@@ -53,9 +72,11 @@ class Sampler(Protocol):
 
 def make_sampler(params: SamplingParams, vocab: Vocab, prompt: Sequence[int]) -> Sampler:
     """Build the sampler of one answer."""
-    if params.temperature <= 0:
-        return GreedySampler(params, vocab, prompt)
-    return ChainSampler(params, vocab, prompt)
+    kind = GreedySampler if params.temperature < _LEAST_TEMPERATURE else ChainSampler
+    sampler: Sampler = kind(params, vocab, prompt)
+    if params.watermark:
+        sampler = WatermarkingSampler(sampler, params.watermark, prompt[-1])
+    return ConstrainedSampler(sampler, params.grammar.matcher()) if params.grammar else sampler
 
 
 class GreedySampler:
@@ -75,6 +96,11 @@ class GreedySampler:
         self._recent = _Window(prompt[-last_n:] if last_n else (), last_n)
         self._answer: Counter[int] | None = Counter() if self._presence or self._frequency else None
         self._adjusts = bool(bias or last_n or self._answer is not None)
+        self.is_finished = False
+
+    def forced(self, _limit: int) -> list[int]:
+        """Nothing must follow."""
+        return []
 
     def sample(self, context: Context, row: int) -> int:
         """Choose the likeliest token and count it."""
@@ -115,6 +141,66 @@ class GreedySampler:
         """Nothing is held."""
 
 
+class ConstrainedSampler:
+    """Another sampler, over those tokens only that keep the answer within a grammar."""
+
+    def __init__(self, sampler: Sampler, matcher: Matcher) -> None:
+        self._sampler = sampler
+        self._matcher = matcher
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the answer is whole: then the model need not be asked for its end."""
+        return self._matcher.is_finished
+
+    def forced(self, limit: int) -> list[int]:
+        """What the grammar leaves no choice about, such as the keys of an object."""
+        return self._matcher.forced(limit)
+
+    def sample(self, context: Context, row: int) -> int:
+        """Choose among the tokens that may follow.
+
+        Raises:
+            GrammarError: What may follow is not known.
+        """
+        self._matcher.mask(context.logits[row])
+        token = self._sampler.sample(context, row)
+        self._matcher.accept(token)
+        return token
+
+    def close(self) -> None:
+        """Free what the sampler holds."""
+        self._sampler.close()
+
+
+class WatermarkingSampler:
+    """Another sampler, whose answer carries a watermark."""
+
+    def __init__(self, sampler: Sampler, watermark: Watermark, previous: int) -> None:
+        self._sampler = sampler
+        self._watermark = watermark
+        self._previous = previous  # token
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing can follow."""
+        return self._sampler.is_finished
+
+    def forced(self, limit: int) -> list[int]:
+        """What must follow."""
+        return self._sampler.forced(limit)
+
+    def sample(self, context: Context, row: int) -> int:
+        """Choose a token, green ones being likelier."""
+        self._watermark.mark(context.logits[row], self._previous)
+        self._previous = self._sampler.sample(context, row)
+        return self._previous
+
+    def close(self) -> None:
+        """Free what the sampler holds."""
+        self._sampler.close()
+
+
 class _Window:
     """The distinct tokens among the last ``size``."""
 
@@ -148,6 +234,7 @@ class ChainSampler:
     """
 
     def __init__(self, params: SamplingParams, vocab: Vocab, prompt: Sequence[int]) -> None:
+        self.is_finished = False
         self._chain = llama.Sampler(vocab)
         bias = _all_bias(params, vocab)
         if bias:
@@ -157,6 +244,9 @@ class ChainSampler:
         if params.frequency_penalty or params.presence_penalty:
             n_answer = max(params.max_tokens, 1)
             self._chain.penalties(n_answer, 1, params.frequency_penalty, params.presence_penalty, ())
+        if params.grammar:
+            # Candidates without probability are to be gone: typical_p would multiply 0 by infinity.
+            self._chain.min_p(_LEAST_P)
         if params.top_k > 0:
             self._chain.top_k(params.top_k)
         if params.typical_p < 1:
@@ -167,6 +257,10 @@ class ChainSampler:
             self._chain.min_p(params.min_p)
         self._chain.temperature(params.temperature)
         self._chain.draw(secrets.randbits(32) if params.seed is None else params.seed)
+
+    def forced(self, _limit: int) -> list[int]:
+        """Nothing must follow."""
+        return []
 
     def sample(self, context: Context, row: int) -> int:
         """Draw a token and let the chain know it."""

@@ -26,6 +26,13 @@ class Work:
     samples: bool
     draft: list[int] = field(default_factory=list)
 
+    @property
+    def n_outputs(self) -> int:
+        """Behind how many of its last tokens logits are wanted."""
+        if self.sequence.wants_all_logits and not self.sequence.is_decoding:
+            return self.n_tokens
+        return 1 + len(self.draft) if self.samples else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -37,7 +44,8 @@ class Limits:
         prefill_chunk: Prompt tokens of one step while nobody decodes.
         dense: Whether a pass takes only slots that follow one another, with equally many tokens each.
         speculate_up_to: The most sequences with which drafts still come nearly free.
-        draft_tokens: The most draft tokens of one step.
+        draft_tokens: The most draft tokens of one step, or the most tokens beyond one a sequence that a
+            prompt may have in a step whose every token's logits are wanted.
     """
 
     n_slots: int
@@ -134,7 +142,7 @@ class Scheduler:
             provider = prefix.expected_from
             if provider is None or provider.n_computed < prefix.n_expected:
                 return prefix
-        prefix = self._cache.lookup(sequence.tokens)
+        prefix = Prefix() if sequence.wants_all_logits else self._cache.lookup(sequence.tokens)
         self._waiting[sequence] = (self._cache.version, prefix)
         return prefix
 
@@ -183,6 +191,7 @@ class Scheduler:
         decoding = [s for s in running if s.is_decoding]
         grants = dict.fromkeys(decoding, 1)
         budget = self._chunk()
+        n_logits = self._limits.draft_tokens
         # Beside decodes every prompt gets at least one token: without it its slot would be a gap.
         least = 1 if decoding and self._limits.dense else 0
         for sequence in sorted((s for s in running if not s.is_decoding), key=self._urgency):
@@ -190,12 +199,15 @@ class Scheduler:
             if LEAST_CHUNK <= n_tokens < sequence.n_pending < n_tokens + LEAST_CHUNK:
                 n_tokens = sequence.n_pending  # a short rest would cost a pass of its own
             n_tokens = min(n_tokens, sequence.n_pending, self._to_next_branch(sequence))
+            if sequence.wants_all_logits:
+                n_tokens = min(n_tokens, n_logits + 1)
+                n_logits -= max(n_tokens - 1, 0)
             grants[sequence] = n_tokens
             budget -= n_tokens
-        drafts = self._drafts(decoding)
+        drafts = self._drafts(decoding) if n_logits == self._limits.draft_tokens else {}
         for sequence in running:
             if n_tokens := grants[sequence]:
-                samples = n_tokens == sequence.n_pending and not sequence.is_context
+                samples = n_tokens == sequence.n_pending and sequence.generates
                 yield Work(sequence, n_tokens, samples, drafts.get(sequence, []))
 
     def _drafts(self, decoding: list[Sequence]) -> dict[Sequence, list[int]]:
@@ -206,8 +218,7 @@ class Scheduler:
         for sequence in decoding:
             limit = self._limits.draft_tokens // len(decoding)
             limit = min(limit, sequence.n_most - len(sequence.tokens) - 1)
-            if sequence.lookup is not None and limit > 0:
-                drafts[sequence] = sequence.lookup.propose(sequence.tokens, limit)
+            drafts[sequence] = sequence.propose(limit)
         if self._limits.dense and len(decoding) > 1:
             # Sequences with unequal numbers of tokens would take a pass over the weights for each number.
             shortest = min(len(drafts.get(s, [])) for s in decoding)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from app.engine.engine import Engine, EngineOptions, StepReport
+from app.engine.engine import Engine, EngineOptions
 from app.engine.llama import Model
+from app.engine.report import StepReport
 from tests.conftest import MODEL
 from tests.tiny_models import Kind, TinyModel, write_tiny_model
 
@@ -63,7 +64,7 @@ def reports() -> Reports:
 @pytest.fixture
 async def engine(model: Model, reports: Reports) -> AsyncIterator[Engine]:
     """An engine of four sequences of 512 tokens, with room for eight to wait."""
-    options = EngineOptions(n_ctx=2048, max_sequences=4, n_threads=2, max_waiting=8)
+    options = EngineOptions(n_ctx=2048, max_sequences=4, n_threads=2, max_requests=12)
     engine = Engine(model, options, reports)
     engine.start()
     yield engine

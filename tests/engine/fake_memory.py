@@ -20,9 +20,15 @@ def sequence(prompt: list[int] | int, *, max_tokens: int = 8, submitted_at: floa
     if isinstance(prompt, int):
         prompt = list(range(FakeMemory.unique, FakeMemory.unique + prompt))
         FakeMemory.unique += len(prompt)
-    return Sequence(
-        prompt, SamplingParams(max_tokens=max_tokens), nothing, nothing, submitted_at=submitted_at
-    )
+    params = SamplingParams(max_tokens=max_tokens)
+    return Sequence(prompt, params, cast(Any, FreeChoice()), nothing, submitted_at=submitted_at)
+
+
+class FreeChoice:
+    """A sampler that must do nothing; none of these tests samples."""
+
+    def forced(self, limit: int) -> list[int]:
+        return []
 
 
 @dataclass

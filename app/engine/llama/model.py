@@ -75,6 +75,13 @@ class Vocab:
         self.eos: int = lib.llama_vocab_eos(handle)
         self.add_bos: bool = lib.llama_vocab_get_add_bos(handle)
         self.is_sentencepiece: bool = lib.llama_vocab_type(handle) == lib.LLAMA_VOCAB_TYPE_SPM
+        # Tokens around what is to be filled in: before the text before it, before the text behind it, and
+        # at the gap; -1 where the model has not learned that.
+        self.fill_in: tuple[int, int, int] = (
+            lib.llama_vocab_fim_pre(handle),
+            lib.llama_vocab_fim_suf(handle),
+            lib.llama_vocab_fim_mid(handle),
+        )
         self._pieces: dict[int, bytes] = {}
 
     def text(self, token: int) -> str:
