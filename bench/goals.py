@@ -73,7 +73,10 @@ def to_peer(
 
     def row(results: Results) -> Row:
         ours = results[workload][OURS][figure]
-        peers = [results[workload][name][figure] for name in (PEER, PEER_FLASH_OFF)]
+        variants = results[workload]
+        peers = [variants[name][figure] for name in (PEER, PEER_FLASH_OFF) if name in variants]
+        if not peers:
+            raise KeyError(PEER)
         best = max(peers) if at_least else min(peers)
         return Row(goal, ours, best, "llama-server", ours / best, wanted, at_least)
 
