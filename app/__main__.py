@@ -1,4 +1,4 @@
-"""The command line: ``python -m app serve`` and ``python -m app generate``."""
+"""The command line: ``python -m app serve``, ``generate`` and ``detect-watermark``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from app import settings as settings_table
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name in ("httpx2", "uvicorn"):
                 logging.getLogger(name).setLevel(logging.WARNING)
         preflight.check_library()
-        return _serve(settings) if options.command == "serve" else _generate(settings, options)
+        return _COMMANDS[options.command](settings, options)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -48,16 +49,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _user_errors() -> tuple[type[Exception], ...]:
     # Imported late: these load the native library, which is tried in a child process first.
     from app.contexts import ContextsError
+    from app.detect_watermark import TextError
     from app.engine.llama import ModelLoadError
     from app.engine.memory_plan import MemoryPlanError
     from app.hub_errors import ModelError
     from app.server import StartupError
     from app.service import ServiceError
 
-    return (ContextsError, MemoryPlanError, ModelError, ModelLoadError, ServiceError, StartupError)
+    return (
+        ContextsError,
+        MemoryPlanError,
+        ModelError,
+        ModelLoadError,
+        ServiceError,
+        StartupError,
+        TextError,
+    )
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: Settings, _options: argparse.Namespace) -> int:
     from app.server import serve
 
     try:
@@ -72,7 +82,7 @@ def _generate(settings: Settings, options: argparse.Namespace) -> int:
 
     from pydantic import ValidationError
 
-    from app.api.errors import complaint
+    from app.api.problems import complaint
     from app.generate import generate, request_of
 
     fields: dict[str, Any] = {
@@ -88,12 +98,30 @@ def _generate(settings: Settings, options: argparse.Namespace) -> int:
     try:
         asyncio.run(generate(settings, request_of(fields)))
     except ValidationError as error:
-        print(f"error: {complaint(error)}", file=sys.stderr)
+        print(f"error: {complaint(error).message}", file=sys.stderr)
         return 2
     except _user_errors() as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _detect_watermark(settings: Settings, options: argparse.Namespace) -> int:
+    from app.detect_watermark import detect_watermark
+
+    try:
+        detect_watermark(settings, options.file)
+    except _user_errors() as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[Settings, argparse.Namespace], int]] = {
+    "serve": _serve,
+    "generate": _generate,
+    "detect-watermark": _detect_watermark,
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,6 +144,14 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--repeat-penalty", type=float, help="1 is off")
     generate.add_argument("--repeat-last-n", type=int, help="how far back a token counts as repeated")
     generate.add_argument("--model", help="a GGUF file (default: as serve chooses it)")
+    detect = commands.add_parser(
+        "detect-watermark",
+        help="tell whether a text was generated with `watermark`",
+        description="Tell whether a text was generated with `watermark`, by the vocabulary of the model that "
+        "serve chooses and by WATERMARK_GAMMA; both should be those of the server.",
+    )
+    detect.add_argument("file", nargs="?", type=Path, help="the text (default: standard input)")
+    detect.add_argument("--model", help="a GGUF file (default: as serve chooses it)")
     return parser
 
 

@@ -29,10 +29,10 @@ async def generate(settings: Settings, request: TokenStreamRequest) -> None:
     try:
         context = request.context or settings.context_type
         await service.load(model, tokenizer_repo, warm={context} & service.contexts.keys())
-        generation = await service.generate(request.prompt(), request.overrides())
+        [generation] = await service.generate(request.prompt(), request.overrides())
         try:
-            async for text in generation:
-                sys.stdout.write(text)
+            async for step in generation:
+                sys.stdout.write(step.text)
                 sys.stdout.flush()
         finally:
             generation.close()

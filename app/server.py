@@ -26,7 +26,7 @@ from app.engine.memory_plan import MemoryPlanError
 from app.hub import resolve_model
 from app.hub_errors import ModelError
 from app.service import Service
-from app.settings import Settings, physical_cores, split_address
+from app.settings import Settings, SettingsError, physical_cores, split_address
 from app.telemetry.metrics import Metrics
 from app.tokenizer_repo import TokenizerRepo, load_tokenizer_repo
 
@@ -154,7 +154,7 @@ class _Server(uvicorn.Server):
     async def _load(self) -> None:
         try:
             await self._service.load(self._model, self._tokenizer_repo)
-        except (ModelLoadError, ModelError, ContextsError, MemoryPlanError) as error:
+        except (ModelLoadError, ModelError, ContextsError, MemoryPlanError, SettingsError) as error:
             self.failure = error
             self.should_exit = True
             return

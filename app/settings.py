@@ -86,6 +86,16 @@ class Settings(BaseSettings):
         "A Hugging Face repository (or a folder) whose chat template and special tokens are used "
         "instead of the GGUF's own.",
     )
+    tgichat_user_pre: str | None = _setting(
+        None,
+        "Written before what the user says, instead of the chat template; `\\n` is a line break. One of the "
+        "six TGICHAT variables is enough to leave the template out.",
+    )
+    tgichat_user_post: str | None = _setting(None, "The same behind what the user says.")
+    tgichat_ass_pre: str | None = _setting(None, "The same before what the assistant says.")
+    tgichat_ass_post: str | None = _setting(None, "The same behind what the assistant says.")
+    tgichat_sys_pre: str | None = _setting(None, "The same before the system text.")
+    tgichat_sys_post: str | None = _setting(None, "The same behind the system text.")
     models_dir: Path = _setting(Path("models"), "Where downloaded models are kept.")
     hf_token: SecretStr | None = _setting(
         None,
@@ -125,8 +135,18 @@ class Settings(BaseSettings):
         le=256,
         shown="8, or what the memory allows",
     )
-    max_waiting: int = _setting(
-        256, "Requests that may wait; one more is answered 429.", unit="requests", ge=1
+    max_concurrent_requests: int = _setting(
+        128, "Requests that run or wait; one more is answered 429.", unit="requests", ge=1
+    )
+    max_total_tokens: int | None = _setting(
+        None,
+        "The longest request, prompt and answer together.",
+        unit="tokens",
+        ge=2,
+        shown="what KV memory gives a sequence",
+    )
+    max_input_length: int | None = _setting(
+        None, "The longest prompt.", unit="tokens", ge=1, shown="MAX_TOTAL_TOKENS - 1"
     )
     prefix_cache_mb: int | None = _setting(
         None,
@@ -179,8 +199,21 @@ class Settings(BaseSettings):
         64, "How far back a token counts as repeated; 0 is off, -1 the whole text.", unit="tokens", ge=-1
     )
 
+    # Limits of the TGI dialect
+    max_best_of: int = _setting(2, "Most answers of which the best is given (`best_of`).", ge=1, le=128)
+    max_stop_sequences: int = _setting(4, "Most stop sequences.", ge=0)
+    max_top_n_tokens: int = _setting(5, "Most alternatives to each token (`top_n_tokens`).", ge=0, le=1000)
+    watermark_gamma: float = _setting(0.5, "Share of the vocabulary that a watermark prefers.", gt=0, lt=1)
+    watermark_delta: float = _setting(2.0, "What it adds to the logits of that share.", ge=0, le=100)
+
     # The service
     http_address: Address = _setting("127.0.0.1:3030", "Where to serve.", unit="host:port")
+    api_key: SecretStr | None = _setting(
+        None,
+        "The key that requests have to name (`Authorization: Bearer …`); the page, /health and /ready are "
+        "open to all.",
+        shown="none is asked for",
+    )
     prometheus_http_address: Address | None = _setting(
         None,
         "Where to serve /metrics instead of HTTP_ADDRESS.",
@@ -195,6 +228,15 @@ class Settings(BaseSettings):
         30.0, "How long running answers may go on after SIGTERM.", unit="seconds", ge=0
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "What is logged.")
+
+    @property
+    def tgichat(self) -> dict[str, str] | None:
+        """The six texts around messages; None where none of them is set."""
+        prefix = "tgichat_"
+        texts = {name: getattr(self, name) for name in type(self).model_fields if name.startswith(prefix)}
+        if not any(texts.values()):
+            return None
+        return {name.removeprefix(prefix): (text or "").replace("\\n", "\n") for name, text in texts.items()}
 
 
 def load(env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:

@@ -4,53 +4,49 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Route
 
 from app.api import errors, ops
+from app.api.auth import RequireKey
+from app.api.openai.chat import chat_completions
+from app.api.openai.completions import completions
+from app.api.openai.models import model, models
+from app.api.operations import api_document
+from app.api.pages import page_routes
+from app.api.problems import ApiError
+from app.api.sagemaker import invocations
+from app.api.tgi.generate import compat_generate, generate, generate_stream
+from app.api.tgi.info import info
+from app.api.tgi.tokens import chat_tokenize, tokenize
 from app.api.token_stream import token_stream
 from app.service import Service, ServiceError
-
-UI = Path(__file__).resolve().parent.parent / "ui"
-
-PAGE_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
 
 Lifespan = Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]
 
 
-class _PageFiles(StaticFiles):
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        response = await super().get_response(path, scope)
-        response.headers.update(PAGE_HEADERS)
-        return response
-
-
-async def page(_request: Request) -> Response:
-    """Answer the browser page."""
-    return FileResponse(UI / "index.html", headers=PAGE_HEADERS)
-
-
-def routes(*, metrics_here: bool) -> list[BaseRoute]:
+def routes(*, metrics_here: bool, needs_key: bool = False) -> list[BaseRoute]:
     """All routes; ``metrics_here`` is off where /metrics has an address of its own."""
     table: list[BaseRoute] = [
-        Route("/", page),
-        Mount("/ui", _PageFiles(directory=UI)),
+        *page_routes(api_document(metrics_here=metrics_here, needs_key=needs_key)),
         Route("/token_stream", token_stream, methods=["POST"]),
+        *(Route(f"{v1}/chat/completions", chat_completions, methods=["POST"]) for v1 in ("/v1", "")),
+        *(Route(f"{v1}/completions", completions, methods=["POST"]) for v1 in ("/v1", "")),
+        Route("/v1/models", models),
+        Route("/generate", generate, methods=["POST"]),
+        Route("/generate_stream", generate_stream, methods=["POST"]),
+        Route("/", compat_generate, methods=["POST"]),
+        Route("/model/{name:path}/", compat_generate, methods=["POST"]),
+        Route("/model/{name:path}", compat_generate, methods=["POST"]),
+        Route("/invocations", invocations, methods=["POST"]),
+        Route("/tokenize", tokenize, methods=["POST"]),
+        Route("/chat_tokenize", chat_tokenize, methods=["POST"]),
+        Route("/info", info),
+        Route("/v1/models/{name:path}", model),
         Route("/contexts", ops.contexts),
         Route("/health", ops.health),
         Route("/ready", ops.ready),
@@ -67,15 +63,19 @@ def create_app(service: Service, lifespan: Lifespan | None = None) -> Starlette:
     async def nothing(_app: Starlette) -> AsyncIterator[None]:
         yield
 
+    key = service.settings.api_key
     app = Starlette(
-        routes=routes(metrics_here=service.settings.prometheus_http_address is None),
+        routes=routes(
+            metrics_here=service.settings.prometheus_http_address is None, needs_key=key is not None
+        ),
         exception_handlers={
             ServiceError: errors.service_error,
-            errors.ApiError: errors.api_error,
+            ApiError: errors.api_error,
             HTTPException: errors.http_error,
             ClientDisconnect: errors.client_gone,
             Exception: errors.server_error,
         },
+        middleware=[Middleware(RequireKey, key=key.get_secret_value())] if key else [],
         lifespan=lifespan or nothing,
     )
     app.state.service = service

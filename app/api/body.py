@@ -7,7 +7,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from app.api.errors import ApiError, complaint
+from app.api.problems import ApiError, Problem, complaint
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -20,9 +20,24 @@ async def read_json(request: Request, model: type[T]) -> T:
     """
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise ApiError(415, "unsupported_media_type", f"content-type: should be application/json, not {kind}")
+        message = f"content-type: should be application/json, not {kind}"
+        raise ApiError(Problem(415, "unsupported_media_type", message))
+    body = await read_body(request)
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise ApiError(complaint(error)) from None
+
+
+async def read_body(request: Request) -> bytes:
+    """Read a body that may not be too long.
+
+    Raises:
+        ApiError: 413, it is.
+    """
     limit: int = request.app.state.settings.max_body_bytes
-    too_long = ApiError(413, "body_too_large", f"the body is longer than {limit} bytes (MAX_BODY_BYTES)")
+    message = f"the body is longer than {limit} bytes (MAX_BODY_BYTES)"
+    too_long = ApiError(Problem(413, "body_too_large", message))
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise too_long
@@ -31,7 +46,4 @@ async def read_json(request: Request, model: type[T]) -> T:
         body += chunk
         if len(body) > limit:
             raise too_long
-    try:
-        return model.model_validate_json(bytes(body))
-    except ValidationError as error:
-        raise complaint(error) from None
+    return bytes(body)

@@ -15,7 +15,7 @@ from prometheus_client import (
 )
 
 if TYPE_CHECKING:
-    from app.engine.engine import StepReport
+    from app.engine.report import StepReport
 
 # Seconds. A token takes 3 ms (a small model, alone) to seconds (a large one, many at once) on CPUs;
 # an answer from a tenth of a second to minutes.

@@ -143,7 +143,7 @@ function conclude(turn, error, signal) {
   }
   say(""); // the error is an alert, which speaks for itself
   turn.failed(error.message);
-  if (error.type === "loading") prepare();
+  if (error.type === "loading" || error.type === "unauthorized") prepare();
 }
 
 function startOver() {

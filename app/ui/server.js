@@ -1,5 +1,7 @@
 /** What the page must know of the server before it can ask: that its model is loaded, and its contexts. */
 
+import { askForKey, authorization } from "./key.js";
+
 const RETRY_AFTER_MS = 1000;
 
 /**
@@ -11,15 +13,17 @@ const RETRY_AFTER_MS = 1000;
 export async function connect(onWait) {
   for (;;) {
     const contexts = await attempt(onWait);
-    if (contexts !== null) return contexts;
-    await new Promise((resolve) => setTimeout(resolve, RETRY_AFTER_MS));
+    if (contexts === "key") await askForKey();
+    else if (contexts !== null) return contexts;
+    else await new Promise((resolve) => setTimeout(resolve, RETRY_AFTER_MS));
   }
 }
 
 async function attempt(onWait) {
   try {
     const isReady = await fetch("/ready", { cache: "no-store" });
-    const contexts = isReady.ok ? await fetch("/contexts", { cache: "no-store" }) : isReady;
+    const contexts = isReady.ok ? await fetch("/contexts", { cache: "no-store", headers: authorization() }) : isReady;
+    if (contexts.status === 401) return "key";
     if (contexts.ok) return await contexts.json();
     const loading = contexts.status === 503;
     onWait(loading ? "The model is still loading…" : `The server answered ${contexts.status}. Trying again…`);

@@ -1,5 +1,7 @@
 /** The way of one question to the server: POST /token_stream, its text as it comes, its details at the end. */
 
+import { authorization } from "./key.js";
+
 /** The end of what has arrived, where it can still turn out to be the line of details. */
 const DETAILS = /\n?\u001e(?:\{[^\u001e]*)?$|\n$/;
 
@@ -52,7 +54,7 @@ export class DetailsSplitter {
  */
 export async function ask(question, onText, signal) {
   const body = JSON.stringify({ ...question, details: true });
-  const headers = { "Content-Type": "application/json" };
+  const headers = { "Content-Type": "application/json", ...authorization() };
   let response;
   try {
     response = await fetch("/token_stream", { method: "POST", headers, body, signal });

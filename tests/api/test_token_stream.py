@@ -121,7 +121,7 @@ def test_sampling_parameters_take_effect(server_url: str) -> None:
         ({"query": "x", "max_tokens": True}, "max_tokens: should be a valid integer, not true"),
         ({"query": "x", "max_tokens": 1.5}, "max_tokens:"),
         ({"query": "x", "top_p": 0}, "top_p: should be greater than 0, not 0"),
-        ({"query": "x", "seed": 2**32}, "seed: should be less than 4294967296"),
+        ({"query": "x", "seed": 2**63}, "seed: should be less than 9223372036854775808"),
         ({"query": "x", "stop": ["a", ""]}, "stop.1: string should have at least 1 character"),
         ({"query": "x", "logit_bias": {"a": 1}}, "logit_bias"),
         ({"query": "x", "logit_bias": {"49152": 1}}, "logit_bias: token 49152 is not in the vocabulary"),
@@ -134,7 +134,7 @@ def test_a_bad_field_is_named(server_url: str, fields: dict[str, Any], named: st
     assert response.status_code == 422, response.text
     body = response.json()
     assert body.keys() == {"error", "error_type"}
-    assert body["error_type"] == "validation"
+    assert body["error_type"] in ("validation", "too_long")
     assert named in body["error"]
 
 
@@ -275,7 +275,7 @@ def test_two_streams_at_once_do_not_mix(server_url: str) -> None:
 
 
 def test_more_than_may_wait_is_429_and_the_rest_is_served(start_server: Callable[..., Server]) -> None:
-    url = start_server(MAX_SEQUENCES="1", MAX_WAITING="1", N_CTX="1024").wait_until().url
+    url = start_server(MAX_SEQUENCES="1", MAX_CONCURRENT_REQUESTS="2", N_CTX="1024").wait_until().url
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda _: post(url, {**LONG, "max_tokens": 60}), range(4)))
     statuses = sorted(a.status_code for a in answers)

@@ -1,0 +1,85 @@
+"""``POST /tokenize`` and ``/chat_tokenize``: a text, or a conversation, as the model reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from app.api.body import read_json
+from app.api.openai.chat import chat_prompt
+from app.api.openai.schemas import ChatRequest
+from app.api.tgi.schemas import ChatTokenizeResponse, SimpleToken, TokenizeRequest
+from app.engine.llama import Vocab
+from app.service import Service, TextPrompt
+
+
+async def tokenize(request: Request) -> Response:
+    """List the tokens of a text."""
+    service: Service = request.app.state.service
+    body = await read_json(request, TokenizeRequest)
+    tokens = await service.tokens(TextPrompt(body.inputs, field="inputs"))
+    described = located(service.loaded.vocab, tokens, body.inputs)
+    return JSONResponse([token.model_dump() for token in described])
+
+
+async def chat_tokenize(request: Request) -> Response:
+    """List the tokens of a conversation, and write it as the chat template does."""
+    service: Service = request.app.state.service
+    body = await read_json(request, ChatRequest)
+    vocab = service.loaded.vocab
+    tokens = await service.tokens(chat_prompt(body))
+    text = written(vocab, tokens)
+    described = ChatTokenizeResponse(tokenize_response=located(vocab, tokens, text), templated_text=text)
+    return JSONResponse(described.model_dump())
+
+
+def located(vocab: Vocab, tokens: Sequence[int], text: str) -> list[SimpleToken]:
+    """Which bytes of a text each of its tokens stands for.
+
+    Tokens that share a character all have it: bytes of an emoji may be spread over several. A token that
+    the tokenizer added, such as a BOS, stands for none.
+    """
+    data = text.encode("utf-8", "replace")
+    found, at = [], 0
+    for token in tokens:
+        begin, at = at, at + _length(_bytes(vocab, token), data, at)
+        start, stop = begin, at
+        if start < stop:
+            while _is_within_character(data, start):
+                start -= 1
+            while _is_within_character(data, stop):
+                stop += 1
+        shown = data[start:stop].decode("utf-8", "replace")
+        found.append(SimpleToken(id=token, text=shown, start=start, stop=stop))
+    return found
+
+
+def written(vocab: Vocab, tokens: Sequence[int]) -> str:
+    """The text that was tokenized, control tokens included."""
+    # Some vocabularies put a space before a text, and before what follows a control token.
+    adds_space = b"".join(map(vocab.piece, vocab.tokenize("a", parse_special=False))).startswith(b" ")
+    data, is_first = bytearray(), True
+    for token in tokens:
+        piece = _bytes(vocab, token)
+        data += piece.removeprefix(b" ") if adds_space and is_first else piece
+        is_first = not vocab.piece(token)
+    return data.decode("utf-8", "replace")
+
+
+def _bytes(vocab: Vocab, token: int) -> bytes:
+    return vocab.piece(token) or vocab.text(token).encode()
+
+
+def _length(piece: bytes, data: bytes, at: int) -> int:
+    """How many bytes of ``data`` from ``at`` on are the piece; without a space that the tokenizer added."""
+    if data.startswith(piece, at):
+        return len(piece)
+    without_space = piece.removeprefix(b" ")
+    return len(without_space) if data.startswith(without_space, at) else 0
+
+
+def _is_within_character(data: bytes, at: int) -> bool:
+    """Whether a character began before ``at`` and goes on there."""
+    return at < len(data) and data[at] & 0xC0 == 0x80

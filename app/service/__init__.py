@@ -1,0 +1,36 @@
+"""One request's way: context, chat template, tokens, engine, text."""
+
+from app.service.errors import (
+    BadRequest,
+    GenerationFailed,
+    Loading,
+    Overloaded,
+    ServiceError,
+    TooLong,
+    UnknownContext,
+)
+from app.service.generation import Generation, Step, together
+from app.service.prompts import ChatPrompt, Constraint, JSONSchema, Prompt, Regex, TextPrompt, ToolUse
+from app.service.service import LoadedModel, Service
+
+__all__ = [
+    "BadRequest",
+    "ChatPrompt",
+    "Constraint",
+    "Generation",
+    "GenerationFailed",
+    "JSONSchema",
+    "LoadedModel",
+    "Loading",
+    "Overloaded",
+    "Prompt",
+    "Regex",
+    "Service",
+    "ServiceError",
+    "Step",
+    "TextPrompt",
+    "TooLong",
+    "ToolUse",
+    "UnknownContext",
+    "together",
+]

@@ -1,0 +1,254 @@
+"""From what a request asks to what the engine is given: tokens, and how to go on from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from app.chat_template import Message, TemplateRefusal
+from app.contexts import Context
+from app.engine.grammar import Grammar, GrammarCompiler, GrammarError
+from app.engine.llama import Vocab
+from app.engine.prefix_tree import n_shared_tokens
+from app.engine.sampling import SamplingParams
+from app.engine.watermark import Watermark
+from app.prompt import PromptTokenizer
+from app.service.errors import BadRequest, TooLong, UnknownContext
+from app.service.prompts import ChatPrompt, Constraint, JSONSchema, Prompt, TextPrompt
+from app.settings import Settings, SettingsError
+from app.tools import tool_grammar
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What the engine is given."""
+
+    tokens: list[int]
+    params: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLimits:
+    """The most tokens of a prompt, and of prompt and answer together."""
+
+    input: int
+    total: int
+
+    @classmethod
+    def of(cls, settings: Settings, n_ctx_sequence: int) -> TokenLimits:
+        """What the settings allow within KV memory.
+
+        Raises:
+            SettingsError: They want more than there is.
+        """
+        total = n_ctx_sequence if settings.max_total_tokens is None else settings.max_total_tokens
+        if total > n_ctx_sequence:
+            raise SettingsError(
+                f"MAX_TOTAL_TOKENS={total}: KV memory gives a sequence {n_ctx_sequence} tokens; raise N_CTX "
+                "or lower MAX_SEQUENCES"
+            )
+        longest = total - 1 if settings.max_input_length is None else settings.max_input_length
+        if longest >= total:
+            raise SettingsError(
+                f"MAX_INPUT_LENGTH={longest}: should be below the longest request, which is {total}"
+            )
+        return cls(longest, total)
+
+
+class Preparation:
+    """Prepares requests for one loaded model; from any thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        contexts: Mapping[str, Context],
+        vocab: Vocab,
+        tokenizer: PromptTokenizer,
+        limits: TokenLimits,
+    ) -> None:
+        self._settings = settings
+        self._contexts = contexts
+        self._vocab = vocab
+        self._tokenizer = tokenizer
+        self._limits = limits
+        self._grammars = GrammarCompiler(vocab)
+
+    def prepare(
+        self, prompt: Prompt, overrides: Mapping[str, Any], constraint: Constraint | None = None
+    ) -> Prepared:
+        """Tokenize a prompt and settle the parameters.
+
+        Args:
+            prompt: What is asked.
+            overrides: The fields of SamplingParams that the request sets itself; of ``watermark`` whether
+                there is to be one.
+            constraint: What the answer has to keep to.
+
+        Raises:
+            ServiceError: The request cannot be answered; its subclasses say why.
+        """
+        context = self._context(prompt)
+        tokens = self.tokens(prompt)
+        params = self._params(context, overrides, len(tokens), prompt.field)
+        if isinstance(prompt, ChatPrompt):
+            params = replace(params, stop=(*params.stop, *self._tokenizer.template.stop))
+            if prompt.tools is not None:
+                return Prepared(tokens, self._with_tools(prompt, params, constraint))
+        if constraint is not None:
+            params = replace(params, grammar=self._grammar(constraint))
+        return Prepared(tokens, params)
+
+    def tokens(self, prompt: Prompt) -> list[int]:
+        """Tokenize a prompt.
+
+        Raises:
+            BadRequest: It cannot be: the chat template refuses it, or it has no tokens.
+            UnknownContext: It names a context that is not there.
+        """
+        if isinstance(prompt, ChatPrompt):
+            return self._chat_tokens(prompt)
+        return self._text_tokens(prompt)
+
+    def common_prefix(self, context: Context) -> list[int]:
+        """The tokens that every prompt of a context begins with."""
+        # Questions that begin with nothing in common: a letter, a digit, a bracket.
+        first, *others = (
+            self._tokenizer.tokens(in_context(context, [Message("user", question)]))
+            for question in ("Why", "7", "(b)")
+        )
+        return first[: min(n_shared_tokens(first, other) for other in others)]
+
+    def _context(self, prompt: Prompt) -> Context | None:
+        if isinstance(prompt, TextPrompt):
+            return None
+        name = self._settings.context_type if prompt.context is None else prompt.context
+        if name not in self._contexts:
+            known = ", ".join(self._contexts)
+            raise UnknownContext(f"context {name!r} is not defined; known are: {known}", field="context")
+        return self._contexts[name]
+
+    # --- tokens
+
+    def _chat_tokens(self, prompt: ChatPrompt) -> list[int]:
+        context = self._context(prompt)
+        assert context is not None
+        tools = prompt.tools.tools if prompt.tools else ()
+        try:
+            return self._tokenizer.tokens(
+                in_context(context, prompt.messages), tools=tools, continue_final=prompt.continues
+            )
+        except TemplateRefusal as refusal:
+            raise BadRequest(
+                f"the model's chat template refuses the messages: {refusal}", field=prompt.field
+            ) from refusal
+
+    def _text_tokens(self, prompt: TextPrompt) -> list[int]:
+        if prompt.tokens is not None:
+            for token in prompt.tokens:
+                self._check_token(token, prompt.field)
+            tokens = list(prompt.tokens)
+        elif prompt.suffix is not None:
+            tokens = self._fill_in(prompt.text, prompt.suffix)
+        else:
+            tokens = self._tokenizer.markup_tokens(prompt.text)
+        if not tokens:
+            raise BadRequest("should have at least one token", field=prompt.field)
+        return tokens if prompt.truncate is None else tokens[-prompt.truncate :]
+
+    def _fill_in(self, before: str, behind: str) -> list[int]:
+        """A text with a gap, prefix first (Bavarian et al. 2022)."""
+        if min(self._vocab.fill_in) < 0:
+            raise BadRequest("this model has no tokens to fill in the middle of a text", field="suffix")
+        prefix, suffix, middle = self._vocab.fill_in
+        parts = [self._vocab.tokenize(text, parse_special=False) for text in (before, behind)]
+        bos = [self._vocab.bos] if self._vocab.add_bos and self._vocab.bos >= 0 else []
+        return [*bos, prefix, *parts[0], suffix, *parts[1], middle]
+
+    # --- parameters
+
+    def _params(
+        self, context: Context | None, overrides: Mapping[str, Any], n_prompt: int, field: str
+    ) -> SamplingParams:
+        """The request's own values before the context's before the settings'."""
+        limits = self._limits
+        room = limits.total - n_prompt
+        if room < min(1, overrides.get("max_tokens", 1)):
+            raise TooLong(
+                f"the request has {n_prompt} tokens with its context; the limit is {limits.total}, "
+                "answer included (N_CTX sets it)",
+                field=field,
+            )
+        if n_prompt > limits.input:
+            raise TooLong(
+                f"the request has {n_prompt} tokens with its context; the limit is {limits.input} "
+                "(MAX_INPUT_LENGTH)",
+                field=field,
+            )
+        wanted = overrides.get("max_tokens", 0)
+        if wanted > room:
+            raise TooLong(
+                f"{n_prompt} prompt tokens and max_tokens {wanted} exceed the limit of {limits.total}",
+                field="max_tokens",
+            )
+        for token in overrides.get("logit_bias", {}):
+            self._check_token(token, "logit_bias")
+        settings = self._settings
+        merged: dict[str, Any] = {
+            "max_tokens": settings.model_max_token,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": settings.top_k,
+            "seed": settings.seed,
+            "repetition_penalty": settings.repeat_penalty,
+            "repeat_last_n": settings.repeat_last_n,
+        } | (context.sampling() if context else {})
+        # A default is only a wish: it gives way to a long prompt. What the request names does not.
+        merged["max_tokens"] = min(merged["max_tokens"], room)
+        merged |= overrides
+        if merged.pop("watermark", False):
+            merged["watermark"] = Watermark(settings.watermark_gamma, settings.watermark_delta)
+        return SamplingParams(**merged)
+
+    def _check_token(self, token: int, field: str) -> None:
+        if not 0 <= token < self._vocab.n_tokens:
+            raise BadRequest(f"token {token} is not in the vocabulary of {self._vocab.n_tokens}", field=field)
+
+    # --- constraints
+
+    def _grammar(self, constraint: Constraint) -> Grammar:
+        try:
+            if isinstance(constraint, JSONSchema):
+                return self._grammars.json_schema(constraint.schema)
+            return self._grammars.regex(constraint.pattern)
+        except GrammarError as error:
+            raise BadRequest(f"cannot be kept to: {error}", field=constraint.field) from error
+
+    def _with_tools(
+        self, prompt: ChatPrompt, params: SamplingParams, constraint: Constraint | None
+    ) -> SamplingParams:
+        use, tool_format = prompt.tools, self._tokenizer.template.tool_format
+        assert use is not None
+        if constraint is not None:
+            raise BadRequest("cannot be combined with tools", field=constraint.field)
+        special = self._vocab.control_tokens
+        try:
+            grammar = self._grammars.lark(
+                tool_grammar(
+                    tool_format, use.tools, choice=use.choice, parallel=use.parallel, special_tokens=special
+                )
+            )
+        except GrammarError as error:
+            raise BadRequest(f"parameters cannot be kept to: {error}", field="tools") from error
+        visible = frozenset(special[text] for text in tool_format.markers(special))
+        return replace(params, grammar=grammar, visible=visible)
+
+
+def in_context(context: Context, messages: Sequence[Message]) -> list[Message]:
+    """The messages behind the context's turns; a system turn of their own replaces those."""
+    if any(message.role == "system" for message in messages):
+        return list(messages)
+    turns = [Message("system", context.prompt)] if context.prompt else []
+    for example in context.examples:
+        turns += [Message("user", example.query), Message("assistant", example.answer)]
+    return [*turns, *messages]

@@ -1,0 +1,249 @@
+"""One request's way: context, chat template, tokens, engine, text."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from app.contexts import Context, ContextsError
+from app.engine.answer import EngineError, QueueFull, RequestTooLong
+from app.engine.engine import Engine
+from app.engine.llama import Model, Vocab
+from app.prompt import PromptTokenizer
+from app.service.errors import GenerationFailed, Loading, Overloaded, ServiceError, TooLong
+from app.service.generation import Generation
+from app.service.preparation import Preparation, TokenLimits
+from app.service.prompts import Constraint, Prompt
+from app.service.setup import engine_options, fingerprint, make_tokenizer, memory_plan
+from app.settings import Settings, SettingsError
+from app.telemetry.metrics import Metrics
+from app.tokenizer_repo import TokenizerRepo
+
+logger = logging.getLogger("tokenstream.service")
+
+# Rendering and tokenizing run beside the event loop: a long document takes milliseconds.
+_PREPARING_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that answers.
+
+    Attributes:
+        name: What it is called.
+        fingerprint: Changes with the model, the library and the code that samples.
+        created: When its file was made, in seconds since 1970.
+        description: Architecture, size and format.
+        limits: The most tokens of a request.
+        n_ctx: Tokens of KV memory in all.
+        tokenizer: Writes its prompts.
+        vocab: Its vocabulary.
+        engine: Computes.
+        preparation: What comes before that.
+    """
+
+    name: str
+    fingerprint: str
+    created: int
+    description: str
+    limits: TokenLimits
+    n_ctx: int
+    tokenizer: PromptTokenizer
+    vocab: Vocab
+    engine: Engine
+    preparation: Preparation
+
+
+class Service:
+    """A model with its contexts, ready to answer once it is loaded."""
+
+    def __init__(self, settings: Settings, contexts: Mapping[str, Context], metrics: Metrics) -> None:
+        """Check that the default context exists.
+
+        Raises:
+            SettingsError: It does not.
+        """
+        self.settings = settings
+        self.contexts = contexts
+        self.metrics = metrics
+        if settings.context_type not in contexts:
+            raise SettingsError(
+                f"CONTEXT_TYPE={settings.context_type}: should be one of {', '.join(contexts)}"
+                f" (defined in {settings.contexts_file})"
+            )
+        self._model: Model | None = None
+        self._tokenizer: PromptTokenizer | None = None
+        self._loaded: LoadedModel | None = None
+        self._threads = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare")
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests can be answered."""
+        return self._loaded is not None
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model.
+
+        Raises:
+            Loading: It is not there yet.
+        """
+        if self._loaded is None:
+            raise Loading("the model is still loading; GET /ready answers 200 when it is there")
+        return self._loaded
+
+    @property
+    def model_name(self) -> str:
+        """What the model is called; empty until it is loaded."""
+        return self._loaded.name if self._loaded else ""
+
+    @property
+    def n_unfinished(self) -> int:
+        """How many requests run or wait."""
+        return self._loaded.engine.n_unfinished if self._loaded else 0
+
+    async def load(
+        self, path: Path, tokenizer_repo: TokenizerRepo | None, *, warm: Collection[str] | None = None
+    ) -> None:
+        """Load the model, start the engine, prefill the contexts named in ``warm`` (None: all).
+
+        Raises:
+            ModelLoadError: llama.cpp cannot load the model, or memory is short.
+            ModelError: The tokenizer's vocabulary is not the model's.
+            SettingsError: A limit is set to more than there is room for.
+        """
+        settings = self.settings
+        plan = await asyncio.to_thread(memory_plan, settings, path)
+        logger.info("%s", plan)
+        model = await asyncio.to_thread(
+            Model, path, gpu_layers=settings.model_gpu_layers, main_gpu=settings.main_gpu
+        )
+        tokenizer = self._tokenizer = await asyncio.to_thread(make_tokenizer, settings, model, tokenizer_repo)
+        options = await asyncio.to_thread(engine_options, settings, plan, model)
+        engine = await asyncio.to_thread(Engine, model, options, self.metrics)
+        engine.start()
+        self._model = model
+        if engine.n_ctx_sequence > model.n_ctx_train > 0:
+            logger.warning(
+                "a request may have %d tokens (N_CTX sets it), but the model was trained for %d: "
+                "long ones may be answered badly",
+                engine.n_ctx_sequence,
+                model.n_ctx_train,
+            )
+        logger.info("model %s (%s), %.0f MB", path.name, model.description, model.n_bytes / 1e6)
+        try:
+            limits = TokenLimits.of(settings, engine.n_ctx_sequence)
+            preparation = Preparation(settings, self.contexts, model.vocab, tokenizer, limits)
+            await self._warm(engine, preparation, self.contexts if warm is None else warm)
+        except BaseException:
+            # Not self._loaded yet: its thread must have ended before close() frees the model.
+            await engine.close()
+            raise
+        self._loaded = LoadedModel(
+            name=path.stem,
+            fingerprint=await asyncio.to_thread(fingerprint, path, options.kv),
+            created=await asyncio.to_thread(lambda: int(path.stat().st_mtime)),
+            description=model.description,
+            limits=limits,
+            n_ctx=plan.n_ctx,
+            tokenizer=tokenizer,
+            vocab=model.vocab,
+            engine=engine,
+            preparation=preparation,
+        )
+
+    async def _warm(self, engine: Engine, preparation: Preparation, names: Collection[str]) -> None:
+        """Prefill what all requests of a context begin with."""
+        started = time.perf_counter()
+        n_tokens = n_computed = 0
+        for name in names:
+            prefix = await asyncio.get_running_loop().run_in_executor(
+                self._threads, preparation.common_prefix, self.contexts[name]
+            )
+            if len(prefix) >= engine.n_ctx_sequence:
+                raise ContextsError(
+                    f"{self.settings.contexts_file}: context {name!r} has {len(prefix)} tokens, more "
+                    f"than a request may have ({engine.n_ctx_sequence}); raise N_CTX or shorten it"
+                )
+            if prefix:
+                n_tokens += len(prefix)
+                n_computed += await engine.warm(prefix)
+        logger.info(
+            "%d contexts of %d tokens are warm after %.1f s: %d prefilled, the others were known",
+            len(names),
+            n_tokens,
+            time.perf_counter() - started,
+            n_computed,
+        )
+
+    async def close(self) -> None:
+        """Stop the engine and free the model."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            await loaded.engine.close()
+        if self._model is not None:
+            self._model.close()
+        self._threads.shutdown(cancel_futures=True)
+        if self._tokenizer is not None:
+            self._tokenizer.template.close()
+
+    async def tokens(self, prompt: Prompt) -> list[int]:
+        """The tokens that the model reads for a prompt.
+
+        Raises:
+            ServiceError: It cannot be tokenized.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self.loaded.preparation.tokens, prompt)
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        overrides: Mapping[str, Any],
+        *,
+        constraint: Constraint | None = None,
+        n: int = 1,
+    ) -> list[Generation]:
+        """Start ``n`` answers to one prompt, which is prefilled once.
+
+        Args:
+            prompt: What is asked.
+            overrides: The fields of SamplingParams that the request sets itself.
+            constraint: What the answers have to keep to.
+            n: How many; a seed is that of the first, and counts up.
+
+        Raises:
+            ServiceError: The request cannot be answered; its subclasses say why.
+        """
+        requested_at = time.perf_counter()
+        loaded = self.loaded
+        prepared = await asyncio.get_running_loop().run_in_executor(
+            self._threads, loaded.preparation.prepare, prompt, overrides, constraint
+        )
+        params = prepared.params
+        generations: list[Generation] = []
+        try:
+            for index in range(n):
+                if index and params.seed is not None:
+                    params = replace(params, seed=(params.seed + 1) % 2**32)
+                answer = loaded.engine.submit(prepared.tokens, params)
+                generations.append(Generation(answer, self.metrics, requested_at))
+        except (RequestTooLong, QueueFull, EngineError) as error:
+            for generation in generations:
+                generation.close()
+            raise _in_terms_of_the_service(error) from error
+        return generations
+
+
+def _in_terms_of_the_service(error: Exception) -> ServiceError:
+    if isinstance(error, RequestTooLong):
+        return TooLong(str(error), field="max_tokens")
+    if isinstance(error, QueueFull):
+        return Overloaded(f"the server is busy: {error}; try again later")
+    return GenerationFailed(str(error))

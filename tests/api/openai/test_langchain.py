@@ -1,0 +1,39 @@
+"""LangChain's ChatOpenAI, as its users have it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_openai import ChatOpenAI
+from pydantic import BaseModel, SecretStr
+
+
+class Mood(BaseModel):
+    """How a text feels."""
+
+    mood: Literal["positive", "negative"]
+
+
+@pytest.fixture
+def chat(server_url: str) -> ChatOpenAI:
+    return ChatOpenAI(
+        base_url=f"{server_url}/v1", api_key=SecretStr("none"), model="any", max_completion_tokens=60
+    )
+
+
+def test_invoke_stream_and_batch(chat: ChatOpenAI) -> None:
+    answer = chat.invoke([SystemMessage("Be brief."), HumanMessage("Name a colour.")])
+    assert isinstance(answer, AIMessage)
+    assert answer.content
+    assert answer.usage_metadata
+    assert answer.usage_metadata["input_tokens"] > 5
+    assert "".join(str(chunk.content) for chunk in chat.stream("Name a colour."))
+    assert len(chat.batch(["One?", "Two?"])) == 2
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_structured_output(method: Literal["json_schema", "function_calling"], chat: ChatOpenAI) -> None:
+    mood = chat.with_structured_output(Mood, method=method).invoke("How does 'I love it' feel?")
+    assert isinstance(mood, Mood)

@@ -1,0 +1,187 @@
+"""Tools, with a model whose template knows none."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import openai
+import pytest
+
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["C", "F"]}},
+    "required": ["city", "unit"],
+    "additionalProperties": False,
+}
+ADD = {
+    "type": "object",
+    "properties": {"a": {"type": "integer", "maximum": 9999}, "b": {"type": "integer", "maximum": 9999}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+SCHEMAS: dict[str, Any] = {"get_weather": WEATHER, "add": ADD}
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": name, "description": f"{name}.", "parameters": schema}}
+    for name, schema in SCHEMAS.items()
+]
+ASK: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
+
+
+def check(calls: Any) -> None:
+    for call in calls:
+        assert call.type == "function"
+        assert call.id.startswith("call_")
+        jsonschema.validate(json.loads(call.function.arguments), SCHEMAS[call.function.name])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_required_call_fits_its_schema(temperature: float, client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="m",
+        messages=ASK,
+        tools=TOOLS,
+        tool_choice="required",
+        temperature=temperature,
+        seed=1,
+        max_tokens=200,
+        parallel_tool_calls=False,
+    )
+    [choice] = answer.choices
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content is None
+    assert choice.message.tool_calls
+    assert len(choice.message.tool_calls) == 1
+    check(choice.message.tool_calls)
+
+
+def test_a_named_call_is_that_one(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="m",
+        messages=ASK,
+        tools=TOOLS,
+        tool_choice={"type": "function", "function": {"name": "add"}},
+        max_tokens=200,
+    )
+    calls = answer.choices[0].message.tool_calls
+    assert calls
+    assert [call.function.name for call in calls if call.type == "function"] == ["add"]
+    check(calls)
+
+
+def test_a_stream_of_a_call(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="m",
+        messages=ASK,
+        tools=TOOLS,
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_tokens=200,
+        temperature=0,
+        stream=True,
+    )
+    name, arguments, ids, reasons, content = "", "", [], [], ""
+    for chunk in stream:
+        [choice] = chunk.choices
+        content += choice.delta.content or ""
+        reasons += [choice.finish_reason] if choice.finish_reason else []
+        for call in choice.delta.tool_calls or []:
+            assert call.index == 0
+            assert call.function
+            ids += [call.id] if call.id else []
+            name += call.function.name or ""
+            arguments += call.function.arguments or ""
+    assert content == ""
+    assert len(ids) == 1
+    assert reasons == ["tool_calls"]
+    jsonschema.validate(json.loads(arguments), SCHEMAS[name])
+
+
+def test_auto_may_answer_in_words(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="m", messages=[{"role": "user", "content": "Say hello."}], tools=TOOLS, max_tokens=20
+    )
+    [choice] = answer.choices
+    assert choice.message.content or choice.message.tool_calls
+    check(choice.message.tool_calls or [])
+
+
+def test_none_is_as_if_there_were_no_tools(client: openai.OpenAI) -> None:
+    def n_prompt(**more: Any) -> int:
+        answer = client.chat.completions.create(model="m", messages=ASK, max_tokens=1, **more)
+        assert answer.usage is not None
+        return answer.usage.prompt_tokens
+
+    assert n_prompt(tools=TOOLS, tool_choice="none") == n_prompt() < n_prompt(tools=TOOLS)
+
+
+def test_results_go_back_in(client: openai.OpenAI) -> None:
+    first = client.chat.completions.create(
+        model="m",
+        messages=ASK,
+        tools=TOOLS,
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_tokens=200,
+    )
+    message = first.choices[0].message
+    assert message.tool_calls
+    result: Any = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": '{"degrees": 21}'}
+    history: list[Any] = [*ASK, message, result]
+    second = client.chat.completions.create(model="m", messages=history, tools=TOOLS, max_tokens=20)
+    assert second.usage is not None
+    assert first.usage is not None
+    assert second.usage.prompt_tokens > first.usage.prompt_tokens + 10
+    without = client.chat.completions.create(model="m", messages=history, max_tokens=20)
+    assert without.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        (
+            [
+                *ASK,
+                {
+                    "role": "assistant",
+                    "tool_calls": [
+                        {"id": "c", "type": "function", "function": {"name": "add", "arguments": "{"}}
+                    ],
+                },
+            ],
+            "messages.1.tool_calls.0.function.arguments",
+        ),
+        ([*ASK, {"role": "tool", "content": "x"}], "messages.1"),
+        (
+            [{"role": "user", "content": "x", "tool_calls": []}, {"role": "wizard", "content": ""}],
+            "messages.1.role",
+        ),
+    ],
+)
+def test_bad_histories_are_refused(messages: Any, param: str, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refusal:
+        client.chat.completions.create(model="m", messages=messages, tools=TOOLS)
+    assert refusal.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("tool", "said"),
+    [
+        ({"name": "bad name"}, "tools.0.function.name"),
+        ({"name": "f", "parameters": {"type": "object", "not": {}}}, "not"),
+        ({"name": "f", "parameters": {"type": "strange"}}, "strange"),
+    ],
+)
+def test_tools_that_cannot_be_kept_to_are_refused(tool: Any, said: str, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match=said.replace(".", r"\.")) as refusal:
+        client.post(
+            "/chat/completions",
+            body={
+                "messages": ASK,
+                "tools": [{"type": "function", "function": tool}],
+                "tool_choice": "required",
+            },
+            cast_to=object,
+        )
+    assert (refusal.value.param or "").startswith("tools")

@@ -1,0 +1,93 @@
+"""Swagger UI: it opens under a strict policy, asks no other host, shows every route and tries them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests.conftest import Server
+
+FIRST = "post_token_stream"
+
+
+def open_docs(page: Page, url: str, path: str = "/docs") -> list[str]:
+    """Open the page; returns the addresses that it asks, also later."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(url + path)
+    expect(page.locator(".opblock").first).to_be_visible()
+    return asked
+
+
+def operation(page: Page, operation_id: str) -> Locator:
+    return page.locator(f".opblock[id$='-{operation_id}']")
+
+
+def n_operations(url: str) -> int:
+    document: dict[str, Any] = httpx.get(f"{url}/openapi.json").json()
+    return sum(len(item) for item in document["paths"].values())
+
+
+@pytest.mark.parametrize("path", ["/docs", "/swagger-ui", "/swagger-ui/"])
+def test_it_lists_every_operation(page: Page, server_url: str, path: str) -> None:
+    asked = open_docs(page, server_url, path)
+    expect(page.locator(".opblock")).to_have_count(n_operations(server_url))
+    expect(page.locator(".opblock-tag").first).to_contain_text("Token stream")
+    assert all(address.startswith((f"{server_url}/", "data:")) for address in asked)
+
+
+@pytest.mark.parametrize(
+    "operation_id", ["post_token_stream", "post_v1_chat_completions", "post_invocations"]
+)
+def test_operations_and_schemas_open_without_a_complaint(
+    page: Page, server_url: str, operation_id: str
+) -> None:
+    asked = open_docs(page, server_url)
+    opened = operation(page, operation_id)
+    opened.locator(".opblock-summary-control").click()
+    expect(opened.locator("select.examples-select-element, .examples-select select").first).to_be_visible()
+    opened.get_by_role("button", name="Schema", exact=True).first.click()
+    expect(opened.locator(".json-schema-2020-12").first).to_be_visible()
+    assert page.locator(".errors-wrapper").count() == 0
+    assert all(address.startswith((f"{server_url}/", "data:")) for address in asked)
+
+
+def test_an_example_is_tried(page: Page, server_url: str) -> None:
+    open_docs(page, server_url)
+    first = operation(page, FIRST)
+    first.locator(".opblock-summary-control").click()
+    expect(first.locator("textarea.body-param__text")).to_have_value(re.compile("Where is located Paris"))
+    first.get_by_role("button", name="Execute").click()
+    answer = first.locator(".live-responses-table")
+    expect(answer.locator("tbody td.response-col_status").first).to_contain_text("200", timeout=60_000)
+    expect(answer).to_contain_text("Paris")
+
+
+def test_with_a_key_it_is_open_and_asks_for_it(page: Page, start_server: Callable[..., Server]) -> None:
+    url = start_server(API_KEY="s3cret", N_CTX="1024", MAX_SEQUENCES="2").wait_until().url
+    open_docs(page, url)
+    page.get_by_role("button", name="Authorize").click()
+    page.locator(".auth-container input").fill("s3cret")
+    page.locator(".auth-btn-wrapper button.authorize").click()
+    page.locator(".auth-btn-wrapper button.btn-done").click()
+    contexts = operation(page, "get_contexts")
+    contexts.locator(".opblock-summary-control").click()
+    contexts.get_by_role("button", name="Execute").click()
+    answer = contexts.locator(".live-responses-table")
+    expect(answer.locator("tbody td.response-col_status").first).to_contain_text("200")
+    expect(answer).to_contain_text("classifier")
+
+
+def test_only_what_it_needs_of_swagger_ui_is_served(server_url: str) -> None:
+    for path in ("/docs", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"):
+        response = httpx.get(server_url + path)
+        assert response.status_code == 200
+        assert "unsafe" not in response.headers["content-security-policy"]
+    assert httpx.get(f"{server_url}/docs/index.html").status_code == 404
+    assert httpx.get(f"{server_url}/docs/swagger-initializer.js").status_code == 404
+    assert "<script>" not in httpx.get(f"{server_url}/docs").text
