@@ -1,0 +1,56 @@
+"""The `text-generation` client, in an environment of its own: it needs an older huggingface_hub."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+SCRIPT = Path(__file__).with_name("text_generation_script.py")
+
+
+@pytest.fixture(scope="module")
+def answers(server_url: str) -> dict[str, Any]:
+    """What the client got."""
+    environment = ROOT / ".venv/text-generation"
+    subprocess.run(["make", "--silent", ".venv/.text-generation"], cwd=ROOT, check=True, timeout=110)
+    done = subprocess.run(
+        [environment / "bin/python", SCRIPT, server_url], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    answers: dict[str, Any] = json.loads(done.stdout)
+    return answers
+
+
+def test_whole_answers(answers: dict[str, Any]) -> None:
+    assert "Paris" in answers["text"]
+    assert answers["finish_reason"] == "length"
+    assert answers["prefill"][0] is None
+    assert all(logprob < 0 for logprob in answers["prefill"][1:])
+    assert answers["n_top_tokens"] == [2] * 12
+    assert answers["async_text"] == answers["text"]
+
+
+def test_streams(answers: dict[str, Any]) -> None:
+    assert answers["streamed"] == answers["last"] == answers["async_streamed"] == answers["text"]
+    assert answers["n_generated"] == 12
+
+
+def test_parameters(answers: dict[str, Any]) -> None:
+    assert answers["n_best_of"] == 1
+    assert answers["seed"] is not None
+    assert answers["constrained"].isdecimal()
+    assert len(answers["constrained"]) == 4
+
+
+def test_chat(answers: dict[str, Any]) -> None:
+    assert answers["chat"]
+
+
+def test_a_refusal_is_a_validation_error(answers: dict[str, Any]) -> None:
+    assert answers["refusal"].startswith("Input validation error: `inputs` tokens + `max_new_tokens` must be")

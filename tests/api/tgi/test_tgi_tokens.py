@@ -1,0 +1,95 @@
+"""POST /tokenize and /chat_tokenize, and where tokens lie in texts of other vocabularies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from app.api.tgi.tokens import located, written
+from app.chat_template import wrapping_template
+from app.engine.llama import Model, Vocab
+from app.prompt import PromptTokenizer
+from tests.tiny_vocab import write_vocabulary
+
+UNWRAPPED = {f"{who}_{where}": "" for who in ("user", "ass", "sys") for where in ("pre", "post")}
+
+
+def tokenize(url: str, inputs: str) -> list[dict[str, Any]]:
+    response = httpx.post(f"{url}/tokenize", json={"inputs": inputs, "parameters": None})
+    assert response.status_code == 200, response.text
+    tokens: list[dict[str, Any]] = response.json()
+    return tokens
+
+
+def test_tokens_cover_the_text(server_url: str) -> None:
+    inputs = "Where is located Paris ?"
+    tokens = tokenize(server_url, inputs)
+    assert all(token.keys() == {"id", "text", "start", "stop"} for token in tokens)
+    assert "".join(token["text"] for token in tokens) == inputs
+    assert [token["start"] for token in tokens] == [0, *(token["stop"] for token in tokens[:-1])]
+    assert tokens[-1]["stop"] == len(inputs)
+
+
+def test_offsets_are_in_bytes_and_never_cut_a_character(server_url: str) -> None:
+    inputs = "naïve 🦔🦔 x"
+    data = inputs.encode()
+    tokens = tokenize(server_url, inputs)
+    for token in tokens:
+        assert data[token["start"] : token["stop"]].decode() == token["text"]
+    hedgehogs = [token for token in tokens if "🦔" in token["text"]]
+    assert len(hedgehogs) > 2, "each is several tokens"
+    assert {(token["start"], token["stop"]) for token in hedgehogs if token["text"] == "🦔"} <= {
+        (7, 11),
+        (11, 15),
+    }
+    assert (tokens[0]["start"], tokens[-1]["stop"]) == (0, len(data))
+
+
+def test_control_tokens_of_a_whole_prompt_are_tokens(server_url: str) -> None:
+    first, *_, last = tokenize(server_url, "<|im_start|>Hi<|im_end|>")
+    assert (first["text"], first["start"], first["stop"]) == ("<|im_start|>", 0, 12)
+    assert (last["text"], last["stop"]) == ("<|im_end|>", 24)
+
+
+def test_a_conversation(server_url: str) -> None:
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Olá 🦔"}]
+    response = httpx.post(f"{server_url}/chat_tokenize", json={"messages": messages})
+    assert response.json().keys() == {"tokenize_response", "templated_text"}
+    text, tokens = response.json()["templated_text"], response.json()["tokenize_response"]
+    assert text == (
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nOlá 🦔<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert [token["id"] for token in tokens] == [token["id"] for token in tokenize(server_url, text)]
+    assert tokens == tokenize(server_url, text)
+
+
+def test_a_conversation_that_is_none(server_url: str) -> None:
+    response = httpx.post(f"{server_url}/chat_tokenize", json={"messages": []})
+    assert (response.status_code, response.json()["error_type"]) == (422, "validation")
+
+
+# --- a SentencePiece vocabulary: a BOS, and a space, before every text
+
+
+@pytest.fixture(scope="module")
+def vocab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vocab]:
+    model = Model(write_vocabulary(tmp_path_factory.mktemp("vocab") / "tiny.gguf"), vocab_only=True)
+    yield model.vocab
+    model.close()
+
+
+@pytest.mark.parametrize("text", ["the thin", " the", "<turn>the<end> in", "é<turn>", "<s>the"])
+def test_what_the_tokenizer_adds_stands_for_nothing(text: str, vocab: Vocab) -> None:
+    tokens = PromptTokenizer(vocab, wrapping_template(UNWRAPPED)).markup_tokens(text)
+    assert tokens[0] == vocab.bos
+    found = located(vocab, tokens, text)
+    data = text.encode()
+    bos = "<s>" if text.startswith("<s>") else ""
+    assert (found[0].text, found[0].start, found[0].stop) == (bos, 0, len(bos))
+    assert all(data[token.start : token.stop].decode() == token.text for token in found)
+    covered = {at for token in found for at in range(token.start, token.stop)}
+    assert covered == set(range(len(data)))
+    assert written(vocab, tokens) == (text if bos else f"<s>{text}")
