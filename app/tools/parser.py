@@ -190,17 +190,11 @@ class ToolCallParser:
             self._in_list, self._is_closed = False, True
             self._pending = rest[len(self._closing) :]
             return True
-        elif self._marker and rest.startswith(self._marker):
-            self._marker_end = at + len(self._marker)
-            self._step = self._read_opening
-            return True
         elif not self._is_closed and rest.startswith("{"):
             self._begin_object(at)
             return True
         elif not rest or (not self._is_closed and self._closing.startswith(rest)):
             return False  # for ever, should no more come: it is of no use as text
-        elif self._marker.startswith(rest) and not self._is_whole:
-            return False
         self._step = self._read_text
         return True
 

@@ -62,11 +62,18 @@ def test_other_keys_and_more_of_them() -> None:
     )
 
 
-def test_calls_that_differ_in_more_than_their_content_come_singly() -> None:
-    texts = [f'[{{"n": {i}, "name": "find", "arguments": {{"a": "{a}"}}}}]' for i, a in enumerate("xy")]
-    learned = learn(texts[0], f"{texts[0][:-1]}, {texts[1][1:]}")
-    assert learned is not None
-    assert learned.separator is None
+@pytest.mark.parametrize(
+    "two",
+    [
+        "[CALLS] [" + FIRST + ", " + SECOND + "] and more",
+        "[CALLS] 2 [" + FIRST + ", " + SECOND + "]",
+        "[CALLS] [" + FIRST + ", " + SECOND.replace('"name"', '"n": 2, "name"') + "]",
+        "[CALLS] [" + FIRST + "]",
+        None,
+    ],
+)
+def test_calls_that_are_written_in_another_way_together_come_singly(two: str | None) -> None:
+    assert learn(f"[CALLS] [{FIRST}]", two) == replace(LIST, separator=None)
 
 
 def test_white_space_behind_a_turn_does_not_matter() -> None:
