@@ -263,8 +263,8 @@ async def test_a_grammar_beyond_its_limits_ends_one_answer_alone(
     grammar = Brittle(grammars.regex("[a-z ]+")._start)
     prompt = model.vocab.tokenize("Once upon a time", parse_special=False)
     other = engine.submit(prompt, SamplingParams(max_tokens=24, temperature=0, ignore_eos=True))
+    params = SamplingParams(max_tokens=20, temperature=0, grammar=grammar)
     with pytest.raises(EngineError, match="too many states"):
-        params = SamplingParams(max_tokens=20, temperature=0, grammar=grammar)
         await answer_of(engine, model, "Say: ", params)
     assert len([output async for output in other]) == 24
     assert engine.n_unfinished == 0
