@@ -140,7 +140,7 @@ class Service:
         try:
             limits = TokenLimits.of(settings, engine.n_ctx_sequence)
             preparation = Preparation(settings, self.contexts, model.vocab, tokenizer, limits)
-            await self._warm(engine, preparation, self.contexts if warm is None else warm)
+            await self._warm(engine, preparation, limits, self.contexts if warm is None else warm)
         except BaseException:
             # Not self._loaded yet: its thread must have ended before close() frees the model.
             await engine.close()
@@ -158,22 +158,29 @@ class Service:
             preparation=preparation,
         )
 
-    async def _warm(self, engine: Engine, preparation: Preparation, names: Collection[str]) -> None:
-        """Prefill what all requests of a context begin with."""
+    async def _warm(
+        self, engine: Engine, preparation: Preparation, limits: TokenLimits, names: Collection[str]
+    ) -> None:
+        """Prefill what all requests of a context begin with, where that can be kept."""
         started = time.perf_counter()
+        is_kept = self.settings.prefix_cache_mb != 0
         n_tokens = n_computed = 0
         for name in names:
             prefix = await asyncio.get_running_loop().run_in_executor(
                 self._threads, preparation.common_prefix, self.contexts[name]
             )
-            if len(prefix) >= engine.n_ctx_sequence:
+            if len(prefix) >= limits.input:
                 raise ContextsError(
-                    f"{self.settings.contexts_file}: context {name!r} has {len(prefix)} tokens, more "
-                    f"than a request may have ({engine.n_ctx_sequence}); raise N_CTX or shorten it"
+                    f"{self.settings.contexts_file}: context {name!r} has {len(prefix)} tokens, as many as "
+                    f"a prompt may have ({limits.input}) or more; raise N_CTX, or MAX_INPUT_LENGTH where it "
+                    "is set, or shorten the context"
                 )
-            if prefix:
+            if prefix and is_kept:
                 n_tokens += len(prefix)
                 n_computed += await engine.warm(prefix)
+        if not is_kept:
+            logger.info("contexts are not prefilled at start: PREFIX_CACHE_MB=0 keeps nothing")
+            return
         logger.info(
             "%d contexts of %d tokens are warm after %.1f s: %d prefilled, the others were known",
             len(names),
