@@ -15,7 +15,7 @@ from app.engine.sampling import SamplingParams
 from app.engine.watermark import Watermark
 from app.prompt import PromptTokenizer
 from app.service.errors import BadRequest, TooLong, UnknownContext
-from app.service.prompts import ChatPrompt, Constraint, JSONSchema, Prompt, TextPrompt
+from app.service.prompts import ChatPrompt, Constraint, JSONSchema, Prompt, TextPrompt, ToolUse
 from app.settings import Settings, SettingsError
 from app.tools import tool_grammar
 
@@ -232,16 +232,24 @@ class Preparation:
         if constraint is not None:
             raise BadRequest("cannot be combined with tools", field=constraint.field)
         special = self._vocab.control_tokens
+        tools = [tool for tool in use.tools if use.only in (None, tool.name)]
+        choice = "required" if use.must_call else "auto"
+        lark = tool_grammar(tool_format, tools, choice=choice, parallel=use.parallel, special_tokens=special)
         try:
-            grammar = self._grammars.lark(
-                tool_grammar(
-                    tool_format, use.tools, choice=use.choice, parallel=use.parallel, special_tokens=special
-                )
-            )
+            grammar = self._grammars.lark(lark)
         except GrammarError as error:
-            raise BadRequest(f"parameters cannot be kept to: {error}", field="tools") from error
+            raise self._refused_tool(use, error) from error
         visible = frozenset(special[text] for text in tool_format.markers(special))
         return replace(params, grammar=grammar, visible=visible)
+
+    def _refused_tool(self, use: ToolUse, error: GrammarError) -> BadRequest:
+        """Say which of the tools cannot be kept to: a grammar of all of them does not tell."""
+        for index, tool in enumerate(use.tools):
+            try:
+                self._grammars.json_schema(tool.schema)
+            except GrammarError as reason:
+                return BadRequest(f"cannot be kept to: {reason}", field=f"tools.{index}.function.parameters")
+        return BadRequest(f"cannot be kept to: {error}", field="tools")
 
 
 def in_context(context: Context, messages: Sequence[Message]) -> list[Message]:

@@ -15,12 +15,14 @@ class ToolUse:
 
     Attributes:
         tools: What there is.
-        choice: ``auto``, ``required``, or the name of the one to be called.
+        must_call: Whether the answer has to be a call.
+        only: The name of the one tool that may be called; None where all may.
         parallel: Whether one answer may call several.
     """
 
     tools: tuple[Tool, ...]
-    choice: str = "auto"
+    must_call: bool = False
+    only: str | None = None
     parallel: bool = True
 
 

@@ -87,8 +87,9 @@ def _tool_use(body: ChatRequest) -> ToolUse | None:
         with _naming(f"tools.{i}.function.parameters"):
             tools.append(Tool(function.name, function.description, function.parameters or {}))
     wanted = body.tool_choice or "auto"
-    choice = wanted.function.name if isinstance(wanted, NamedToolChoice) else wanted
-    return ToolUse(tuple(tools), choice, parallel=body.parallel_tool_calls is not False)
+    only = wanted.function.name if isinstance(wanted, NamedToolChoice) else None
+    parallel = body.parallel_tool_calls is not False and only is None
+    return ToolUse(tuple(tools), must_call=wanted != "auto", only=only, parallel=parallel)
 
 
 @contextlib.contextmanager

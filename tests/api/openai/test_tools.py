@@ -70,6 +70,21 @@ def test_a_named_call_is_that_one(client: openai.OpenAI) -> None:
     check(calls)
 
 
+@pytest.mark.parametrize("name", ["auto", "required"])
+def test_a_tool_may_be_called_like_a_choice(name: str, client: openai.OpenAI) -> None:
+    tool: Any = {"type": "function", "function": {"name": name, "parameters": ADD}}
+    answer = client.chat.completions.create(
+        model="m",
+        messages=ASK,
+        tools=[*TOOLS, tool],
+        tool_choice={"type": "function", "function": {"name": name}},
+        max_tokens=200,
+    )
+    calls = answer.choices[0].message.tool_calls
+    assert calls
+    assert [call.function.name for call in calls if call.type == "function"] == [name]
+
+
 def test_a_stream_of_a_call(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
         model="m",
@@ -184,4 +199,4 @@ def test_tools_that_cannot_be_kept_to_are_refused(tool: Any, said: str, client: 
             },
             cast_to=object,
         )
-    assert (refusal.value.param or "").startswith("tools")
+    assert (refusal.value.param or "").startswith("tools.0.function")
