@@ -112,30 +112,34 @@ def test_limits_are_as_set(start_server: Callable[..., Server]) -> None:
         MAX_BEST_OF="1",
         MAX_STOP_SEQUENCES="1",
         MAX_TOP_N_TOKENS="2",
-        MAX_TOTAL_TOKENS="64",
-        MAX_INPUT_LENGTH="32",
+        MAX_TOTAL_TOKENS="640",
+        MAX_INPUT_LENGTH="320",
     ).wait_until().url  # fmt: skip
     for parameters, cause in (
         ({"best_of": 2, "do_sample": True}, "`best_of` != 1 is not allowed for this endpoint"),
         ({"stop": ["a", "b"]}, "`stop` supports up to 1 stop sequences. Given: 2"),
         ({"top_n_tokens": 3}, "`top_n_tokens` must be >= 0 and <= 2. Given: 3"),
-        ({"truncate": 33}, "`truncate` must be strictly positive and less than 32. Given: 33"),
-        ({"inputs": " word" * 40}, "`inputs` must have less than 32 tokens. Given: 40"),
+        ({"truncate": 321}, "`truncate` must be strictly positive and less than 320. Given: 321"),
+        ({"inputs": " word" * 400}, "`inputs` must have less than 320 tokens. Given: 400"),
         (
-            {"inputs": " word" * 30, "max_new_tokens": 35},
-            "`inputs` tokens + `max_new_tokens` must be <= 64. "
-            "Given: 30 `inputs` tokens and 35 `max_new_tokens`",
+            {"inputs": " word" * 300, "max_new_tokens": 341},
+            "`inputs` tokens + `max_new_tokens` must be <= 640. "
+            "Given: 300 `inputs` tokens and 341 `max_new_tokens`",
         ),
     ):
         assert post(url, **parameters).json()["error"] == VALIDATION + cause
     assert (
-        len(generate(url, inputs=" word" * 40, truncate=32, decoder_input_details=True)["details"]["prefill"])
-        == 32
+        len(
+            generate(url, inputs=" word" * 400, truncate=320, decoder_input_details=True)["details"][
+                "prefill"
+            ]
+        )
+        == 320
     )
     described = httpx.get(f"{url}/info").json()
     assert described["max_best_of"] == described["max_stop_sequences"] == 1
     assert described["max_top_n_tokens"] == 2
-    assert (described["max_input_tokens"], described["max_total_tokens"]) == (32, 64)
+    assert (described["max_input_tokens"], described["max_total_tokens"]) == (320, 640)
 
 
 @pytest.mark.parametrize(
