@@ -51,7 +51,7 @@ def test_operations_and_schemas_open_without_a_complaint(
     opened = operation(page, operation_id)
     opened.locator(".opblock-summary-control").click()
     expect(opened.locator("select.examples-select-element, .examples-select select").first).to_be_visible()
-    opened.get_by_role("button", name="Schema", exact=True).first.click()
+    opened.get_by_role("tab", name="Schema", exact=True).first.click()
     expect(opened.locator(".json-schema-2020-12").first).to_be_visible()
     assert page.locator(".errors-wrapper").count() == 0
     assert all(address.startswith((f"{server_url}/", "data:")) for address in asked)

@@ -1,0 +1,71 @@
+"""The API's document as the tests use it, and whether responses are as it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+from jsonschema import Draft202012Validator
+
+JSON, EVENTS = "application/json", "text/event-stream"
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Method, path and description of all operations."""
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            yield method.upper(), path, operation
+
+
+def closed(schema: Any) -> Any:
+    """The same schema, which takes no property that it does not name."""
+    if isinstance(schema, list):
+        return [closed(entry) for entry in schema]
+    if not isinstance(schema, dict):
+        return schema
+    same = {name: closed(value) for name, value in schema.items()}
+    if isinstance(schema.get("properties"), dict) and "additionalProperties" not in schema:
+        same["additionalProperties"] = False
+    return same
+
+
+class Checker:
+    """Compares responses with a document."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self._document = document
+        self._components = closed(document["components"])
+
+    def check(self, operation: dict[str, Any], response: httpx.Response) -> None:
+        """Fail unless a response has a status, headers, a media type and a body that are described."""
+        described = operation["responses"][str(response.status_code)]
+        for header in described.get("headers", {}):
+            assert header in response.headers
+        media_type = response.headers["content-type"].partition(";")[0]
+        schema = described["content"][media_type]["schema"]
+        if media_type == JSON:
+            self.validate(schema, response.json())
+        elif media_type == EVENTS:
+            events = data_of_events(response.text)
+            assert events
+            for data in events:
+                self.validate(schema, data)
+        else:
+            self.validate(schema, response.text)
+
+    def validate(self, schema: dict[str, Any], data: Any) -> None:
+        """Fail unless data keep to a schema of the document."""
+        Draft202012Validator({**closed(schema), "components": self._components}).validate(data)
+
+
+def data_of_events(text: str) -> list[Any]:
+    """The data of server-sent events, without the mark of the end."""
+    data = [
+        line.removeprefix("data:").strip()
+        for event in text.split("\n\n")
+        for line in event.splitlines()
+        if line.startswith("data:")
+    ]
+    return [json.loads(one) for one in data if one != "[DONE]"]

@@ -1,0 +1,208 @@
+"""The API's document: valid, complete, and kept to by the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import httpx
+import pytest
+from api_document import Checker, operations
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from starlette.routing import Route
+
+from app.api.app import create_app
+from app.api.operations import api_document
+from app.contexts import load_contexts
+from app.service import Service
+from app.settings import load
+from app.telemetry.metrics import Metrics
+from tests.conftest import ROOT, Server, free_port
+
+DOCUMENT = api_document(metrics_here=True, needs_key=False)
+CHECKER = Checker(DOCUMENT)
+ALL = [pytest.param(*operation, id=f"{operation[0]} {operation[1]}") for operation in operations(DOCUMENT)]
+READING = [one for one in ALL if "requestBody" in one.values[2]]
+EXAMPLES = [
+    pytest.param(method, path, operation, example["value"], id=f"{method} {path} {name}")
+    for method, path, operation in operations(DOCUMENT)
+    if "requestBody" in operation
+    for name, example in operation["requestBody"]["content"]["application/json"]["examples"].items()
+]
+KEY = "s3cret"
+
+
+@lru_cache
+def model_name(url: str) -> str:
+    return str(httpx.get(f"{url}/v1/models").json()["data"][0]["id"])
+
+
+def ask(url: str, method: str, path: str, **request: Any) -> httpx.Response:
+    """Send a request to the path of an operation."""
+    name = model_name(url) if "{name}" in path and "headers" not in request else "any"
+    return httpx.request(method, url + path.replace("{name}", name), timeout=60, **request)
+
+
+def app_without_model(**settings: Any) -> Any:
+    contexts = load_contexts(ROOT / "config/prompt_config.toml")
+    return create_app(Service(load(env_file=None, **settings), contexts, Metrics("test")))
+
+
+# --- the document itself
+
+
+@pytest.mark.parametrize("metrics_here", [True, False])
+@pytest.mark.parametrize("needs_key", [True, False])
+def test_it_is_valid(metrics_here: bool, needs_key: bool) -> None:
+    document = api_document(metrics_here=metrics_here, needs_key=needs_key)
+    OpenAPIV31SpecValidator(document).validate()
+
+
+@pytest.mark.parametrize("metrics_address", [None, "127.0.0.1:9"])
+def test_it_describes_every_route_and_no_other(metrics_address: str | None) -> None:
+    routes = [
+        route
+        for route in app_without_model(prometheus_http_address=metrics_address).routes
+        if isinstance(route, Route)  # what is mounted are the files of the pages
+    ]
+    served = {
+        (method, route.path_format) for route in routes for method in (route.methods or set()) - {"HEAD"}
+    }
+    document = api_document(metrics_here=metrics_address is None, needs_key=False)
+    assert {(method, path) for method, path, _ in operations(document)} == served
+
+
+def test_every_operation_is_told_apart_and_said_to_fail() -> None:
+    described = [operation for _, _, operation in operations(DOCUMENT)]
+    assert len({operation["operationId"] for operation in described}) == len(described)
+    assert {operation["tags"][0] for operation in described} == {tag["name"] for tag in DOCUMENT["tags"]}
+    for operation in described:
+        assert operation["summary"]
+        assert "500" in operation["responses"]
+
+
+def test_every_field_that_a_client_sends_to_generate_is_explained() -> None:
+    for name in ("GenerateParameters", "TokenStreamRequest"):
+        fields = DOCUMENT["components"]["schemas"][name]["properties"]
+        assert [field for field, schema in fields.items() if "description" not in schema] == []
+
+
+def test_examples_keep_to_the_schemas() -> None:
+    assert len(EXAMPLES) > 20
+    for example in EXAMPLES:
+        _, _, operation, value = example.values
+        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        Checker(DOCUMENT).validate(schema, value)
+
+
+def test_a_stop_string_may_be_alone() -> None:
+    stop = DOCUMENT["components"]["schemas"]["TokenStreamRequest"]["properties"]["stop"]
+    CHECKER.validate(stop, "\n")
+    CHECKER.validate(stop, ["\n", "."])
+
+
+# --- the server
+
+
+def test_it_is_served_at_both_addresses(server_url: str) -> None:
+    for path in ("/openapi.json", "/api-docs/openapi.json"):
+        response = httpx.get(server_url + path)
+        assert response.headers["content-type"] == "application/json"
+        assert response.json() == DOCUMENT
+
+
+@pytest.mark.parametrize(("method", "path", "operation", "example"), EXAMPLES)
+def test_examples_are_answered_as_described(
+    server_url: str, method: str, path: str, operation: dict[str, Any], example: Any
+) -> None:
+    response = ask(server_url, method, path, json=example)
+    assert response.status_code == 200, response.text
+    is_stream = (isinstance(example, dict) and bool(example.get("stream"))) or path == "/generate_stream"
+    assert response.headers["content-type"].startswith("text/event-stream") == is_stream
+    CHECKER.check(operation, response)
+
+
+@pytest.mark.parametrize(("method", "path", "operation"), [one for one in ALL if one.values[0] == "GET"])
+def test_what_is_read_is_as_described(
+    server_url: str, method: str, path: str, operation: dict[str, Any]
+) -> None:
+    response = ask(server_url, method, path)
+    assert response.status_code == 200
+    CHECKER.check(operation, response)
+
+
+@pytest.mark.parametrize(("method", "path", "operation"), READING)
+def test_mistakes_are_answered_as_described(
+    server_url: str, method: str, path: str, operation: dict[str, Any]
+) -> None:
+    unread = ask(server_url, method, path, content=b"{", headers={"Content-Type": "application/json"})
+    other = ask(server_url, method, path, content=b"a=1", headers={"Content-Type": "text/csv"})
+    wrong = ask(server_url, method, path, json={"inputs": 1, "query": 1, "prompt": 1.5, "messages": 1})
+    long = ask(server_url, method, path, content=b" " * (1 << 20) + b"  ")
+    assert [r.status_code for r in (unread, other, long)] == [400, 415, 413]
+    assert wrong.status_code in (400, 422)
+    for response in (unread, other, wrong, long):
+        CHECKER.check(operation, response)
+
+
+def test_an_unknown_model_is_answered_as_described(server_url: str) -> None:
+    response = httpx.get(f"{server_url}/v1/models/none-such")
+    assert response.status_code == 404
+    CHECKER.check(DOCUMENT["paths"]["/v1/models/{name}"]["get"], response)
+
+
+@pytest.mark.anyio
+async def test_without_a_model_all_is_answered_as_described() -> None:
+    transport = httpx.ASGITransport(app_without_model())
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        statuses = {}
+        for method, path, operation in operations(DOCUMENT):
+            body = operation.get("requestBody")
+            example = body and next(iter(body["content"]["application/json"]["examples"].values()))["value"]
+            response = await client.request(method, path.replace("{name}", "x"), json=example)
+            CHECKER.check(operation, response)
+            statuses[method, path] = response.status_code
+    assert {status for (method, _), status in statuses.items() if method == "POST"} == {503}
+    assert statuses["GET", "/ready"] == statuses["GET", "/v1/models"] == statuses["GET", "/info"] == 503
+    assert statuses["GET", "/health"] == statuses["GET", "/docs"] == 200
+
+
+# --- with a key
+
+
+@pytest.fixture(scope="module")
+def locked_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    log = tmp_path_factory.mktemp("locked") / "log"
+    server = Server(log, API_KEY=KEY, N_CTX="512", MAX_SEQUENCES="1").wait_until()
+    yield server.url
+    assert server.stop() == 0, server.output()
+
+
+def test_with_a_key_the_document_says_what_is_open(locked_url: str) -> None:
+    document = httpx.get(f"{locked_url}/openapi.json").json()
+    assert document == api_document(metrics_here=True, needs_key=True)
+    checker = Checker(document)
+    locked = 0
+    for method, path, operation in operations(document):
+        response = httpx.request(method, locked_url + path.replace("{name}", "x"))
+        checker.check(operation, response)
+        assert (response.status_code == 401) == ("security" in operation)
+        locked += response.status_code == 401
+    assert locked >= len(READING)
+    assert "securitySchemes" not in DOCUMENT["components"]
+
+
+def test_a_host_that_looks_like_an_open_path_opens_nothing(locked_url: str) -> None:
+    response = httpx.get(f"{locked_url}/contexts", headers={"Host": "x/ui/"})
+    assert response.status_code == 401
+
+
+def test_the_document_leaves_out_metrics_that_are_elsewhere(start_server: Callable[..., Server]) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    url = (
+        start_server(PROMETHEUS_HTTP_ADDRESS=address, N_CTX="512", MAX_SEQUENCES="1")
+        .wait_until("/health")
+        .url
+    )
+    assert "/metrics" not in httpx.get(f"{url}/openapi.json").json()["paths"]

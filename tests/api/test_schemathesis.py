@@ -1,0 +1,126 @@
+"""Requests that nobody thought of: each is answered, and as the API's document says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import requests
+import schemathesis
+from api_document import Checker
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.config import (
+    CoveragePhaseConfig,
+    GenerationConfig,
+    PhasesConfig,
+    ProjectConfig,
+    ProjectsConfig,
+    SchemathesisConfig,
+)
+from schemathesis.schemas import BaseSchema
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    status_code_conformance,
+)
+
+from app.api.operations import api_document
+
+MOST_EXAMPLES = 15
+MOST_TOKENS = 2
+# The largest numbers that the schemas take.
+VALID = {
+    "max_tokens": 2**63,
+    "max_completion_tokens": 2**63,
+    "max_new_tokens": 2**32 - 1,
+    "n": 128,
+    "best_of": 128,
+}
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    negative_data_rejection,
+]
+# The same handlers at other addresses.
+ALIASES = ["/chat/completions", "/completions", "/model/{name}", "/model/{name}/", "/api-docs/openapi.json"]
+# Those that read the same bodies as others: every value at its bounds need not be tried again.
+SAME_BODIES = ["/", "/generate_stream", "/invocations", "/chat_tokenize"]
+
+DOCUMENT = api_document(metrics_here=True, needs_key=False)
+CHECKER = Checker(DOCUMENT)
+FEW = settings(
+    max_examples=MOST_EXAMPLES,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def schema(*, at_the_bounds: bool) -> BaseSchema:
+    """Requests to all routes, at random; and with each value in turn at its bounds and beyond."""
+    # No other methods: what is not in the document is not what this tests.
+    coverage = CoveragePhaseConfig(enabled=at_the_bounds, unexpected_methods=set())
+    project = ProjectConfig(
+        generation=GenerationConfig(deterministic=True), phases=PhasesConfig(coverage=coverage)
+    )
+    config = SchemathesisConfig(projects=ProjectsConfig(default=project))
+    return schemathesis.openapi.from_dict(DOCUMENT, config=config).exclude(path=ALIASES)
+
+
+def keep_short(fields: Any) -> None:
+    """Limit what a valid body asks for; one that is not valid stays so."""
+    if not isinstance(fields, dict):
+        return
+    if "inputs" in fields:
+        fields, limit = fields.setdefault("parameters", {}), "max_new_tokens"
+    else:
+        limit = "max_tokens"
+    if not isinstance(fields, dict):
+        return
+    if fields.get(limit) is None:
+        fields[limit] = MOST_TOKENS
+    for name in (limit, "max_completion_tokens", "n", "best_of"):
+        most = MOST_TOKENS if name.startswith("max") else 2
+        if type(value := fields.get(name)) is int and most < value <= VALID[name]:
+            fields[name] = most
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    with requests.Session() as session:
+        yield session
+
+
+def ask(case: schemathesis.Case, url: str, session: requests.Session) -> None:
+    """Send a request and compare the answer with the document."""
+    keep_short(case.body)
+    response = case.call(base_url=url, session=session, timeout=60)
+    case.validate_response(response, checks=CHECKS)
+    headers = {name: values[0] for name, values in response.headers.items()}
+    same = httpx.Response(response.status_code, headers=headers, content=response.content)
+    CHECKER.check(DOCUMENT["paths"][case.operation.path][case.method.lower()], same)
+
+
+@pytest.mark.timeout(300)
+@schema(at_the_bounds=True).exclude(path=SAME_BODIES).parametrize()
+@FEW
+def test_answers_are_as_described(
+    case: schemathesis.Case, server_url: str, session: requests.Session
+) -> None:
+    ask(case, server_url, session)
+
+
+@pytest.mark.timeout(300)
+@schema(at_the_bounds=False).include(path=SAME_BODIES).parametrize()
+@FEW
+def test_answers_to_the_same_bodies_are_as_described(
+    case: schemathesis.Case, server_url: str, session: requests.Session
+) -> None:
+    ask(case, server_url, session)
