@@ -193,11 +193,6 @@ def test_with_a_key_the_document_says_what_is_open(locked_url: str) -> None:
     assert "securitySchemes" not in DOCUMENT["components"]
 
 
-def test_a_host_that_looks_like_an_open_path_opens_nothing(locked_url: str) -> None:
-    response = httpx.get(f"{locked_url}/contexts", headers={"Host": "x/ui/"})
-    assert response.status_code == 401
-
-
 def test_the_document_leaves_out_metrics_that_are_elsewhere(start_server: Callable[..., Server]) -> None:
     address = f"127.0.0.1:{free_port()}"
     url = (
