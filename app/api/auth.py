@@ -20,7 +20,6 @@ _OPEN = (
     "/api-docs/openapi.json",
     "/health",
     "/ready",
-    "/v1/health",
 )
 _OPEN_FOLDERS = ("/ui/", "/docs/", "/swagger-ui/")
 

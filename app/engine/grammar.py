@@ -99,8 +99,14 @@ class GrammarCompiler:
         Raises:
             GrammarError: It is no schema, or has a keyword that cannot be kept to.
         """
-        text = json.dumps(schema)
-        return self._compile(LLMatcher.grammar_from_json_schema(text, overrides=_JSON_STYLE))
+        if schema is False:
+            raise GrammarError("no JSON text satisfies the schema false")
+        text = json.dumps({} if schema is True else schema)
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(text, overrides=_JSON_STYLE)
+        except ValueError as error:
+            raise GrammarError(_in_one_line(str(error))) from error
+        return self._compile(grammar)
 
     def regex(self, pattern: str) -> Grammar:
         """The texts that a regular expression matches as a whole.

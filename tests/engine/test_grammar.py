@@ -98,6 +98,7 @@ HARD_SCHEMAS: dict[str, Any] = {
     },
     "strings": {"type": "string", "minLength": 2, "maxLength": 6},
     "anything": {},
+    "true": True,
 }
 
 
@@ -153,6 +154,7 @@ def test_a_regular_expression_is_matched_as_a_whole(grammars: GrammarCompiler, m
         ({"type": "object", "propertyNames": {"pattern": "^a"}, "minProperties": 3}, "propertyNames"),
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
         ({"type": "strange"}, "strange"),
+        (False, "false"),
         ({"$ref": "#/$defs/missing"}, "missing"),
         ({"type": "string", "pattern": "(?<=a)b"}, "(?"),
         ({"type": "integer", "minimum": 3, "maximum": 2}, "minimum"),
