@@ -62,6 +62,8 @@ def serve(settings: Settings) -> int:
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     server = _Server(url, settings, service, model, tokenizer_repo)
     server.run(sockets=[listener])
+    if isinstance(server.failure, SettingsError):
+        raise server.failure
     if server.failure is not None:
         raise StartupError(str(server.failure))
     return 0

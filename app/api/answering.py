@@ -23,6 +23,7 @@ logger = logging.getLogger("tokenstream.api")
 
 # Seconds of silence after which a stream of events says that it is alive: proxies give up after 30 or 60.
 KEEP_ALIVE_AFTER = 10.0
+_ENDING = Problem(503, "shutting_down", "the server is shutting down")
 
 
 class Answering(Response):
@@ -53,10 +54,10 @@ class Answering(Response):
                 await self._send_all(scope, receive, send)
                 tasks.cancel_scope.cancel()
         except asyncio.CancelledError:
-            # The server ends and the time of grace is over. The answer stays without its end, so that
-            # the client sees that it was cut.
+            # The server ends and the time of grace is over.
             n_tokens = sum(generation.n_generated for generation in self._generations)
             logger.warning("an answer was cut off after %d tokens", n_tokens)
+            await self._cut_off(scope, receive, send)
         finally:
             for generation in self._generations:
                 generation.close()
@@ -64,6 +65,10 @@ class Answering(Response):
     @abstractmethod
     async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response; return when it is whole or cannot be."""
+
+    @abstractmethod
+    async def _cut_off(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Tell the client that the answer ends here, because the server does."""
 
 
 class WholeAnswer(Answering):
@@ -75,6 +80,7 @@ class WholeAnswer(Answering):
         """Prepare the response; ``body`` makes what is sent."""
         super().__init__(request, generations, "application/json")
         self._make_body = body
+        self._is_started = False
 
     async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -83,8 +89,13 @@ class WholeAnswer(Answering):
             await respond(scope, problem_of(error))(scope, receive, send)
             return
         headers = [*self.raw_headers, (b"content-length", str(len(body)).encode())]
+        self._is_started = True
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    async def _cut_off(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._is_started:
+            await respond(scope, _ENDING)(scope, receive, send)
 
 
 class StreamedAnswer(Answering):
@@ -143,6 +154,14 @@ class StreamedAnswer(Answering):
             return
         await self._start(send)
         await send({"type": "http.response.body", "body": b""})
+
+    async def _cut_off(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Without a part for errors the body stays without its end, which shows that it was cut."""
+        if not self._is_started:
+            await respond(scope, _ENDING)(scope, receive, send)
+        elif self._error_part is not None:
+            await self._send(send, self._error_part(_ENDING))
+            await send({"type": "http.response.body", "body": b""})
 
     async def _start(self, send: Send) -> None:
         if not self._is_started:

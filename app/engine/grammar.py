@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import threading
+import time
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +30,12 @@ if TYPE_CHECKING:
 _CONTROL = b"\xff"
 _KEPT_GRAMMARS = 64
 _LONGEST_COMPLAINT = 300  # characters
+# Seconds of a core for one mask, for which every answer waits. Usual ones take a ten-thousandth.
+_LONGEST_MASK = 0.5
+_LONGEST_FIRST_MASK = 0.05  # when it is computed again: the first time builds what the others use
+# llguidance writes a multiple as an automaton that counts to it: beyond this, compiling takes seconds, and
+# with every further digit ten times as much time and memory.
+_LARGEST_MULTIPLE = 10_000
 
 
 class GrammarError(ValueError):
@@ -56,8 +65,11 @@ class Matcher:
         Raises:
             GrammarError: What may follow could not be found out within the limits.
         """
+        started = time.thread_time()
         bits = np.frombuffer(self._native.compute_bitmask(), np.uint8)
         self._check()
+        if time.thread_time() - started > _LONGEST_MASK:
+            raise GrammarError("to find out what may follow takes so long that others would wait for it")
         allowed = np.unpackbits(bits, count=len(logits), bitorder="little")
         np.putmask(logits, allowed == 0, -np.inf)
 
@@ -101,6 +113,7 @@ class GrammarCompiler:
         """
         if schema is False:
             raise GrammarError("no JSON text satisfies the schema false")
+        check_schema(schema)
         text = json.dumps({} if schema is True else schema)
         try:
             grammar = LLMatcher.grammar_from_json_schema(text, overrides=_JSON_STYLE)
@@ -132,7 +145,20 @@ class GrammarCompiler:
                 raise GrammarError(_in_one_line(str(error))) from error
         if matcher.is_error():
             raise GrammarError(_in_one_line(matcher.get_error()))
-        return Grammar(matcher)
+        grammar_ = Grammar(matcher)
+        self._try(grammar_)
+        return grammar_
+
+    def _try(self, grammar: Grammar) -> None:
+        """Compute the first mask, for which the engine would wait: what fails there is refused here."""
+        logits = np.zeros(self._vocab.n_tokens, np.float32)
+        grammar.matcher().mask(logits)
+        if not np.isfinite(logits).any():
+            raise GrammarError("no text satisfies it")
+        started = time.thread_time()
+        grammar.matcher().mask(logits)
+        if time.thread_time() - started > _LONGEST_FIRST_MASK:
+            raise GrammarError("it is so large that others would wait for its answers")
 
     @functools.cached_property
     def _tokenizer(self) -> LLTokenizer:
@@ -172,5 +198,31 @@ class _Tokens:
 
 def _in_one_line(complaint: str) -> str:
     """A complaint without line breaks, and no longer than a person reads."""
-    line = " ".join(complaint.split())
+    line = " ".join(complaint.replace("<non-verbose/>", "").split())
     return line if len(line) <= _LONGEST_COMPLAINT else f"{line[:_LONGEST_COMPLAINT]}…"
+
+
+def check_schema(schema: Any) -> None:
+    """Refuse what would take too long to compile, also within a grammar.
+
+    That are large multiples, together too: of several that meet the least common one counts.
+
+    Raises:
+        GrammarError: They are.
+    """
+    common = 1
+    pending = [schema]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Mapping):
+            multiple = value.get("multipleOf")
+            if isinstance(multiple, (int, float)) and math.isfinite(multiple) and multiple > 0:
+                ratio = Fraction(str(multiple))
+                common = math.lcm(common, ratio.numerator, ratio.denominator)
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+    if common > _LARGEST_MULTIPLE:
+        raise GrammarError(
+            f"multipleOf: {common} (the least common multiple of all) exceeds {_LARGEST_MULTIPLE}"
+        )

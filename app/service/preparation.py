@@ -8,7 +8,7 @@ from typing import Any
 
 from app.chat_template import Message, TemplateRefusal
 from app.contexts import Context
-from app.engine.grammar import Grammar, GrammarCompiler, GrammarError
+from app.engine.grammar import Grammar, GrammarCompiler, GrammarError, check_schema
 from app.engine.llama import Vocab
 from app.engine.prefix_tree import n_shared_tokens
 from app.engine.sampling import SamplingParams
@@ -232,6 +232,12 @@ class Preparation:
         if constraint is not None:
             raise BadRequest("cannot be combined with tools", field=constraint.field)
         special = self._vocab.control_tokens
+        for index, tool in enumerate(use.tools):
+            try:
+                check_schema(tool.schema)
+            except GrammarError as error:
+                field = f"tools.{index}.function.parameters"
+                raise BadRequest(f"cannot be kept to: {error}", field=field) from error
         tools = [tool for tool in use.tools if use.only in (None, tool.name)]
         choice = "required" if use.must_call else "auto"
         lark = tool_grammar(tool_format, tools, choice=choice, parallel=use.parallel, special_tokens=special)

@@ -44,6 +44,11 @@ class ChatPrompt:
     continues: bool = False
     field: str = "messages"
 
+    @property
+    def n_characters(self) -> int:
+        """How long its texts are."""
+        return sum(len(message.content) for message in self.messages)
+
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
@@ -64,6 +69,11 @@ class TextPrompt:
     truncate: int | None = None
     suffix: str | None = None
     field: str = "prompt"
+
+    @property
+    def n_characters(self) -> int:
+        """How long its texts are."""
+        return len(self.text) + len(self.suffix or "")
 
 
 Prompt = ChatPrompt | TextPrompt

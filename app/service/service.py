@@ -16,10 +16,10 @@ from app.engine.answer import EngineError, QueueFull, RequestTooLong
 from app.engine.engine import Engine
 from app.engine.llama import Model, Vocab
 from app.prompt import PromptTokenizer
-from app.service.errors import GenerationFailed, Loading, Overloaded, ServiceError, TooLong
+from app.service.errors import BadRequest, GenerationFailed, Loading, Overloaded, ServiceError, TooLong
 from app.service.generation import Generation
 from app.service.preparation import Preparation, TokenLimits
-from app.service.prompts import Constraint, Prompt
+from app.service.prompts import ChatPrompt, Constraint, Prompt
 from app.service.setup import engine_options, fingerprint, make_tokenizer, memory_plan
 from app.settings import Settings, SettingsError
 from app.telemetry.metrics import Metrics
@@ -29,6 +29,7 @@ logger = logging.getLogger("tokenstream.service")
 
 # Rendering and tokenizing run beside the event loop: a long document takes milliseconds.
 _PREPARING_THREADS = 2
+_LONG_TEXT = 50_000  # characters: more than a millisecond or two
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,9 @@ class Service:
         self._tokenizer: PromptTokenizer | None = None
         self._loaded: LoadedModel | None = None
         self._threads = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare")
+        # What takes long has a thread of its own, so that nobody else's start waits for it.
+        self._long_texts = ThreadPoolExecutor(1, thread_name_prefix="prepare-long")
+        self._grammars = ThreadPoolExecutor(1, thread_name_prefix="prepare-grammar")
 
     @property
     def is_ready(self) -> bool:
@@ -196,7 +200,8 @@ class Service:
             await loaded.engine.close()
         if self._model is not None:
             self._model.close()
-        self._threads.shutdown(cancel_futures=True)
+        for threads in (self._threads, self._long_texts, self._grammars):
+            threads.shutdown(cancel_futures=True)
         if self._tokenizer is not None:
             self._tokenizer.template.close()
 
@@ -207,7 +212,10 @@ class Service:
             ServiceError: It cannot be tokenized.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self.loaded.preparation.tokens, prompt)
+        return await loop.run_in_executor(self._thread_for(prompt), self.loaded.preparation.tokens, prompt)
+
+    def _thread_for(self, prompt: Prompt) -> ThreadPoolExecutor:
+        return self._long_texts if prompt.n_characters > _LONG_TEXT else self._threads
 
     async def generate(
         self,
@@ -230,8 +238,18 @@ class Service:
         """
         requested_at = time.perf_counter()
         loaded = self.loaded
+        most = self.settings.max_concurrent_requests
+        if n > most:
+            raise BadRequest(f"{n} answers are more than may run and wait ({most})", field="n")
+        is_constrained = constraint is not None or (
+            isinstance(prompt, ChatPrompt) and prompt.tools is not None
+        )
         prepared = await asyncio.get_running_loop().run_in_executor(
-            self._threads, loaded.preparation.prepare, prompt, overrides, constraint
+            self._grammars if is_constrained else self._thread_for(prompt),
+            loaded.preparation.prepare,
+            prompt,
+            overrides,
+            constraint,
         )
         params = prepared.params
         generations: list[Generation] = []

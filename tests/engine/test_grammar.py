@@ -155,6 +155,11 @@ def test_a_regular_expression_is_matched_as_a_whole(grammars: GrammarCompiler, m
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
         ({"type": "strange"}, "strange"),
         (False, "false"),
+        ({"type": "integer", "multipleOf": 99999989}, "multipleOf"),
+        ({"allOf": [{"type": "integer", "multipleOf": 9973}, {"multipleOf": 9967}]}, "multipleOf"),
+        ({"$ref": "#"}, ""),
+        ({"properties": {"x": {"$ref": "#"}}, "required": ["x"], "type": "object"}, ""),
+        ({"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(5000)}}, ""),
         ({"$ref": "#/$defs/missing"}, "missing"),
         ({"type": "string", "pattern": "(?<=a)b"}, "(?"),
         ({"type": "integer", "minimum": 3, "maximum": 2}, "minimum"),
@@ -169,8 +174,10 @@ def test_what_cannot_be_kept_to_is_refused_by_name(
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("pattern", ["(", "a(?=b)", r"(a)\1"])
-def test_an_expression_beyond_finite_automata_is_refused(pattern: str, grammars: GrammarCompiler) -> None:
+@pytest.mark.parametrize("pattern", ["(", "a(?=b)", r"(a)\1", "(a{1000}){1000}", "a{1000000}"])
+def test_an_expression_beyond_small_finite_automata_is_refused(
+    pattern: str, grammars: GrammarCompiler
+) -> None:
     with pytest.raises(GrammarError):
         grammars.regex(pattern)
 

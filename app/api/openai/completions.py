@@ -23,6 +23,7 @@ from app.api.openai.answers import (
 )
 from app.api.openai.events import event_stream
 from app.api.openai.schemas import CompletionRequest
+from app.api.problems import invalid
 from app.service import Generation, LoadedModel, Service, ServiceError, TextPrompt, together
 
 
@@ -39,6 +40,9 @@ async def completions(request: Request) -> Response:
 
 async def _start(service: Service, body: CompletionRequest) -> list[Generation]:
     """All answers to the first prompt, then all to the second, and so on."""
+    n_answers, most = len(body.prompts) * body.n_generated, service.settings.max_concurrent_requests
+    if n_answers > most:
+        raise invalid(f"{n_answers} answers are more than may run and wait ({most})", "prompt")
     generations: list[Generation] = []
     try:
         for prompt in body.prompts:

@@ -16,6 +16,7 @@ _NAMES = {
     "overloaded": ("rate_limit_error", "rate_limit_exceeded"),
     "generation": ("server_error", "generation_failed"),
     "internal": ("server_error", None),
+    "shutting_down": ("service_unavailable_error", "shutting_down"),
     "loading": ("service_unavailable_error", "model_loading"),
 }
 

@@ -112,7 +112,12 @@ def test_too_many_are_told_when_to_come_again(start_server: Callable[..., Server
     assert all(response.headers["retry-after"] for response in refused)
     assert refused[0].json()["error"]["type"] == "rate_limit_error"
     # One request of more answers than may wait is refused as a whole, and leaves nothing behind.
-    assert post(server.url, n=3).status_code == 429
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(post, server.url, max_tokens=300, ignore_eos=True)
+        while not running(server.url):
+            time.sleep(0.01)
+        assert post(server.url, n=2).status_code == 429
+        assert other.result().status_code == 200
     assert post(server.url).status_code == 200
 
 
@@ -180,3 +185,53 @@ def test_silence_is_filled_with_comments(start_server: Callable[..., Server]) ->
             lines = [line for line in others if line.startswith("data: {")]
         assert json.loads(lines[0].removeprefix("data: "))["choices"]
         assert long.result().status_code == 200
+
+
+def test_when_the_server_ends_clients_are_told(start_server: Callable[..., Server]) -> None:
+    server = start_server(SHUTDOWN_GRACE="0.5", N_CTX="32768").wait_until()
+    body = {"messages": ASK, "max_tokens": 3000, "ignore_eos": True}
+
+    def ask(path: str, **more: Any) -> httpx.Response:
+        return httpx.post(server.url + path, json=body | more, timeout=60)
+
+    with ThreadPoolExecutor(3) as pool:
+        whole = pool.submit(ask, "/v1/chat/completions")
+        streamed = pool.submit(ask, "/v1/chat/completions", stream=True)
+        own = pool.submit(ask, "/token_stream", details=True)
+        time.sleep(1.5)
+        assert server.stop() == 0, server.output()
+        assert whole.result().status_code == 503
+        assert whole.result().json()["error"]["code"] == "shutting_down"
+        *_, event, rest = streamed.result().text.split("\n\n")
+        assert rest == ""
+        name, data = event.split("\n")
+        assert name == "event: error"
+        assert json.loads(data.removeprefix("data: "))["error"]["code"] == "shutting_down"
+        assert json.loads(own.result().text.rpartition("\x1e")[2])["error_type"] == "shutting_down"
+    assert "without" not in server.output(), "uvicorn complains of no response"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("/v1/chat/completions", {"messages": ASK, "n": 128}, "n"),
+        ("/v1/completions", {"prompt": ["a"] * 64, "n": 2}, "prompt"),
+    ],
+)
+def test_more_answers_than_may_ever_wait_are_refused_for_good(
+    path: str, fields: dict[str, Any], param: str, start_server: Callable[..., Server]
+) -> None:
+    server = start_server(MAX_CONCURRENT_REQUESTS="100", N_CTX="2048").wait_until()
+    response = httpx.post(server.url + path, json=fields, timeout=60)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("schema", [{"type": "integer", "multipleOf": 99999989}, {"multipleOf": 0.000001}])
+def test_a_schema_that_would_take_the_server_is_refused_at_once(schema: Any, server_url: str) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": schema}}}}
+    for fields in ({"response_format": wanted}, {"tools": [tool], "tool_choice": "required"}):
+        response = post(server_url, **fields)
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["param"].startswith(("response_format", "tools"))
