@@ -63,6 +63,12 @@ def test_what_was_not_run_has_no_row() -> None:
     assert not any("burst" in row.goal for row in rows(without_a_variant))
 
 
+def test_the_peer_at_its_defaults_is_enough_for_a_row() -> None:
+    at_defaults = results(("shared", PEER, "cold_tokens_per_second", 30.0))
+    del at_defaults["shared"][PEER_FLASH_OFF]  # type: ignore[attr-defined]
+    assert row_of("burst on a new prefix: tokens/s", at_defaults).theirs == 30.0
+
+
 def test_a_speed_is_compared_with_the_peers_higher_one() -> None:
     figures = results(
         ("contexts", OURS, "tokens_per_second", 300.0),
