@@ -216,13 +216,14 @@ def check_schema(schema: Any) -> None:
         value = pending.pop()
         if isinstance(value, Mapping):
             multiple = value.get("multipleOf")
-            if isinstance(multiple, (int, float)) and math.isfinite(multiple) and multiple > 0:
-                ratio = Fraction(str(multiple))
-                common = math.lcm(common, ratio.numerator, ratio.denominator)
+            if isinstance(multiple, float) and math.isfinite(multiple):
+                multiple = Fraction(str(multiple))
+            if isinstance(multiple, (int, Fraction)) and multiple > 0:
+                common = math.lcm(common, multiple.numerator, multiple.denominator)
+            if common > _LARGEST_MULTIPLE:
+                raise GrammarError(
+                    f"multipleOf: the least common multiple of all should be at most {_LARGEST_MULTIPLE}"
+                )
             pending += value.values()
         elif isinstance(value, list):
             pending += value
-    if common > _LARGEST_MULTIPLE:
-        raise GrammarError(
-            f"multipleOf: {common} (the least common multiple of all) exceeds {_LARGEST_MULTIPLE}"
-        )

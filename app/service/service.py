@@ -145,22 +145,23 @@ class Service:
             limits = TokenLimits.of(settings, engine.n_ctx_sequence)
             preparation = Preparation(settings, self.contexts, model.vocab, tokenizer, limits)
             await self._warm(engine, preparation, limits, self.contexts if warm is None else warm)
+            loaded = LoadedModel(
+                name=path.stem,
+                fingerprint=await asyncio.to_thread(fingerprint, path, options.kv),
+                created=await asyncio.to_thread(lambda: int(path.stat().st_mtime)),
+                description=model.description,
+                limits=limits,
+                n_ctx=plan.n_ctx,
+                tokenizer=tokenizer,
+                vocab=model.vocab,
+                engine=engine,
+                preparation=preparation,
+            )
         except BaseException:
             # Not self._loaded yet: its thread must have ended before close() frees the model.
             await engine.close()
             raise
-        self._loaded = LoadedModel(
-            name=path.stem,
-            fingerprint=await asyncio.to_thread(fingerprint, path, options.kv),
-            created=await asyncio.to_thread(lambda: int(path.stat().st_mtime)),
-            description=model.description,
-            limits=limits,
-            n_ctx=plan.n_ctx,
-            tokenizer=tokenizer,
-            vocab=model.vocab,
-            engine=engine,
-            preparation=preparation,
-        )
+        self._loaded = loaded
 
     async def _warm(
         self, engine: Engine, preparation: Preparation, limits: TokenLimits, names: Collection[str]

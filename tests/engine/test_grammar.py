@@ -157,6 +157,8 @@ def test_a_regular_expression_is_matched_as_a_whole(grammars: GrammarCompiler, m
         (False, "false"),
         ({"type": "integer", "multipleOf": 99999989}, "multipleOf"),
         ({"allOf": [{"type": "integer", "multipleOf": 9973}, {"multipleOf": 9967}]}, "multipleOf"),
+        ({"multipleOf": 10**400}, "multipleOf"),
+        ({"multipleOf": 1e-300}, "multipleOf"),
         ({"$ref": "#"}, ""),
         ({"properties": {"x": {"$ref": "#"}}, "required": ["x"], "type": "object"}, ""),
         ({"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(5000)}}, ""),
