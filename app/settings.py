@@ -210,7 +210,7 @@ class Settings(BaseSettings):
     http_address: Address = _setting("127.0.0.1:3030", "Where to serve.", unit="host:port")
     api_key: SecretStr | None = _setting(
         None,
-        "The key that requests have to name (`Authorization: Bearer …`); the page, /health and /ready are "
+        "The key that requests have to name (`Authorization: Bearer …`); the pages, /health and /ready are "
         "open to all.",
         shown="none is asked for",
     )
