@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 _LAST_LINES = 30
 _LONGEST_LINE = 300  # a compiler's command has thousands of characters
-_LOOK_EVERY = 0.5  # seconds
+_LOOK_EVERY = 0.5  # seconds; a signal is noticed within as much
 
 # What a line in the log says about the cause, and what helps against it.
 _ADVICE = (
@@ -56,7 +57,7 @@ def run_step(
     terminal = sys.stderr.isatty()
     if not terminal:
         print(f"{title}{expected}", file=sys.stderr, flush=True)
-    with log.open("ab") as output:
+    with _signals_kept() as ended, log.open("ab") as output:
         # A session of its own: whatever ends this program can then end all compilers at once.
         child = subprocess.Popen(
             command,
@@ -67,20 +68,38 @@ def run_step(
             start_new_session=True,
         )
         try:
-            while _still_runs(child):
+            while _still_runs(child) and not ended:
                 if terminal:
                     line = f"{title}: {duration(time.monotonic() - started)}{expected}{_ninja_count(log)}"
                     print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-        except BaseException:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-            raise
         finally:
+            if child.returncode is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
             if terminal:
                 print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     if child.returncode:
         otherwise = _WITH_OWN_FLAGS if environment.get("LLAMA_BUILD_FLAGS") else _OTHERWISE
         raise BuildError(_failure(title, child.returncode, log, start, otherwise))
+
+
+@contextmanager
+def _signals_kept() -> Iterator[list[int]]:
+    """Keep signals that end this program for later: the list has those that came.
+
+    An exception out of a signal's handler can come between any two instructions: with a child started but
+    not yet known, or with subprocess's lock taken, so that waiting for the child never ends.
+    """
+    came: list[int] = []
+    kept = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in kept}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 def duration(seconds: float) -> str:

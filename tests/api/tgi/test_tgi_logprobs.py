@@ -39,8 +39,9 @@ def test_they_are_a_log_softmax_of_the_raw_logits(
     start_server: Callable[..., Server], context: Context
 ) -> None:
     """Penalties, temperature and cuts choose other tokens; what is told is the model's own opinion."""
-    # As bare: no batches of drafts, no prefix of another request, no other attention.
-    url = start_server(SPECULATION="off", KV_LAYOUT="split", N_CTX="512", MAX_SEQUENCES="1").wait_until().url
+    # As bare: no batches of drafts, no prefix of another request, no other attention (else it is measured).
+    as_bare = {"SPECULATION": "off", "KV_LAYOUT": "split", "FLASH_ATTENTION": "on"}
+    url = start_server(**as_bare, N_CTX="512", MAX_SEQUENCES="1").wait_until().url
     draws = {"temperature": 1.4, "top_k": 30, "seed": 4, "repetition_penalty": 1.3}
     details = generate(
         url, inputs=PROMPT, max_new_tokens=10, decoder_input_details=True, top_n_tokens=4, **draws
