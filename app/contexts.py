@@ -31,13 +31,15 @@ class Example(BaseModel):
 class Context(BaseModel):
     """One task: its prompt becomes the system turn, its examples the first turns after it.
 
-    What else is set goes before the general settings.
+    What else is set goes before the general settings. ``knowledge`` is whether its answers draw on the
+    documents of a knowledge base, where there is one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     prompt: str
     examples: list[Example] = []
+    knowledge: bool = True
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=10)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -47,7 +49,7 @@ class Context(BaseModel):
 
     def sampling(self) -> dict[str, Any]:
         """The sampling defaults that the context sets, by the names of SamplingParams."""
-        fields = self.model_dump(exclude={"prompt", "examples"}, exclude_none=True)
+        fields = self.model_dump(exclude={"prompt", "examples", "knowledge"}, exclude_none=True)
         if "repeat_penalty" in fields:
             fields["repetition_penalty"] = fields.pop("repeat_penalty")
         return fields

@@ -7,9 +7,10 @@ from typing import Any
 
 from app.api.token_stream import TokenStreamRequest
 from app.contexts import load_contexts
+from app.embedding_model import resolve_embedding_model
 from app.engine import preflight
 from app.hub import resolve_model
-from app.service import Service
+from app.service import Service, retrieval
 from app.settings import Settings, physical_cores
 from app.telemetry.metrics import Metrics
 from app.tokenizer_repo import load_tokenizer_repo
@@ -21,14 +22,16 @@ async def generate(settings: Settings, request: TokenStreamRequest) -> None:
     Raises:
         The exceptions of ``server.serve`` and ServiceError.
     """
+    retrieval.check(settings)
     service = Service(settings, load_contexts(settings.contexts_file), Metrics(settings.instance_label))
     model = resolve_model(settings)
+    embedding_model = resolve_embedding_model(settings) if settings.embeds else None
     tokenizer_repo = load_tokenizer_repo(settings)
     threads = settings.model_threads or physical_cores()
     preflight.check(model, n_threads=threads, n_gpu_layers=settings.model_gpu_layers)
     try:
         context = request.context or settings.context_type
-        await service.load(model, tokenizer_repo, warm={context} & service.contexts.keys())
+        await service.load(model, tokenizer_repo, embedding_model, warm={context} & service.contexts.keys())
         [generation] = await service.generate(request.prompt(), request.overrides())
         try:
             async for step in generation:

@@ -10,8 +10,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -20,15 +20,16 @@ from starlette.applications import Starlette
 
 from app.api.app import create_app
 from app.contexts import ContextsError, load_contexts
+from app.embedding_model import resolve_embedding_model
 from app.engine import preflight
 from app.engine.llama import ModelLoadError
 from app.engine.memory_plan import MemoryPlanError
 from app.hub import resolve_model
 from app.hub_errors import ModelError
-from app.service import Service
+from app.service import Service, retrieval
 from app.settings import Settings, SettingsError, physical_cores, split_address
 from app.telemetry.metrics import Metrics
-from app.tokenizer_repo import TokenizerRepo, load_tokenizer_repo
+from app.tokenizer_repo import load_tokenizer_repo
 
 logger = logging.getLogger("tokenstream")
 
@@ -46,7 +47,9 @@ def serve(settings: Settings) -> int:
     """
     metrics = Metrics(settings.instance_label)
     service = Service(settings, load_contexts(settings.contexts_file), metrics)
+    retrieval.check(settings)
     model = resolve_model(settings)
+    embedding_model = resolve_embedding_model(settings) if settings.embeds else None
     tokenizer_repo = load_tokenizer_repo(settings)
     preflight.check(
         model,
@@ -60,7 +63,8 @@ def serve(settings: Settings) -> int:
     host, port = listener.getsockname()[:2]  # port 0 has become a real one
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # any address: a browser needs one
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    server = _Server(url, settings, service, model, tokenizer_repo)
+    load = partial(service.load, model, tokenizer_repo, embedding_model)
+    server = _Server(url, settings, service, load)
     server.run(sockets=[listener])
     if isinstance(server.failure, SettingsError):
         raise server.failure
@@ -99,14 +103,12 @@ class _Server(uvicorn.Server):
         url: str,
         settings: Settings,
         service: Service,
-        model: Path,
-        tokenizer_repo: TokenizerRepo | None,
+        load: Callable[[], Awaitable[None]],
     ) -> None:
         self.failure: Exception | None = None
         self._url = url
         self._service = service
-        self._model = model
-        self._tokenizer_repo = tokenizer_repo
+        self._load_service = load
         config = uvicorn.Config(
             create_app(service, self._lifespan),
             http="httptools",
@@ -155,7 +157,7 @@ class _Server(uvicorn.Server):
 
     async def _load(self) -> None:
         try:
-            await self._service.load(self._model, self._tokenizer_repo)
+            await self._load_service()
         except (ModelLoadError, ModelError, ContextsError, MemoryPlanError, SettingsError) as error:
             self.failure = error
             self.should_exit = True

@@ -43,6 +43,13 @@ def _check_address(address: str) -> str:
 Address = Annotated[str, AfterValidator(_check_address)]
 
 
+def _check_template(template: str) -> str:
+    missing = [name for name in ("{context}", "{query}") if name not in template]
+    if missing:
+        raise ValueError(f"should contain {' and '.join(missing)}")
+    return template.replace("\\n", "\n")
+
+
 def _setting(
     default: Any, doc: str, *, unit: str = "", shown: str = "", also: str = "", **limits: Any
 ) -> Any:
@@ -199,6 +206,56 @@ class Settings(BaseSettings):
         64, "How far back a token counts as repeated; 0 is off, -1 the whole text.", unit="tokens", ge=-1
     )
 
+    # The knowledge base
+    knowledge: Literal["on", "off"] = _setting(
+        "off",
+        "Whether answers draw on the documents in DATA_PATH; `make install KNOWLEDGE=on` installs for it.",
+    )
+    data_path: Path = _setting(
+        Path("data"), "The folder of the documents: .txt, .md, .html, .pdf and .docx, subfolders too."
+    )
+    embedding_model: str | None = _setting(
+        None,
+        "What makes vectors of texts: a GGUF file on this machine, `repo:file` of a Hugging Face repository, "
+        "or `all-MiniLM-L6-v2`, which a package brings along.",
+        shown="`all-MiniLM-L6-v2` with KNOWLEDGE=on, else none",
+    )
+    embedding_pooling: Literal["mean", "cls", "last"] | None = _setting(
+        None, "How the vectors of a text's tokens become one.", shown="what the model's file says"
+    )
+    embedding_query_prefix: str = _setting(
+        "", "Put before questions where they are embedded, such as `query: ` for E5 models."
+    )
+    embedding_passage_prefix: str = _setting(
+        "", "Put before passages where they are embedded, such as `passage: `."
+    )
+    knowledge_top_k: int = _setting(
+        4, "The most passages that a question gets.", unit="passages", ge=1, le=100
+    )
+    knowledge_threshold: float = _setting(
+        0.3,
+        "The least cosine similarity of question and passage; the default fits all-MiniLM-L6-v2.",
+        ge=-1,
+        le=1,
+    )
+    knowledge_chunk_tokens: int = _setting(
+        200, "The longest passage, in tokens of the embedding model.", unit="tokens", ge=16, le=2048
+    )
+    knowledge_chunk_overlap: int = _setting(
+        40, "How much of a passage its follower repeats, in whole sentences.", unit="tokens", ge=0, le=1024
+    )
+    knowledge_index: Path | None = _setting(
+        None,
+        "Where the index of the documents is kept; one process at a time uses it.",
+        shown="a folder for each DATA_PATH in `~/.cache/tokenstream/knowledge`",
+    )
+    model_prompt_template: Annotated[str, AfterValidator(_check_template)] | None = _setting(
+        None,
+        "What the model is asked where passages are found, with `{context}` for them and `{query}` for the "
+        "question; `\\n` is a line break.",
+        shown="passages go into the system turn",
+    )
+
     # Limits of the TGI dialect
     max_best_of: int = _setting(2, "Most answers of which the best is given (`best_of`).", ge=1, le=128)
     max_stop_sequences: int = _setting(4, "Most stop sequences.", ge=0)
@@ -228,6 +285,11 @@ class Settings(BaseSettings):
         30.0, "How long running answers may go on after SIGTERM.", unit="seconds", ge=0
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "What is logged.")
+
+    @property
+    def embeds(self) -> bool:
+        """Whether an embedding model is wanted."""
+        return self.knowledge == "on" or self.embedding_model is not None
 
     @property
     def tgichat(self) -> dict[str, str] | None:

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -113,6 +113,7 @@ class StreamedAnswer(Answering):
         media_type: str,
         error_part: Callable[[Problem], bytes] | None = None,
         keep_alive: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         """Prepare the response.
 
@@ -124,8 +125,10 @@ class StreamedAnswer(Answering):
             error_part: Makes the last part of a body that cannot be completed. None: the body is left
                 without its end, which tells the client.
             keep_alive: What is sent after ten seconds of silence.
+            headers: More of them.
         """
         super().__init__(request, generations, media_type)
+        self.headers.update(headers or {})
         self._parts = parts
         self._error_part = error_part
         self._keep_alive = keep_alive

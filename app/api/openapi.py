@@ -29,6 +29,7 @@ CAUSES = {
     424: "The model failed.",
     429: "Too many requests run and wait (MAX_CONCURRENT_REQUESTS).",
     500: "The server failed.",
+    501: "The server was started without an embedding model or knowledge base.",
     503: "The model is still loading.",
 }
 

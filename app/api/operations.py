@@ -51,9 +51,15 @@ _TOKEN_STREAM = Operation(
             "details": True,
         },
     },
-    answers={200: Answer("The text of the answer.", {"text/plain": str})},
+    answers={
+        200: Answer(
+            "The text of the answer.",
+            {"text/plain": str},
+            {"X-Sources": "A JSON list of the passages of documents that it draws on, without their texts."},
+        )
+    },
     error=Problem,
-    errors=causes(400, 404, 413, 415, 422, 429, 500, 503),
+    errors=causes(400, 404, 413, 415, 422, 429, 500, 501, 503),
 )
 
 _METRICS = Operation(

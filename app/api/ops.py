@@ -29,12 +29,13 @@ async def metrics(request: Request) -> Response:
 
 
 async def contexts(request: Request) -> Response:
-    """Answer the contexts by name, the default one, and the model."""
+    """Answer the contexts by name, the default one, the model, and whether there is a knowledge base."""
     service: Service = request.app.state.service
     return JSONResponse(
         {
             "default": service.settings.context_type,
             "contexts": list(service.contexts),
             "model": service.model_name,
+            "knowledge": service.settings.knowledge == "on",
         }
     )

@@ -57,6 +57,7 @@ _OF_THE_SERVICE: dict[type[service.ServiceError], tuple[int, str]] = {
     service.UnknownContext: (404, "unknown_context"),
     service.TooLong: (422, "too_long"),
     service.BadRequest: (422, "validation"),
+    service.NotOffered: (501, "not_offered"),
     service.Overloaded: (429, "overloaded"),
     service.GenerationFailed: (500, "generation"),
     service.Loading: (503, "loading"),

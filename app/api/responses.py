@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from app.api.sources import Source
+
 
 class Figures(BaseModel):
     """The line that ends an answer of ``/token_stream`` with ``details``."""
@@ -16,6 +18,10 @@ class Figures(BaseModel):
     generated_tokens: int
     time_to_first_token: Annotated[float, Field(description="Seconds.")]
     tokens_per_second: float
+    sources: Annotated[
+        list[Source],
+        Field(description="What the answer draws on, best first; missing where that is nothing."),
+    ] = []
 
 
 class Contexts(BaseModel):
@@ -24,6 +30,7 @@ class Contexts(BaseModel):
     default: Annotated[str, Field(description="The context of requests that name none.")]
     contexts: list[str]
     model: Annotated[str, Field(description="What answers; empty while it is loading.")]
+    knowledge: Annotated[bool, Field(description="Whether there is a knowledge base to draw on.")]
 
 
 class Health(BaseModel):

@@ -15,6 +15,7 @@ from app.api.body import read_json
 from app.api.errors import own_body
 from app.api.fields import SamplingFields
 from app.api.problems import Problem
+from app.api.sources import KnowledgeField, header, knowledge_use, source
 from app.chat_template import Message
 from app.service import ChatPrompt, Generation, Service
 
@@ -42,6 +43,7 @@ class TokenStreamRequest(SamplingFields):
     context: Annotated[str | None, Field(description="The context to answer in.")] = None
     details: Annotated[bool | None, Field(description="End the stream with a line of figures.")] = None
     max_tokens: Annotated[int | None, Field(ge=1, description="Longest answer.")] = None
+    knowledge: KnowledgeField = None
 
     @model_validator(mode="after")
     def _ask_once(self) -> TokenStreamRequest:
@@ -53,10 +55,12 @@ class TokenStreamRequest(SamplingFields):
 
     def prompt(self) -> ChatPrompt:
         """What is asked."""
+        knowledge = knowledge_use(self.knowledge)
         if self.messages is not None:
-            return ChatPrompt(tuple(Message(turn.role, turn.content) for turn in self.messages), self.context)
+            messages = tuple(Message(turn.role, turn.content) for turn in self.messages)
+            return ChatPrompt(messages, self.context, knowledge=knowledge)
         assert self.query is not None
-        return ChatPrompt((Message("user", self.query),), self.context, field="query")
+        return ChatPrompt((Message("user", self.query),), self.context, field="query", knowledge=knowledge)
 
     def overrides(self) -> dict[str, Any]:
         """The SamplingParams fields that the request sets."""
@@ -75,6 +79,7 @@ async def token_stream(request: Request) -> Response:
         _parts(generations[0], details=details),
         media_type="text/plain",
         error_part=_error_part if details else None,
+        headers=header(generations[0].sources),
     )
 
 
@@ -93,6 +98,7 @@ def _error_part(problem: Problem) -> bytes:
 def figures(generation: Generation) -> dict[str, Any]:
     """The figures of a finished answer."""
     assert generation.finish_reason is not None
+    sources = [source(passage).model_dump() for passage in generation.sources]
     return {
         "finish_reason": generation.finish_reason.value,
         "prompt_tokens": generation.n_prompt,
@@ -100,4 +106,5 @@ def figures(generation: Generation) -> dict[str, Any]:
         "generated_tokens": generation.n_generated,
         "time_to_first_token": round(generation.time_to_first_token, 6),
         "tokens_per_second": round(generation.tokens_per_second, 2),
+        **({"sources": sources} if sources else {}),
     }

@@ -22,3 +22,18 @@ class Chunk:
     heading: str
     page: int | None
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A chunk that may answer a question.
+
+    Attributes:
+        chunk: The chunk.
+        cosine: The cosine of its vector and the question's.
+        score: By which passages are ranked: vectors and words fused; higher is better.
+    """
+
+    chunk: Chunk
+    cosine: float
+    score: float

@@ -1,27 +1,41 @@
 """One request's way: context, chat template, tokens, engine, text."""
 
+from app.service.embedding import Embeddings
 from app.service.errors import (
     BadRequest,
     GenerationFailed,
     Loading,
+    NotOffered,
     Overloaded,
     ServiceError,
     TooLong,
     UnknownContext,
 )
 from app.service.generation import Generation, Step, together
-from app.service.prompts import ChatPrompt, Constraint, JSONSchema, Prompt, Regex, TextPrompt, ToolUse
+from app.service.prompts import (
+    ChatPrompt,
+    Constraint,
+    JSONSchema,
+    KnowledgeUse,
+    Prompt,
+    Regex,
+    TextPrompt,
+    ToolUse,
+)
 from app.service.service import LoadedModel, Service
 
 __all__ = [
     "BadRequest",
     "ChatPrompt",
     "Constraint",
+    "Embeddings",
     "Generation",
     "GenerationFailed",
     "JSONSchema",
+    "KnowledgeUse",
     "LoadedModel",
     "Loading",
+    "NotOffered",
     "Overloaded",
     "Prompt",
     "Regex",

@@ -15,6 +15,10 @@ class Loading(ServiceError):
     """The model is not loaded yet."""
 
 
+class NotOffered(ServiceError):
+    """The server was started without what the request needs."""
+
+
 class UnknownContext(ServiceError):
     """The request names a context that is not defined."""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from app.engine.answer import Answer, EngineError, Output
 from app.engine.logprobs import Logprobs
 from app.engine.sequence import FinishReason
+from app.knowledge.chunk import Passage
 from app.service.errors import GenerationFailed
 from app.telemetry.metrics import Metrics
 
@@ -29,7 +30,9 @@ class Step:
 class Generation:
     """An answer on its way: iterate for its steps, ``close`` to leave it; then the figures are final."""
 
-    def __init__(self, answer: Answer, metrics: Metrics, requested_at: float) -> None:
+    def __init__(
+        self, answer: Answer, metrics: Metrics, requested_at: float, sources: Sequence[Passage] = ()
+    ) -> None:
         self._answer = answer
         self._metrics = metrics
         self._requested_at = requested_at
@@ -37,6 +40,7 @@ class Generation:
         self._last_token_at = requested_at
         self._is_over = False
         self.prompt: Sequence[int] = answer.sequence.prompt
+        self.sources = sources  # the passages of documents in the prompt, best first
         self.n_cached = 0
         self.n_generated = 0
         self.finish_reason: FinishReason | None = None

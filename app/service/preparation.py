@@ -13,8 +13,10 @@ from app.engine.llama import Vocab
 from app.engine.prefix_tree import n_shared_tokens
 from app.engine.sampling import SamplingParams
 from app.engine.watermark import Watermark
+from app.knowledge.chunk import Passage
 from app.prompt import PromptTokenizer
 from app.service.errors import BadRequest, TooLong, UnknownContext
+from app.service.passages import with_passages
 from app.service.prompts import ChatPrompt, Constraint, JSONSchema, Prompt, TextPrompt, ToolUse
 from app.settings import Settings, SettingsError
 from app.tools import tool_grammar
@@ -22,10 +24,11 @@ from app.tools import tool_grammar
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What the engine is given."""
+    """What the engine is given, and the passages of documents that are in it, best first."""
 
     tokens: list[int]
     params: SamplingParams
+    passages: tuple[Passage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +92,16 @@ class Preparation:
             ServiceError: The request cannot be answered; its subclasses say why.
         """
         context = self._context(prompt)
-        tokens = self.tokens(prompt)
+        prompt, tokens = self._with_fitting_passages(prompt, context, overrides)
         params = self._params(context, overrides, len(tokens), prompt.field)
         if isinstance(prompt, ChatPrompt):
             params = replace(params, stop=(*params.stop, *self._tokenizer.template.stop))
             if prompt.tools is not None:
-                return Prepared(tokens, self._with_tools(prompt, params, constraint))
+                params = self._with_tools(prompt, params, constraint)
+                return Prepared(tokens, params, prompt.passages)
         if constraint is not None:
             params = replace(params, grammar=self._grammar(constraint))
-        return Prepared(tokens, params)
+        return Prepared(tokens, params, prompt.passages if isinstance(prompt, ChatPrompt) else ())
 
     def tokens(self, prompt: Prompt) -> list[int]:
         """Tokenize a prompt.
@@ -130,13 +134,34 @@ class Preparation:
 
     # --- tokens
 
+    def _with_fitting_passages(
+        self, prompt: Prompt, context: Context | None, overrides: Mapping[str, Any]
+    ) -> tuple[Prompt, list[int]]:
+        """The prompt and its tokens, without the last of its passages that leave no room for an answer."""
+        tokens = self.tokens(prompt)
+        if not isinstance(prompt, ChatPrompt):
+            return prompt, tokens
+        longest = (context.max_tokens if context else None) or self._settings.model_max_token
+        limits = self._limits
+        room = min(overrides.get("max_tokens", longest), limits.total // 2)
+        while prompt.passages and len(tokens) > min(limits.input, limits.total - room):
+            prompt = replace(prompt, passages=prompt.passages[:-1])
+            tokens = self.tokens(prompt)
+        return prompt, tokens
+
     def _chat_tokens(self, prompt: ChatPrompt) -> list[int]:
         context = self._context(prompt)
         assert context is not None
         tools = prompt.tools.tools if prompt.tools else ()
         try:
             return self._tokenizer.tokens(
-                in_context(context, prompt.messages), tools=tools, continue_final=prompt.continues
+                with_passages(
+                    in_context(context, prompt.messages),
+                    prompt.passages,
+                    self._settings.model_prompt_template,
+                ),
+                tools=tools,
+                continue_final=prompt.continues,
             )
         except TemplateRefusal as refusal:
             raise BadRequest(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.chat_template import Message, Tool
+from app.knowledge.chunk import Passage
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,19 @@ class ToolUse:
 
 
 @dataclass(frozen=True, slots=True)
+class KnowledgeUse:
+    """Whether and from which documents an answer draws.
+
+    Attributes:
+        wanted: Whether the knowledge base is asked; None leaves it to the context.
+        files: The documents that are searched; None is all.
+    """
+
+    wanted: bool | None = None
+    files: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ChatPrompt:
     """A conversation, written by the model's chat template.
 
@@ -36,6 +50,8 @@ class ChatPrompt:
         tools: What the model may call.
         continues: Whether the answer goes on with the last message, which is the assistant's.
         field: What the request calls the messages, for complaints.
+        knowledge: What it draws on.
+        passages: What was found there, best first.
     """
 
     messages: tuple[Message, ...]
@@ -43,6 +59,8 @@ class ChatPrompt:
     tools: ToolUse | None = None
     continues: bool = False
     field: str = "messages"
+    knowledge: KnowledgeUse = KnowledgeUse()
+    passages: tuple[Passage, ...] = ()
 
     @property
     def n_characters(self) -> int:

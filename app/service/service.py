@@ -5,25 +5,38 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from app.contexts import Context, ContextsError
 from app.engine.answer import EngineError, QueueFull, RequestTooLong
 from app.engine.engine import Engine
 from app.engine.llama import Model, Vocab
 from app.prompt import PromptTokenizer
-from app.service.errors import BadRequest, GenerationFailed, Loading, Overloaded, ServiceError, TooLong
+from app.service.embedding import Embeddings, embed
+from app.service.errors import (
+    BadRequest,
+    GenerationFailed,
+    Loading,
+    NotOffered,
+    Overloaded,
+    ServiceError,
+    TooLong,
+)
 from app.service.generation import Generation
 from app.service.preparation import Preparation, TokenLimits
 from app.service.prompts import ChatPrompt, Constraint, Prompt
+from app.service.retrieval import Retrieval, passages_for
 from app.service.setup import engine_options, fingerprint, make_tokenizer, memory_plan
 from app.settings import Settings, SettingsError
 from app.telemetry.metrics import Metrics
 from app.tokenizer_repo import TokenizerRepo
+
+if TYPE_CHECKING:
+    from app.knowledge.knowledge import Knowledge
 
 logger = logging.getLogger("tokenstream.service")
 
@@ -81,6 +94,7 @@ class Service:
         self._model: Model | None = None
         self._tokenizer: PromptTokenizer | None = None
         self._loaded: LoadedModel | None = None
+        self._retrieval: Retrieval | None = None
         self._threads = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare")
         # What takes long has a thread of its own, so that nobody else's start waits for it.
         self._long_texts = ThreadPoolExecutor(1, thread_name_prefix="prepare-long")
@@ -112,17 +126,35 @@ class Service:
         """How many requests run or wait."""
         return self._loaded.engine.n_unfinished if self._loaded else 0
 
+    @property
+    def knowledge(self) -> Knowledge | None:
+        """The knowledge base; None where it is off, or not there yet."""
+        return self._retrieval.knowledge if self._retrieval else None
+
+    @property
+    def embedding_name(self) -> str | None:
+        """What the embedding model is called; None where there is none."""
+        return self._retrieval.embedder.name if self._retrieval else None
+
     async def load(
-        self, path: Path, tokenizer_repo: TokenizerRepo | None, *, warm: Collection[str] | None = None
+        self,
+        path: Path,
+        tokenizer_repo: TokenizerRepo | None,
+        embedding_model: Path | None = None,
+        *,
+        warm: Collection[str] | None = None,
     ) -> None:
-        """Load the model, start the engine, prefill the contexts named in ``warm`` (None: all).
+        """Load the models, start the engine, prefill the contexts named in ``warm`` (None: all).
 
         Raises:
             ModelLoadError: llama.cpp cannot load the model, or memory is short.
             ModelError: The tokenizer's vocabulary is not the model's.
-            SettingsError: A limit is set to more than there is room for.
+            SettingsError: A limit is set to more than there is room for, or the documents' index cannot be
+                opened.
         """
         settings = self.settings
+        if embedding_model is not None:  # first, so that the plan sees what memory it leaves
+            self._retrieval = await asyncio.to_thread(Retrieval, settings, embedding_model, self.metrics)
         plan = await asyncio.to_thread(memory_plan, settings, path)
         logger.info("%s", plan)
         model = await asyncio.to_thread(
@@ -145,6 +177,8 @@ class Service:
             limits = TokenLimits.of(settings, engine.n_ctx_sequence)
             preparation = Preparation(settings, self.contexts, model.vocab, tokenizer, limits)
             await self._warm(engine, preparation, limits, self.contexts if warm is None else warm)
+            if self._retrieval is not None:
+                await self._retrieval.wait_until_indexed()
             loaded = LoadedModel(
                 name=path.stem,
                 fingerprint=await asyncio.to_thread(fingerprint, path, options.kv),
@@ -201,10 +235,51 @@ class Service:
             await loaded.engine.close()
         if self._model is not None:
             self._model.close()
+        if self._retrieval is not None:
+            await asyncio.to_thread(self._retrieval.close)
         for threads in (self._threads, self._long_texts, self._grammars):
             threads.shutdown(cancel_futures=True)
         if self._tokenizer is not None:
             self._tokenizer.template.close()
+
+    async def embed(
+        self,
+        inputs: Sequence[str | Sequence[int]],
+        *,
+        field: str = "input",
+        truncate: Literal["left", "right"] | None = None,
+        normalize: bool = True,
+    ) -> Embeddings:
+        """Make vectors of texts, or of tokens of the embedding model.
+
+        Args:
+            inputs: The texts.
+            field: What the request calls them, for complaints.
+            truncate: From which side texts are cut that are longer than the model reads; None refuses them.
+            normalize: Whether vectors get length 1.
+
+        Raises:
+            NotOffered: There is no embedding model.
+            BadRequest: One of them is empty, too long, or no text of this model's tokens.
+            GenerationFailed: The model cannot.
+        """
+        loaded = self.loaded  # what loads may still bring an embedding model
+        if self._retrieval is None:
+            raise NotOffered(
+                f"{loaded.name} makes no embeddings; start the server with KNOWLEDGE=on or EMBEDDING_MODEL"
+            )
+        return await embed(
+            self._retrieval.embedder, inputs, field=field, truncate=truncate, normalize=normalize
+        )
+
+    async def _with_passages(self, prompt: Prompt) -> Prompt:
+        """The prompt with what its question finds in the documents, where it is to draw on them."""
+        if not isinstance(prompt, ChatPrompt):
+            return prompt
+        context = self.contexts.get(prompt.context or self.settings.context_type)
+        by_default = context is not None and context.knowledge
+        passages = await passages_for(prompt, self.knowledge, by_default=by_default)
+        return replace(prompt, passages=tuple(passages)) if passages else prompt
 
     async def tokens(self, prompt: Prompt) -> list[int]:
         """The tokens that the model reads for a prompt.
@@ -242,6 +317,7 @@ class Service:
         most = self.settings.max_concurrent_requests
         if n > most:
             raise BadRequest(f"{n} answers are more than may run and wait ({most})", field="n")
+        prompt = await self._with_passages(prompt)
         is_constrained = constraint is not None or (
             isinstance(prompt, ChatPrompt) and prompt.tools is not None
         )
@@ -259,7 +335,7 @@ class Service:
                 if index and params.seed is not None:
                     params = replace(params, seed=(params.seed + 1) % 2**32)
                 answer = loaded.engine.submit(prepared.tokens, params)
-                generations.append(Generation(answer, self.metrics, requested_at))
+                generations.append(Generation(answer, self.metrics, requested_at, prepared.passages))
         except (RequestTooLong, QueueFull, EngineError) as error:
             for generation in generations:
                 generation.close()

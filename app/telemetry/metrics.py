@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Seconds. A token takes 3 ms (a small model, alone) to seconds (a large one, many at once) on CPUs;
 # an answer from a tenth of a second to minutes.
 _TOKEN_BUCKETS = (0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
+_LOOKUP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _ANSWER_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 
 
@@ -66,6 +67,18 @@ class Metrics:
         self._cache_states = gauge("prefix_cache_states", "Prefixes that are saved.")
         self._evicted = gauge("prefix_cache_evictions", "Prefixes that made room for others so far.")
 
+        self._lookup = histogram(
+            "embedding_duration",
+            "Seconds to embed a question and look it up in the knowledge base.",
+            _LOOKUP_BUCKETS,
+        )
+        self._documents = gauge("knowledge_documents", "Documents that are indexed.")
+        self._chunks = gauge("knowledge_chunks", "Passages that are indexed.")
+        self._skipped = gauge("knowledge_skipped_files", "Files that cannot be read.")
+        self._indexed_documents = counter("indexed_documents", "Documents that were indexed since the start.")
+        self._indexed_chunks = counter("indexed_chunks", "Passages that were embedded and indexed.")
+        self._skipped_files = counter("skipped_files", "Times that a file was skipped.")
+
     def on_step(self, report: StepReport) -> None:
         """Take the report of one step of the engine."""
         for _ in range(report.generated_tokens):
@@ -88,3 +101,21 @@ class Metrics:
     def on_answer(self, seconds: float) -> None:
         """Note how long a whole answer took."""
         self._response.observe(seconds)
+
+    def on_lookup(self, seconds: float) -> None:
+        """Note how long a question took to be embedded and looked up."""
+        self._lookup.observe(seconds)
+
+    def on_indexed(self, n_chunks: int, problem: str | None) -> None:
+        """Note a file that was indexed, or skipped for a problem."""
+        if problem is None:
+            self._indexed_documents.inc()
+            self._indexed_chunks.inc(n_chunks)
+        else:
+            self._skipped_files.inc()
+
+    def on_index(self, n_documents: int, n_chunks: int, n_skipped: int) -> None:
+        """Note what the index holds."""
+        self._documents.set(n_documents)
+        self._chunks.set(n_chunks)
+        self._skipped.set(n_skipped)

@@ -24,6 +24,7 @@ from app.api.openai.answers import (
 from app.api.openai.events import event_stream
 from app.api.openai.schemas import ChatMessage, ChatRequest, NamedToolChoice
 from app.api.problems import invalid
+from app.api.sources import knowledge_use, source
 from app.chat_template import Message, Tool, ToolCall
 from app.service import (
     ChatPrompt,
@@ -65,7 +66,9 @@ def chat_prompt(body: ChatRequest) -> ChatPrompt:
     """
     messages = tuple(_message(i, message) for i, message in enumerate(body.messages))
     continues = messages[-1].role == "assistant" and not messages[-1].tool_calls
-    return ChatPrompt(messages, body.context, _tool_use(body), continues)
+    return ChatPrompt(
+        messages, body.context, _tool_use(body), continues, knowledge=knowledge_use(body.knowledge)
+    )
 
 
 def _message(index: int, message: ChatMessage) -> Message:
@@ -131,6 +134,8 @@ class ChatAnswer:
         # What the answer goes on from is part of it, if asked for.
         self._begin = prompt.messages[-1].content if body.echo and prompt.continues else ""
         self._generations = generations
+        sources = [source(passage).model_dump() for passage in generations[0].sources]
+        self._sources = {"sources": sources} if sources else {}
 
     def _parser(self) -> ToolCallParser | None:
         if self._tools is None:
@@ -143,7 +148,7 @@ class ChatAnswer:
         answers = best(await collect(self._generations), self._body.n_choices)
         envelope = Envelope(new_id("chatcmpl-"), "chat.completion", self._loaded)
         choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
-        return envelope.wrap(choices, usage=usage(self._generations))
+        return envelope.wrap(choices, usage=usage(self._generations), **self._sources)
 
     def _choice(self, index: int, answer: Collected) -> dict[str, Any]:
         content = self._begin + answer.text
@@ -173,11 +178,15 @@ class ChatAnswer:
         envelope = Envelope(new_id("chatcmpl-"), "chat.completion.chunk", self._loaded)
         # A stream that is to end with usage has the field, empty, in every chunk.
         more: dict[str, Any] = {"usage": None} if self._body.includes_usage else {}
+        sources = self._sources  # in the first chunk
         streams = [_Stream(index, self, generation) for index, generation in enumerate(self._generations)]
         async for steps in together(self._generations):
             choices = [choice for index, step in steps for choice in streams[index].choices(step)]
-            if choices:
-                yield [envelope.wrap([choice], **more) for choice in choices]
+            chunks = [envelope.wrap([choice], **more) for choice in choices]
+            if chunks:
+                chunks[0].update(sources)
+                sources = {}
+                yield chunks
         if self._body.includes_usage:
             yield [envelope.wrap([], usage=usage(self._generations))]
 

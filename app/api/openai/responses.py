@@ -6,8 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from app.api.sources import Source
+
 # A list that is left out where it would be empty.
 _MAY_BE_MISSING: Any = Field(default_factory=list)
+_SOURCES: Any = Field(
+    default_factory=list,
+    description="The passages of documents that the answer draws on, best first (of a stream, in its first "
+    "chunk); missing where there are none.",
+)
 
 
 class PromptTokensDetails(BaseModel):
@@ -99,6 +106,7 @@ class ChatCompletion(Envelope):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     usage: Usage
+    sources: list[Source] = _SOURCES
 
 
 class FunctionDelta(BaseModel):
@@ -143,6 +151,7 @@ class ChatCompletionChunk(Envelope):
     object: Literal["chat.completion.chunk"]
     choices: Annotated[list[ChatChoiceDelta], Field(description="Empty in the chunk that has the usage.")]
     usage: Annotated[Usage | None, Field(description="With `stream_options.include_usage` alone.")] = None
+    sources: list[Source] = _SOURCES
 
 
 # --- completions

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.api.fields import SamplingFields
+from app.api.sources import KnowledgeField
 
 MOST_CHOICES = 128
 _MOST_TOP_LOGPROBS = 20
@@ -226,6 +227,7 @@ class ChatRequest(OpenAIRequest):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
     context: Annotated[str | None, Field(description="The context in place of the default one.")] = None
+    knowledge: KnowledgeField = None
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     logprobs: bool | None = None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from app.engine.llama.batch import Batch
 from app.engine.llama.context import KV_TYPES, Context, KVOptions, ThreadPool, context_params
+from app.engine.llama.embedding import POOLING, EmbeddingContext
 from app.engine.llama.model import Model, Vocab
 from app.engine.llama.native import (
     DecodeError,
@@ -23,9 +24,11 @@ from app.engine.llama.sampler import Sampler
 
 __all__ = [
     "KV_TYPES",
+    "POOLING",
     "Batch",
     "Context",
     "DecodeError",
+    "EmbeddingContext",
     "KVOptions",
     "Model",
     "ModelLoadError",

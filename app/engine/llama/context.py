@@ -33,14 +33,21 @@ class _ThreadPoolParams(ctypes.Structure):
 class ThreadPool:
     """Threads of ggml that stay between decodes; without a pool ggml starts new ones for every decode."""
 
-    def __init__(self, n_threads: int) -> None:
+    def __init__(self, n_threads: int, *, poll: int = _POLL) -> None:
         defaults = native_function("ggml_threadpool_params_default", _ThreadPoolParams, ctypes.c_int)
         create = native_function("ggml_threadpool_new", ctypes.c_void_p, ctypes.POINTER(_ThreadPoolParams))
         params = defaults(n_threads)
-        params.poll = _POLL
+        params.poll = poll
         self.handle = create(ctypes.byref(params))
         if not self.handle:
             raise ModelLoadError(f"a pool of {n_threads} threads cannot be started; lower MODEL_THREADS")
+
+    def attach(self, context: Any) -> None:
+        """Let llama.cpp's ``context`` compute with these threads."""
+        function = native_function(
+            "llama_attach_threadpool", None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
+        )
+        function(context, self.handle, self.handle)
 
     def close(self) -> None:
         """Stop the threads; the context they were attached to must be gone."""
@@ -121,10 +128,7 @@ class Context:
         self.output_tokens: list[int] = []  # by row of the logits: which token of the batch they follow
         self._logits: NDArray[np.float32] = np.empty((0, self._n_vocab), np.float32)
         self._threads = ThreadPool(n_threads)
-        attach = native_function(
-            "llama_attach_threadpool", None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
-        )
-        attach(self._handle, self._threads.handle, self._threads.handle)
+        self._threads.attach(self._handle)
 
     # --- computing
 

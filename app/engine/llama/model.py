@@ -105,16 +105,19 @@ class Vocab:
             size = lib.llama_token_to_piece(self._handle, token, buffer, len(buffer), 0, False)
         return buffer.raw[:size]
 
-    def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
-        """The tokens of ``text``, without a BOS or EOS of the vocabulary's own accord.
+    def tokenize(self, text: str, *, parse_special: bool, add_special: bool = False) -> list[int]:
+        """The tokens of ``text``.
 
         Args:
             text: Any text; lone surrogates become replacement characters.
             parse_special: Whether the strings of control tokens are read as those tokens.
+            add_special: Whether the vocabulary puts its own tokens around it, such as BOS or CLS and SEP.
         """
         data = text.encode("utf-8", "replace")
         tokens = (lib.llama_token * (len(data) + 2))()
-        count = lib.llama_tokenize(self._handle, data, len(data), tokens, len(tokens), False, parse_special)
+        count = lib.llama_tokenize(
+            self._handle, data, len(data), tokens, len(tokens), add_special, parse_special
+        )
         if count < 0:
             raise ValueError(f"a text of {len(data)} bytes cannot be tokenized")
         return list(tokens[:count])

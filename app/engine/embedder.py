@@ -1,0 +1,215 @@
+"""Texts to vectors: a second, small context beside the engine, with a thread of its own."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.engine.llama import Batch, DecodeError, EmbeddingContext, Model
+
+logger = logging.getLogger("tokenstream.embedder")
+
+Vectors = NDArray[np.float32]
+
+# Tokens of one batch. Texts attend over the whole batch (masked), so larger ones are not faster: see
+# docs/knowledge.md.
+_BATCH = 512
+_MOST_TEXTS = 64  # of one batch
+_LONGEST = 2048  # tokens of one text, where the model was trained for as many: buffers grow with it
+
+
+class EmbeddingError(Exception):
+    """Vectors could not be computed; the message says why."""
+
+
+@dataclass(slots=True)
+class _Job:
+    """One call of submit: vectors that are there, and the texts that still wait."""
+
+    vectors: Vectors
+    waiting: deque[tuple[int, Sequence[int]]]
+    future: Future[Vectors] = field(default_factory=Future)
+    n_missing: int = 0
+
+
+class Embedder:
+    """An embedding model. What is submitted together, or meanwhile by others, is computed in one batch."""
+
+    def __init__(self, path: Path, *, n_threads: int, pooling: str | None = None) -> None:
+        """Load the model and start the thread.
+
+        Args:
+            path: A GGUF file.
+            n_threads: Threads that compute.
+            pooling: How the vectors of tokens become one (``POOLING``); None is what the file says.
+
+        Raises:
+            ModelLoadError: llama.cpp refuses the file, or it is no embedding model.
+        """
+        self.name = path.stem
+        self.identity = _identity(path)
+        self._model = Model(path)
+        self.max_tokens = min(self._model.n_ctx_train, _LONGEST)
+        n_batch = max(_BATCH, self.max_tokens)
+        try:
+            self._context = EmbeddingContext(
+                self._model, n_batch=n_batch, n_sequences=_MOST_TEXTS, n_threads=n_threads, pooling=pooling
+            )
+        except BaseException:
+            self._model.close()
+            raise
+        self._batch = Batch(n_batch)
+        self.pooling = self._context.pooling
+        self.dimensions = self._context.dimensions
+        self.n_vocab = self._model.vocab.n_tokens
+        self._urgent: deque[_Job] = deque()
+        self._background: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="embedder", daemon=True)
+        self._thread.start()
+
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of a text, the model's own before and behind it included; not cut."""
+        return self._model.vocab.tokenize(text, parse_special=False, add_special=True)
+
+    def count(self, text: str) -> int:
+        """How many tokens a text has, the model's own around it left out."""
+        return len(self._model.vocab.tokenize(text, parse_special=False))
+
+    def fit(self, text: str, *, keep: Literal["begin", "end"] = "begin") -> list[int]:
+        """The tokens of a text, cut to the most that the model reads at the end that is not kept."""
+        tokens = self.tokenize(text)
+        if len(tokens) <= self.max_tokens:
+            return tokens
+        before, behind = self._around
+        inner = tokens[before : len(tokens) - behind]
+        room = self.max_tokens - before - behind
+        inner = inner[:room] if keep == "begin" else inner[-room:]
+        return [*tokens[:before], *inner, *tokens[len(tokens) - behind :]]
+
+    @functools.cached_property
+    def _around(self) -> tuple[int, int]:
+        """How many tokens of its own the model puts before and behind a text."""
+        plain = self._model.vocab.tokenize("a", parse_special=False)
+        around = self.tokenize("a")
+        before = next(i for i in range(len(around)) if around[i : i + len(plain)] == plain)
+        return before, len(around) - before - len(plain)
+
+    def submit(self, sequences: Sequence[Sequence[int]], *, background: bool = False) -> Future[Vectors]:
+        """Compute the vectors of tokenized texts, each of 1 to ``max_tokens`` tokens.
+
+        Args:
+            sequences: The tokens of each text.
+            background: Whether all others go before it.
+
+        Returns:
+            (texts, dimensions), as the model pools them, not normalized; EmbeddingError where they cannot be
+            computed. Cancel it to leave it.
+        """
+        assert all(0 < len(tokens) <= self.max_tokens for tokens in sequences)
+        vectors: Vectors = np.empty((len(sequences), self.dimensions), np.float32)
+        job = _Job(vectors, deque(enumerate(sequences)), n_missing=len(sequences))
+        if not sequences:
+            job.future.set_result(vectors)
+            return job.future
+        with self._changed:
+            if self._is_closed:
+                raise EmbeddingError("the embedding model has been closed")
+            (self._background if background else self._urgent).append(job)
+            self._changed.notify()
+        return job.future
+
+    def close(self) -> None:
+        """End the thread behind its current batch and free the model; what waits fails."""
+        with self._changed:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._changed.notify()
+        self._thread.join()
+        for job in (*self._urgent, *self._background):
+            _settle(job, EmbeddingError("the embedding model has been closed"))
+        self._context.close()
+        self._model.close()
+
+    # --- the thread
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closed or self._urgent or self._background)
+                if self._is_closed:
+                    return
+                taken = self._fill(self._urgent or self._background)
+            if taken:
+                self._compute(taken)
+
+    def _fill(self, jobs: deque[_Job]) -> list[tuple[_Job, int]]:
+        """Fill the batch with the texts that have waited longest; tell whose they are, by sequence."""
+        self._batch.clear()
+        taken: list[tuple[_Job, int]] = []
+        while jobs:
+            job = jobs[0]
+            while job.waiting and not job.future.done():
+                index, tokens = job.waiting[0]
+                n_tokens = self._batch.n_tokens + len(tokens)
+                if taken and (n_tokens > _BATCH or len(taken) == _MOST_TEXTS):
+                    return taken
+                job.waiting.popleft()
+                self._batch.add(tokens, 0, len(taken), n_outputs=len(tokens))
+                taken.append((job, index))
+            jobs.popleft()  # all of it is taken, or its caller has left
+        return taken
+
+    def _compute(self, taken: Sequence[tuple[_Job, int]]) -> None:
+        try:
+            vectors = self._context.encode(self._batch)
+        except DecodeError as error:
+            logger.error("a batch of %d texts could not be embedded: %s", len(taken), error)
+            for job, _ in taken:
+                _settle(job, EmbeddingError(f"the embedding model failed: {error}"))
+            return
+        for (job, index), vector in zip(taken, vectors, strict=True):
+            job.vectors[index] = vector
+            job.n_missing -= 1
+            if job.n_missing == 0:
+                _settle(job, None)
+
+
+def _identity(path: Path) -> str:
+    """Changes with the model's file: its size, and a megabyte at either end."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(1 << 20))
+        file.seek(max(0, size - (1 << 20)))
+        digest.update(file.read())
+    return f"{size} {digest.hexdigest()}"
+
+
+def _settle(job: _Job, error: EmbeddingError | None) -> None:
+    # Only here does a future become one that cannot be cancelled.
+    if job.future.done() or not job.future.set_running_or_notify_cancel():
+        return
+    if error is None:
+        job.future.set_result(job.vectors)
+    else:
+        job.future.set_exception(error)
+
+
+def normalized(vectors: Vectors) -> Vectors:
+    """The vectors with length 1 each; a vector of zeros stays."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    unit: Vectors = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return unit

@@ -1,0 +1,101 @@
+"""A context that makes one vector of each text."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+from numpy.typing import NDArray
+
+from app.engine.llama.batch import Batch
+from app.engine.llama.context import ThreadPool
+from app.engine.llama.model import Model
+from app.engine.llama.native import DecodeError, ModelLoadError, last_complaint
+
+# How the vectors of a text's tokens become one, by llama.cpp's llama_pooling_type.
+POOLING = {"mean": 1, "cls": 2, "last": 3}
+
+
+class EmbeddingContext:
+    """Encodes texts: a batch holds whole ones, each as a sequence of its own.
+
+    Encoders look at the whole text at once and keep nothing. Models that look back alone (pooling ``last``)
+    have KV memory, which is emptied for every batch.
+    """
+
+    def __init__(
+        self, model: Model, *, n_batch: int, n_sequences: int, n_threads: int, pooling: str | None = None
+    ) -> None:
+        """Reserve compute buffers.
+
+        Args:
+            model: The weights; to be closed after the context.
+            n_batch: Most tokens of one batch, and so of one text.
+            n_sequences: Most texts of one batch.
+            n_threads: Threads that compute.
+            pooling: A key of POOLING; None is what the model's file says.
+
+        Raises:
+            ModelLoadError: llama.cpp cannot make the context, or the model is not one that embeds texts.
+        """
+        params = lib.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = params.n_outputs_max = n_batch
+        params.n_seq_max, params.kv_unified = n_sequences, True
+        params.embeddings = True
+        params.pooling_type = -1 if pooling is None else POOLING[pooling]
+        params.n_threads = params.n_threads_batch = n_threads
+        params.no_perf = True
+        self._handle = lib.llama_init_from_model(model._handle, params)
+        if not self._handle:
+            reason = last_complaint("llama.cpp gave no reason")
+            raise ModelLoadError(f"no room for {n_batch} tokens: {reason}")
+        number = lib.llama_pooling_type(self._handle)
+        known = {number: name for name, number in POOLING.items()}
+        if number not in known:
+            self._free()
+            raise ModelLoadError(
+                "its file does not say how the vectors of tokens become one: it may be no embedding model; "
+                f"if it is, set EMBEDDING_POOLING to one of {', '.join(POOLING)}"
+            )
+        self.pooling = known[number]
+        self.dimensions: int = lib.llama_model_n_embd_out(model._handle)
+        self._memory = lib.llama_get_memory(self._handle)
+        # Encoding comes in spurts beside another context's decodes: idle threads must not spin.
+        self._threads = ThreadPool(n_threads, poll=0)
+        self._threads.attach(self._handle)
+
+    def encode(self, batch: Batch) -> NDArray[np.float32]:
+        """The vectors of the batch's sequences, which are numbered from 0: (sequences, dimensions).
+
+        Raises:
+            DecodeError: llama.cpp could not.
+        """
+        if self._memory:
+            lib.llama_memory_clear(self._memory, False)
+        batch.native.n_tokens = batch.n_tokens
+        code = lib.llama_decode(self._handle, batch.native)  # of an encoder: llama_encode
+        if code != 0:
+            raise DecodeError(code)
+        n_sequences = int(batch._sequence[batch.n_tokens - 1]) + 1
+        vectors: NDArray[np.float32] = np.empty((n_sequences, self.dimensions), np.float32)
+        for sequence in range(n_sequences):
+            vectors[sequence] = _row(lib.llama_get_embeddings_seq(self._handle, sequence), self.dimensions)
+        return vectors
+
+    def close(self) -> None:
+        """Free buffers and threads."""
+        if self._handle:
+            self._free()
+            self._threads.close()
+
+    def _free(self) -> None:
+        lib.llama_free(self._handle)
+        self._handle = None
+
+
+def _row(pointer: Any, n: int) -> NDArray[np.float32]:
+    if not pointer:
+        raise DecodeError(-1)
+    return np.frombuffer(ctypes.string_at(pointer, n * 4), np.float32)

@@ -1,0 +1,69 @@
+"""Vectors of texts, as requests ask for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.engine.embedder import Embedder, EmbeddingError, normalized
+from app.service.errors import BadRequest, GenerationFailed, TooLong
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Vectors, (inputs, dimensions), and how many tokens all inputs have."""
+
+    vectors: NDArray[np.float32]
+    n_tokens: int
+
+
+async def embed(
+    embedder: Embedder,
+    inputs: Sequence[str | Sequence[int]],
+    *,
+    field: str,
+    truncate: Literal["left", "right"] | None,
+    normalize: bool,
+) -> Embeddings:
+    """Embed texts, or tokens of the embedding model; as :meth:`Service.embed`."""
+    sequences = await asyncio.to_thread(_tokenized, embedder, inputs, field, truncate)
+    try:
+        vectors = await asyncio.wrap_future(embedder.submit(sequences))
+    except EmbeddingError as error:
+        raise GenerationFailed(str(error)) from error
+    return Embeddings(normalized(vectors) if normalize else vectors, sum(map(len, sequences)))
+
+
+def _tokenized(
+    embedder: Embedder,
+    inputs: Sequence[str | Sequence[int]],
+    field: str,
+    truncate: Literal["left", "right"] | None,
+) -> list[Sequence[int]]:
+    sequences: list[Sequence[int]] = []
+    for index, text in enumerate(inputs):
+        place = field if len(inputs) == 1 else f"{field}.{index}"
+        if isinstance(text, str):
+            tokens: Sequence[int] = embedder.tokenize(text)
+            if len(tokens) > embedder.max_tokens and truncate is not None:
+                tokens = embedder.fit(text, keep="begin" if truncate == "right" else "end")
+        else:
+            tokens = text
+            for token in tokens:
+                if not 0 <= token < embedder.n_vocab:
+                    raise BadRequest(
+                        f"token {token} is not in the vocabulary of {embedder.n_vocab}", field=place
+                    )
+        if not tokens:
+            raise BadRequest("should have at least one token", field=place)
+        if len(tokens) > embedder.max_tokens:
+            raise TooLong(
+                f"has {len(tokens)} tokens; {embedder.name} reads at most {embedder.max_tokens}", field=place
+            )
+        sequences.append(tokens)
+    return sequences

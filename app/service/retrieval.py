@@ -1,0 +1,166 @@
+"""What a server may have beside its model: an embedding model, and the knowledge base made with it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from app.engine import preflight
+from app.engine.embedder import Embedder, EmbeddingError
+from app.engine.llama import ModelLoadError
+from app.knowledge.chunk import Passage
+from app.service.errors import BadRequest, GenerationFailed, NotOffered
+from app.service.prompts import ChatPrompt
+from app.settings import Settings, SettingsError, physical_cores
+from app.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:  # its packages are there with KNOWLEDGE=on alone
+    from app.knowledge.knowledge import Knowledge
+
+# Seconds for which a start waits until the documents are indexed; large folders go on beside serving.
+_START_WITHIN = 5.0
+_PACKAGES = ("pypdf", "docx", "watchfiles")
+
+
+class Retrieval:
+    """The embedding model, and the knowledge base where it is on."""
+
+    def __init__(self, settings: Settings, embedding_model: Path, metrics: Metrics) -> None:
+        """Load the embedding model, open the index, begin to index; blocking.
+
+        Raises:
+            ModelLoadError: The embedding model cannot be loaded.
+            SettingsError: Passages would be longer than the embedding model reads, or the index cannot be
+                opened.
+        """
+        n_threads = settings.model_threads or physical_cores()
+        try:
+            self.embedder = Embedder(embedding_model, n_threads=n_threads, pooling=settings.embedding_pooling)
+        except ModelLoadError as error:
+            raise ModelLoadError(f"EMBEDDING_MODEL={embedding_model}: {error}") from error
+        self.knowledge: Knowledge | None = None
+        if settings.knowledge == "on":
+            try:
+                self.knowledge = _open(settings, self.embedder, metrics)
+            except BaseException:
+                self.embedder.close()
+                raise
+
+    async def wait_until_indexed(self) -> None:
+        """Wait until the documents are indexed, where that is soon."""
+        if self.knowledge is not None:
+            await self.knowledge.wait_until_indexed(_START_WITHIN)
+
+    def close(self) -> None:
+        """Close the index and free the embedding model; blocking."""
+        if self.knowledge is not None:
+            self.knowledge.close()
+        self.embedder.close()
+
+
+def check(settings: Settings) -> None:
+    """Check that a knowledge base is possible, where one is wanted.
+
+    Raises:
+        SettingsError: It is not; the message says what to do.
+    """
+    if settings.knowledge == "off":
+        return
+    if not settings.data_path.is_dir():
+        raise SettingsError(
+            f"DATA_PATH={settings.data_path}: there is no such folder; make it and put documents into it, or "
+            "set DATA_PATH to where they are"
+        )
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SettingsError(
+            f"KNOWLEDGE=on: packages that it needs are not installed ({', '.join(missing)}); run "
+            "`make install KNOWLEDGE=on`"
+        )
+
+
+def _open(settings: Settings, embedder: Embedder, metrics: Metrics) -> Knowledge:
+    from app.knowledge.knowledge import Knowledge, KnowledgeOptions
+    from app.knowledge.store import StoreError
+
+    longest = len(embedder.tokenize(settings.embedding_passage_prefix)) + settings.knowledge_chunk_tokens
+    if longest > embedder.max_tokens:
+        raise SettingsError(
+            f"KNOWLEDGE_CHUNK_TOKENS={settings.knowledge_chunk_tokens}: {embedder.name} reads at most "
+            f"{embedder.max_tokens} tokens, prefix and its own included"
+        )
+    if settings.knowledge_chunk_overlap >= settings.knowledge_chunk_tokens:
+        raise SettingsError(
+            f"KNOWLEDGE_CHUNK_OVERLAP={settings.knowledge_chunk_overlap}: should be below "
+            f"KNOWLEDGE_CHUNK_TOKENS={settings.knowledge_chunk_tokens}"
+        )
+    folder = settings.data_path.resolve()
+    name = f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    options = KnowledgeOptions(
+        folder=folder,
+        index=settings.knowledge_index or preflight.cache_folder() / "knowledge" / name,
+        top_k=settings.knowledge_top_k,
+        threshold=settings.knowledge_threshold,
+        chunk_tokens=settings.knowledge_chunk_tokens,
+        chunk_overlap=settings.knowledge_chunk_overlap,
+        query_prefix=settings.embedding_query_prefix,
+        passage_prefix=settings.embedding_passage_prefix,
+    )
+    try:
+        return Knowledge(options, embedder, metrics)
+    except StoreError as error:
+        raise SettingsError(str(error)) from error
+
+
+async def passages_for(
+    prompt: ChatPrompt, knowledge: Knowledge | None, *, by_default: bool
+) -> Sequence[Passage]:
+    """What a conversation's last question finds, best first; nothing where it is not to draw on documents.
+
+    A question such as "and when does it close?" is understood with the one before it only, so it is looked
+    up with it as well.
+
+    Raises:
+        NotOffered: The request names documents, and there is no knowledge base.
+        BadRequest: It names a document that is not there.
+        GenerationFailed: The question cannot be embedded.
+    """
+    use = prompt.knowledge
+    if knowledge is None:
+        if use.wanted:
+            raise NotOffered(
+                "the knowledge base is off; start the server with KNOWLEDGE=on", field="knowledge"
+            )
+        return ()
+    wanted = by_default if use.wanted is None else use.wanted
+    questions = [message.content for message in prompt.messages if message.role == "user"]
+    if not wanted or not questions:
+        return ()
+    check_files(knowledge, use.files, "knowledge.files")
+    queries = [questions[-1], "\n".join(questions[-2:])] if len(questions) > 1 else questions
+    try:
+        found = await asyncio.gather(*(knowledge.search(query, files=use.files) for query in queries))
+    except EmbeddingError as error:
+        raise GenerationFailed(str(error)) from error
+    best: dict[tuple[str, int], Passage] = {}
+    for passage in sorted((p for passages in found for p in passages), key=lambda p: -p.score):
+        best.setdefault((passage.chunk.file, passage.chunk.position), passage)
+    return [*best.values()][: knowledge.options.top_k]
+
+
+def check_files(knowledge: Knowledge, files: Sequence[str] | None, field: str) -> None:
+    """Check that the documents that a request names are there.
+
+    Raises:
+        BadRequest: One is not.
+    """
+    if files is None:
+        return
+    known = {document.name for document in knowledge.documents()}
+    for name in files:
+        if name not in known:
+            raise BadRequest(f"there is no document {name!r}; GET /v1/knowledge lists them", field=field)
