@@ -1,0 +1,45 @@
+"""The questions that retrieval is measured with: each has its answer in one place of the documents alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+SAMPLE = Path(__file__).resolve().parents[2] / "data" / "callowmere.md"
+CORPUS = Path(__file__).parent / "corpus"
+QUESTIONS: list[dict[str, str]] = json.loads((Path(__file__).parent / "questions.json").read_text())
+
+
+def read_documents() -> dict[str, str]:
+    """The text of the sample and of each document of the corpus, by its name below the documents' folder."""
+    corpus = {path.relative_to(CORPUS).as_posix(): path for path in CORPUS.rglob("*") if path.is_file()}
+    assert SAMPLE.name not in corpus
+    return {name: path.read_text() for name, path in {SAMPLE.name: SAMPLE, **corpus}.items()}
+
+
+DOCUMENTS = read_documents()
+
+
+@pytest.mark.parametrize("entry", QUESTIONS, ids=[entry["question"] for entry in QUESTIONS])
+def test_answer_occurs_once_in_one_document(entry: dict[str, str]) -> None:
+    assert sorted(entry) == ["answer", "file", "kind", "question"]
+    found = {name: text.count(entry["answer"]) for name, text in DOCUMENTS.items() if entry["answer"] in text}
+    assert found == {entry["file"]: 1}
+    assert "\n" not in entry["answer"], "readers may join lines in another way"
+
+
+def test_sixty_questions_a_third_of_each_kind() -> None:
+    kinds = Counter(entry["kind"] for entry in QUESTIONS)
+    assert sum(kinds.values()) == len({entry["question"] for entry in QUESTIONS}) == 60
+    assert kinds.keys() == {"plain", "paraphrase", "name"}
+    assert min(kinds.values()) >= 19
+
+
+def test_each_document_is_asked_about() -> None:
+    asked = Counter(entry["file"] for entry in QUESTIONS)
+    assert asked.keys() == DOCUMENTS.keys()
+    assert min(asked.values()) >= 4
+    assert {Path(name).suffix for name in DOCUMENTS} >= {".md", ".txt", ".html"}
