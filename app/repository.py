@@ -100,7 +100,7 @@ class Repository:
         self.pinned = bool(_COMMIT.fullmatch(revision))
         self._folder = folder
         self._token = token
-        self._variable = variable
+        self.variable = variable
         self._commit = revision if self.pinned else None
         self.failure: ModelError | None = None  # once the hub has failed, all comes from this disk
 
@@ -327,7 +327,7 @@ class Repository:
             logger.debug("%s is not written: %s", reference, error)
 
     def _explained(self, file: str = "") -> AbstractContextManager[None]:
-        return explained_hub(self._variable, self.name, self.revision, file)
+        return explained_hub(self.variable, self.name, self.revision, file)
 
 
 def _is_safe(file: str) -> bool:

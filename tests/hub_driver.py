@@ -17,15 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app import hub, repository, settings
+from app.embedding_model import resolve_embedding_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def resolve() -> int:
-    """Print the model's path, or one line and exit status 1."""
+    """Print the path of the model, or of the embedding model if one is named; else one line and status 1."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", force=True)
     try:
-        print(hub.resolve_model(settings.load()))
+        chosen = settings.load()
+        find = hub.resolve_model if chosen.embedding_model is None else resolve_embedding_model
+        print(find(chosen))
     except hub.ModelError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
@@ -55,7 +58,11 @@ def command(*options: str) -> list[str]:
 
 def environment(**variables: str) -> dict[str, str]:
     """This process's environment without its own models and hub, and with ``variables``."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "MODEL"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("HF_", "MODEL", "EMBEDDING"))
+    }
     return kept | {"PYTHONPATH": str(ROOT)} | variables
 
 
