@@ -22,6 +22,11 @@ from app.settings import Settings, SettingsError
 from app.tools import tool_grammar
 
 
+# What is to be quoted must not be penalized: with 1.15 a small model makes 06:27 of 06:25. Without any it
+# goes in circles where it does not know.
+_QUOTING_PENALTY = 1.05
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """What the engine is given, and the passages of documents that are in it, best first."""
@@ -93,7 +98,7 @@ class Preparation:
         """
         context = self._context(prompt)
         prompt, tokens = self._with_fitting_passages(prompt, context, overrides)
-        params = self._params(context, overrides, len(tokens), prompt.field)
+        params = self._params(context, overrides, len(tokens), prompt)
         if isinstance(prompt, ChatPrompt):
             params = replace(params, stop=(*params.stop, *self._tokenizer.template.stop))
             if prompt.tools is not None:
@@ -193,10 +198,10 @@ class Preparation:
     # --- parameters
 
     def _params(
-        self, context: Context | None, overrides: Mapping[str, Any], n_prompt: int, field: str
+        self, context: Context | None, overrides: Mapping[str, Any], n_prompt: int, prompt: Prompt
     ) -> SamplingParams:
         """The request's own values before the context's before the settings'."""
-        limits = self._limits
+        limits, field = self._limits, prompt.field
         room = limits.total - n_prompt
         if room < min(1, overrides.get("max_tokens", 1)):
             raise TooLong(
@@ -230,6 +235,8 @@ class Preparation:
         } | (context.sampling() if context else {})
         # A default is only a wish: it gives way to a long prompt. What the request names does not.
         merged["max_tokens"] = min(merged["max_tokens"], room)
+        if isinstance(prompt, ChatPrompt) and prompt.passages:
+            merged["repetition_penalty"] = min(merged["repetition_penalty"], _QUOTING_PENALTY)
         merged |= overrides
         if merged.pop("watermark", False):
             merged["watermark"] = Watermark(settings.watermark_gamma, settings.watermark_delta)

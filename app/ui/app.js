@@ -7,6 +7,7 @@ import { spokenFigures, Turn } from "./turn.js";
 
 const element = (id) => document.getElementById(id);
 const [query, context, send, stop, clear] = ["query", "context", "send", "stop", "clear"].map(element);
+const documents = element("documents"); // whether to use them; disabled where the server has none
 const log = element("log");
 const follower = new Follower(element("latest"));
 const hasKeyboard = !matchMedia("(pointer: coarse)").matches;
@@ -85,6 +86,7 @@ function showServer(server) {
   const chosen = server.contexts.includes(context.value) ? context.value : server.default;
   context.replaceChildren(...server.contexts.map((name) => new Option(name, name, false, name === chosen)));
   context.disabled = false;
+  documents.disabled = !server.knowledge;
   element("model").textContent = server.model;
   element("model").title = server.model;
   element("model").hidden = false;
@@ -96,7 +98,9 @@ function submit() {
   const text = query.value.trim();
   if (!text || !ready || running) return;
   turns += 1;
-  const turn = new Turn({ query: text, context: context.value }, turns, { onRetry: answer, onCopy: copy });
+  const question = { query: text, context: context.value };
+  if (!documents.disabled && !documents.checked) question.knowledge = false;
+  const turn = new Turn(question, turns, { onRetry: answer, onCopy: copy });
   log.append(turn.element);
   query.value = "";
   answer(turn);

@@ -1,4 +1,4 @@
-/** What the page must know of the server before it can ask: that its model is loaded, and its contexts. */
+/** What the page must know before it can ask: that the server's model is loaded, and what it offers. */
 
 import { askForKey, authorization } from "./key.js";
 
@@ -8,7 +8,7 @@ const RETRY_AFTER_MS = 1000;
  * Wait until the model is loaded, however long that takes.
  *
  * @param {(obstacle: string) => void} onWait hears why there is a wait, at each attempt
- * @returns {Promise<{default: string, contexts: string[], model: string}>}
+ * @returns {Promise<{default: string, contexts: string[], model: string, knowledge: boolean}>}
  */
 export async function connect(onWait) {
   for (;;) {

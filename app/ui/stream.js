@@ -44,11 +44,12 @@ export class DetailsSplitter {
 /**
  * Ask, and hand on each piece of text as it arrives.
  *
- * @param {{query: string, context: string}} question
+ * @param {{query: string, context: string, knowledge?: boolean}} question
  * @param {(text: string) => void} onText
  * @param {AbortSignal} signal ends the request, and with it the generation
  * @returns {Promise<{finish_reason: string, prompt_tokens: number, generated_tokens: number,
- *   time_to_first_token: number, tokens_per_second: number}>} times in seconds
+ *   time_to_first_token: number, tokens_per_second: number, sources?: object[]}>} times in seconds; sources are
+ *   the passages of documents that the answer was given
  * @throws {AnswerError} The server refused, failed or went away.
  * @throws {DOMException} AbortError: the signal was given.
  */

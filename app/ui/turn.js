@@ -1,5 +1,7 @@
 /** One question and its answer on the screen. All text goes in as text, never as HTML. */
 
+import { countSources, showSources } from "./sources.js";
+
 const number = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
 const integer = new Intl.NumberFormat("en");
 const TICK_MS = 100;
@@ -18,6 +20,7 @@ export function spokenFigures(details) {
   const speed = details.tokens_per_second;
   const parts = [tokens(details.generated_tokens)];
   if (speed > 0) parts.push(`${number.format(speed)} tokens per second`);
+  if (details.sources) parts.push(countSources(details.sources));
   return parts.join(", ");
 }
 
@@ -28,7 +31,7 @@ export class Turn {
   #timer;
 
   /**
-   * @param {{query: string, context: string}} question
+   * @param {{query: string, context: string, knowledge?: boolean}} question
    * @param {number} position counted from 1
    * @param {{onRetry: (turn: Turn) => void, onCopy: (turn: Turn) => void}} handlers
    */
@@ -93,6 +96,7 @@ export class Turn {
     if (speed > 0) figures.push(`${number.format(speed)} tokens/s`);
     if (first > 0) figures.push(`first after ${duration(first)}`);
     this.#end(figures);
+    if (details.sources) showSources(this.#find(".sources"), details.sources);
     if (details.finish_reason === "length") this.#remark(`The answer was cut at the limit of ${tokens(count)}.`);
     if (!this.#text.length) this.#placeholder("The model had nothing to say.");
   }
