@@ -1,0 +1,123 @@
+"""The embedding model: batches, order, ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.embedding_model import resolve_embedding_model
+from app.engine.embedder import Embedder, EmbeddingError, Vectors, normalized
+from app.engine.llama import ModelLoadError
+from app.settings import load
+from tests.conftest import MODEL
+
+CLS, SEP = 101, 102
+TEXTS = [
+    "The Wren Bridge opens at 06:40.",
+    "",
+    "Eine Brücke über den Fluß — geöffnet ab 6 Uhr 40.",
+    "word " * 300,
+    "short",
+]
+
+
+@pytest.fixture(scope="module")
+def path() -> Path:
+    return resolve_embedding_model(load(None))
+
+
+@pytest.fixture(scope="module")
+def embedder(path: Path) -> Iterator[Embedder]:
+    embedder = Embedder(path, n_threads=2)
+    yield embedder
+    embedder.close()
+
+
+def embed(embedder: Embedder, *texts: str) -> Vectors:
+    return embedder.submit([embedder.fit(text) for text in texts]).result(60)
+
+
+def test_a_text_has_its_vector_whatever_is_beside_it(embedder: Embedder) -> None:
+    together = normalized(embed(embedder, *TEXTS * 30))
+    assert together.shape == (150, 384)
+    for index, text in enumerate(TEXTS):
+        [alone] = normalized(embed(embedder, text))
+        assert together[index::5] @ alone == pytest.approx(1, abs=1e-3)
+
+
+def test_related_texts_are_nearer(embedder: Embedder) -> None:
+    question, answer, other = normalized(
+        embed(embedder, "How old is the oak?", "The age of the tree is 300 years.", "Stock prices fell.")
+    )
+    assert question @ answer > 0.4 > 0.2 > question @ other
+
+
+def test_control_tokens_in_a_text_are_text(embedder: Embedder) -> None:
+    tokens = embedder.tokenize("ends here [SEP] [CLS] it does not")
+    assert tokens[0] == CLS
+    assert tokens[-1] == SEP
+    assert not {CLS, SEP} & {*tokens[1:-1]}
+
+
+@pytest.mark.parametrize("keep", ["begin", "end"])
+def test_long_texts_are_cut_at_the_other_end(embedder: Embedder, keep: str) -> None:
+    words = [f"{number}" for number in range(2000)]
+    tokens = embedder.fit(" ".join(words), keep=keep)  # type: ignore[arg-type]
+    assert len(tokens) == embedder.max_tokens == 512
+    assert (tokens[0], tokens[-1]) == (CLS, SEP)
+    number = "0" if keep == "begin" else "1999"
+    [kept] = embedder.tokenize(number)[1:-1][-1:]
+    assert tokens[1 if keep == "begin" else -2] == kept
+    assert embedder.count("0") == 1
+
+
+def test_questions_go_before_what_is_indexed_behind_them(embedder: Embedder) -> None:
+    background = embedder.submit([embedder.fit("word " * 300)] * 60, background=True)
+    question = embedder.submit([embedder.tokenize("Where?")])
+    assert question.result(60).shape == (1, 384)
+    assert not background.done()
+    assert background.result(60).shape == (60, 384)
+
+
+def test_what_is_cancelled_is_not_computed(embedder: Embedder) -> None:
+    left = embedder.submit([embedder.fit("word " * 300)] * 5000, background=True)
+    assert left.cancel()
+    with pytest.raises(CancelledError):
+        left.result()
+    # 5,000 texts would take minutes.
+    assert embedder.submit([embedder.tokenize("next")], background=True).result(20).shape == (1, 384)
+
+
+def test_nothing_gives_nothing(embedder: Embedder) -> None:
+    assert embedder.submit([]).result(1).shape == (0, 384)
+
+
+def test_closing_fails_what_waits(path: Path) -> None:
+    embedder = Embedder(path, n_threads=1)
+    waiting = embedder.submit([embedder.fit("word " * 300)] * 500)
+    embedder.close()
+    embedder.close()
+    with pytest.raises(EmbeddingError, match="closed"):
+        waiting.result(1)
+    with pytest.raises(EmbeddingError, match="closed"):
+        embedder.submit([[CLS, SEP]])
+
+
+def test_a_model_that_answers_is_no_embedding_model_by_itself() -> None:
+    with pytest.raises(ModelLoadError, match="EMBEDDING_POOLING to one of mean, cls, last"):
+        Embedder(MODEL, n_threads=2)
+
+
+def test_a_model_that_looks_back_alone_can_be_made_one() -> None:
+    embedder = Embedder(MODEL, n_threads=2, pooling="last")
+    try:
+        first = normalized(embed(embedder, "The oak is old.", "A red car"))
+        again = normalized(embed(embedder, "A red car", "Nothing", "The oak is old."))
+        assert embedder.max_tokens == 2048
+        assert np.sum(first * again[[2, 0]], axis=1) == pytest.approx(1, abs=1e-2)
+    finally:
+        embedder.close()
