@@ -11,16 +11,18 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Route
 
-from app.api import errors, ops
+from app.api import errors, knowledge, ops
 from app.api.auth import RequireKey
 from app.api.openai.chat import chat_completions
 from app.api.openai.completions import completions
+from app.api.openai.embeddings import embeddings
 from app.api.openai.models import model, models
 from app.api.operations import api_document
 from app.api.pages import page_routes
 from app.api.problems import ApiError
 from app.api.sagemaker import invocations
-from app.api.tgi.generate import compat_generate, generate, generate_stream
+from app.api.tgi.embed import embed, embed_or_generate
+from app.api.tgi.generate import generate, generate_stream
 from app.api.tgi.info import info
 from app.api.tgi.tokens import chat_tokenize, tokenize
 from app.api.token_stream import token_stream
@@ -36,12 +38,16 @@ def routes(*, metrics_here: bool, needs_key: bool = False) -> list[BaseRoute]:
         Route("/token_stream", token_stream, methods=["POST"]),
         *(Route(f"{v1}/chat/completions", chat_completions, methods=["POST"]) for v1 in ("/v1", "")),
         *(Route(f"{v1}/completions", completions, methods=["POST"]) for v1 in ("/v1", "")),
+        *(Route(f"{v1}/embeddings", embeddings, methods=["POST"]) for v1 in ("/v1", "")),
         Route("/v1/models", models),
+        Route("/v1/knowledge", knowledge.state),
+        Route("/v1/knowledge/search", knowledge.search, methods=["POST"]),
         Route("/generate", generate, methods=["POST"]),
         Route("/generate_stream", generate_stream, methods=["POST"]),
-        Route("/", compat_generate, methods=["POST"]),
-        Route("/model/{name:path}/", compat_generate, methods=["POST"]),
-        Route("/model/{name:path}", compat_generate, methods=["POST"]),
+        Route("/embed", embed, methods=["POST"]),
+        Route("/", embed_or_generate, methods=["POST"]),
+        Route("/model/{name:path}/", embed_or_generate, methods=["POST"]),
+        Route("/model/{name:path}", embed_or_generate, methods=["POST"]),
         Route("/invocations", invocations, methods=["POST"]),
         Route("/tokenize", tokenize, methods=["POST"]),
         Route("/chat_tokenize", chat_tokenize, methods=["POST"]),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 from starlette.requests import Request
+from starlette.types import Message
 
 from app.api.problems import ApiError, Problem, complaint
 
@@ -27,6 +29,32 @@ async def read_json(request: Request, model: type[T]) -> T:
         return model.model_validate_json(body)
     except ValidationError as error:
         raise ApiError(complaint(error)) from None
+
+
+async def read_ahead(request: Request) -> tuple[Any, Request]:
+    """Look into a body before it is known who reads it.
+
+    Returns:
+        Its JSON, None where it is none; and the request, to be read anew.
+
+    Raises:
+        ApiError: 413, it is too long.
+    """
+    body = await read_body(request)
+    try:
+        fields: Any = from_json(body)
+    except ValueError:
+        fields = None  # whoever reads it next says what is wrong
+    is_read = False
+
+    async def receive() -> Message:
+        nonlocal is_read
+        if is_read:
+            return await request.receive()
+        is_read = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return fields, Request(request.scope, receive)
 
 
 async def read_body(request: Request) -> bytes:

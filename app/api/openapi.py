@@ -45,11 +45,13 @@ class Answer:
         description: What it is.
         content: By media type, the type of a body; of ``text/event-stream``, the type of each event's data.
         headers: By name, what they say.
+        may_have: The same of headers that may be missing.
     """
 
     description: str
     content: Mapping[str, Any]
     headers: Mapping[str, str] = field(default_factory=dict)
+    may_have: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,9 +192,11 @@ def _answer(answer: Answer, schemas: _Schemas) -> dict[str, Any]:
         "description": answer.description,
         "content": {media_type: {"schema": schemas.of(kind)} for media_type, kind in answer.content.items()},
     }
-    if answer.headers:
+    headers = {**answer.headers, **answer.may_have}
+    if headers:
         described["headers"] = {
-            name: {"description": text, "schema": {"type": "string"}} for name, text in answer.headers.items()
+            name: {"description": text, "required": name in answer.headers, "schema": {"type": "string"}}
+            for name, text in headers.items()
         }
     return described
 

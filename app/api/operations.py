@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.api import knowledge
 from app.api.openai import operations as openai
 from app.api.openapi import JSON, Answer, Operation, Operations, causes, document
 from app.api.responses import Contexts, Figures, Health, NotReady, Problem, Ready
@@ -15,6 +16,7 @@ _TAGS = {
     _OWN: "A query in, the raw text of the answer out.",
     openai.TAG: "What OpenAI's clients speak.",
     tgi.TAG: "What the clients of Hugging Face's server speak.",
+    knowledge.TAG: "The documents that answers draw on.",
     _OPERATION: "For operators.",
     _PAGES: "For the browser.",
 }
@@ -55,7 +57,9 @@ _TOKEN_STREAM = Operation(
         200: Answer(
             "The text of the answer.",
             {"text/plain": str},
-            {"X-Sources": "A JSON list of the passages of documents that it draws on, without their texts."},
+            may_have={
+                "X-Sources": "A JSON list of the passages of documents that it draws on, without their texts."
+            },
         )
     },
     error=Problem,
@@ -145,6 +149,7 @@ def operations(*, metrics_here: bool) -> Operations:
         ("POST", "/token_stream"): _TOKEN_STREAM,
         **openai.OPERATIONS,
         **tgi.OPERATIONS,
+        **knowledge.OPERATIONS,
         **_OTHERS,
         **({("GET", "/metrics"): _METRICS} if metrics_here else {}),
         **_FOR_BROWSERS,

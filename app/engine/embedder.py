@@ -58,6 +58,7 @@ class Embedder:
             ModelLoadError: llama.cpp refuses the file, or it is no embedding model.
         """
         self.name = path.stem
+        self.created = int(path.stat().st_mtime)  # seconds since 1970
         self.identity = _identity(path)
         self._model = Model(path)
         self.max_tokens = min(self._model.n_ctx_train, _LONGEST)
@@ -98,6 +99,13 @@ class Embedder:
         room = self.max_tokens - before - behind
         inner = inner[:room] if keep == "begin" else inner[-room:]
         return [*tokens[:before], *inner, *tokens[len(tokens) - behind :]]
+
+    def lacks_its_own(self, tokens: Sequence[int]) -> bool:
+        """Whether tokens are without those that the model puts before and behind a text."""
+        before, behind = self._around
+        around = self.tokenize("")
+        begin, end = around[:before], around[len(around) - behind :]
+        return list(tokens[:before]) != begin or list(tokens[len(tokens) - behind :]) != end
 
     @functools.cached_property
     def _around(self) -> tuple[int, int]:

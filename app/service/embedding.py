@@ -54,11 +54,7 @@ def _tokenized(
                 tokens = embedder.fit(text, keep="begin" if truncate == "right" else "end")
         else:
             tokens = text
-            for token in tokens:
-                if not 0 <= token < embedder.n_vocab:
-                    raise BadRequest(
-                        f"token {token} is not in the vocabulary of {embedder.n_vocab}", field=place
-                    )
+            _check_tokens(embedder, tokens, place)
         if not tokens:
             raise BadRequest("should have at least one token", field=place)
         if len(tokens) > embedder.max_tokens:
@@ -67,3 +63,23 @@ def _tokenized(
             )
         sequences.append(tokens)
     return sequences
+
+
+def _check_tokens(embedder: Embedder, tokens: Sequence[int], place: str) -> None:
+    """Check that tokens can be the embedding model's: vectors of another vocabulary's would mean nothing.
+
+    Raises:
+        BadRequest: They cannot.
+    """
+    unknown = next((token for token in tokens if not 0 <= token < embedder.n_vocab), None)
+    if unknown is not None:
+        problem = f"token {unknown} is not in its vocabulary of {embedder.n_vocab}"
+    elif embedder.lacks_its_own(tokens):
+        problem = f"they should begin and end as those of an empty text do ({embedder.tokenize('')})"
+    else:
+        return
+    raise BadRequest(
+        f"should be text, or tokens of {embedder.name}: {problem}. Clients that send tokens of OpenAI's "
+        "models can send text: LangChain's OpenAIEmbeddings with check_embedding_ctx_length=False",
+        field=place,
+    )

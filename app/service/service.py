@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from app.contexts import Context, ContextsError
 from app.engine.answer import EngineError, QueueFull, RequestTooLong
+from app.engine.embedder import Embedder
 from app.engine.engine import Engine
 from app.engine.llama import Model, Vocab
 from app.prompt import PromptTokenizer
@@ -130,6 +131,11 @@ class Service:
     def knowledge(self) -> Knowledge | None:
         """The knowledge base; None where it is off, or not there yet."""
         return self._retrieval.knowledge if self._retrieval else None
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """The embedding model; None where there is none, or it is not there yet."""
+        return self._retrieval.embedder if self._retrieval else None
 
     @property
     def embedding_name(self) -> str | None:

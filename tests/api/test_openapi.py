@@ -33,6 +33,12 @@ EXAMPLES = [
 KEY = "s3cret"
 
 
+@pytest.fixture(scope="module")
+def server_url(knowledge_url: str) -> str:
+    """A server that has all that is described."""
+    return knowledge_url
+
+
 @lru_cache
 def model_name(url: str) -> str:
     return str(httpx.get(f"{url}/v1/models").json()["data"][0]["id"])

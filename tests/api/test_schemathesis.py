@@ -49,7 +49,14 @@ CHECKS = [
     negative_data_rejection,
 ]
 # The same handlers at other addresses.
-ALIASES = ["/chat/completions", "/completions", "/model/{name}", "/model/{name}/", "/api-docs/openapi.json"]
+ALIASES = [
+    "/chat/completions",
+    "/completions",
+    "/embeddings",
+    "/model/{name}",
+    "/model/{name}/",
+    "/api-docs/openapi.json",
+]
 # Those that read the same bodies as others: every value at its bounds need not be tried again.
 SAME_BODIES = ["/", "/generate_stream", "/invocations", "/chat_tokenize"]
 
@@ -89,6 +96,12 @@ def keep_short(fields: dict[str, Any]) -> None:
         most = MOST_TOKENS if name.startswith("max") else 2
         if type(value := fields.get(name)) is int and most < value <= VALID[name]:
             fields[name] = most
+
+
+@pytest.fixture(scope="module")
+def server_url(knowledge_url: str) -> str:
+    """A server that has all that is described."""
+    return knowledge_url
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from typing import Any
 
 from app.api.problems import Problem
 
-_PATHS = ("/v1/", "/chat/completions", "/completions")
+_PATHS = ("/v1/", "/chat/completions", "/completions", "/embeddings")
 
 # Kind → type and code.
 _NAMES = {

@@ -8,30 +8,38 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.api.problems import ApiError, Problem
-from app.service import LoadedModel
+from app.service import Service
 
 
-def _described(loaded: LoadedModel) -> dict[str, Any]:
+def _described(name: str, created: int, n_tokens: int) -> dict[str, Any]:
     return {
-        "id": loaded.name,
+        "id": name,
         "object": "model",
-        "created": loaded.created,
+        "created": created,
         "owned_by": "tokenstream",
-        "max_model_len": loaded.limits.total,  # vLLM's name for the longest request
+        "max_model_len": n_tokens,  # vLLM's name for the longest request
     }
 
 
+def _models(service: Service) -> list[dict[str, Any]]:
+    loaded, embedder = service.loaded, service.embedder
+    there = [_described(loaded.name, loaded.created, loaded.limits.total)]
+    if embedder is not None:
+        there.append(_described(embedder.name, embedder.created, embedder.max_tokens))
+    return there
+
+
 async def models(request: Request) -> Response:
-    """List the models."""
-    loaded: LoadedModel = request.app.state.service.loaded
-    return JSONResponse({"object": "list", "data": [_described(loaded)]})
+    """List the models: the one that answers, then the one that makes vectors."""
+    return JSONResponse({"object": "list", "data": _models(request.app.state.service)})
 
 
 async def model(request: Request) -> Response:
     """Describe one."""
-    loaded: LoadedModel = request.app.state.service.loaded
+    there = _models(request.app.state.service)
     name = request.path_params["name"]
-    if name != loaded.name:
-        message = f"model: there is no {name!r} here, only {loaded.name!r}"
-        raise ApiError(Problem(404, "unknown_model", message, "model"))
-    return JSONResponse(_described(loaded))
+    for one in there:
+        if one["id"] == name:
+            return JSONResponse(one)
+    only = " and ".join(repr(one["id"]) for one in there)
+    raise ApiError(Problem(404, "unknown_model", f"model: there is no {name!r} here, only {only}", "model"))

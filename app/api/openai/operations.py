@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.api.openai.embedding_schemas import EmbeddingList, EmbeddingsRequest
 from app.api.openai.responses import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -99,6 +100,14 @@ COMPLETION_EXAMPLES: dict[str, Any] = {
     },
 }
 
+EMBEDDING_EXAMPLES: dict[str, Any] = {
+    "A text": {"model": "any", "input": "The bridge opens at six."},
+    "Several texts, compactly": {
+        "input": ["When does the bridge open?", "The bridge opens at six."],
+        "encoding_format": "base64",
+    },
+}
+
 _CHAT = Operation(
     tag=TAG,
     summary="Answer a conversation",
@@ -127,9 +136,24 @@ _COMPLETIONS = Operation(
     errors=_ERRORS,
 )
 
+_EMBEDDINGS = Operation(
+    tag=TAG,
+    summary="Make vectors of texts",
+    description=(
+        "Texts that mean much the same have vectors with a high cosine. The server needs an embedding model "
+        "for that: KNOWLEDGE=on or EMBEDDING_MODEL. A text that is longer than the model reads is refused."
+    ),
+    body=EmbeddingsRequest,
+    examples=EMBEDDING_EXAMPLES,
+    answers={200: Answer("The vectors.", {JSON: EmbeddingList})},
+    error=OpenAIErrorResponse,
+    errors=causes(413, 415, 500, 501, 503) | {400: _MISTAKES},
+)
+
 OPERATIONS: Operations = {
     ("POST", "/v1/chat/completions"): _CHAT,
     ("POST", "/v1/completions"): _COMPLETIONS,
+    ("POST", "/v1/embeddings"): _EMBEDDINGS,
     ("GET", "/v1/models"): Operation(
         tag=TAG,
         summary="List the models",
@@ -147,4 +171,5 @@ OPERATIONS: Operations = {
     ),
     ("POST", "/chat/completions"): _CHAT,
     ("POST", "/completions"): _COMPLETIONS,
+    ("POST", "/embeddings"): _EMBEDDINGS,
 }

@@ -216,7 +216,9 @@ class Model(BaseModel):
     object: Literal["model"]
     created: Annotated[int, Field(description="When its file was made, in seconds since 1970.")]
     owned_by: str
-    max_model_len: Annotated[int, Field(description="The most tokens of prompt and answer together.")]
+    max_model_len: Annotated[
+        int, Field(description="The most tokens of prompt and answer together, or of a text.")
+    ]
 
 
 class ModelList(BaseModel):

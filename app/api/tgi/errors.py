@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from app.api.problems import Problem
 
-_PATHS = ("/generate", "/generate_stream", "/tokenize", "/chat_tokenize", "/info", "/invocations", "/model/")
+_PATHS = (
+    "/generate",
+    "/generate_stream",
+    "/tokenize",
+    "/chat_tokenize",
+    "/embed",
+    "/info",
+    "/invocations",
+    "/model/",
+)
 
 # Kind → status, error_type, and what TGI's message begins with, where they are others than /token_stream's.
 _NAMES = {

@@ -18,6 +18,7 @@ from app.api.openapi import EVENTS, JSON, Answer, Operation, Operations, causes
 from app.api.tgi.schemas import (
     ChatTokenizeResponse,
     CompatGenerateRequest,
+    EmbedRequest,
     ErrorResponse,
     GenerateRequest,
     GenerateResponse,
@@ -78,19 +79,38 @@ _STREAM_EXAMPLES: dict[str, Any] = {
 }
 _COMPAT_EXAMPLES: dict[str, Any] = {**_WHOLE_EXAMPLES, "Streamed": {**_PLAIN, "stream": True}}
 
+_EMBED_EXAMPLES: dict[str, Any] = {
+    "A text": {"inputs": "The bridge opens at six.", "normalize": True},
+    "Several, cut where they are too long": {
+        "inputs": ["When does the bridge open?", "The bridge opens at six."],
+        "truncate": True,
+        "truncation_direction": "right",
+    },
+}
+_EMBEDDING = _READING | causes(501)
+
 _COMPAT = Operation(
     tag=TAG,
-    summary="Go on with a text, whole or streamed",
+    summary="Go on with a text, whole or streamed; or make vectors of texts",
     description=(
-        f"As `/generate_stream` with `stream`, else as `/generate`, with the answer in a list. {_NO_TEMPLATE}"
+        "As `/generate_stream` with `stream`, else as `/generate`, with the answer in a list. "
+        f"{_NO_TEMPLATE}\n\nA body with a list of `inputs`, or with one of the other fields of `/embed`, is "
+        "answered as there; and so is one with `inputs` alone that huggingface_hub sends, for its "
+        "`feature_extraction`."
     ),
-    body=CompatGenerateRequest,
-    examples=_COMPAT_EXAMPLES,
+    body=CompatGenerateRequest | EmbedRequest,
+    examples={**_COMPAT_EXAMPLES, "Vectors": _EMBED_EXAMPLES["A text"]},
     answers={
-        200: Answer("The text.", {JSON: list[GenerateResponse], EVENTS: StreamResponse | ErrorResponse}),
+        200: Answer(
+            "The text, or the vectors.",
+            {
+                JSON: list[GenerateResponse] | list[list[float]],
+                EVENTS: StreamResponse | ErrorResponse,
+            },
+        ),
     },
     error=ErrorResponse,
-    errors=_GENERATING,
+    errors=_GENERATING | causes(501),
 )
 _NAMED = replace(_COMPAT, parameters={"name": "Any name: the model that is there answers."})
 
@@ -115,6 +135,19 @@ OPERATIONS: Operations = {
         error=ErrorResponse,
         errors=_GENERATING,
     ),
+    ("POST", "/embed"): Operation(
+        tag=TAG,
+        summary="Make vectors of texts",
+        description=(
+            "As Text Embeddings Inference does. The server needs an embedding model for that: KNOWLEDGE=on "
+            "or EMBEDDING_MODEL."
+        ),
+        body=EmbedRequest,
+        examples=_EMBED_EXAMPLES,
+        answers={200: Answer("A vector for each text.", {JSON: list[list[float]]})},
+        error=ErrorResponse,
+        errors=_EMBEDDING,
+    ),
     ("POST", "/"): _COMPAT,
     ("POST", "/model/{name}"): _NAMED,
     ("POST", "/model/{name}/"): _NAMED,
@@ -126,7 +159,7 @@ OPERATIONS: Operations = {
             "with `prompt` as by `/v1/completions`, any other as by `POST /`. Errors before the first byte "
             "have TGI's shape."
         ),
-        body=ChatRequest | CompletionRequest | CompatGenerateRequest,
+        body=ChatRequest | CompletionRequest | CompatGenerateRequest | EmbedRequest,
         examples={
             "A question": CHAT_EXAMPLES["A question"],
             "OpenAI's completion": COMPLETION_EXAMPLES["A text"],
@@ -137,7 +170,7 @@ OPERATIONS: Operations = {
             200: Answer(
                 "The answer.",
                 {
-                    JSON: ChatCompletion | Completion | list[GenerateResponse],
+                    JSON: ChatCompletion | Completion | list[GenerateResponse] | list[list[float]],
                     EVENTS: ChatCompletionChunk
                     | CompletionChunk
                     | OpenAIErrorResponse
@@ -147,7 +180,7 @@ OPERATIONS: Operations = {
             )
         },
         error=ErrorResponse,
-        errors=_GENERATING | causes(404),
+        errors=_GENERATING | causes(404, 501),
     ),
     ("POST", "/tokenize"): Operation(
         tag=TAG,

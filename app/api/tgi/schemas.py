@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.vectors import MOST_INPUTS
+
 _UNSIGNED = Field(ge=0, lt=2**64)
 # Limits that are documented here and checked, in TGI's words, by its validation.
 _POSITIVE = Field(json_schema_extra={"exclusiveMinimum": 0})
@@ -108,6 +110,45 @@ class CompatGenerateRequest(GenerateRequest):
     """The body of ``POST /``: of either, by ``stream``."""
 
     stream: Annotated[bool, Field(description="Answer token by token, as events.")] = False
+
+
+class EmbedRequest(_Fields):
+    """The body of ``POST /embed``: that of Text Embeddings Inference."""
+
+    inputs: Annotated[
+        str | Annotated[list[str], Field(json_schema_extra={"minItems": 1, "maxItems": MOST_INPUTS})],
+        Field(description="A text, or several."),
+    ]
+    normalize: Annotated[bool | None, Field(description="Whether vectors get length 1, as without it.")] = (
+        None
+    )
+    truncate: Annotated[
+        bool | None,
+        Field(description="Cut texts that are longer than the model reads; else they are refused."),
+    ] = None
+    truncation_direction: Annotated[
+        Literal["left", "right", "Left", "Right"] | None,
+        Field(description="The side from which they are cut; without it right."),
+    ] = None
+    prompt_name: Annotated[
+        Literal["query", "passage", "document"] | None,
+        Field(
+            description="What is put before each text: EMBEDDING_QUERY_PREFIX, EMBEDDING_PASSAGE_PREFIX, "
+            "or nothing."
+        ),
+    ] = None
+    dimensions: Annotated[
+        int | None,
+        Field(ge=1, description="How many numbers a vector has, where the model was trained for fewer."),
+    ] = None
+    encoding_format: Annotated[Literal["float"] | None, Field(description="Of no influence.")] = None
+
+    @property
+    def direction(self) -> Literal["left", "right"] | None:
+        """From which side texts are cut; None where they are not."""
+        if not self.truncate:
+            return None
+        return "left" if self.truncation_direction in ("left", "Left") else "right"
 
 
 class TokenizeRequest(_Fields):

@@ -1,0 +1,50 @@
+"""Servers that make vectors, and one with documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Server
+
+SIZE = {"N_CTX": "16384", "MAX_SEQUENCES": "8", "KV_LAYOUT": "split"}
+
+
+@pytest.fixture(scope="session")
+def embedding_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server with an embedding model, and without documents."""
+    log = tmp_path_factory.mktemp("embedding") / "log"
+    server = Server(log, **SIZE, EMBEDDING_MODEL="all-MiniLM-L6-v2").wait_until()
+    yield server.url
+    assert server.stop() == 0, server.output()
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three documents, one of which cannot be read."""
+    folder = tmp_path_factory.mktemp("documents")
+    sample = next((ROOT / "data").glob("*.md"))
+    (folder / "sample.md").write_bytes(sample.read_bytes())
+    (folder / "notes").mkdir()
+    (folder / "notes" / "ferry.txt").write_text(
+        "The ferry Marigold leaves Pendrick Quay at 07:15 and at 18:30. It carries bicycles for two crowns."
+    )
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.7\nnothing of a PDF")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def knowledge_url(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server whose answers draw on ``documents``."""
+    folder = tmp_path_factory.mktemp("knowledge")
+    server = Server(
+        folder / "log",
+        **SIZE,
+        KNOWLEDGE="on",
+        DATA_PATH=str(documents),
+        KNOWLEDGE_INDEX=str(folder / "index"),
+    ).wait_until()
+    yield server.url
+    assert server.stop() == 0, server.output()

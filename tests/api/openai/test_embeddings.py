@@ -1,0 +1,256 @@
+"""Vectors for the official client and LangChain, from a real server."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import tiktoken
+from langchain_openai import OpenAIEmbeddings
+from pydantic import SecretStr
+
+from tests.conftest import ROOT, Server
+
+REFERENCE = {
+    entry["name"]: entry
+    for entry in json.loads((ROOT / "tests/knowledge/minilm_reference.json").read_text())["texts"]
+}
+TEXTS = ["When does the bridge open?", "The bridge opens at six.", "Mix flour and butter."]
+
+
+@pytest.fixture(scope="module")
+def embedding_client(embedding_url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{embedding_url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def post(url: str, path: str = "/v1/embeddings", **fields: Any) -> httpx.Response:
+    return httpx.post(url + path, json=fields, timeout=60)
+
+
+def error(url: str, **fields: Any) -> dict[str, Any]:
+    response = post(url, **fields)
+    assert response.status_code == 400, response.text
+    return dict(response.json()["error"])
+
+
+# --- the official client
+
+
+def test_a_text_has_the_vector_of_the_reference(embedding_client: openai.OpenAI) -> None:
+    entry = REFERENCE["paragraph"]
+    answer = embedding_client.embeddings.create(model="any", input=entry["text"])
+    [found] = answer.data
+    assert (answer.model, found.index) == ("all-MiniLM-L6-v2", 0)
+    assert np.array(entry["vector"]) @ found.embedding >= 0.999
+    assert np.linalg.norm(found.embedding) == pytest.approx(1, abs=1e-5)
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens == len(entry["tokens"])
+
+
+def test_many_texts_keep_their_order(embedding_client: openai.OpenAI) -> None:
+    names = ["short", "paragraph", "umlauts", "code", "one word"] * 30
+    answer = embedding_client.embeddings.create(model="any", input=[REFERENCE[n]["text"] for n in names])
+    assert [one.index for one in answer.data] == list(range(len(names)))
+    for name, one in zip(names, answer.data, strict=True):
+        assert np.array(REFERENCE[name]["vector"]) @ one.embedding >= 0.999, name
+    assert answer.usage.prompt_tokens == sum(len(REFERENCE[name]["tokens"]) for name in names)
+
+
+def test_floats_and_base64_are_the_same_numbers(embedding_client: openai.OpenAI, embedding_url: str) -> None:
+    floats = embedding_client.embeddings.create(model="any", input=TEXTS, encoding_format="float")
+    raw = post(embedding_url, input=TEXTS, encoding_format="base64").json()
+    for one, other in zip(floats.data, raw["data"], strict=True):
+        assert np.frombuffer(base64.b64decode(other["embedding"]), "<f4").tolist() == one.embedding
+
+
+def test_tokens_of_the_model_have_the_texts_vector(embedding_client: openai.OpenAI) -> None:
+    def vectors(given: Any) -> list[list[float]]:
+        return [one.embedding for one in embedding_client.embeddings.create(model="any", input=given).data]
+
+    entries = [REFERENCE["short"], REFERENCE["question"]]
+    texts = vectors([entry["text"] for entry in entries])
+    assert np.allclose(vectors([entry["tokens"] for entry in entries]), texts, atol=1e-5)
+    assert np.allclose(vectors(entries[0]["tokens"]), texts[:1], atol=1e-5)
+
+
+@pytest.mark.anyio
+async def test_the_asynchronous_client(embedding_url: str) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{embedding_url}/v1", api_key="none") as client:
+        answer = await client.embeddings.create(model="any", input=TEXTS, dimensions=384, user="someone")
+    question, passage, other = (np.array(one.embedding) for one in answer.data)
+    assert question @ passage > question @ other + 0.3
+
+
+def test_the_embedding_model_is_listed(embedding_client: openai.OpenAI) -> None:
+    chat, embedding = embedding_client.models.list().data
+    assert chat.id.startswith("SmolLM2")
+    assert embedding.id == "all-MiniLM-L6-v2"
+    assert embedding_client.models.retrieve(embedding.id) == embedding
+    assert embedding.model_dump()["max_model_len"] == 512
+
+
+def test_both_paths_and_no_model_named(embedding_url: str) -> None:
+    for path in ("/embeddings", "/v1/embeddings"):
+        assert len(post(embedding_url, path, input="a").json()["data"]) == 1
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("", "input: should not be empty"),
+        ([], "input: should not be empty"),
+        (["a", ""], "input: entry 1 should not be empty"),
+        ([[101, 102], []], "input: entry 1 should not be empty"),
+        (["a"] * 2049, "input: should have at most 2048 entries, not 2049"),
+        (["a", 1], "input: should be a text, a list of texts, tokens, or a list of lists of tokens"),
+        (None, "input: should be a text, a list of texts, tokens, or a list of lists of tokens"),
+        (1, "input: should be a text, a list of texts, tokens, or a list of lists of tokens"),
+    ],
+)
+def test_what_is_no_input(embedding_url: str, given: Any, message: str) -> None:
+    refusal = error(embedding_url, input=given)
+    assert (refusal["message"], refusal["param"]) == (message, "input")
+
+
+def test_a_text_that_is_too_long(embedding_url: str) -> None:
+    refusal = error(embedding_url, input=["short", "word " * 600])
+    assert refusal["message"] == "input.1: has 602 tokens; all-MiniLM-L6-v2 reads at most 512"
+    assert refusal["code"] == "context_length_exceeded"
+    assert refusal["param"] == "input.1"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "why"),
+    [
+        ([101, 30522, 102], "token 30522 is not in its vocabulary of 30522"),
+        ([15339, 1917], "they should begin and end as those of an empty text do ([101, 102])"),
+        ([101], "they should begin and end"),
+        ([101, 7592], "they should begin and end"),
+        ([7592, 102], "they should begin and end"),
+    ],
+)
+def test_tokens_of_another_vocabulary(embedding_url: str, tokens: list[int], why: str) -> None:
+    message = error(embedding_url, input=[[101, 102], tokens])["message"]
+    assert message.startswith("input.1: should be text, or tokens of all-MiniLM-L6-v2: ")
+    assert why in message
+
+
+def test_vectors_of_other_sizes(embedding_url: str) -> None:
+    shorter, longer = (error(embedding_url, input="a", dimensions=n) for n in (256, 385))
+    own = "as all-MiniLM-L6-v2 has them"
+    unknown = "it is not known to be trained for fewer"
+    assert shorter["message"] == f"dimensions: should be 384, {own}, not 256: {unknown}"
+    assert longer["message"] == f"dimensions: should be at most 384, {own}, not 385"
+    assert shorter["param"] == "dimensions"
+
+
+def test_other_mistakes_name_the_field(embedding_url: str) -> None:
+    assert error(embedding_url, input="a", encoding_format="int8")["param"] == "encoding_format"
+    assert error(embedding_url, input="a", dimensions=0)["param"] == "dimensions"
+    assert error(embedding_url, input="a", prompt="b")["message"] == "prompt: there is no such field"
+
+
+def test_without_an_embedding_model(server_url: str) -> None:
+    response = post(server_url, input="a")
+    assert response.status_code == 501
+    assert "start the server with KNOWLEDGE=on or EMBEDDING_MODEL" in response.json()["error"]["message"]
+
+
+def test_the_key_is_asked_for(start_server: Callable[..., Server]) -> None:
+    url = (
+        start_server(API_KEY="s3cret", EMBEDDING_MODEL="all-MiniLM-L6-v2", N_CTX="512", MAX_SEQUENCES="1")
+        .wait_until()
+        .url
+    )
+    for path in ("/v1/embeddings", "/embeddings"):
+        refused = post(url, path, input="a")
+        assert refused.status_code == 401
+        assert refused.json()["error"]["code"] == "invalid_api_key"
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="s3cret") as client:
+        assert client.embeddings.create(model="any", input="a").data
+
+
+# --- models that were trained for fewer numbers, which a name tells
+
+
+def test_a_model_that_was_trained_for_fewer_numbers(
+    tmp_path: Path, start_server: Callable[..., Server]
+) -> None:
+    from app.embedding_model import resolve_embedding_model
+    from app.settings import load
+
+    model = tmp_path / "mxbai-embed-large-v1-q8_0.gguf"
+    model.symlink_to(resolve_embedding_model(load(None)))
+    url = start_server(EMBEDDING_MODEL=str(model), N_CTX="512", MAX_SEQUENCES="1").wait_until().url
+    whole, begin = (
+        np.array(post(url, input="a", dimensions=n).json()["data"][0]["embedding"]) for n in (384, 100)
+    )
+    assert begin.shape == (100,)
+    assert np.allclose(begin, whole[:100] / np.linalg.norm(whole[:100]), atol=1e-6)
+
+
+# --- clients that leave
+
+
+def test_a_client_that_leaves_holds_nobody_up(embedding_url: str) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{embedding_url}/v1/embeddings",
+            json={"input": ["word " * 480] * 400},
+            timeout=httpx.Timeout(30, read=0.5),
+        )
+    begun = time.monotonic()
+    assert post(embedding_url, input="a").status_code == 200
+    # 400 texts of 480 tokens take more than ten seconds on any CPU; the batch that runs is waited for.
+    assert time.monotonic() - begun < 8
+
+
+# --- LangChain
+
+
+def langchain(url: str, **options: Any) -> OpenAIEmbeddings:
+    return OpenAIEmbeddings(base_url=f"{url}/v1", api_key=SecretStr("none"), model="any", **options)
+
+
+def test_langchain_that_sends_texts(embedding_url: str) -> None:
+    embeddings = langchain(embedding_url, check_embedding_ctx_length=False)
+    passages = np.array(embeddings.embed_documents(TEXTS[1:]))
+    assert passages.shape == (2, 384)
+    nearest, other = passages @ embeddings.embed_query(TEXTS[0])
+    assert nearest > other + 0.3
+
+
+@pytest.mark.anyio
+async def test_langchain_asynchronously(embedding_url: str) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{embedding_url}/v1", api_key="none") as client:  # to close it
+        embeddings = langchain(
+            embedding_url, check_embedding_ctx_length=False, async_client=client.embeddings
+        )
+        [vector] = await embeddings.aembed_documents([REFERENCE["short"]["text"]])
+    assert np.array(REFERENCE["short"]["vector"]) @ vector >= 0.999
+
+
+def test_langchain_that_sends_tokens_of_another_vocabulary_is_told_what_to_do(
+    embedding_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tables of OpenAI's vocabularies are downloaded; of this one, ids are bytes: all below 30,522.
+    bytes_alone = tiktoken.Encoding(
+        "bytes",
+        pat_str=r"[\s\S]+",
+        mergeable_ranks={bytes([byte]): byte for byte in range(256)},
+        special_tokens={},
+    )
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda _: bytes_alone)
+    with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"):
+        langchain(embedding_url).embed_query("The bridge opens at six.")
