@@ -1,0 +1,190 @@
+"""The documents behind an answer: their cards, and the switch that leaves them out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from chat_page import ChatPage
+from playwright.sync_api import Locator, Page, Route, expect
+from test_page_access import COLOURS, contrast
+
+QUESTION = "When does the Wren Bridge in Callowmere open?"
+MARKUP = "<img src=x onerror=alert(1)><b>bold</b> &amp;\n\n\ttabs & lines"
+FIGURES = {
+    "finish_reason": "eos_token",
+    "prompt_tokens": 37,
+    "generated_tokens": 42,
+    "time_to_first_token": 0.031,
+    "tokens_per_second": 120.4,
+}
+
+
+def source(text: str = "It opens at 06:25.", **fields: Any) -> dict[str, Any]:
+    passage = {"file": "callowmere.md", "heading": "A Guide › Bridges", "page": None, "position": 2}
+    return {**passage, "text": text, "cosine": 0.7812, "score": 0.0325, **fields}
+
+
+SOURCES = [
+    source(),
+    source("Page three.", file="plans/flood.pdf", heading="", page=3, cosine=0.5),
+    source(MARKUP, file=MARKUP, heading=MARKUP, cosine=-0.02),
+]
+
+
+@pytest.fixture
+def documents(page: Page, server_url: str) -> ChatPage:
+    """The page, opened at a server that has documents."""
+
+    def with_knowledge(route: Route) -> None:
+        known = route.fetch()
+        route.fulfill(response=known, json={**known.json(), "knowledge": True})
+
+    page.route("**/contexts", with_knowledge)
+    return ChatPage(page, server_url).open()
+
+
+def use_documents(chat: ChatPage) -> Locator:
+    return chat.page.get_by_role("switch", name="Use my documents")
+
+
+def cards(chat: ChatPage, position: int) -> Locator:
+    return chat.page.get_by_role("article", name=f"Answer {position}").get_by_role("group")
+
+
+def answer_with(chat: ChatPage, sources: list[dict[str, Any]] | None) -> None:
+    """Play an answer that was given these sources; none at all where no documents were used."""
+    details = FIGURES if sources is None else {**FIGURES, "sources": sources}
+    chat.play(lambda route: route.fulfill(body=f"At 06:25.\x1e{json.dumps(details)}"))
+    chat.ask(QUESTION)
+    chat.wait_until_done()
+
+
+def test_cards_name_their_place_and_open(chat: ChatPage) -> None:
+    answer_with(chat, SOURCES[:2])
+    first, second = cards(chat, 1).all()
+    expect(first.locator("summary")).to_have_text(
+        "callowmere.md A Guide › Bridges 78% similar", use_inner_text=True
+    )
+    expect(second.locator("summary")).to_have_text("plans/flood.pdf page 3 50% similar", use_inner_text=True)
+    expect(first.get_by_text("It opens at 06:25.")).to_be_hidden()
+    first.locator("summary").click()
+    expect(first.get_by_text("It opens at 06:25.")).to_be_visible()
+    expect(second.get_by_text("Page three.")).to_be_hidden()
+    first.locator("summary").click()
+    expect(first.get_by_text("It opens at 06:25.")).to_be_hidden()
+
+
+def test_text_of_sources_is_never_html(chat: ChatPage) -> None:
+    answer_with(chat, SOURCES)
+    card = cards(chat, 1).last
+    card.locator("summary").click()
+    assert card.locator("p").text_content() == MARKUP
+    expect(card.locator("summary")).to_contain_text(MARKUP)
+    expect(card.locator("summary")).to_contain_text("0% similar")
+    expect(chat.page.locator("body").locator("img[src=x], b")).to_have_count(0)
+
+
+def test_cards_by_keyboard(chat: ChatPage) -> None:
+    answer_with(chat, SOURCES[:2])
+    keyboard = chat.page.keyboard
+    for _ in range(3):  # from the question over the copy button to the last card, and to the one before
+        keyboard.press("Shift+Tab")
+    first = cards(chat, 1).first
+    expect(first.locator("summary")).to_be_focused()
+    assert chat.page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+    keyboard.press("Enter")
+    expect(first.get_by_text("It opens at 06:25.")).to_be_visible()
+    keyboard.press("Space")
+    expect(first.get_by_text("It opens at 06:25.")).to_be_hidden()
+
+
+def test_screen_reader_hears_how_many(chat: ChatPage) -> None:
+    answer_with(chat, SOURCES)
+    assert chat.recorded("said")[-1] == "Answer complete, 42 tokens, 120 tokens per second, 3 sources."
+    expect(chat.log).to_match_aria_snapshot("""
+        - article "Answer 1":
+          - heading "Answer 1" [level=2]
+          - paragraph: At 06:25.
+          - heading "Sources" [level=3]
+          - list:
+            - listitem:
+              - group: /callowmere.md A Guide › Bridges 78% similar/
+            - listitem:
+              - group: /plans\\/flood.pdf page 3 50% similar/
+            - listitem
+          - paragraph: /general/
+          - button "Copy answer 1"
+    """)
+
+
+def test_no_sources_where_no_documents_were_used(chat: ChatPage) -> None:
+    answer_with(chat, None)
+    expect(chat.page.get_by_text("Sources")).to_be_hidden()
+    assert chat.recorded("said")[-1] == "Answer complete, 42 tokens, 120 tokens per second."
+
+
+def test_switch_is_hidden_without_documents(chat: ChatPage) -> None:
+    expect(use_documents(chat)).to_be_hidden()
+    answer_with(chat, None)
+    chat.serve_again()
+    chat.make_answers_short()
+    chat.ask(QUESTION)
+    chat.wait_until_done()
+    assert chat.asked == [{"query": QUESTION, "context": "general", "details": True}]
+
+
+def test_switch_leaves_the_documents_out(documents: ChatPage) -> None:
+    asked: list[Any] = []
+
+    def answer(route: Route) -> None:
+        asked.append(route.request.post_data_json)
+        route.fulfill(body=f"Yes.\x1e{json.dumps(FIGURES)}")
+
+    documents.play(answer)
+    switch = use_documents(documents)
+    expect(switch).to_be_checked()
+    documents.ask("With?")
+    documents.wait_until_done()
+    switch.uncheck()
+    documents.ask("Without?")
+    documents.wait_until_done()
+    switch.focus()
+    documents.page.keyboard.press("Space")
+    expect(switch).to_be_checked()
+    documents.ask("With again?")
+    documents.wait_until_done()
+    both = {"context": "general", "details": True}
+    assert asked == [
+        {"query": "With?", **both},
+        {"query": "Without?", "knowledge": False, **both},
+        {"query": "With again?", **both},
+    ]
+
+
+@pytest.mark.parametrize("width", [320, 375])
+def test_narrow_screen(documents: ChatPage, width: int) -> None:
+    page = documents.page
+    page.set_viewport_size({"width": width, "height": 640})
+    long = "supercalifragilistic" * 10
+    answer_with(documents, [source(long, file=f"{long}.md", heading=long), *SOURCES])
+    for card in cards(documents, 1).all():
+        card.locator("summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    for control in (use_documents(documents), documents.context, documents.send):
+        box = control.bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_readable_in_light_and_dark(documents: ChatPage, scheme: Any) -> None:
+    answer_with(documents, SOURCES)
+    for card in cards(documents, 1).all():
+        card.locator("summary").click()
+    documents.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    shown = documents.page.evaluate(COLOURS)
+    assert {"callowmere.md", "It opens at 06:25.", "78% similar"} <= {text for text, *_ in shown}
+    assert [text for text, front, back in shown if contrast(front, back) < 4.5] == []
