@@ -1,0 +1,109 @@
+"""A child process that works through requests one at a time, and that can always be ended.
+
+For work on what strangers wrote, done by libraries that may be made to run away or to crash: a thread
+within a call into C can be neither ended nor limited in memory, a process can.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+
+class ChildProcess:
+    """A Python module run as a process of its own, whose standard input and output are one socket."""
+
+    def __init__(self, module: str) -> None:
+        """Start ``python -m module``.
+
+        Args:
+            module: Reads lines of requests from its standard input, writes lines of replies to its
+                standard output, and ends at the input's end.
+
+        Raises:
+            OSError: It cannot be started.
+        """
+        self._socket, theirs = socket.socketpair()
+        try:
+            with theirs:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", module],
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    stderr=subprocess.DEVNULL,
+                    env=_environment(),
+                    start_new_session=True,  # the terminal's Ctrl-C is the parent's to handle
+                )
+        except OSError:
+            self._socket.close()
+            raise
+        self._replies = self._socket.makefile("rb")
+        self._process = process
+        # Also without close(), and at the interpreter's exit, no process is left behind.
+        self._finalizer = weakref.finalize(self, _end, process, self._socket)
+
+    @property
+    def process_id(self) -> int:
+        """Its number in the system."""
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs: it may have been ended from outside."""
+        return self._process.poll() is None
+
+    def send(self, line: bytes) -> None:
+        """Send a request, ended by a line feed.
+
+        Raises:
+            OSError: The process has ended.
+        """
+        self._socket.settimeout(None)
+        self._socket.sendall(line)
+
+    def receive(self, *, timeout: float) -> bytes:
+        """The next line of a reply, with its line feed.
+
+        Args:
+            timeout: Seconds without a sign of life.
+
+        Raises:
+            TimeoutError: There was none. The process is of no use then; close it.
+            EOFError, OSError: The process has ended.
+        """
+        self._socket.settimeout(timeout)
+        line = self._replies.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError("the process has ended")
+        return line
+
+    def kill(self) -> None:
+        """End the process from any thread; whoever waits for a reply gets EOFError."""
+        self._process.kill()
+
+    def close(self) -> int:
+        """End the process if it still runs.
+
+        Returns:
+            Its exit status; minus the signal's number where a signal ended it, as its own limits do.
+        """
+        self._replies.close()
+        self._finalizer()
+        return self._process.wait()
+
+
+def _end(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
+    connection.close()
+    process.kill()
+    process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """What the child needs of the environment: not the tokens and keys in it."""
+    kept = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV")
+    environment = {name: os.environ[name] for name in kept if name in os.environ}
+    return environment | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
