@@ -3,7 +3,8 @@
 #   docker build --tag tokenstream .
 #   docker run --rm -p 3030:3030 tokenstream
 #
-# Mount /srv/tokenstream/config for other contexts, /srv/tokenstream/models to keep downloaded models.
+# Mount /srv/tokenstream/config for other contexts, /srv/tokenstream/models to keep downloaded models. Built with
+# --build-arg KNOWLEDGE=on it answers from the documents in /srv/tokenstream/data: mount your own there.
 #
 # llama.cpp is compiled for the CPU that builds the image. On one that lacks its instruction sets the server
 # says so and ends. For all CPUs with AVX2 (2013 and later), slower on those that have more, build with
@@ -25,6 +26,7 @@ COPY Makefile ./
 COPY requirements/ requirements/
 COPY native/ native/
 ARG LLAMA_BUILD_FLAGS=""
+ARG KNOWLEDGE=""
 RUN --mount=type=cache,target=/root/.cache make install
 
 # The server installs nothing: one package less to patch.
@@ -33,7 +35,8 @@ RUN .venv/bin/python -m pip uninstall --quiet --yes pip
 # Readable for the server's user, whatever the umask of the checkout; compiled, because it may not write here.
 COPY app/ app/
 COPY config/ config/
-RUN chmod -R a+rX app config && .venv/bin/python -m compileall -q app
+COPY data/ data/
+RUN chmod -R a+rX app config data && .venv/bin/python -m compileall -q app
 
 
 FROM debian:trixie-slim
@@ -53,10 +56,15 @@ WORKDIR /srv/tokenstream
 # The same path and the same Python as in the first stage: a virtual environment knows both.
 COPY --from=builder /srv/tokenstream/.venv .venv
 COPY --from=builder /srv/tokenstream/config config
+COPY --from=builder /srv/tokenstream/data data
 COPY --from=builder /srv/tokenstream/app app
 
 # By number, so that Kubernetes can tell that it is not root.
 USER 10001:10001
+
+# Built with --build-arg KNOWLEDGE=on, it answers from the documents in /srv/tokenstream/data.
+ARG KNOWLEDGE=""
+ENV KNOWLEDGE=$KNOWLEDGE
 
 ENV PATH=/srv/tokenstream/.venv/bin:$PATH \
     HTTP_ADDRESS=0.0.0.0:3030

