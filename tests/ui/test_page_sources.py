@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from chat_page import ChatPage
 from playwright.sync_api import Locator, Page, Route, expect
 from test_page_access import COLOURS, contrast
+
+from tests.conftest import ROOT, Server
 
 QUESTION = "When does the Wren Bridge in Callowmere open?"
 MARKUP = "<img src=x onerror=alert(1)><b>bold</b> &amp;\n\n\ttabs & lines"
@@ -188,3 +194,29 @@ def test_readable_in_light_and_dark(documents: ChatPage, scheme: Any) -> None:
     shown = documents.page.evaluate(COLOURS)
     assert {"callowmere.md", "It opens at 06:25.", "78% similar"} <= {text for text, *_ in shown}
     assert [text for text, front, back in shown if contrast(front, back) < 4.5] == []
+
+
+def test_real_answer_and_its_source(start_server: Callable[..., Server], page: Page, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(ROOT / "data" / "callowmere.md", folder)
+    index = str(tmp_path / "index")
+    server = start_server(KNOWLEDGE="on", DATA_PATH=str(folder), KNOWLEDGE_INDEX=index).wait_until()
+    chat = ChatPage(page, server.url).open()
+    chat.ask(QUESTION)
+    chat.wait_until_done()
+    expect(chat.answer(1)).to_contain_text("06:25")
+    card = cards(chat, 1).first
+    expect(card.locator("summary")).to_have_text(
+        re.compile(r"callowmere\.md A Newcomer's Guide to Callowmere › Bridges\s+[5-9]\d% similar"),
+        use_inner_text=True,
+    )
+    card.locator("summary").click()
+    passage = card.get_by_text("The Wren Bridge in Callowmere opens at 06:25 every morning.")
+    expect(passage).to_be_visible()
+    use_documents(chat).uncheck()
+    chat.ask(QUESTION)
+    chat.wait_until_done()
+    expect(chat.answer(2)).not_to_be_empty()
+    expect(chat.answer(2)).not_to_contain_text("06:25")
+    expect(cards(chat, 2)).to_have_count(0)
