@@ -91,6 +91,7 @@ class Bench:
         embedder.submit = noted  # type: ignore[method-assign]
         started = time.perf_counter()
         knowledge = Knowledge(self.options(folder, index), embedder, _Nobody())
+        knowledge.start()
         try:
             asyncio.run(knowledge.wait_until_indexed(3600))
             return time.perf_counter() - started, sequences

@@ -20,7 +20,8 @@ from watchfiles import watch
 from app.engine.embedder import Embedder, EmbeddingError, Vectors, normalized
 from app.knowledge.chunk import Chunk
 from app.knowledge.chunking import embedded_text, split_into_chunks
-from app.knowledge.documents import SUFFIXES, UnreadableDocument, read_document
+from app.knowledge.document import UnreadableDocument
+from app.knowledge.documents import SUFFIXES, DocumentReader
 from app.knowledge.store import IndexedFile, Store, StoreError
 
 logger = logging.getLogger("tokenstream.knowledge")
@@ -81,6 +82,7 @@ class Indexer:
         self._embedder = embedder
         self._chunking = chunking
         self._observer = observer
+        self._reader = DocumentReader()
         self._stamps: dict[str, tuple[int, int, int]] = {}
         self._ends = threading.Event()
         self.has_looked = threading.Event()  # through the whole folder, once
@@ -92,8 +94,9 @@ class Indexer:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread behind the file it reads."""
+        """End the thread; what it reads now is read at the next start."""
         self._ends.set()
+        self._reader.close()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -180,13 +183,15 @@ class Indexer:
         chunking = self._chunking
         try:
             chunks = split_into_chunks(
-                read_document(found.path),
+                self._reader.read(found.path),
                 file=file.name,
                 n_tokens=self._embedder.count,
                 max_tokens=chunking.max_tokens,
                 overlap=chunking.overlap,
             )
         except UnreadableDocument as error:
+            if self._ends.is_set():
+                raise EmbeddingError("the server ends") from error
             file = replace(file, problem=str(error))
             logger.warning("%s is skipped: %s", file.name, error)
         tokens = [self._embedder.fit(chunking.prefix + embedded_text(chunk)) for chunk in chunks]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import time
 from collections.abc import Sequence
@@ -15,13 +14,14 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from app.engine.embedder import Embedder, normalized
-from app.knowledge import chunking, documents, indexer
+from app.knowledge import indexer
 from app.knowledge.chunk import Passage
 from app.knowledge.store import Store
 
 _SEARCHING_THREADS = 2
-# Packages whose versions decide what is read of a file.
-_READERS = ("pypdf", "python-docx")
+# What decides which chunks a file has: our own modules, and packages by their versions.
+_READING = ("document.py", "documents.py", "chunking.py", "sentences.py", "formats/*.py")
+_PACKAGES = ("mammoth", "markdown-it-py", "pypdfium2", "selectolax")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,9 @@ class Knowledge:
         how = indexer.Chunking(options.chunk_tokens, options.chunk_overlap, options.passage_prefix)
         self._indexer = indexer.Indexer(options.folder, self._store, embedder, how, observer)
         self._threads = ThreadPoolExecutor(_SEARCHING_THREADS, thread_name_prefix="search")
+
+    def start(self) -> None:
+        """Begin to index the documents, and go on while they change."""
         self._indexer.start()
 
     async def wait_until_indexed(self, seconds: float) -> bool:
@@ -153,14 +156,15 @@ class Knowledge:
 def _identity(options: KnowledgeOptions, embedder: Embedder) -> str:
     """Everything that decides which chunks a document has, and which vectors they have."""
     code = hashlib.sha256()
-    for module in (documents, chunking):
-        code.update(inspect.getsource(module).encode())
+    here = Path(__file__).parent
+    for path in sorted(path for pattern in _READING for path in here.glob(pattern)):
+        code.update(path.read_bytes())
     facts = {
         "model": embedder.identity,
         "pooling": embedder.pooling,
         "prefix": options.passage_prefix,
         "chunks": [options.chunk_tokens, options.chunk_overlap],
         "code": code.hexdigest(),
-        "readers": [importlib.metadata.version(name) for name in _READERS],
+        "readers": [importlib.metadata.version(name) for name in _PACKAGES],
     }
     return json.dumps(facts)

@@ -21,7 +21,6 @@ from app.service.prompts import ChatPrompt, Constraint, JSONSchema, Prompt, Text
 from app.settings import Settings, SettingsError
 from app.tools import tool_grammar
 
-
 # What is to be quoted must not be penalized: with 1.15 a small model makes 06:27 of 06:25. Without any it
 # goes in circles where it does not know.
 _QUOTING_PENALTY = 1.05

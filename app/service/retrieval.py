@@ -23,14 +23,14 @@ if TYPE_CHECKING:  # its packages are there with KNOWLEDGE=on alone
 
 # Seconds for which a start waits until the documents are indexed; large folders go on beside serving.
 _START_WITHIN = 5.0
-_PACKAGES = ("pypdf", "docx", "watchfiles")
+_PACKAGES = ("mammoth", "markdown_it", "pypdfium2", "selectolax", "watchfiles")
 
 
 class Retrieval:
     """The embedding model, and the knowledge base where it is on."""
 
     def __init__(self, settings: Settings, embedding_model: Path, metrics: Metrics) -> None:
-        """Load the embedding model, open the index, begin to index; blocking.
+        """Load the embedding model and open the index; blocking.
 
         Raises:
             ModelLoadError: The embedding model cannot be loaded.
@@ -50,9 +50,10 @@ class Retrieval:
                 self.embedder.close()
                 raise
 
-    async def wait_until_indexed(self) -> None:
-        """Wait until the documents are indexed, where that is soon."""
+    async def index(self) -> None:
+        """Begin to index the documents; return when they are indexed, where that is soon."""
         if self.knowledge is not None:
+            self.knowledge.start()
             await self.knowledge.wait_until_indexed(_START_WITHIN)
 
     def close(self) -> None:

@@ -183,8 +183,8 @@ class Service:
             limits = TokenLimits.of(settings, engine.n_ctx_sequence)
             preparation = Preparation(settings, self.contexts, model.vocab, tokenizer, limits)
             await self._warm(engine, preparation, limits, self.contexts if warm is None else warm)
-            if self._retrieval is not None:
-                await self._retrieval.wait_until_indexed()
+            if self._retrieval is not None:  # last: what is measured before it needs the cores for itself
+                await self._retrieval.index()
             loaded = LoadedModel(
                 name=path.stem,
                 fingerprint=await asyncio.to_thread(fingerprint, path, options.kv),
