@@ -43,7 +43,7 @@ _FORMATS = {
 }
 SUFFIXES: frozenset[str] = frozenset(_FORMATS)  # of the files that are read; in small letters here only
 MOST_BYTES = 50 << 20  # of a file
-TIME_LIMIT = 300.0  # seconds of processor time; a PDF of 5,000 full pages takes about a minute
+TIME_LIMIT = 300.0  # seconds of processor time; a PDF of 5,000 full pages takes a minute or two
 MEMORY_LIMIT = 1 << 30  # bytes of address space; an idle child has about 30 MB
 # Seconds without a reply. The child has its processor time limited, but may get little of the processor;
 # only a file system that does not answer takes this long.

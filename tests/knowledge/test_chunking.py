@@ -185,7 +185,7 @@ def test_no_room_for_text_is_refused(max_tokens: int) -> None:
     ],
     ids=["sentences", "no end", "one word", "list", "dots", "blank"],
 )
-def test_tokens_are_counted_about_twice(block: str) -> None:
+def test_counting_is_linear(block: str) -> None:
     calls = characters = 0
 
     def n_tokens(text: str) -> int:
@@ -195,9 +195,8 @@ def test_tokens_are_counted_about_twice(block: str) -> None:
         return count_words(text)
 
     chunks = split(Block(block), max_tokens=200, overlap=40, n_tokens=n_tokens)
-    assert calls < 20_000 or calls < 3 * len(list(sentences(block)))
-    assert calls * 20e-6 < 2.5 * max(len(block) / 1e6, 1)
-    assert characters < 8 * len(block)
+    assert calls < 50_000 * max(len(block) / 1e6, 1)  # 20 µs each: a second for a megabyte
+    assert characters < 5 * len(block)
     assert chunks
 
 
