@@ -1,0 +1,209 @@
+"""Answers that draw on documents, in every dialect: with them, without, and how they name their sources."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from huggingface_hub import InferenceClient
+
+from tests.api.conftest import SIZE
+from tests.conftest import Server
+
+QUESTION = "What is the ferry to Gannet Island called?"
+ANSWER = "Patient Heron"
+GREEDY = {"temperature": 0, "max_tokens": 40}
+
+
+def ask(url: str, **fields: Any) -> httpx.Response:
+    return httpx.post(f"{url}/token_stream", json={"query": QUESTION} | GREEDY | fields, timeout=60)
+
+
+def named(response: httpx.Response) -> list[dict[str, Any]]:
+    return list(json.loads(response.headers.get("x-sources", "[]")))
+
+
+def chat(url: str, *contents: str, **fields: Any) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
+    response = httpx.post(
+        f"{url}/v1/chat/completions", json={"messages": messages} | GREEDY | fields, timeout=60
+    )
+    assert response.status_code == 200, response.text
+    return dict(response.json())
+
+
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def test_the_documents_make_the_difference(knowledge_url: str) -> None:
+    with_documents = ask(knowledge_url)
+    assert ANSWER in with_documents.text
+    assert named(with_documents)[0]["file"] == "sample.md"
+    assert named(with_documents)[0]["heading"].endswith("Ferries")
+    without = ask(knowledge_url, knowledge=False)
+    assert without.text
+    assert ANSWER not in without.text
+    assert "x-sources" not in without.headers
+
+
+def test_the_last_line_has_the_passages(knowledge_url: str) -> None:
+    text, _, line = ask(knowledge_url, details=True).text.partition("\x1e")
+    sources = json.loads(line)["sources"]
+    assert ANSWER in text
+    assert ANSWER in sources[0]["text"]
+    assert [source["score"] for source in sources] == sorted((s["score"] for s in sources), reverse=True)
+    assert named(ask(knowledge_url)) == [
+        {name: source[name] for name in ("file", "heading", "page", "cosine")} for source in sources
+    ]
+
+
+def test_what_nothing_is_found_for_is_answered_without(knowledge_url: str) -> None:
+    response = ask(knowledge_url, query="What is the capital of France?", details=True)
+    assert "Paris" in response.text
+    assert "x-sources" not in response.headers
+    assert "sources" not in json.loads(response.text.partition("\x1e")[2])
+
+
+def test_a_request_chooses_the_documents(knowledge_url: str) -> None:
+    only = ask(knowledge_url, knowledge={"files": ["notes/ferry.txt"]})
+    assert {source["file"] for source in named(only)} == {"notes/ferry.txt"}
+    assert ANSWER not in only.text
+
+
+@pytest.mark.parametrize(
+    ("knowledge", "field"),
+    [
+        ({"files": ["none.md"]}, "knowledge.files"),
+        ({"files": []}, "knowledge.files"),
+        ({"file": ["sample.md"]}, "knowledge"),
+        ("yes", "knowledge"),
+    ],
+)
+def test_what_cannot_be_chosen_is_named(knowledge_url: str, knowledge: Any, field: str) -> None:
+    own = ask(knowledge_url, knowledge=knowledge)
+    assert own.status_code == 422
+    assert field in own.json()["error"]
+    with pytest.raises(openai.BadRequestError, match=field) as refusal:
+        client(knowledge_url).chat.completions.create(
+            model="any",
+            messages=[{"role": "user", "content": QUESTION}],
+            extra_body={"knowledge": knowledge},
+        )
+    assert str(refusal.value.param).startswith("knowledge")
+
+
+def test_contexts_with_jobs_of_their_own_draw_on_nothing_unless_asked_to(knowledge_url: str) -> None:
+    assert named(ask(knowledge_url, context="math")) == []
+    assert named(ask(knowledge_url, context="math", knowledge=True))
+
+
+def test_openais_client_gets_them(knowledge_url: str) -> None:
+    messages: Any = [{"role": "user", "content": QUESTION}]
+    whole = client(knowledge_url).chat.completions.create(model="any", messages=messages, temperature=0)
+    assert ANSWER in str(whole.choices[0].message.content)
+    assert whole.model_extra is not None
+    assert ANSWER in whole.model_extra["sources"][0]["text"]
+    chunks = [
+        *client(knowledge_url).chat.completions.create(
+            model="any", messages=messages, temperature=0, stream=True
+        )
+    ]
+    assert ANSWER in "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    having = [i for i, chunk in enumerate(chunks) if "sources" in (chunk.model_extra or {})]
+    assert having == [0]
+
+
+def test_tgis_client_gets_them(knowledge_url: str) -> None:
+    answer = InferenceClient(knowledge_url).chat_completion(
+        [{"role": "user", "content": QUESTION}], temperature=0, max_tokens=40
+    )
+    assert ANSWER in str(answer.choices[0].message.content)
+    assert ANSWER in answer["sources"][0]["text"]
+
+
+def test_the_requests_own_system_turn_stays_before_them(knowledge_url: str) -> None:
+    messages = [{"role": "system", "content": "Answer in one line."}, {"role": "user", "content": QUESTION}]
+    answer = chat(knowledge_url, messages=messages)
+    assert ANSWER in answer["choices"][0]["message"]["content"]
+
+
+def test_a_question_is_understood_with_the_one_before_it(knowledge_url: str) -> None:
+    alone = chat(knowledge_url, "And who is the skipper?")
+    assert "Ilse Varrow" not in json.dumps(alone.get("sources", []))
+    follows = chat(knowledge_url, QUESTION, "It is called the Patient Heron.", "And who is the skipper?")
+    assert "Ilse Varrow" in json.dumps(follows["sources"])
+
+
+def test_the_same_passages_are_not_prefilled_again(knowledge_url: str) -> None:
+    first = chat(knowledge_url, QUESTION, knowledge={"files": ["notes/ferry.txt"]})
+    other = chat(knowledge_url, "Does it carry bicycles?", knowledge={"files": ["notes/ferry.txt"]})
+    assert [s["position"] for s in first["sources"]] == [s["position"] for s in other["sources"]]
+    usage = other["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] > 0.8 * usage["prompt_tokens"]
+
+
+def test_without_a_knowledge_base_a_request_for_it_is_refused(server_url: str) -> None:
+    assert ask(server_url, knowledge=False).status_code == 200
+    refused = ask(server_url, knowledge=True)
+    assert refused.status_code == 501
+    assert "KNOWLEDGE=on" in refused.json()["error"]
+    assert httpx.get(f"{server_url}/contexts").json()["knowledge"] is False
+
+
+def test_look_ups_are_measured(knowledge_url: str) -> None:
+    ask(knowledge_url)
+    lines = httpx.get(f"{knowledge_url}/metrics").text.splitlines()
+    values = {line.split("{")[0]: float(line.split()[-1]) for line in lines if line[0] != "#"}
+    assert values["embedding_duration_count"] > 0
+    assert values["knowledge_documents"] == values["indexed_documents_total"] == 2
+    assert values["knowledge_chunks"] == values["indexed_chunks_total"] > 3
+    assert values["knowledge_skipped_files"] == values["skipped_files_total"] == 1
+
+
+def test_a_template_takes_the_passages(
+    start_server: Callable[..., Server], documents: Path, tmp_path: Path
+) -> None:
+    server = start_server(
+        **SIZE,
+        KNOWLEDGE="on",
+        DATA_PATH=str(documents),
+        KNOWLEDGE_INDEX=str(tmp_path / "index"),
+        MODEL_PROMPT_TEMPLATE="Facts:\\n{context}\\n\\nAnswer with these facts: {query}",
+    ).wait_until()
+    answer = chat(server.url, QUESTION)
+    assert ANSWER in answer["choices"][0]["message"]["content"]
+    tokens = httpx.post(
+        f"{server.url}/chat_tokenize", json={"messages": [{"role": "user", "content": QUESTION}]}, timeout=60
+    )
+    assert tokens.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"KNOWLEDGE": "on", "DATA_PATH": "/nowhere"}, "DATA_PATH=/nowhere: there is no such folder"),
+        ({"KNOWLEDGE": "maybe"}, "KNOWLEDGE=maybe: should be 'on' or 'off'"),
+        ({"KNOWLEDGE": "on", "MODEL_PROMPT_TEMPLATE": "{query}"}, "should contain {context}"),
+        ({"KNOWLEDGE": "on", "KNOWLEDGE_CHUNK_TOKENS": "600"}, "reads at most 512 tokens"),
+        (
+            {"KNOWLEDGE": "on", "KNOWLEDGE_CHUNK_OVERLAP": "200"},
+            "KNOWLEDGE_CHUNK_OVERLAP=200: should be below",
+        ),
+        ({"KNOWLEDGE": "on", "EMBEDDING_MODEL": "none.gguf"}, "EMBEDDING_MODEL=none.gguf"),
+        ({"KNOWLEDGE": "on", "KNOWLEDGE_INDEX": "/proc/none"}, "KNOWLEDGE_INDEX=/proc/none"),
+    ],
+)
+def test_a_wrong_setting_ends_the_start(
+    start_server: Callable[..., Server], settings: dict[str, str], complaint: str
+) -> None:
+    server = start_server(**settings)
+    assert server.process.wait(60) in (1, 2)
+    assert complaint in server.output()
+    assert "Traceback" not in server.output()

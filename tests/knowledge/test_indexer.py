@@ -1,0 +1,214 @@
+"""The index follows the folder: real files, the real embedding model, a real watch."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.embedding_model import resolve_embedding_model
+from app.engine.embedder import Embedder
+from app.knowledge.knowledge import DocumentState, Knowledge, KnowledgeOptions
+from app.settings import load
+
+
+class Notes:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.indexed: list[tuple[int, str | None]] = []
+        self.state = (0, 0, 0)
+        self.lookups: list[float] = []
+
+    def on_indexed(self, n_chunks: int, problem: str | None) -> None:
+        self.indexed.append((n_chunks, problem))
+
+    def on_index(self, n_documents: int, n_chunks: int, n_skipped: int) -> None:
+        self.state = (n_documents, n_chunks, n_skipped)
+
+    def on_lookup(self, seconds: float) -> None:
+        self.lookups.append(seconds)
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Iterator[Embedder]:
+    embedder = Embedder(resolve_embedding_model(load(None)), n_threads=2)
+    yield embedder
+    embedder.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "documents"
+    (folder / "sub" / "deeper").mkdir(parents=True)
+    (folder / "bridge.md").write_text("# Bridges\n\nThe Wren Bridge opens at 06:25.")
+    (folder / "sub" / "deeper" / "ferry.txt").write_text("The ferry is called the Patient Heron.")
+    return folder
+
+
+@pytest.fixture
+def open_knowledge(
+    folder: Path, tmp_path: Path, embedder: Embedder
+) -> Iterator[Callable[..., tuple[Knowledge, Notes]]]:
+    opened: list[Knowledge] = []
+
+    def make(**changes: Any) -> tuple[Knowledge, Notes]:
+        fields: dict[str, Any] = {"top_k": 4, "threshold": 0.3, "chunk_tokens": 200, "chunk_overlap": 40}
+        notes = Notes()
+        options = KnowledgeOptions(folder=folder, index=tmp_path / "index", **fields | changes)
+        opened.append(Knowledge(options, embedder, notes))
+        opened[-1].start()
+        return opened[-1], notes
+
+    yield make
+    for knowledge in opened:
+        knowledge.close()
+
+
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.05)
+
+
+def names(knowledge: Knowledge, state: str = "indexed") -> list[str]:
+    return [document.name for document in knowledge.documents() if document.state == state]
+
+
+def let_the_watch_begin() -> None:
+    time.sleep(0.3)
+
+
+def settled(knowledge: Knowledge) -> Knowledge:
+    until(lambda: not knowledge.is_indexing)
+    return knowledge
+
+
+@pytest.mark.anyio
+async def test_subfolders_are_read_and_hidden_files_are_not(
+    open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path
+) -> None:
+    (folder / ".hidden.txt").write_text("secret")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "notes.txt").write_text("secret")
+    (folder / "picture.png").write_bytes(b"\x89PNG")
+    (folder / "around").symlink_to(folder)
+    (folder / "nowhere.txt").symlink_to(folder / "none")
+    knowledge, notes = open_knowledge()
+    settled(knowledge)
+    assert names(knowledge) == ["bridge.md", "sub/deeper/ferry.txt"]
+    assert notes.state == (2, 2, 0)
+    [found, *_] = await knowledge.search("What is the name of the ferry?")
+    assert (found.chunk.file, found.chunk.text) == (
+        "sub/deeper/ferry.txt",
+        "The ferry is called the Patient Heron.",
+    )
+    assert len(notes.lookups) == 1
+
+
+@pytest.mark.anyio
+async def test_files_that_change_appear_and_vanish_are_noticed(
+    open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path
+) -> None:
+    knowledge, notes = open_knowledge()
+    settled(knowledge)
+    assert len(notes.indexed) == 2
+    let_the_watch_begin()
+    (folder / "sub" / "new.html").write_text("<h1>Owls</h1><p>The owl watch is paid half as much again.</p>")
+    until(lambda: "sub/new.html" in names(knowledge))
+    (folder / "bridge.md").write_text("# Bridges\n\nThe Wren Bridge opens at noon.")
+    until(lambda: len(notes.indexed) == 4)
+    (folder / "sub" / "deeper" / "ferry.txt").unlink()
+    until(lambda: names(knowledge) == ["bridge.md", "sub/new.html"])
+    (folder / "bridge.md").rename(folder / "moved.md")
+    until(lambda: names(knowledge) == ["moved.md", "sub/new.html"])
+    [found, *_] = await knowledge.search("When does the Wren Bridge open?")
+    assert (found.chunk.file, found.chunk.heading) == ("moved.md", "Bridges")
+    assert found.chunk.text == "The Wren Bridge opens at noon."
+    assert len(notes.indexed) == 5, "only what changed was read"
+
+
+def test_a_file_that_was_only_touched_is_not_embedded_again(
+    open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path
+) -> None:
+    knowledge, notes = open_knowledge()
+    settled(knowledge)
+    let_the_watch_begin()
+    os.utime(folder / "bridge.md", (1, 1))
+    (folder / "new.txt").write_text("New.")
+    until(lambda: "new.txt" in names(knowledge))
+    assert len(notes.indexed) == 3
+
+
+def test_unreadable_files_are_skipped_and_reported_and_the_rest_is_served(
+    open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path
+) -> None:
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.7\nnothing")
+    (folder / "empty.md").write_text(" \n")
+    knowledge, notes = open_knowledge()
+    settled(knowledge)
+    assert names(knowledge) == ["bridge.md", "sub/deeper/ferry.txt"]
+    skipped = [document for document in knowledge.documents() if document.state == "skipped"]
+    assert [document.name for document in skipped] == ["broken.pdf", "empty.md"]
+    assert all(document.problem and document.n_chunks == 0 for document in skipped)
+    assert notes.state == (2, 2, 2)
+    let_the_watch_begin()
+    (folder / "empty.md").write_text("No longer empty.")
+    until(lambda: "empty.md" in names(knowledge))
+
+
+def test_a_restart_reads_what_has_changed_since(
+    open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path
+) -> None:
+    first, _ = open_knowledge()
+    settled(first).close()
+    (folder / "bridge.md").write_text("The bridge is shut.")
+    (folder / "sub" / "deeper" / "ferry.txt").unlink()
+    second, notes = open_knowledge()
+    assert names(settled(second)) == ["bridge.md"]
+    assert notes.indexed == [(1, None)]
+    second.close()
+    third, notes = open_knowledge()
+    assert names(settled(third)) == ["bridge.md"]
+    assert notes.indexed == []
+    assert notes.state == (1, 1, 0), "what is there is told all the same"
+    third.close()
+    # Vectors of other passages cannot stay.
+    fourth, notes = open_knowledge(chunk_tokens=100)
+    assert names(settled(fourth)) == ["bridge.md"]
+    assert notes.indexed == [(1, None)]
+
+
+def test_what_waits_is_told_and_closing_does_not_wait_for_it(
+    open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path
+) -> None:
+    for number in range(40):
+        (folder / f"{number:02}.txt").write_text(
+            "\n\n".join(f"Word {i} is {number}. " * 40 for i in range(20))
+        )
+    knowledge, _ = open_knowledge()
+    until(lambda: names(knowledge, "waiting"))
+    assert knowledge.is_indexing
+    assert DocumentState("39.txt", "waiting", 0, (folder / "39.txt").stat().st_size) in knowledge.documents()
+    knowledge.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "indexer"]
+    # What was finished by then is kept.
+    again, _ = open_knowledge()
+    assert len(names(again)) + len(names(again, "waiting")) <= 42
+
+
+@pytest.mark.anyio
+async def test_a_very_long_question_is_cut(
+    open_knowledge: Callable[..., tuple[Knowledge, Notes]],
+) -> None:
+    knowledge, _ = open_knowledge()
+    settled(knowledge)
+    found = await knowledge.search("blah " * 100_000 + "What is the ferry called?", threshold=-1)
+    assert len(found) == 2
+    assert await knowledge.search("", threshold=2) == []
