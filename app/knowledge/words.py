@@ -1,0 +1,66 @@
+"""Text → the words it is found by.
+
+SQLite's own tokenizer leaves three things wanting: scripts written without spaces become one endless
+word, a part number falls apart into letters and digits that stand everywhere, and "ё" and "й" stay apart
+from what people type. So the words are made here, and SQLite only splits at the spaces between them.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+MAX_WORD_LENGTH = 64
+"""Characters. What is longer is no word but data, and would only swell the index."""
+
+TOKENIZER = "unicode61 remove_diacritics 0 categories 'L* N* M* Co' tokenchars '_'"
+"""SQLite's tokenizer that leaves these words as they are."""
+
+# Vowel signs of Indian scripts and the like belong to their word; \w leaves them out.
+_MARKS = "".join(
+    chr(code)
+    for first, last in ((0x0370, 0x1DFF), (0x3099, 0x309A), (0xA66F, 0xABFF))
+    for code in range(first, last + 1)
+    if unicodedata.category(chr(code))[0] == "M"
+)
+_WORD_CHARACTER = rf"(?:[^\W_]|[{_MARKS}])"
+_TERM = re.compile(rf"{_WORD_CHARACTER}+(?:[-./_:+]{_WORD_CHARACTER}+)*")
+_WORD = re.compile(rf"{_WORD_CHARACTER}+")
+# Chinese, Japanese kana, Thai, Lao, Burmese, Khmer: no spaces between words.
+_UNSPACED = re.compile(
+    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+)"
+)
+_ACCENTS = re.compile("[\u0300-\u036f]")
+
+
+def split_into_words(text: str) -> list[str]:
+    """The words of a text, in order, without case and accents.
+
+    Runs of a script without spaces give their pairs of neighbouring characters. Terms with digits and
+    inner signs ("XK-4471-B", "192.168.7.4") give their parts and, as one word more, the whole.
+    """
+    if not text.isascii():
+        bare = _ACCENTS.sub("", unicodedata.normalize("NFKD", text))
+        text = unicodedata.normalize("NFC", bare)
+    words: list[str] = []
+    for term in _TERM.findall(text.casefold()):
+        if term.isascii() and term.isalnum():  # nearly all
+            words.append(term)
+            continue
+        parts = _WORD.findall(term)
+        for part in parts:
+            words += _pairs(part)
+        if len(parts) > 1 and any(character.isdigit() for character in term):
+            # With letters in it the whole is found by "XK4471B" too; digits alone stay apart: 1.5 is not 15.
+            words.append(("" if any(character.isalpha() for character in term) else "_").join(parts))
+    return [word for word in words if len(word) <= MAX_WORD_LENGTH]
+
+
+def _pairs(word: str) -> list[str]:
+    pieces: list[str] = []
+    for number, run in enumerate(_UNSPACED.split(word)):
+        if number % 2 == 0 or len(run) == 1:
+            pieces += [run] if run else []
+        else:
+            pieces += [run[at : at + 2] for at in range(len(run) - 1)]
+    return pieces
