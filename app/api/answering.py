@@ -23,7 +23,7 @@ logger = logging.getLogger("tokenstream.api")
 
 # Seconds of silence after which a stream of events says that it is alive: proxies give up after 30 or 60.
 KEEP_ALIVE_AFTER = 10.0
-_ENDING = Problem(503, "shutting_down", "the server is shutting down")
+ENDING = Problem(503, "shutting_down", "the server is shutting down")
 
 
 class Answering(Response):
@@ -95,7 +95,7 @@ class WholeAnswer(Answering):
 
     async def _cut_off(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._is_started:
-            await respond(scope, _ENDING)(scope, receive, send)
+            await respond(scope, ENDING)(scope, receive, send)
 
 
 class StreamedAnswer(Answering):
@@ -161,9 +161,9 @@ class StreamedAnswer(Answering):
     async def _cut_off(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Without a part for errors the body stays without its end, which shows that it was cut."""
         if not self._is_started:
-            await respond(scope, _ENDING)(scope, receive, send)
+            await respond(scope, ENDING)(scope, receive, send)
         elif self._error_part is not None:
-            await self._send(send, self._error_part(_ENDING))
+            await self._send(send, self._error_part(ENDING))
             await send({"type": "http.response.body", "body": b""})
 
     async def _start(self, send: Send) -> None:

@@ -95,7 +95,12 @@ def _field(error: Any) -> str:
     if not error["loc"] and (match := _NAMED.match(error["msg"])):
         return match[1]
     parts = [str(part) for part in error["loc"]]
-    return ".".join(part for part in parts if part.replace("_", "").isalnum() and part not in _ALTERNATIVES)
+    return ".".join(part for part in parts if part.replace("_", "").isalnum() and not _is_alternative(part))
+
+
+def _is_alternative(part: str) -> bool:
+    """Whether it names a type of ours, or a simple one; names of fields begin with a small letter."""
+    return part[0].isupper() or part in _ALTERNATIVES
 
 
 # What a validator of several fields says: it names the one at fault itself.

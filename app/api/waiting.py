@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from app.api.answering import ENDING
+from app.api.problems import ApiError
+
 T = TypeVar("T")
 
 
@@ -16,6 +19,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
     Raises:
         ClientDisconnect: It has gone.
+        ApiError: The server ends and the time of grace is over.
     """
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_until_disconnected(request))
@@ -24,6 +28,8 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         if not working.done():
             raise ClientDisconnect
         return await working
+    except asyncio.CancelledError:
+        raise ApiError(ENDING) from None
     finally:
         for task in (working, leaving):
             task.cancel()

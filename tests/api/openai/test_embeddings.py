@@ -6,6 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,20 @@ def test_a_client_that_leaves_holds_nobody_up(embedding_url: str) -> None:
     assert post(embedding_url, input="a").status_code == 200
     # 400 texts of 480 tokens take more than ten seconds on any CPU; the batch that runs is waited for.
     assert time.monotonic() - begun < 8
+
+
+def test_a_server_that_ends_says_so(start_server: Callable[..., Server]) -> None:
+    server = start_server(
+        EMBEDDING_MODEL="all-MiniLM-L6-v2", SHUTDOWN_GRACE="0.5", N_CTX="512", MAX_SEQUENCES="1"
+    ).wait_until()
+    with ThreadPoolExecutor() as threads:
+        asked = threads.submit(post, server.url, input=["word " * 380] * 500)
+        time.sleep(1)
+        assert server.stop() == 0
+        response = asked.result()
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "shutting_down"
+    assert "Traceback" not in server.output()
 
 
 # --- LangChain
