@@ -6,12 +6,16 @@ within a call into C can be neither ended nor limited in memory, a process can.
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import subprocess
 import sys
+import time
 import weakref
 from pathlib import Path
+
+_PART = 1 << 18  # bytes; about what a socket holds
 
 
 class ChildProcess:
@@ -41,7 +45,7 @@ class ChildProcess:
         except OSError:
             self._socket.close()
             raise
-        self._replies = self._socket.makefile("rb")
+        self._received = io.BytesIO()  # lines that came along with those already given out
         self._process = process
         # Also without close(), and at the interpreter's exit, no process is left behind.
         self._finalizer = weakref.finalize(self, _end, process, self._socket)
@@ -56,33 +60,47 @@ class ChildProcess:
         """Whether the process runs: it may have been ended from outside."""
         return self._process.poll() is None
 
-    def send(self, line: bytes) -> None:
+    def send(self, line: bytes, *, timeout: float | None = None) -> None:
         """Send a request, ended by a line feed.
 
+        Args:
+            line: It and its line feed.
+            timeout: Seconds until the process has taken all of it; any time without.
+
         Raises:
+            TimeoutError: It has not. The process is of no use then; close it.
             OSError: The process has ended.
         """
-        self._socket.settimeout(None)
+        self._socket.settimeout(timeout)
         self._socket.sendall(line)
 
     def receive(self, *, timeout: float) -> bytes:
         """The next line of a reply, with its line feed.
 
         Args:
-            timeout: Seconds without a sign of life.
+            timeout: Seconds until all of it is there.
 
         Raises:
-            TimeoutError: There was none. The process is of no use then; close it.
+            TimeoutError: It is not. The process is of no use then; close it.
             EOFError, OSError: The process has ended.
         """
-        self._socket.settimeout(timeout)
-        line = self._replies.readline()
-        if not line.endswith(b"\n"):
-            raise EOFError("the process has ended")
-        return line
+        deadline = time.monotonic() + timeout
+        parts = [self._received.readline()]
+        while not parts[-1].endswith(b"\n"):
+            # A limit for each part would let a process that writes without end run on without end.
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise TimeoutError("timed out")
+            self._socket.settimeout(remaining)
+            data = self._socket.recv(_PART)
+            if not data:
+                raise EOFError("the process has ended")
+            self._received = io.BytesIO(data)
+            parts.append(self._received.readline())
+        return b"".join(parts)
 
     def kill(self) -> None:
-        """End the process from any thread; whoever waits for a reply gets EOFError."""
+        """End the process from any thread; whoever waits for a reply gets EOFError or OSError."""
         self._process.kill()
 
     def close(self) -> int:
@@ -91,7 +109,6 @@ class ChildProcess:
         Returns:
             Its exit status; minus the signal's number where a signal ended it, as its own limits do.
         """
-        self._replies.close()
         self._finalizer()
         return self._process.wait()
 

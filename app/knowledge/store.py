@@ -22,7 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from app.knowledge import signs, tables
-from app.knowledge.chunk import Chunk
+from app.knowledge.chunk import Chunk, Passage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,21 +37,6 @@ _LOGGED = 1000  # chunks that may stand in SQLite's log before they are moved to
 
 class StoreError(Exception):
     """The index cannot be opened or written; the message says what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """A chunk that answers a query.
-
-    Attributes:
-        chunk: The chunk.
-        cosine: Of the query's vector and the chunk's, rounded to 16-bit components: true to 1e-4.
-        score: By reciprocal rank fusion of vectors and words; higher is better.
-    """
-
-    chunk: Chunk
-    cosine: float
-    score: float
 
 
 @dataclass(frozen=True, slots=True)

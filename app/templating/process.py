@@ -11,19 +11,14 @@ JSON on its standard input and output.
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
-import socket
-import subprocess
 import sys
 import threading
-import time
-import weakref
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from app.child_process import ChildProcess
 from app.templating.sandbox import Rendering, Sandbox, TemplateFailure, TemplateRefusal, TemplateTimeout
 
 MEMORY_LIMIT = 512 << 20  # bytes of address space; an idle child has about 40 MB
@@ -50,7 +45,7 @@ class TemplateProcess:
         self._time_limit = time_limit
         self._template = [source, dict(special_tokens)]
         self._lock = threading.Lock()
-        self._child: _Child | None = None
+        self._child: ChildProcess | None = None
         self.literals: list[str] = []
         self._start()
 
@@ -80,11 +75,11 @@ class TemplateProcess:
         with self._lock:
             self._end()
 
-    def _start(self) -> _Child:
+    def _start(self) -> ChildProcess:
         self._end()
         try:
-            child = self._child = _Child()
-            child.wait_until_ready()
+            child = self._child = ChildProcess("app.templating.process")
+            child.receive(timeout=_START_LIMIT)  # that it is ready
         except (OSError, EOFError) as error:
             self._end()
             raise TemplateFailure(f"no process for it can be started ({error})") from error
@@ -95,11 +90,12 @@ class TemplateProcess:
             raise
         return child
 
-    def _ask(self, child: _Child, request: Sequence[Any], time_limit: float) -> Any:
+    def _ask(self, child: ChildProcess, request: Sequence[Any], time_limit: float) -> Any:
         line = _line(request)
         time_limit *= 1 + len(line) / _LONG_REQUEST
         try:
-            kind, answer = child.ask(line, time_limit)
+            child.send(line, timeout=time_limit)
+            kind, answer = json.loads(child.receive(timeout=time_limit))
         except TimeoutError as error:
             self._end()
             raise TemplateTimeout(f"it takes longer than {time_limit:.3g} s") from error
@@ -116,77 +112,6 @@ class TemplateProcess:
         if self._child:
             self._child.close()
             self._child = None
-
-
-class _Child:
-    """The child as its parent sees it: a process and the socket that is its input and output."""
-
-    def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair()
-        try:
-            with theirs:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "app.templating.process"],
-                    stdin=theirs.fileno(),
-                    stdout=theirs.fileno(),
-                    stderr=subprocess.DEVNULL,
-                    env=_environment(),
-                    start_new_session=True,  # the terminal's Ctrl-C is the parent's to handle
-                )
-        except OSError:
-            self._socket.close()
-            raise
-        self._process = process
-        # Also without close(), and at the interpreter's exit, no process is left behind.
-        self.close = weakref.finalize(self, _end, process, self._socket)
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the process runs: it may have been ended from outside."""
-        return self._process.poll() is None
-
-    def wait_until_ready(self) -> None:
-        """Wait until the child has started.
-
-        Raises:
-            EOFError: It has ended.
-            TimeoutError: It takes too long.
-        """
-        self._receive(time.monotonic() + _START_LIMIT)
-
-    def ask(self, line: bytes, time_limit: float) -> Any:
-        """The child's reply to a request.
-
-        Raises:
-            TimeoutError: There is none after ``time_limit`` seconds.
-            EOFError, OSError: The child has ended.
-        """
-        self._socket.settimeout(time_limit)
-        self._socket.sendall(line)
-        return self._receive(time.monotonic() + time_limit)
-
-    def _receive(self, deadline: float) -> Any:
-        parts: list[bytes] = []
-        while not parts or not parts[-1].endswith(b"\n"):
-            self._socket.settimeout(max(deadline - time.monotonic(), 1e-6))
-            part = self._socket.recv(1 << 18)
-            if not part:
-                raise EOFError("it ended")
-            parts.append(part)
-        return json.loads(b"".join(parts))
-
-
-def _end(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
-    connection.close()
-    process.kill()
-    process.wait()
-
-
-def _environment() -> dict[str, str]:
-    """What the child needs of the environment: not the tokens and keys in it."""
-    kept = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV")
-    environment = {name: os.environ[name] for name in kept if name in os.environ}
-    return environment | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
 
 
 def _line(value: Any) -> bytes:

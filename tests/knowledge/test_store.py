@@ -22,8 +22,8 @@ import pytest
 from numpy.typing import NDArray
 
 from app.knowledge import signs, tables
-from app.knowledge.chunk import Chunk
-from app.knowledge.store import IndexedFile, Passage, Store, StoreError
+from app.knowledge.chunk import Chunk, Passage
+from app.knowledge.store import IndexedFile, Store, StoreError
 from app.knowledge.words import split_into_words
 
 DIMENSIONS = 48
@@ -258,7 +258,7 @@ def test_words_that_stand_everywhere_do_not_hide_the_rare_one(store: Store) -> N
 WRITER = """
 import sys, numpy as np
 from pathlib import Path
-from app.knowledge.chunk import Chunk
+from app.knowledge.chunk import Chunk, Passage
 from app.knowledge.store import IndexedFile, Store
 store = Store(Path(sys.argv[1]), dimensions=48, identity="a")
 print("ready", flush=True)

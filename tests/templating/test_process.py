@@ -46,7 +46,7 @@ def start() -> Iterator[Callable[..., TemplateProcess]]:
 
 def pid_of(process: TemplateProcess) -> int:
     assert process._child is not None
-    return process._child._process.pid
+    return process._child.process_id
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_no_process_is_left_behind(ending: str) -> None:
         import os, signal
         from app.templating.process import TemplateProcess
         process = TemplateProcess("", {{}}, time_limit=1)
-        print(process._child._process.pid, flush=True)
+        print(process._child.process_id, flush=True)
         {ending}
     """
     finished = subprocess.run(
