@@ -111,21 +111,24 @@ def cosines(db: sqlite3.Connection, chunks: Sequence[int], query: NDArray[np.flo
 
 def ranked_by_words(
     db: sqlite3.Connection, text: str, limit: int, file_ids: Collection[int] | None
-) -> list[int]:
-    """Chunks by BM25, best first, of all files or of those given."""
+) -> dict[int, float]:
+    """Chunks and their BM25, best first, of all files or of those given."""
     chosen = _telling_words(db, text)
     if not chosen:
-        return []
+        return {}
     match = " OR ".join(f'"{word}"' for word in chosen)
     if file_ids is None:
-        rows = db.execute("select rowid from words where words match ? order by rank limit ?", (match, limit))
+        rows = db.execute(
+            "select rowid, -rank from words where words match ? order by rank limit ?", (match, limit)
+        )
     else:
         rows = db.execute(
-            "select words.rowid from words cross join chunks on chunks.id = words.rowid where words match ?"
-            " and chunks.file in (select value from json_each(?)) order by words.rank limit ?",
+            "select words.rowid, -words.rank from words cross join chunks on chunks.id = words.rowid"
+            " where words match ? and chunks.file in (select value from json_each(?))"
+            " order by words.rank limit ?",
             (match, json.dumps(list(file_ids)), limit),
         )
-    return [row[0] for row in rows]
+    return dict(rows)
 
 
 def _telling_words(db: sqlite3.Connection, text: str) -> list[str]:

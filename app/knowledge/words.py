@@ -7,8 +7,12 @@ from what people type. So the words are made here, and SQLite only splits at the
 
 from __future__ import annotations
 
+import functools
 import re
+import threading
 import unicodedata
+
+import snowballstemmer  # type: ignore[import-untyped]
 
 MAX_WORD_LENGTH = 64
 """Characters. What is longer is no word but data, and would only swell the index."""
@@ -30,11 +34,14 @@ _WORD = re.compile(rf"{_WORD_CHARACTER}+")
 _UNSPACED = re.compile(
     "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+)"
 )
+_ENGLISH = re.compile("[a-z]{3,}")
+_STEMMER = snowballstemmer.stemmer("english")
+_stemming = threading.Lock()  # a stemmer holds the word it works on
 _ACCENTS = re.compile("[\u0300-\u036f]")
 
 
 def split_into_words(text: str) -> list[str]:
-    """The words of a text, in order, without case and accents.
+    """The words of a text, in order, without case, accents and English endings.
 
     Runs of a script without spaces give their pairs of neighbouring characters. Terms with digits and
     inner signs ("XK-4471-B", "192.168.7.4") give their parts and, as one word more, the whole.
@@ -49,11 +56,18 @@ def split_into_words(text: str) -> list[str]:
             continue
         parts = _WORD.findall(term)
         for part in parts:
-            words += _pairs(part)
+            words += [_stem(part)] if _ENGLISH.fullmatch(part) else _pairs(part)
         if len(parts) > 1 and any(character.isdigit() for character in term):
             # With letters in it the whole is found by "XK4471B" too; digits alone stay apart: 1.5 is not 15.
             words.append(("" if any(character.isalpha() for character in term) else "_").join(parts))
     return [word for word in words if len(word) <= MAX_WORD_LENGTH]
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _stem(word: str) -> str:
+    """Porter 2's stem: "opened" and "opens" are found by "open"."""
+    with _stemming:
+        return str(_STEMMER.stemWord(word))
 
 
 def _pairs(word: str) -> list[str]:
