@@ -52,11 +52,11 @@ def split_into_words(text: str) -> list[str]:
     words: list[str] = []
     for term in _TERM.findall(text.casefold()):
         if term.isascii() and term.isalnum():  # nearly all
-            words.append(term)
+            words.append(_stem(term))
             continue
         parts = _WORD.findall(term)
         for part in parts:
-            words += [_stem(part)] if _ENGLISH.fullmatch(part) else _pairs(part)
+            words += [_stem(part)] if part.isascii() else _pairs(part)
         if len(parts) > 1 and any(character.isdigit() for character in term):
             # With letters in it the whole is found by "XK4471B" too; digits alone stay apart: 1.5 is not 15.
             words.append(("" if any(character.isalpha() for character in term) else "_").join(parts))
@@ -65,7 +65,9 @@ def split_into_words(text: str) -> list[str]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _stem(word: str) -> str:
-    """Porter 2's stem: "opened" and "opens" are found by "open"."""
+    """Porter 2's stem of an English word: "opened" and "opens" are found by "open"."""
+    if not _ENGLISH.fullmatch(word):
+        return word
     with _stemming:
         return str(_STEMMER.stemWord(word))
 
