@@ -233,7 +233,7 @@ class Settings(BaseSettings):
         4, "The most passages that a question gets.", unit="passages", ge=1, le=100
     )
     knowledge_threshold: float = _setting(
-        0.15,
+        0.2,
         "The least cosine similarity of question and passage; the default fits all-MiniLM-L6-v2.",
         ge=-1,
         le=1,

@@ -250,7 +250,7 @@ def main() -> None:
     runs: dict[str, Callable[[], dict[str, float]]] = {
         "indexing": lambda: bench.indexing(chosen.documents, chosen.rounds),
         "look-up": lambda: bench.look_up(chosen.chunks, chosen.queries),
-        "recall": lambda: bench.recall(3, [-1.0, settings.knowledge_threshold]),
+        "recall": lambda: bench.recall(3, [-1.0, 0.15, settings.knowledge_threshold]),
     }
     for name, run in runs.items():
         if chosen.only in (None, name):
