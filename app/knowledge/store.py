@@ -1,8 +1,8 @@
 """Chunks, their vectors and their words on disk, and the search over both.
 
 One SQLite file holds everything, so that a document's chunks change in one transaction. Two indexes lead
-to them: the signs of the vectors' components, in memory (48 bytes a chunk at 384 dimensions), pick the
-candidates whose true cosines are then computed; SQLite's FTS5 ranks chunks by BM25.
+to them: the vectors in memory, rounded to a byte a component, give candidates whose true cosines are then
+computed; SQLite's FTS5 ranks chunks by BM25.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from filelock import FileLock, Timeout
 
-from app.knowledge import signs, tables
+from app.knowledge import tables
 from app.knowledge.chunk import Chunk, Passage
+from app.knowledge.nearest import VectorIndex, pack
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 _FORMAT = "1"  # of the tables and of the words; raised with every change of either
 _RANKED = 40  # how many chunks each of the two lists brings into the fusion, at least
+_MARGIN = 2  # as many candidates by packed vectors for one by true ones
 _WORDS_SHARE = 0.3  # of BM25 in the score; chosen by `python -m bench.knowledge --only recall`
 _LOGGED = 1000  # chunks that may stand in SQLite's log before they are moved to its file
 
@@ -80,6 +83,7 @@ class Store:
         self._switching = threading.Lock()  # held while the file and what is in memory change together
         self._idle_readers: list[sqlite3.Connection] = []
         self._closed = False
+        self._scanning = ThreadPoolExecutor(2, thread_name_prefix="scan")
         self._in_log = 0  # chunks
         self._lock = self._take_lock()
         try:
@@ -98,7 +102,7 @@ class Store:
     @property
     def n_chunks(self) -> int:
         """Chunks that can be found."""
-        return len(self._signs)
+        return len(self._vectors)
 
     def replace(self, file: IndexedFile, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
         """Put a document's chunks in the place of those it had before, all at once.
@@ -118,14 +122,14 @@ class Store:
         if not np.isfinite(vectors).all():
             raise ValueError(f"{file.name}: a vector has components that are not finite")
         vectors = _unit(vectors)
-        packed = signs.pack(vectors)
+        packed = pack(vectors)
 
-        def change(db: sqlite3.Connection) -> signs.SignIndex:
+        def change(db: sqlite3.Connection) -> VectorIndex:
             remaining = self._delete(db, file.name)
             (first,) = db.execute("select coalesce(max(first_chunk + n_chunks), 1) from files").fetchone()
             values = (file.name, file.fingerprint, file.n_bytes, file.n_chunks, file.problem, first)
             file_id = db.execute(
-                "insert into files(name, fingerprint, n_bytes, n_chunks, problem, first_chunk, signs)"
+                "insert into files(name, fingerprint, n_bytes, n_chunks, problem, first_chunk, packed)"
                 " values (?, ?, ?, ?, ?, ?, ?)",
                 (*values, packed.tobytes()),
             ).lastrowid
@@ -169,10 +173,11 @@ class Store:
         depth = max(_RANKED, top_k)
         with self._explained(), self._reading() as (db, index):
             file_ids = None if files is None else tables.file_ids(db, files)
-            cosines = tables.cosines(db, index.nearest(query, file_ids), query)
-            by_vector = sorted(cosines, key=lambda chunk: (-cosines[chunk], chunk))[:depth]
+            # Half of the work beside the other: neither holds the interpreter's lock.
+            nearest = self._scanning.submit(index.nearest, query, _MARGIN * depth, file_ids)
             by_words = tables.ranked_by_words(db, text, depth, file_ids)
-            cosines |= tables.cosines(db, [chunk for chunk in by_words if chunk not in cosines], query)
+            cosines = tables.cosines(db, [*{*nearest.result(), *by_words}], query)
+            by_vector = sorted(nearest.result(), key=lambda chunk: (-cosines[chunk], chunk))[:depth]
             scores = _fused([*by_vector, *by_words], cosines, by_words)
             best = sorted(scores, key=lambda chunk: (-scores[chunk], -cosines[chunk], chunk))
             best = [chunk for chunk in best if cosines[chunk] >= threshold][: max(top_k, 0)]
@@ -185,6 +190,7 @@ class Store:
             if self._closed:
                 return
             self._closed = True
+            self._scanning.shutdown(wait=False)
             for reader in self._idle_readers:
                 reader.close()
             self._idle_readers.clear()
@@ -270,8 +276,8 @@ class Store:
                 db.execute("commit")
             elif dict(db.execute("select key, value from meta where key != 'counted'")) != self._meta:
                 raise _OtherIdentityError("it was made with another embedding model or other settings")
-            rows = db.execute("select id, first_chunk, n_chunks, signs from files order by first_chunk")
-            self._signs = signs.SignIndex.of_files(self._dimensions, rows)
+            rows = db.execute("select id, first_chunk, n_chunks, packed from files order by first_chunk")
+            self._vectors = VectorIndex.of_files(self._dimensions, rows)
             db.execute("update meta set value = value where key = 'format'")  # says now if it is read-only
         except BaseException:
             db.close()
@@ -287,7 +293,7 @@ class Store:
         return db
 
     @contextmanager
-    def _reading(self) -> Iterator[tuple[sqlite3.Connection, signs.SignIndex]]:
+    def _reading(self) -> Iterator[tuple[sqlite3.Connection, VectorIndex]]:
         """One state of the file and of what is in memory, that no writer changes."""
         with self._switching:
             if self._closed:
@@ -299,7 +305,7 @@ class Store:
             except BaseException:
                 db.close()
                 raise
-            index = self._signs
+            index = self._vectors
         try:
             yield db, index
             db.execute("rollback")
@@ -312,7 +318,7 @@ class Store:
             else:
                 self._idle_readers.append(db)
 
-    def _write(self, change: Callable[[sqlite3.Connection], signs.SignIndex], n_chunks: int = 0) -> None:
+    def _write(self, change: Callable[[sqlite3.Connection], VectorIndex], n_chunks: int = 0) -> None:
         with self._writing, self._explained():
             if self._closed:
                 raise StoreError("the index is closed")
@@ -321,15 +327,15 @@ class Store:
                 tables.count_common_words(self._db, len(index))
                 with commit:
                     self._db.execute("commit")
-                    self._signs = index
+                    self._vectors = index
             self._in_log += n_chunks
             if self._in_log > _LOGGED:  # not within the commit, where searches would wait for the disk
                 self._db.execute("pragma wal_checkpoint(passive)").fetchall()
                 self._in_log = 0
 
-    def _delete(self, db: sqlite3.Connection, name: str) -> signs.SignIndex:
+    def _delete(self, db: sqlite3.Connection, name: str) -> VectorIndex:
         file = tables.delete_file(db, name)
-        return self._signs if file is None else self._signs.without_file(file)
+        return self._vectors if file is None else self._vectors.without_file(file)
 
 
 class _OtherIdentityError(Exception):

@@ -19,7 +19,7 @@ _QUERY_CHARACTERS = 4096  # a longer question is cut for the words; its vector h
 _QUERY_WORDS = 32
 # BM25 walks over every chunk that has one of the words, about 0.7 µs each. Above this many, the commonest
 # words of the question are left out: they say the least.
-_WALKED = 3000
+_WALKED = 2000
 _COMMON = 1000  # chunks; counting a word costs as much as it has chunks, so common ones are counted ahead
 _COUNT_AGAIN = 1.25  # when there are that many times the chunks of the last count
 
@@ -28,7 +28,7 @@ create table meta(key text primary key, value text not null) without rowid;
 create table files(
   id integer primary key autoincrement, name text not null unique, fingerprint text not null,
   n_bytes integer not null, n_chunks integer not null, problem text,
-  first_chunk integer not null, signs blob not null);
+  first_chunk integer not null, packed blob not null);
 create table chunks(
   id integer primary key, file integer not null, position integer not null,
   heading text not null, page integer, text text not null);

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # its packages are there with KNOWLEDGE=on alone
 
 # Seconds for which a start waits until the documents are indexed; large folders go on beside serving.
 _START_WITHIN = 5.0
-_PACKAGES = ("mammoth", "markdown_it", "pypdfium2", "selectolax", "snowballstemmer", "watchfiles")
+_PACKAGES = ("mammoth", "markdown_it", "pypdfium2", "selectolax", "simsimd", "snowballstemmer", "watchfiles")
 
 
 class Retrieval:

@@ -135,9 +135,11 @@ def test_the_requests_own_system_turn_stays_before_them(knowledge_url: str) -> N
 
 
 def test_a_question_is_understood_with_the_one_before_it(knowledge_url: str) -> None:
-    alone = chat(knowledge_url, "And who is the skipper?")
+    alone = chat(knowledge_url, "And since when?")
     assert "Ilse Varrow" not in json.dumps(alone.get("sources", []))
-    follows = chat(knowledge_url, QUESTION, "It is called the Patient Heron.", "And who is the skipper?")
+    follows = chat(
+        knowledge_url, "Who is the skipper of the Patient Heron?", "It is Ilse Varrow.", "And since when?"
+    )
     assert "Ilse Varrow" in json.dumps(follows["sources"])
 
 

@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.knowledge import signs, tables
+from app.knowledge import tables
 from app.knowledge.chunk import Chunk, Passage
+from app.knowledge.nearest import VectorIndex, pack
 from app.knowledge.store import IndexedFile, Store, StoreError
 from app.knowledge.words import split_into_words
 
@@ -128,19 +129,37 @@ def test_fusion_is_that_of_a_naive_search(store: Store, threshold: float) -> Non
 
 
 @pytest.mark.parametrize("dimensions", [100, 384])
-def test_candidates_by_signs_hold_the_nearest(dimensions: int) -> None:
+def test_the_nearest_are_among_twice_as_many_packed_ones(dimensions: int) -> None:
     spread = np.arange(1, dimensions + 1) ** -0.5  # embeddings vary more in some directions than in others
     chance = np.random.default_rng(1)
     turned = np.linalg.qr(chance.standard_normal((dimensions, dimensions)))[0]
     vectors = unit((chance.standard_normal((12_000, dimensions)) * spread @ turned).astype(np.float32))
     queries = unit((chance.standard_normal((30, dimensions)) * spread @ turned).astype(np.float32))
-    packed = signs.pack(vectors)
+    packed = pack(vectors)
     halves = [(1, 0, 5000, packed[:5000].tobytes()), (2, 5000, 7000, packed[5000:].tobytes())]
-    index = signs.SignIndex.of_files(dimensions, halves)
-    hits = [len(set(np.argsort(-(vectors @ q))[:5].tolist()) & set(index.nearest(q, None))) for q in queries]
-    assert sum(hits) >= 0.97 * 5 * len(queries)
-    assert all(len(index.nearest(q, None)) < 1000 for q in queries)
-    assert min(index.nearest(queries[0], [2])) >= 5000
+    index = VectorIndex.of_files(dimensions, halves)
+    for query in queries:
+        nearest = np.argsort(-(vectors @ query))
+        found = index.nearest(query, 40, None)
+        assert len({*found}) == 40
+        assert {*nearest[:20].tolist()} <= {*found}
+        of_second = [number for number in nearest.tolist() if number >= 5000]
+        assert {*of_second[:20]} <= {*index.nearest(query, 40, [2])}
+
+
+def test_rows_of_what_is_deleted_are_used_again() -> None:
+    vectors = some_vectors(3000)
+    index = VectorIndex.of_files(DIMENSIONS, [])
+    for turn in range(60):
+        part = vectors[turn * 50 : turn * 50 + 50]
+        before, number = index, turn * 50
+        index = (index if turn < 2 else index.without_file(turn - 2)).with_file(turn, number, pack(part))
+        assert len(index) == min(turn + 1, 2) * 50
+        assert index.nearest(part[7], 1, None) == [number + 7]
+        if turn:
+            assert before.nearest(vectors[number - 50 + 7], 1, None) == [number - 50 + 7], "as it was"
+    assert len(index.rows) <= 1024
+    assert index.nearest(vectors[0], 5000, [0]) == []
 
 
 def test_only_the_files_asked_for(store: Store) -> None:
@@ -260,6 +279,7 @@ WRITER = """
 import sys, numpy as np
 from pathlib import Path
 from app.knowledge.chunk import Chunk, Passage
+from app.knowledge.nearest import VectorIndex, pack
 from app.knowledge.store import IndexedFile, Store
 store = Store(Path(sys.argv[1]), dimensions=48, identity="a")
 print("ready", flush=True)
@@ -326,13 +346,13 @@ class SlowToCommit:
 
 
 def test_readers_see_whole_files_while_one_writes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    nearest = signs.SignIndex.nearest
+    nearest = VectorIndex.nearest
 
     def slow_nearest(*arguments: Any) -> list[int]:
         time.sleep(0.004)
         return nearest(*arguments)
 
-    monkeypatch.setattr(signs.SignIndex, "nearest", slow_nearest)
+    monkeypatch.setattr(VectorIndex, "nearest", slow_nearest)
     store._db = SlowToCommit(store._db)  # type: ignore[assignment]
     errors: list[BaseException] = []
     reads = [0] * 4
