@@ -33,7 +33,7 @@ from app.settings import ROOT, load, physical_cores
 
 _CORPUS = (ROOT / "data", ROOT / "tests" / "knowledge" / "corpus")
 _QUESTIONS = ROOT / "tests" / "knowledge" / "questions.json"
-_BATCH, _MOST_TEXTS = 512, 64
+_BATCH, _MOST_TEXTS = 384, 64
 
 
 class _Nobody:

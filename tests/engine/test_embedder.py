@@ -11,7 +11,7 @@ import pytest
 
 from app.embedding_model import resolve_embedding_model
 from app.engine.embedder import Embedder, EmbeddingError, Vectors, normalized
-from app.engine.llama import ModelLoadError
+from app.engine.llama import Batch, EmbeddingContext, Model, ModelLoadError
 from app.settings import load
 from tests.conftest import MODEL
 
@@ -90,6 +90,17 @@ def test_what_is_cancelled_is_not_computed(embedder: Embedder) -> None:
         left.result()
     # 5,000 texts would take minutes.
     assert embedder.submit([embedder.tokenize("next")], background=True).result(20).shape == (1, 384)
+
+
+def test_any_size_of_batch_is_possible(path: Path) -> None:
+    model = Model(path)
+    context = EmbeddingContext(model, n_batch=200, n_sequences=64, n_threads=1)
+    batch = Batch(200)
+    batch.add([CLS] * 199, 0, 0, n_outputs=199)
+    batch.add([SEP], 0, 1, n_outputs=1)
+    assert context.encode(batch).shape == (2, 384)
+    context.close()
+    model.close()
 
 
 def test_nothing_gives_nothing(embedder: Embedder) -> None:

@@ -40,6 +40,8 @@ class EmbeddingContext:
         Raises:
             ModelLoadError: llama.cpp cannot make the context, or the model is not one that embeds texts.
         """
+        # Its graph for the mean aborts the process where the sequences' shares are not whole numbers.
+        n_batch = -(-n_batch // n_sequences) * n_sequences
         params = lib.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = params.n_outputs_max = n_batch
         params.n_seq_max, params.kv_unified = n_sequences, True
