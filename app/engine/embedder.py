@@ -6,6 +6,7 @@ import functools
 import hashlib
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.engine.llama import Batch, DecodeError, EmbeddingContext, Model
+from app.engine.turns import Turns
 
 logger = logging.getLogger("tokenstream.embedder")
 
@@ -25,6 +27,9 @@ Vectors = NDArray[np.float32]
 # Tokens of one batch, texts that are longer aside. All tokens of a batch attend to all (those of other texts
 # masked), so larger ones are slower: 384 does 6,900 tokens/s in texts of 110, 512 6,100 and 768 5,200.
 _BATCH = 384
+# The same while an engine computes, whose streams wait for it: 20 ms. What is indexed then waits twice as
+# long before its next batch.
+_BATCH_BESIDE_OTHERS = 128
 _MOST_TEXTS = 64  # of one batch
 _LONGEST = 2048  # tokens of one text, where the model was trained for as many: buffers grow with it
 
@@ -46,13 +51,16 @@ class _Job:
 class Embedder:
     """An embedding model. What is submitted together, or meanwhile by others, is computed in one batch."""
 
-    def __init__(self, path: Path, *, n_threads: int, pooling: str | None = None) -> None:
+    def __init__(
+        self, path: Path, *, n_threads: int, pooling: str | None = None, turns: Turns | None = None
+    ) -> None:
         """Load the model and start the thread.
 
         Args:
             path: A GGUF file.
             n_threads: Threads that compute.
             pooling: How the vectors of tokens become one (``POOLING``); None is what the file says.
+            turns: Shared with an engine on the same cores.
 
         Raises:
             ModelLoadError: llama.cpp refuses the file, or it is no embedding model.
@@ -74,6 +82,7 @@ class Embedder:
         self.pooling = self._context.pooling
         self.dimensions = self._context.dimensions
         self.n_vocab = self._model.vocab.n_tokens
+        self._turns = turns or Turns()
         self._urgent: deque[_Job] = deque()
         self._background: deque[_Job] = deque()
         self._changed = threading.Condition()
@@ -160,11 +169,22 @@ class Embedder:
                 self._changed.wait_for(lambda: self._is_closed or self._urgent or self._background)
                 if self._is_closed:
                     return
-                taken = self._fill(self._urgent or self._background)
-            if taken:
+                is_background = not self._urgent
+                is_beside_others = self._turns.is_taken
+                taken = self._fill(
+                    self._urgent or self._background, _BATCH_BESIDE_OTHERS if is_beside_others else _BATCH
+                )
+            if not taken:
+                continue
+            with self._turns:
+                started = time.perf_counter()
                 self._compute(taken)
+                seconds = time.perf_counter() - started
+            if is_background and is_beside_others:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._is_closed or self._urgent, 2 * seconds)
 
-    def _fill(self, jobs: deque[_Job]) -> list[tuple[_Job, int]]:
+    def _fill(self, jobs: deque[_Job], most_tokens: int) -> list[tuple[_Job, int]]:
         """Fill the batch with the texts that have waited longest; tell whose they are, by sequence."""
         self._batch.clear()
         taken: list[tuple[_Job, int]] = []
@@ -173,7 +193,7 @@ class Embedder:
             while job.waiting and not job.future.done():
                 index, tokens = job.waiting[0]
                 n_tokens = self._batch.n_tokens + len(tokens)
-                if taken and (n_tokens > _BATCH or len(taken) == _MOST_TEXTS):
+                if taken and (n_tokens > most_tokens or len(taken) == _MOST_TEXTS):
                     return taken
                 job.waiting.popleft()
                 self._batch.add(tokens, 0, len(taken), n_outputs=len(tokens))

@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence as Tokens
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from app.engine.answer import Answer, EngineError, Output, QueueFull, RequestTooLong
@@ -74,8 +75,14 @@ class Engine:
     """Continuous batching over one model: every step carries one token of each running sequence, guesses
     behind some of them, and a chunk of waiting prompts."""
 
-    def __init__(self, model: Model, options: EngineOptions, observer: Observer | None = None) -> None:
-        """Reserve KV memory.
+    def __init__(
+        self,
+        model: Model,
+        options: EngineOptions,
+        observer: Observer | None = None,
+        turns: AbstractContextManager[None] | None = None,
+    ) -> None:
+        """Reserve KV memory; ``turns`` are shared with others who compute on the same cores.
 
         Raises:
             ModelLoadError: There is not enough memory.
@@ -111,6 +118,7 @@ class Engine:
         # What a recurrent memory took in of a wrong guess cannot be taken out again.
         self._speculates = options.speculation and not model.is_recurrent
         self._observer = observer
+        self._turns = turns or nullcontext()
         self._max_requests = options.max_requests
         self._inbox: queue.SimpleQueue[tuple[str, Answer | None]] = queue.SimpleQueue()
         self._outbox: list[tuple[Answer, Output | Exception | None]] = []
@@ -200,7 +208,8 @@ class Engine:
     def _run(self) -> None:
         while self._take_in():
             try:
-                self._step()
+                with self._turns:
+                    self._step()
             except Exception as error:
                 logger.exception("a step failed; the running answers end here")
                 self._end_running(EngineError(f"the engine failed: {error}"))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from app.engine import preflight
 from app.engine.embedder import Embedder, EmbeddingError
 from app.engine.llama import ModelLoadError
+from app.engine.turns import Turns
 from app.knowledge.chunk import Passage
 from app.service.errors import BadRequest, GenerationFailed, NotOffered
 from app.service.prompts import ChatPrompt
@@ -29,7 +30,7 @@ _PACKAGES = ("mammoth", "markdown_it", "pypdfium2", "selectolax", "simsimd", "sn
 class Retrieval:
     """The embedding model, and the knowledge base where it is on."""
 
-    def __init__(self, settings: Settings, embedding_model: Path, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, embedding_model: Path, metrics: Metrics, turns: Turns) -> None:
         """Load the embedding model and open the index; blocking.
 
         Raises:
@@ -39,7 +40,9 @@ class Retrieval:
         """
         n_threads = settings.model_threads or physical_cores()
         try:
-            self.embedder = Embedder(embedding_model, n_threads=n_threads, pooling=settings.embedding_pooling)
+            self.embedder = Embedder(
+                embedding_model, n_threads=n_threads, pooling=settings.embedding_pooling, turns=turns
+            )
         except ModelLoadError as error:
             raise ModelLoadError(f"EMBEDDING_MODEL={embedding_model}: {error}") from error
         self.knowledge: Knowledge | None = None

@@ -16,6 +16,7 @@ from app.engine.answer import EngineError, QueueFull, RequestTooLong
 from app.engine.embedder import Embedder
 from app.engine.engine import Engine
 from app.engine.llama import Model, Vocab
+from app.engine.turns import Turns
 from app.prompt import PromptTokenizer
 from app.service.embedding import Embeddings, embed
 from app.service.errors import (
@@ -159,8 +160,12 @@ class Service:
                 opened.
         """
         settings = self.settings
+        turns = None
         if embedding_model is not None:  # first, so that the plan sees what memory it leaves
-            self._retrieval = await asyncio.to_thread(Retrieval, settings, embedding_model, self.metrics)
+            turns = Turns()
+            self._retrieval = await asyncio.to_thread(
+                Retrieval, settings, embedding_model, self.metrics, turns
+            )
         plan = await asyncio.to_thread(memory_plan, settings, path)
         logger.info("%s", plan)
         model = await asyncio.to_thread(
@@ -168,7 +173,7 @@ class Service:
         )
         tokenizer = self._tokenizer = await asyncio.to_thread(make_tokenizer, settings, model, tokenizer_repo)
         options = await asyncio.to_thread(engine_options, settings, plan, model)
-        engine = await asyncio.to_thread(Engine, model, options, self.metrics)
+        engine = await asyncio.to_thread(Engine, model, options, self.metrics, turns)
         engine.start()
         self._model = model
         if engine.n_ctx_sequence > model.n_ctx_train > 0:
