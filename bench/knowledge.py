@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from app.knowledge.chunking import embedded_text, split_into_chunks
 from app.knowledge.documents import SUFFIXES, read_document
 from app.knowledge.knowledge import Knowledge, KnowledgeOptions
 from app.knowledge.store import IndexedFile, Store
+from app.service.retrieval import knowledge_options
 from app.settings import ROOT, load, physical_cores
 
 _CORPUS = (ROOT / "data", ROOT / "tests" / "knowledge" / "corpus")
@@ -235,16 +236,7 @@ def main() -> None:
     settings = load(knowledge="on")
 
     def options(folder: Path, index: Path) -> KnowledgeOptions:
-        return KnowledgeOptions(
-            folder=folder,
-            index=index,
-            top_k=settings.knowledge_top_k,
-            threshold=settings.knowledge_threshold,
-            chunk_tokens=settings.knowledge_chunk_tokens,
-            chunk_overlap=settings.knowledge_chunk_overlap,
-            query_prefix=settings.embedding_query_prefix,
-            passage_prefix=settings.embedding_passage_prefix,
-        )
+        return replace(knowledge_options(settings), folder=folder, index=index)
 
     bench = Bench(resolve_embedding_model(settings), settings.model_threads or physical_cores(), options)
     runs: dict[str, Callable[[], dict[str, float]]] = {

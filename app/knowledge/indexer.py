@@ -84,6 +84,7 @@ class Indexer:
         self._observer = observer
         self._reader = DocumentReader()
         self._stamps: dict[str, tuple[int, int, int]] = {}
+        self._unnamed: set[Path] = set()  # files whose names cannot be told
         self._ends = threading.Event()
         self.has_looked = threading.Event()  # through the whole folder, once
         self.waiting: dict[str, int] = {}  # names of files that are not indexed yet, and their sizes
@@ -130,6 +131,8 @@ class Indexer:
         except (StoreError, EmbeddingError, CancelledError) as error:
             if not self._ends.is_set():
                 logger.error("the documents cannot be indexed now, what is indexed stays: %s", error)
+        except Exception:  # a fault of ours; the documents that are indexed are still served
+            logger.exception("indexing failed; it is tried again at the next change")
         finally:
             self.waiting = {}
 
@@ -234,6 +237,11 @@ class Indexer:
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
             for name in names:
                 path = Path(folder, name)
+                if not _is_text(path.as_posix()):
+                    if path not in self._unnamed:
+                        logger.warning("%r is skipped: its name is not UTF-8", path)
+                    self._unnamed.add(path)
+                    continue
                 if name.startswith((".", "~$")) or path.suffix.lower() not in SUFFIXES:
                     continue
                 try:
@@ -246,6 +254,15 @@ class Indexer:
 
 def _note(error: OSError) -> None:
     logger.warning("%s cannot be looked through: %s", error.filename, error.strerror)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name is text: bytes that are none become lone surrogates in Python."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _fingerprint(found: _Found) -> str:

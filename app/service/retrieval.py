@@ -20,7 +20,7 @@ from app.settings import Settings, SettingsError, physical_cores
 from app.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:  # its packages are there with KNOWLEDGE=on alone
-    from app.knowledge.knowledge import Knowledge
+    from app.knowledge.knowledge import Knowledge, KnowledgeOptions
 
 # Seconds for which a start waits until the documents are indexed; large folders go on beside serving.
 _START_WITHIN = 5.0
@@ -87,8 +87,26 @@ def check(settings: Settings) -> None:
         )
 
 
+def knowledge_options(settings: Settings) -> KnowledgeOptions:
+    """How the settings want the knowledge base."""
+    from app.knowledge.knowledge import KnowledgeOptions
+
+    folder = settings.data_path.resolve()
+    name = f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    return KnowledgeOptions(
+        folder=folder,
+        index=settings.knowledge_index or preflight.cache_folder() / "knowledge" / name,
+        top_k=settings.knowledge_top_k,
+        threshold=settings.knowledge_threshold,
+        chunk_tokens=settings.knowledge_chunk_tokens,
+        chunk_overlap=settings.knowledge_chunk_overlap,
+        query_prefix=settings.embedding_query_prefix,
+        passage_prefix=settings.embedding_passage_prefix,
+    )
+
+
 def _open(settings: Settings, embedder: Embedder, metrics: Metrics) -> Knowledge:
-    from app.knowledge.knowledge import Knowledge, KnowledgeOptions
+    from app.knowledge.knowledge import Knowledge
     from app.knowledge.store import StoreError
 
     longest = len(embedder.tokenize(settings.embedding_passage_prefix)) + settings.knowledge_chunk_tokens
@@ -102,20 +120,8 @@ def _open(settings: Settings, embedder: Embedder, metrics: Metrics) -> Knowledge
             f"KNOWLEDGE_CHUNK_OVERLAP={settings.knowledge_chunk_overlap}: should be below "
             f"KNOWLEDGE_CHUNK_TOKENS={settings.knowledge_chunk_tokens}"
         )
-    folder = settings.data_path.resolve()
-    name = f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
-    options = KnowledgeOptions(
-        folder=folder,
-        index=settings.knowledge_index or preflight.cache_folder() / "knowledge" / name,
-        top_k=settings.knowledge_top_k,
-        threshold=settings.knowledge_threshold,
-        chunk_tokens=settings.knowledge_chunk_tokens,
-        chunk_overlap=settings.knowledge_chunk_overlap,
-        query_prefix=settings.embedding_query_prefix,
-        passage_prefix=settings.embedding_passage_prefix,
-    )
     try:
-        return Knowledge(options, embedder, metrics)
+        return Knowledge(knowledge_options(settings), embedder, metrics)
     except StoreError as error:
         raise SettingsError(str(error)) from error
 
