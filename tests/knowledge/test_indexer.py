@@ -99,7 +99,7 @@ async def test_subfolders_are_read_and_hidden_files_are_not(
     (folder / ".git" / "notes.txt").write_text("secret")
     (folder / "picture.png").write_bytes(b"\x89PNG")
     (folder / "around").symlink_to(folder)
-    Path(os.fsdecode(os.fsencode(folder) + b"/not-utf-8-\xff.txt")).write_text("secret")
+    (folder / os.fsdecode(b"not-utf-8-\xff.txt")).write_text("secret")
     (folder / "nowhere.txt").symlink_to(folder / "none")
     knowledge, notes = open_knowledge()
     settled(knowledge)
