@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
         )
         if settings.log_level == "info":  # others' everyday lines are of no use to an operator
-            for name in ("httpx2", "uvicorn"):
+            for name in ("httpx2", "uvicorn", "watchfiles"):
                 logging.getLogger(name).setLevel(logging.WARNING)
         preflight.check_library()
         return _COMMANDS[options.command](settings, options)

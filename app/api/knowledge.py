@@ -16,7 +16,8 @@ from app.api.openapi import JSON, Answer, Operation, Operations, causes
 from app.api.sources import Source, source
 from app.api.waiting import while_connected
 from app.engine.embedder import EmbeddingError
-from app.service import GenerationFailed, NotOffered, Service
+from app.knowledge.errors import StoreError
+from app.service import GenerationFailed, KnowledgeFailed, NotOffered, Service
 from app.service.retrieval import check_files
 
 if TYPE_CHECKING:  # its packages are there with KNOWLEDGE=on alone
@@ -87,6 +88,9 @@ class KnowledgeState(BaseModel):
 
     embedding_model: str
     indexing: Annotated[bool, Field(description="Whether documents are being indexed or looked for.")]
+    problem: Annotated[
+        str | None, Field(description="What keeps documents from being indexed, where something does.")
+    ]
     counts: Counts
     documents: list[Document]
 
@@ -101,6 +105,8 @@ async def search(request: Request) -> Response:
         passages = await while_connected(request, work)
     except EmbeddingError as error:
         raise GenerationFailed(str(error)) from error
+    except StoreError as error:
+        raise KnowledgeFailed(str(error)) from error
     found = PassageList(object="list", data=[source(passage) for passage in passages])
     return JSONResponse(found.model_dump())
 
@@ -108,11 +114,15 @@ async def search(request: Request) -> Response:
 async def state(request: Request) -> Response:
     """Answer the documents and what became of them."""
     knowledge = _knowledge(request)
-    documents = await asyncio.to_thread(knowledge.documents)
+    try:
+        documents = await asyncio.to_thread(knowledge.documents)
+    except StoreError as error:
+        raise KnowledgeFailed(str(error)) from error
     in_state = Counter(document.state for document in documents)
     described = KnowledgeState(
         embedding_model=request.app.state.service.embedding_name,
         indexing=knowledge.is_indexing,
+        problem=knowledge.problem,
         counts=Counts(
             indexed=in_state["indexed"],
             waiting=in_state["waiting"],
@@ -147,8 +157,8 @@ OPERATIONS: Operations = {
         tag=TAG,
         summary="Search the documents",
         description=(
-            "Finds passages by what they mean (the cosine of vectors) and by their words (BM25), fused by "
-            "reciprocal rank. Those below `threshold` are left out."
+            "Finds passages by what they mean (the cosine of vectors) and by their words (BM25), added "
+            "up. Those below `threshold` are left out."
         ),
         body=SearchRequest,
         examples={

@@ -61,6 +61,7 @@ _OF_THE_SERVICE: dict[type[service.ServiceError], tuple[int, str]] = {
     service.Overloaded: (429, "overloaded"),
     service.GenerationFailed: (500, "generation"),
     service.Loading: (503, "loading"),
+    service.KnowledgeFailed: (503, "knowledge"),
 }
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.knowledge.chunk import Passage
 from app.service import KnowledgeUse
@@ -26,8 +26,15 @@ class KnowledgeChoice(BaseModel):
     ]
 
 
+def _checked(choice: Any) -> Any:
+    if choice is None or isinstance(choice, bool | dict | KnowledgeChoice):
+        return choice
+    raise ValueError('should be true, false or {"files": ["…"]}')
+
+
 KnowledgeField = Annotated[
     bool | KnowledgeChoice | None,
+    BeforeValidator(_checked, json_schema_input_type=bool | KnowledgeChoice | None),
     Field(
         description="Whether the answer draws on the documents of the knowledge base, or on which of them; "
         "what is left out is up to the context."

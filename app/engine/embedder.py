@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import heapq
 import logging
 import threading
 import time
@@ -30,6 +31,7 @@ _BATCH = 384
 # The same while an engine computes, whose streams wait for it: 20 ms. What is indexed then waits twice as
 # long before its next batch.
 _BATCH_BESIDE_OTHERS = 128
+_TOKENS_A_SECOND = 5000.0  # roughly, on two cores
 _MOST_TEXTS = 64  # of one batch
 _LONGEST = 2048  # tokens of one text, where the model was trained for as many: buffers grow with it
 
@@ -44,8 +46,12 @@ class _Job:
 
     vectors: Vectors
     waiting: deque[tuple[int, Sequence[int]]]
+    n_missing: int
+    due: float  # when it would be done if it were alone: by this jobs are ordered
     future: Future[Vectors] = field(default_factory=Future)
-    n_missing: int = 0
+
+    def __lt__(self, other: _Job) -> bool:
+        return self.due < other.due
 
 
 class Embedder:
@@ -83,8 +89,8 @@ class Embedder:
         self.dimensions = self._context.dimensions
         self.n_vocab = self._model.vocab.n_tokens
         self._turns = turns or Turns()
-        self._urgent: deque[_Job] = deque()
-        self._background: deque[_Job] = deque()
+        self._urgent: list[_Job] = []  # heaps
+        self._background: list[_Job] = []
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="embedder", daemon=True)
@@ -137,14 +143,16 @@ class Embedder:
         """
         assert all(0 < len(tokens) <= self.max_tokens for tokens in sequences)
         vectors: Vectors = np.empty((len(sequences), self.dimensions), np.float32)
-        job = _Job(vectors, deque(enumerate(sequences)), n_missing=len(sequences))
+        # A short job overtakes a long one, but not one that has waited as long as it would take itself.
+        due = time.monotonic() + sum(map(len, sequences)) / _TOKENS_A_SECOND
+        job = _Job(vectors, deque(enumerate(sequences)), len(sequences), due)
         if not sequences:
             job.future.set_result(vectors)
             return job.future
         with self._changed:
             if self._is_closed:
                 raise EmbeddingError("the embedding model has been closed")
-            (self._background if background else self._urgent).append(job)
+            heapq.heappush(self._background if background else self._urgent, job)
             self._changed.notify()
         return job.future
 
@@ -184,8 +192,8 @@ class Embedder:
                 with self._changed:
                     self._changed.wait_for(lambda: self._is_closed or self._urgent, 2 * seconds)
 
-    def _fill(self, jobs: deque[_Job], most_tokens: int) -> list[tuple[_Job, int]]:
-        """Fill the batch with the texts that have waited longest; tell whose they are, by sequence."""
+    def _fill(self, jobs: list[_Job], most_tokens: int) -> list[tuple[_Job, int]]:
+        """Fill the batch with the texts of the jobs that are due; tell whose they are, by sequence."""
         self._batch.clear()
         taken: list[tuple[_Job, int]] = []
         while jobs:
@@ -198,7 +206,7 @@ class Embedder:
                 job.waiting.popleft()
                 self._batch.add(tokens, 0, len(taken), n_outputs=len(tokens))
                 taken.append((job, index))
-            jobs.popleft()  # all of it is taken, or its caller has left
+            heapq.heappop(jobs)  # all of it is taken, or its caller has left
         return taken
 
     def _compute(self, taken: Sequence[tuple[_Job, int]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import stat
 import threading
 import time
 from collections import deque
@@ -21,8 +22,9 @@ from app.engine.embedder import Embedder, EmbeddingError, Vectors, normalized
 from app.knowledge.chunk import Chunk
 from app.knowledge.chunking import embedded_text, split_into_chunks
 from app.knowledge.document import UnreadableDocument
-from app.knowledge.documents import SUFFIXES, DocumentReader
-from app.knowledge.store import IndexedFile, Store, StoreError
+from app.knowledge.documents import MOST_BYTES, SUFFIXES, DocumentReader
+from app.knowledge.errors import StoreError
+from app.knowledge.store import IndexedFile, Store
 
 logger = logging.getLogger("tokenstream.knowledge")
 
@@ -87,6 +89,7 @@ class Indexer:
         self._unnamed: set[Path] = set()  # files whose names cannot be told
         self._ends = threading.Event()
         self.has_looked = threading.Event()  # through the whole folder, once
+        self.problem: str | None = None  # why documents wait, where something is in the way
         self.waiting: dict[str, int] = {}  # names of files that are not indexed yet, and their sizes
         self._thread = threading.Thread(target=self._run, name="indexer", daemon=True)
 
@@ -106,41 +109,62 @@ class Indexer:
     def _run(self) -> None:
         self._look()
         self.has_looked.set()
-        looked_at = 0.0  # once more behind the first look: what changed before the watch began
-        try:
-            for changes in watch(
-                self._folder,
-                stop_event=self._ends,
-                raise_interrupt=False,
-                rust_timeout=_NOTICE_WITHIN,
-                yield_on_timeout=True,
-            ):
-                if changes or time.monotonic() - looked_at > _LOOK_AGAIN_AFTER:
+        while not self._ends.is_set():
+            folder = _identity(self._folder)
+            try:
+                if folder is not None:
+                    self._watch(folder)
+                elif not self._ends.wait(1.0) and _identity(self._folder) is not None:
+                    self._look()  # it has come back
+            except (OSError, RuntimeError) as error:  # such as: no inotify watches left
+                logger.warning(
+                    "changes in %s are noticed within %.0f s: %s", self._folder, _LOOK_AGAIN_AFTER, error
+                )
+                if not self._ends.wait(_LOOK_AGAIN_AFTER):
                     self._look()
-                    looked_at = time.monotonic()
-        except (OSError, RuntimeError) as error:  # no inotify watches left, the folder has vanished
-            logger.warning(
-                "changes in %s are noticed within %.0f s only: %s", self._folder, _LOOK_AGAIN_AFTER, error
-            )
-            while not self._ends.wait(_LOOK_AGAIN_AFTER):
+
+    def _watch(self, folder: tuple[int, int]) -> None:
+        """Look whenever something changes, as long as the folder is the same."""
+        looked_at = 0.0  # once more at first: what changed before the watch began
+        for changes in watch(
+            self._folder,
+            stop_event=self._ends,
+            raise_interrupt=False,
+            rust_timeout=_NOTICE_WITHIN,
+            yield_on_timeout=True,
+        ):
+            if changes or time.monotonic() - looked_at > _LOOK_AGAIN_AFTER:
                 self._look()
+                looked_at = time.monotonic()
+            if _identity(self._folder) != folder:
+                return
 
     def _look(self) -> None:
+        """Bring the index to what the folder holds; what cannot be done now is tried at the next look."""
         try:
+            self.problem = None
             self._synchronize()
+            self.waiting = {}
         except (StoreError, EmbeddingError, CancelledError) as error:
+            self.problem = str(error)
             if not self._ends.is_set():
                 logger.error("the documents cannot be indexed now, what is indexed stays: %s", error)
-        except Exception:  # a fault of ours; the documents that are indexed are still served
+        except Exception as error:  # a fault of ours; the documents that are indexed are still served
+            self.problem = f"indexing failed: {error}"
             logger.exception("indexing failed; it is tried again at the next change")
-        finally:
-            self.waiting = {}
 
     def _synchronize(self) -> None:
         """Bring the index to what the folder holds."""
         started = time.perf_counter()
-        known, found = self._store.files(), dict(self._scan())
+        if _identity(self._folder) is None:
+            self.problem = f"{self._folder} is not there; its documents are kept as they were indexed"
+            logger.warning("%s", self.problem)
+            return
+        unseen: list[str] = []  # folders that cannot be looked through: their documents are not gone
+        known, found = self._store.files(), dict(self._scan(unseen))
         for name in known.keys() - found.keys():
+            if any(name.startswith(folder) for folder in unseen):
+                continue
             self._store.remove(name)
             self._stamps.pop(name, None)
             logger.info("%s is gone", name)
@@ -225,10 +249,16 @@ class Indexer:
         n_skipped = sum(file.problem is not None for file in files)
         self._observer.on_index(len(files) - n_skipped, self._store.n_chunks, n_skipped)
 
-    def _scan(self) -> Iterator[tuple[str, _Found]]:
-        """The documents in the folder and below it, hidden ones left out."""
+    def _scan(self, unseen: list[str]) -> Iterator[tuple[str, _Found]]:
+        """The documents in the folder and below it, but hidden ones; ``unseen`` gets folders that fail."""
         seen: set[str] = set()
-        for folder, subfolders, names in os.walk(self._folder, onerror=_note, followlinks=True):
+
+        def note(error: OSError) -> None:
+            logger.warning("%s cannot be looked through: %s", error.filename, error.strerror)
+            below = Path(error.filename).relative_to(self._folder).as_posix()
+            unseen.append("" if below == "." else f"{below}/")
+
+        for folder, subfolders, names in os.walk(self._folder, onerror=note, followlinks=True):
             real = os.path.realpath(folder)
             if real in seen:  # a link leads in a circle
                 subfolders.clear()
@@ -245,15 +275,22 @@ class Indexer:
                 if name.startswith((".", "~$")) or path.suffix.lower() not in SUFFIXES:
                     continue
                 try:
-                    stat = path.stat()
+                    status = path.stat()
                 except OSError:
                     continue  # it has vanished since, or is a link to nothing
-                stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-                yield path.relative_to(self._folder).as_posix(), _Found(path, stat.st_size, stamp)
+                if not stat.S_ISREG(status.st_mode):
+                    continue  # a pipe would never end
+                stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+                yield path.relative_to(self._folder).as_posix(), _Found(path, status.st_size, stamp)
 
 
-def _note(error: OSError) -> None:
-    logger.warning("%s cannot be looked through: %s", error.filename, error.strerror)
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from one that took its place; None where there is none."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISDIR(status.st_mode) else None
 
 
 def _is_text(name: str) -> bool:
@@ -266,7 +303,9 @@ def _is_text(name: str) -> bool:
 
 
 def _fingerprint(found: _Found) -> str:
-    """What changes with a file's content; of one that cannot be read, with its rights."""
+    """What changes with a file's content; of one that cannot be read, with its rights and its size."""
+    if found.n_bytes > MOST_BYTES:
+        return f"too large {found.stamp}"
     digest = hashlib.sha256()
     try:
         with found.path.open("rb") as file:

@@ -97,7 +97,14 @@ class Knowledge:
     @property
     def is_indexing(self) -> bool:
         """Whether there are documents that are not indexed yet."""
+        if self.problem is not None:
+            return False
         return bool(self._indexer.waiting) or not self._indexer.has_looked.is_set()
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps documents from being indexed, where something does."""
+        return self._indexer.problem
 
     async def search(
         self,
@@ -117,6 +124,7 @@ class Knowledge:
 
         Raises:
             EmbeddingError: The question cannot be embedded.
+            StoreError: The index cannot be read.
         """
         started = time.perf_counter()
         loop = asyncio.get_running_loop()

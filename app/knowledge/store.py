@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from app.knowledge import tables
 from app.knowledge.chunk import Chunk, Passage
+from app.knowledge.errors import StoreError
 from app.knowledge.nearest import VectorIndex, pack
 
 if TYPE_CHECKING:
@@ -36,10 +37,6 @@ _RANKED = 40  # how many chunks each of the two lists brings into the fusion, at
 _MARGIN = 2  # as many candidates by packed vectors for one by true ones
 _WORDS_SHARE = 0.3  # of BM25 in the score; chosen by `python -m bench.knowledge --only recall`
 _LOGGED = 1000  # chunks that may stand in SQLite's log before they are moved to its file
-
-
-class StoreError(Exception):
-    """The index cannot be opened or written; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)

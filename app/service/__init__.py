@@ -4,6 +4,7 @@ from app.service.embedding import Embeddings
 from app.service.errors import (
     BadRequest,
     GenerationFailed,
+    KnowledgeFailed,
     Loading,
     NotOffered,
     Overloaded,
@@ -32,6 +33,7 @@ __all__ = [
     "Generation",
     "GenerationFailed",
     "JSONSchema",
+    "KnowledgeFailed",
     "KnowledgeUse",
     "LoadedModel",
     "Loading",

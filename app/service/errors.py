@@ -35,5 +35,9 @@ class Overloaded(ServiceError):
     """Too many requests wait."""
 
 
+class KnowledgeFailed(ServiceError):
+    """The index of the documents cannot be read."""
+
+
 class GenerationFailed(ServiceError):
     """The engine could not complete the answer."""

@@ -14,7 +14,8 @@ from app.engine.embedder import Embedder, EmbeddingError
 from app.engine.llama import ModelLoadError
 from app.engine.turns import Turns
 from app.knowledge.chunk import Passage
-from app.service.errors import BadRequest, GenerationFailed, NotOffered
+from app.knowledge.errors import StoreError
+from app.service.errors import BadRequest, GenerationFailed, KnowledgeFailed, NotOffered
 from app.service.prompts import ChatPrompt
 from app.settings import Settings, SettingsError, physical_cores
 from app.telemetry.metrics import Metrics
@@ -107,7 +108,6 @@ def knowledge_options(settings: Settings) -> KnowledgeOptions:
 
 def _open(settings: Settings, embedder: Embedder, metrics: Metrics) -> Knowledge:
     from app.knowledge.knowledge import Knowledge
-    from app.knowledge.store import StoreError
 
     longest = len(embedder.tokenize(settings.embedding_passage_prefix)) + settings.knowledge_chunk_tokens
     if longest > embedder.max_tokens:
@@ -137,6 +137,7 @@ async def passages_for(
     Raises:
         NotOffered: The request names documents, and there is no knowledge base.
         BadRequest: It names a document that is not there.
+        KnowledgeFailed: The index cannot be read.
         GenerationFailed: The question cannot be embedded.
     """
     use = prompt.knowledge
@@ -150,12 +151,14 @@ async def passages_for(
     questions = [message.content for message in prompt.messages if message.role == "user"]
     if not wanted or not questions:
         return ()
-    check_files(knowledge, use.files, "knowledge.files")
+    await asyncio.to_thread(check_files, knowledge, use.files, "knowledge.files")
     queries = [questions[-1], "\n".join(questions[-2:])] if len(questions) > 1 else questions
     try:
         found = await asyncio.gather(*(knowledge.search(query, files=use.files) for query in queries))
     except EmbeddingError as error:
         raise GenerationFailed(str(error)) from error
+    except StoreError as error:
+        raise KnowledgeFailed(str(error)) from error
     best: dict[tuple[str, int], Passage] = {}
     for passage in sorted((p for passages in found for p in passages), key=lambda p: -p.score):
         best.setdefault((passage.chunk.file, passage.chunk.position), passage)
@@ -167,10 +170,16 @@ def check_files(knowledge: Knowledge, files: Sequence[str] | None, field: str) -
 
     Raises:
         BadRequest: One is not.
+        KnowledgeFailed: The index cannot be read.
     """
     if files is None:
         return
-    known = {document.name for document in knowledge.documents()}
+    try:
+        known = {document.name for document in knowledge.documents()}
+    except StoreError as error:
+        raise KnowledgeFailed(str(error)) from error
     for name in files:
         if name not in known:
-            raise BadRequest(f"there is no document {name!r}; GET /v1/knowledge lists them", field=field)
+            raise BadRequest(
+                f"there is no document {name[:100]!r}; GET /v1/knowledge lists them", field=field
+            )

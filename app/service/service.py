@@ -298,8 +298,9 @@ class Service:
         Raises:
             ServiceError: It cannot be tokenized.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread_for(prompt), self.loaded.preparation.tokens, prompt)
+        loaded, loop = self.loaded, asyncio.get_running_loop()
+        prompt = await self._with_passages(prompt)
+        return await loop.run_in_executor(self._thread_for(prompt), loaded.preparation.tokens, prompt)
 
     def _thread_for(self, prompt: Prompt) -> ThreadPoolExecutor:
         return self._long_texts if prompt.n_characters > _LONG_TEXT else self._threads

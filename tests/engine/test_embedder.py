@@ -83,6 +83,14 @@ def test_questions_go_before_what_is_indexed_behind_them(embedder: Embedder) -> 
     assert background.result(60).shape == (60, 384)
 
 
+def test_a_short_job_goes_before_what_is_left_of_a_long_one(embedder: Embedder) -> None:
+    long = embedder.submit([embedder.fit("word " * 300)] * 60)
+    short = embedder.submit([embedder.tokenize("Where?")])
+    assert short.result(60).shape == (1, 384)
+    assert not long.done()
+    assert long.result(60).shape == (60, 384)
+
+
 def test_what_is_cancelled_is_not_computed(embedder: Embedder) -> None:
     left = embedder.submit([embedder.fit("word " * 300)] * 5000, background=True)
     assert left.cancel()

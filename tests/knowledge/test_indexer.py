@@ -14,6 +14,7 @@ import pytest
 from app.embedding_model import resolve_embedding_model
 from app.engine.embedder import Embedder
 from app.knowledge.knowledge import DocumentState, Knowledge, KnowledgeOptions
+from app.knowledge.store import Store, StoreError
 from app.settings import load
 
 
@@ -101,6 +102,7 @@ async def test_subfolders_are_read_and_hidden_files_are_not(
     (folder / "around").symlink_to(folder)
     (folder / os.fsdecode(b"not-utf-8-\xff.txt")).write_text("secret")
     (folder / "nowhere.txt").symlink_to(folder / "none")
+    os.mkfifo(folder / "pipe.txt")
     knowledge, notes = open_knowledge()
     settled(knowledge)
     assert names(knowledge) == ["bridge.md", "sub/deeper/ferry.txt"]
@@ -202,6 +204,46 @@ def test_what_waits_is_told_and_closing_does_not_wait_for_it(
     # What was finished by then is kept.
     again, _ = open_knowledge()
     assert len(names(again)) + len(names(again, "waiting")) <= 42
+
+
+def test_a_folder_that_vanishes_is_no_empty_one(
+    open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path
+) -> None:
+    knowledge, notes = open_knowledge()
+    settled(knowledge)
+    let_the_watch_begin()
+    folder.rename(folder.with_name("away"))
+    until(lambda: knowledge.problem)
+    assert "is not there" in str(knowledge.problem)
+    assert names(knowledge) == ["bridge.md", "sub/deeper/ferry.txt"]
+    (folder.with_name("away") / "new.txt").write_text("New.")
+    folder.with_name("away").rename(folder)
+    until(lambda: "new.txt" in names(knowledge))
+    assert knowledge.problem is None
+    assert len(notes.indexed) == 3
+    let_the_watch_begin()
+    (folder / "newer.txt").write_text("Newer.")
+    until(lambda: "newer.txt" in names(knowledge))
+
+
+def test_what_cannot_be_stored_waits_and_is_told(
+    open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> None:
+            raise StoreError("the disk is full")
+
+        patch.setattr(Store, "replace", full)  # a full disk, which a test cannot have everywhere
+        knowledge, _ = open_knowledge()
+        until(lambda: knowledge.problem)
+        assert knowledge.problem == "the disk is full"
+        assert names(knowledge, "waiting") == ["bridge.md", "sub/deeper/ferry.txt"]
+        assert not knowledge.is_indexing
+        let_the_watch_begin()
+    (folder / "new.txt").write_text("New.")
+    until(lambda: len(names(knowledge)) == 3)
+    assert knowledge.problem is None
 
 
 @pytest.mark.anyio
