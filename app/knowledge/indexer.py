@@ -33,6 +33,7 @@ _AHEAD = 256
 # Seconds after which the folder is looked through although nothing was noticed: network file systems and
 # some container mounts notify nobody.
 _LOOK_AGAIN_AFTER = 60.0
+_TELL_EVERY = 1.0  # second, while many files are indexed: to count them takes longer the more there are
 _NOTICE_WITHIN = 5000  # milliseconds; of a wait that nothing ends
 
 
@@ -87,6 +88,7 @@ class Indexer:
         self._reader = DocumentReader()
         self._stamps: dict[str, tuple[int, int, int]] = {}
         self._unnamed: set[Path] = set()  # files whose names cannot be told
+        self._told_at = 0.0
         self._ends = threading.Event()
         self.has_looked = threading.Event()  # through the whole folder, once
         self.problem: str | None = None  # why documents wait, where something is in the way
@@ -236,7 +238,8 @@ class Indexer:
             self._store.replace(file, underway.chunks, normalized(vectors))
             self._done(file.name, todo[file.name])
             self._observer.on_indexed(file.n_chunks, file.problem)
-            self._tell()
+            if time.monotonic() - self._told_at > _TELL_EVERY:
+                self._tell()
             return file.n_chunks
         raise EmbeddingError("the server ends")
 
@@ -245,6 +248,7 @@ class Indexer:
         self.waiting.pop(name, None)
 
     def _tell(self) -> None:
+        self._told_at = time.monotonic()
         files = self._store.files().values()
         n_skipped = sum(file.problem is not None for file in files)
         self._observer.on_index(len(files) - n_skipped, self._store.n_chunks, n_skipped)
