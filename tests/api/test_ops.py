@@ -19,6 +19,7 @@ def test_contexts(server_url: str) -> None:
         "default": "general",
         "contexts": ["general", "sql", "classifier", "math"],
         "model": "SmolLM2-135M-Instruct.Q4_1",
+        "knowledge": False,
     }
 
 
