@@ -160,9 +160,8 @@ class Service:
                 opened.
         """
         settings = self.settings
-        turns = None
+        turns = Turns()
         if embedding_model is not None:  # first, so that the plan sees what memory it leaves
-            turns = Turns()
             self._retrieval = await asyncio.to_thread(
                 Retrieval, settings, embedding_model, self.metrics, turns
             )
@@ -173,17 +172,12 @@ class Service:
         )
         tokenizer = self._tokenizer = await asyncio.to_thread(make_tokenizer, settings, model, tokenizer_repo)
         options = await asyncio.to_thread(engine_options, settings, plan, model)
-        engine = await asyncio.to_thread(Engine, model, options, self.metrics, turns)
+        engine = await asyncio.to_thread(
+            Engine, model, options, self.metrics, turns if self._retrieval else None
+        )
         engine.start()
         self._model = model
-        if engine.n_ctx_sequence > model.n_ctx_train > 0:
-            logger.warning(
-                "a request may have %d tokens (N_CTX sets it), but the model was trained for %d: "
-                "long ones may be answered badly",
-                engine.n_ctx_sequence,
-                model.n_ctx_train,
-            )
-        logger.info("model %s (%s), %.0f MB", path.name, model.description, model.n_bytes / 1e6)
+        _log_model(model, engine)
         try:
             limits = TokenLimits.of(settings, engine.n_ctx_sequence)
             preparation = Preparation(settings, self.contexts, model.vocab, tokenizer, limits)
@@ -353,6 +347,17 @@ class Service:
                 generation.close()
             raise _in_terms_of_the_service(error) from error
         return generations
+
+
+def _log_model(model: Model, engine: Engine) -> None:
+    if engine.n_ctx_sequence > model.n_ctx_train > 0:
+        logger.warning(
+            "a request may have %d tokens (N_CTX sets it), but the model was trained for %d: "
+            "long ones may be answered badly",
+            engine.n_ctx_sequence,
+            model.n_ctx_train,
+        )
+    logger.info("model %s (%s), %.0f MB", model.path.name, model.description, model.n_bytes / 1e6)
 
 
 def _in_terms_of_the_service(error: Exception) -> ServiceError:
