@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -31,6 +32,11 @@ def _checked(given: Any) -> Any:
     empty = next((index for index, entry in enumerate(entries) if entry in ("", [])), None)
     if empty is not None:
         raise ValueError(f"entry {empty} should not be empty")
+    if kinds != {str}:
+        tokens = [token for entry in entries for token in (entry if isinstance(entry, list) else [entry])]
+        wrong = [token for token in tokens if type(token) is not int or not 0 <= token < 2**31]
+        if wrong:
+            raise ValueError(f"tokens should be integers from 0, not {json.dumps(wrong[0])[:60]}")
     return given
 
 

@@ -117,6 +117,9 @@ def test_both_paths_and_no_model_named(embedding_url: str) -> None:
         (["a", 1], "input: should be a text, a list of texts, tokens, or a list of lists of tokens"),
         (None, "input: should be a text, a list of texts, tokens, or a list of lists of tokens"),
         (1, "input: should be a text, a list of texts, tokens, or a list of lists of tokens"),
+        ([-1], "input: tokens should be integers from 0, not -1"),
+        ([[101], [1, "a"]], 'input: tokens should be integers from 0, not "a"'),
+        ([[101, None]], "input: tokens should be integers from 0, not null"),
     ],
 )
 def test_what_is_no_input(embedding_url: str, given: Any, message: str) -> None:
