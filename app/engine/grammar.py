@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import threading
 import time
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance import TokenizerWrapper as _Wrapped
 from numpy.typing import NDArray
 
+from app.engine.json_schema import complaint_about
 from app.engine.llama import Vocab
 
 if TYPE_CHECKING:
@@ -32,10 +31,11 @@ _KEPT_GRAMMARS = 64
 _LONGEST_COMPLAINT = 300  # characters
 # Seconds of a core for one mask, for which every answer waits. Usual ones take a ten-thousandth.
 _LONGEST_MASK = 0.5
-_LONGEST_FIRST_MASK = 0.05  # when it is computed again: the first time builds what the others use
-# llguidance writes a multiple as an automaton that counts to it: beyond this, compiling takes seconds, and
-# with every further digit ten times as much time and memory.
-_LARGEST_MULTIPLE = 10_000
+_LONGEST_FIRST_MASK = 0.1  # when it is computed again: the first time builds what the others use
+# Symbols. Time for a first mask grows with their square: this many take 25 ms, which is about 1,500
+# properties that may be left out. A limit that is counted refuses the same schemas on every machine; those
+# of time are for what it does not foresee.
+_LIMITS = LLParserLimits(max_grammar_size=15_000, verbose_errors=False)
 
 
 class GrammarError(ValueError):
@@ -140,7 +140,7 @@ class GrammarCompiler:
     def _compile_anew(self, grammar: str) -> Grammar:
         with self._lock:  # one at a time: the first makes the tokenizer, and each may take a whole core
             try:
-                matcher = LLMatcher(self._tokenizer, grammar, limits=LLParserLimits(verbose_errors=False))
+                matcher = LLMatcher(self._tokenizer, grammar, limits=_LIMITS)
             except ValueError as error:
                 raise GrammarError(_in_one_line(str(error))) from error
         if matcher.is_error():
@@ -203,27 +203,11 @@ def _in_one_line(complaint: str) -> str:
 
 
 def check_schema(schema: Any) -> None:
-    """Refuse what would take too long to compile, also within a grammar.
-
-    That are large multiples, together too: of several that meet the least common one counts.
+    """Refuse a schema of which nothing good comes, also within a grammar.
 
     Raises:
-        GrammarError: They are.
+        GrammarError: It has no text that ends, or takes too long to compile.
     """
-    common = 1
-    pending = [schema]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, Mapping):
-            multiple = value.get("multipleOf")
-            if isinstance(multiple, float) and math.isfinite(multiple):
-                multiple = Fraction(str(multiple))
-            if isinstance(multiple, (int, Fraction)) and multiple > 0:
-                common = math.lcm(common, multiple.numerator, multiple.denominator)
-            if common > _LARGEST_MULTIPLE:
-                raise GrammarError(
-                    f"multipleOf: the least common multiple of all should be at most {_LARGEST_MULTIPLE}"
-                )
-            pending += value.values()
-        elif isinstance(value, list):
-            pending += value
+    complaint = complaint_about(schema)
+    if complaint is not None:
+        raise GrammarError(complaint)

@@ -159,9 +159,14 @@ def test_a_regular_expression_is_matched_as_a_whole(grammars: GrammarCompiler, m
         ({"allOf": [{"type": "integer", "multipleOf": 9973}, {"multipleOf": 9967}]}, "multipleOf"),
         ({"multipleOf": 10**400}, "multipleOf"),
         ({"multipleOf": 1e-300}, "multipleOf"),
-        ({"$ref": "#"}, ""),
-        ({"properties": {"x": {"$ref": "#"}}, "required": ["x"], "type": "object"}, ""),
-        ({"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(5000)}}, ""),
+        ({"$ref": "#"}, "# requires itself"),
+        ({"properties": {"x": {"$ref": "#"}}, "required": ["x"], "type": "object"}, "# requires itself"),
+        (
+            {"$defs": {"p/q": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/p~1q"}}}}
+            | {"type": "object", "properties": {"a": {"$ref": "#/$defs/p~1q"}}, "required": ["a"]},
+            "#/$defs/p~1q requires itself",
+        ),
+        ({"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(2000)}}, "size"),
         ({"$ref": "#/$defs/missing"}, "missing"),
         ({"type": "string", "pattern": "(?<=a)b"}, "(?"),
         ({"type": "integer", "minimum": 3, "maximum": 2}, "minimum"),
@@ -174,6 +179,28 @@ def test_what_cannot_be_kept_to_is_refused_by_name(
         grammars.json_schema(schema)
     assert named in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"next": {"$ref": "#"}}},
+        {"type": ["object", "null"], "properties": {"next": {"$ref": "#"}}, "required": ["next"]},
+        {"properties": {"next": {"$ref": "#"}}, "required": ["next"]},
+        {"type": "array", "items": {"$ref": "#"}},
+        {
+            "type": "object",
+            "properties": {"next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}},
+            "required": ["next"],
+        },
+        {"$defs": {"endless": {"$ref": "#/$defs/endless"}}, "type": "integer"},
+        {"const": {"multipleOf": 99999989}},
+        {"type": "object", "properties": {"multipleOf": {"type": "integer"}}},
+        {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(1000)}},
+    ],
+)
+def test_what_looks_like_what_is_refused_is_not(schema: Any, grammars: GrammarCompiler) -> None:
+    grammars.json_schema(schema)
 
 
 @pytest.mark.parametrize("pattern", ["(", "a(?=b)", r"(a)\1", "(a{1000}){1000}", "a{1000000}"])
