@@ -143,7 +143,10 @@ class Settings(BaseSettings):
         shown="8, or what the memory allows",
     )
     max_concurrent_requests: int = _setting(
-        128, "Requests that run or wait; one more is answered 429.", unit="requests", ge=1
+        128,
+        "Requests that run or wait, those for vectors apart; one more is answered 429.",
+        unit="requests",
+        ge=1,
     )
     max_total_tokens: int | None = _setting(
         None,

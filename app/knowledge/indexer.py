@@ -162,6 +162,8 @@ class Indexer:
             self.problem = f"{self._folder} is not there; its documents are kept as they were indexed"
             logger.warning("%s", self.problem)
             return
+        if self._store.mend():
+            logger.warning("the index was lost or damaged: the documents are indexed again")
         unseen: list[str] = []  # folders that cannot be looked through: their documents are not gone
         known, found = self._store.files(), dict(self._scan(unseen))
         for name in known.keys() - found.keys():

@@ -13,7 +13,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -181,6 +181,22 @@ class Store:
             found = tables.read_chunks(db, best)
         return [Passage(found[chunk], cosines[chunk], scores[chunk]) for chunk in best]
 
+    def mend(self) -> bool:
+        """Start the index anew where it has vanished since, or was found to be damaged; whether it was so.
+
+        Raises:
+            StoreError: It cannot be started anew.
+        """
+        with self._writing, self._switching:
+            if self._closed or (self._path.exists() and not self._damage_mark.exists()):
+                return False
+            self._disconnect()
+            self._lock.release()
+            self._lock = self._take_lock()
+            with self._explained():
+                self._db = self._open()
+            return True
+
     def close(self) -> None:
         """Give the folder free. Searches under way may still end; what comes later is refused."""
         with self._writing, self._switching:
@@ -188,10 +204,7 @@ class Store:
                 return
             self._closed = True
             self._scanning.shutdown(wait=False)
-            for reader in self._idle_readers:
-                reader.close()
-            self._idle_readers.clear()
-            self._db.close()
+            self._disconnect()
             self._lock.release()
 
     def __enter__(self) -> Store:
@@ -201,6 +214,11 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _disconnect(self) -> None:
+        for connection in (*self._idle_readers, self._db):
+            connection.close()
+        self._idle_readers.clear()
 
     def _take_lock(self) -> FileLock:
         lock = FileLock(self._folder / "lock", timeout=0, is_singleton=False)
@@ -229,10 +247,11 @@ class Store:
         except sqlite3.OperationalError as error:
             raise StoreError(self._not_usable(error)) from error
         except sqlite3.DatabaseError as error:
-            self._damage_mark.touch()
+            with suppress(OSError):  # where the folder is gone, that says as much
+                self._damage_mark.touch()
             raise StoreError(
-                f"the index in KNOWLEDGE_INDEX={self._folder} is damaged ({error});"
-                " it is made anew at the next start"
+                f"the index in KNOWLEDGE_INDEX={self._folder} is damaged ({error}); it is made anew within"
+                " a minute"
             ) from error
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EPERM, errno.EISDIR):
@@ -258,14 +277,14 @@ class Store:
                         raise
                 except (sqlite3.DatabaseError, ValueError) as error:
                     reason = f"it is damaged ({error})"
-            _log.warning("The index in %s is started anew: %s.", self._folder, reason)
+            _log.warning("the index in %s is started anew: %s", self._folder, reason)
         for suffix in ("", "-wal", "-shm"):
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
         self._damage_mark.unlink(missing_ok=True)
         return self._open_file(new=True)
 
     def _open_file(self, *, new: bool = False) -> sqlite3.Connection:
-        db = self._connect()
+        db = self._connect(new=new)
         try:
             if new:
                 db.executescript(f"pragma journal_mode = wal; begin; {tables.TABLES}")
@@ -281,8 +300,10 @@ class Store:
             raise
         return db
 
-    def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=10)
+    def _connect(self, *, new: bool = False) -> sqlite3.Connection:
+        # A file that has vanished is not to come back as an empty one.
+        uri = f"{self._path.absolute().as_uri()}?mode={'rwc' if new else 'rw'}"
+        db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
         # Without a sync at every commit a power cut may cost the last documents, never the index.
         db.executescript(
             "pragma synchronous = normal; pragma wal_autocheckpoint = 0; pragma cache_size = -8000"

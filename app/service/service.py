@@ -97,6 +97,7 @@ class Service:
         self._tokenizer: PromptTokenizer | None = None
         self._loaded: LoadedModel | None = None
         self._retrieval: Retrieval | None = None
+        self._n_embedding = 0  # requests for vectors that are not answered yet
         self._threads = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare")
         # What takes long has a thread of its own, so that nobody else's start waits for it.
         self._long_texts = ThreadPoolExecutor(1, thread_name_prefix="prepare-long")
@@ -266,6 +267,7 @@ class Service:
         Raises:
             NotOffered: There is no embedding model.
             BadRequest: One of them is empty, too long, or no text of this model's tokens.
+            Overloaded: As many requests for vectors run and wait as may.
             GenerationFailed: The model cannot.
         """
         loaded = self.loaded  # what loads may still bring an embedding model
@@ -273,9 +275,18 @@ class Service:
             raise NotOffered(
                 f"{loaded.name} makes no embeddings; start the server with KNOWLEDGE=on or EMBEDDING_MODEL"
             )
-        return await embed(
-            self._retrieval.embedder, inputs, field=field, truncate=truncate, normalize=normalize
-        )
+        if self._n_embedding >= self.settings.max_concurrent_requests:
+            raise Overloaded(
+                f"the server is busy: {self._n_embedding} requests for vectors are running or waiting; "
+                "try again later"
+            )
+        self._n_embedding += 1
+        try:
+            return await embed(
+                self._retrieval.embedder, inputs, field=field, truncate=truncate, normalize=normalize
+            )
+        finally:
+            self._n_embedding -= 1
 
     async def _with_passages(self, prompt: Prompt) -> Prompt:
         """The prompt with what its question finds in the documents, where it is to draw on them."""

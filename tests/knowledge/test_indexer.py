@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -244,6 +245,21 @@ def test_what_cannot_be_stored_waits_and_is_told(
     (folder / "new.txt").write_text("New.")
     until(lambda: len(names(knowledge)) == 3)
     assert knowledge.problem is None
+
+
+@pytest.mark.anyio
+async def test_documents_are_indexed_again_when_the_index_is_lost(
+    open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path, tmp_path: Path
+) -> None:
+    knowledge, _ = open_knowledge()
+    settled(knowledge)
+    shutil.rmtree(tmp_path / "index")
+    let_the_watch_begin()
+    (folder / "new.txt").write_text("The tower is 40 metres high.")
+    until(lambda: (tmp_path / "index").exists())
+    until(lambda: len(names(knowledge)) == 3)
+    [passage, *_] = await knowledge.search("When does the Wren Bridge open?")
+    assert passage.chunk.file == "bridge.md"
 
 
 @pytest.mark.anyio

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -433,7 +434,36 @@ def test_a_damaged_index_starts_anew(tmp_path: Path, damage: str, caplog: pytest
     assert "started anew: it is damaged" in caplog.text
 
 
-def test_damage_met_in_use_is_mended_at_the_next_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["folder", "file", "cannot come back"])
+def test_an_index_that_vanishes_under_us_starts_anew(tmp_path: Path, lost: str) -> None:
+    folder = tmp_path / "index"
+    with open_store(folder) as store:
+        put(store, "a", ["heron"])
+        assert not store.mend()
+        if lost == "file":
+            (folder / "index.sqlite3").unlink()
+        else:
+            shutil.rmtree(folder)
+        if lost == "cannot come back":
+            folder.write_text("in the way")
+            for _ in range(2):
+                with pytest.raises(StoreError, match="KNOWLEDGE_INDEX="):
+                    store.mend()
+                with pytest.raises(StoreError, match="KNOWLEDGE_INDEX="):
+                    store.files()
+            folder.unlink()
+        assert store.mend()
+        assert not store.mend()
+        assert (store.files(), store.n_chunks) == ({}, 0)
+        put(store, "b", ["wren"])
+        assert ask(store, "wren") == ["wren"]
+        with pytest.raises(StoreError, match="in use by another process"):
+            open_store(folder)
+    with open_store(folder) as store:
+        assert [*store.files()] == ["b"]
+
+
+def test_damage_met_in_use_is_mended(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         put(store, "a", [f"heron {n}" for n in range(2000)])
     file = tmp_path / "index.sqlite3"
@@ -442,16 +472,20 @@ def test_damage_met_in_use_is_mended_at_the_next_start(tmp_path: Path) -> None:
     whole[first:] = b"\xa5" * (len(whole) - first)
     file.write_bytes(whole)
 
-    def use() -> None:
-        with open_store(tmp_path) as store:
-            for n in range(50):
-                store.search(some_vectors(1, n)[0], f"heron {n}", top_k=5, threshold=-1)
-            put(store, "a", ["wren"])
+    def use(store: Store) -> None:
+        for n in range(50):
+            store.search(some_vectors(1, n)[0], f"heron {n}", top_k=5, threshold=-1)
+        put(store, "a", ["wren"])
 
-    with pytest.raises(StoreError, match=r"is damaged .* made anew at the next start"):
-        use()
-    with open_store(tmp_path) as store:
+    with open_store(tmp_path) as store, pytest.raises(StoreError, match=r"is damaged .* made anew"):
+        use(store)
+    with open_store(tmp_path) as store:  # at the next start
         assert store.n_chunks == 0
+        put(store, "a", ["heron"])
+        (tmp_path / "damaged").touch()
+        assert store.mend()  # and without one
+        assert store.n_chunks == 0
+        use(store)
 
 
 def test_a_full_disk_changes_nothing(store: Store) -> None:

@@ -147,7 +147,7 @@ _EMBEDDINGS = Operation(
     examples=EMBEDDING_EXAMPLES,
     answers={200: Answer("The vectors.", {JSON: EmbeddingList})},
     error=OpenAIErrorResponse,
-    errors=causes(413, 415, 500, 501, 503) | {400: _MISTAKES},
+    errors=causes(413, 415, 429, 500, 501, 503) | {400: _MISTAKES},
 )
 
 OPERATIONS: Operations = {

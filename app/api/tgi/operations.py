@@ -87,7 +87,7 @@ _EMBED_EXAMPLES: dict[str, Any] = {
         "truncation_direction": "right",
     },
 }
-_EMBEDDING = _READING | causes(501)
+_EMBEDDING = _READING | causes(429, 501)
 
 _COMPAT = Operation(
     tag=TAG,

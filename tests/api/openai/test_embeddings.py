@@ -207,17 +207,42 @@ def test_a_model_that_was_trained_for_fewer_numbers(
 # --- clients that leave
 
 
+def leave(url: str) -> None:
+    """Ask for much, and do not wait for it."""
+    body = {"input": ["word " * 480] * 400}
+    httpx.post(f"{url}/v1/embeddings", json=body, timeout=httpx.Timeout(30, read=0.5))
+
+
 def test_a_client_that_leaves_holds_nobody_up(embedding_url: str) -> None:
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(
-            f"{embedding_url}/v1/embeddings",
-            json={"input": ["word " * 480] * 400},
-            timeout=httpx.Timeout(30, read=0.5),
-        )
+        leave(embedding_url)
     begun = time.monotonic()
     assert post(embedding_url, input="a").status_code == 200
     # 400 texts of 480 tokens take more than ten seconds on any CPU; the batch that runs is waited for.
     assert time.monotonic() - begun < 8
+
+
+def test_more_requests_than_may_wait_are_refused_and_the_rest_is_served(
+    start_server: Callable[..., Server],
+) -> None:
+    server = start_server(
+        EMBEDDING_MODEL="all-MiniLM-L6-v2", MAX_CONCURRENT_REQUESTS="2", N_CTX="512", MAX_SEQUENCES="1"
+    ).wait_until()
+    with ThreadPoolExecutor(6) as threads:
+        responses = list(threads.map(lambda _: post(server.url, input=["word " * 200] * 60), range(6)))
+        refused = [response for response in responses if response.status_code == 429]
+        assert refused
+        assert all(len(response.json()["data"]) == 60 for response in responses if response not in refused)
+        assert len(refused) < 5
+        assert refused[0].headers["retry-after"]
+        assert refused[0].json()["error"]["type"] == "rate_limit_error"
+        # Clients that leave make room.
+        both = [threads.submit(leave, server.url) for _ in range(2)]
+        assert all(isinstance(one.exception(), httpx.ReadTimeout) for one in both)
+        assert [post(server.url, input="a").status_code for _ in range(3)] == [200] * 3
+        # Neither waits for the other's turn to come.
+        asked = {"prompt": "Once", "max_tokens": 4}
+        assert httpx.post(f"{server.url}/v1/completions", json=asked, timeout=60).status_code == 200
 
 
 def test_a_server_that_ends_says_so(start_server: Callable[..., Server]) -> None:
