@@ -31,11 +31,14 @@ async def metrics(request: Request) -> Response:
 async def contexts(request: Request) -> Response:
     """Answer the contexts by name, the default one, the model, and whether there is a knowledge base."""
     service: Service = request.app.state.service
+    has_knowledge = service.settings.knowledge == "on"
+    drawing = [name for name, context in service.contexts.items() if context.knowledge]
     return JSONResponse(
         {
             "default": service.settings.context_type,
             "contexts": list(service.contexts),
             "model": service.model_name,
-            "knowledge": service.settings.knowledge == "on",
+            "knowledge": has_knowledge,
+            "with_documents": drawing if has_knowledge else [],
         }
     )

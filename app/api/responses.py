@@ -31,6 +31,10 @@ class Contexts(BaseModel):
     contexts: list[str]
     model: Annotated[str, Field(description="What answers; empty while it is loading.")]
     knowledge: Annotated[bool, Field(description="Whether there is a knowledge base to draw on.")]
+    with_documents: Annotated[
+        list[str],
+        Field(description="The contexts whose answers draw on it where a request does not say."),
+    ]
 
 
 class Health(BaseModel):

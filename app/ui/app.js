@@ -7,7 +7,7 @@ import { spokenFigures, Turn } from "./turn.js";
 
 const element = (id) => document.getElementById(id);
 const [query, context, send, stop, clear] = ["query", "context", "send", "stop", "clear"].map(element);
-const documents = element("documents"); // whether to use them; disabled where the server has none
+const documents = element("documents"); // whether to use them; disabled where the context has none
 const log = element("log");
 const follower = new Follower(element("latest"));
 const hasKeyboard = !matchMedia("(pointer: coarse)").matches;
@@ -15,6 +15,7 @@ const hasKeyboard = !matchMedia("(pointer: coarse)").matches;
 let ready = false;
 let running = null; // the AbortController of the answer that streams
 let turns = 0;
+let withDocuments = []; // contexts whose answers draw on documents
 let forgetSpoken = 0;
 
 // What is said, and when the controls can be used
@@ -86,10 +87,15 @@ function showServer(server) {
   const chosen = server.contexts.includes(context.value) ? context.value : server.default;
   context.replaceChildren(...server.contexts.map((name) => new Option(name, name, false, name === chosen)));
   context.disabled = false;
-  documents.disabled = !server.knowledge;
+  withDocuments = server.with_documents;
+  offerDocuments();
   element("model").textContent = server.model;
   element("model").title = server.model;
   element("model").hidden = false;
+}
+
+function offerDocuments() {
+  documents.disabled = !withDocuments.includes(context.value);
 }
 
 // Asking
@@ -201,6 +207,7 @@ query.addEventListener("keydown", (event) => {
 });
 query.addEventListener("input", update);
 context.addEventListener("change", showExamples);
+context.addEventListener("change", offerDocuments);
 element("examples").addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (!button) return;

@@ -8,7 +8,7 @@ const RETRY_AFTER_MS = 1000;
  * Wait until the model is loaded, however long that takes.
  *
  * @param {(obstacle: string) => void} onWait hears why there is a wait, at each attempt
- * @returns {Promise<{default: string, contexts: string[], model: string, knowledge: boolean}>}
+ * @returns {Promise<{default: string, contexts: string[], model: string, with_documents: string[]}>}
  */
 export async function connect(onWait) {
   for (;;) {

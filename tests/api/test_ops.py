@@ -20,6 +20,7 @@ def test_contexts(server_url: str) -> None:
         "contexts": ["general", "sql", "classifier", "math"],
         "model": "SmolLM2-135M-Instruct.Q4_1",
         "knowledge": False,
+        "with_documents": [],
     }
 
 

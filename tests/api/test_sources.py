@@ -100,6 +100,7 @@ def test_what_cannot_be_chosen_is_named(knowledge_url: str, knowledge: Any, fiel
 
 
 def test_contexts_with_jobs_of_their_own_draw_on_nothing_unless_asked_to(knowledge_url: str) -> None:
+    assert httpx.get(f"{knowledge_url}/contexts").json()["with_documents"] == ["general"]
     assert named(ask(knowledge_url, context="math")) == []
     assert named(ask(knowledge_url, context="math", knowledge=True))
 

@@ -45,7 +45,7 @@ def documents(page: Page, server_url: str) -> ChatPage:
 
     def with_knowledge(route: Route) -> None:
         known = route.fetch()
-        route.fulfill(response=known, json={**known.json(), "knowledge": True})
+        route.fulfill(response=known, json={**known.json(), "with_documents": ["general"]})
 
     page.route("**/contexts", with_knowledge)
     return ChatPage(page, server_url).open()
@@ -139,6 +139,14 @@ def test_switch_is_hidden_without_documents(chat: ChatPage) -> None:
     chat.ask(QUESTION)
     chat.wait_until_done()
     assert chat.asked == [{"query": QUESTION, "context": "general", "details": True}]
+
+
+def test_switch_is_hidden_in_contexts_that_draw_on_none(documents: ChatPage) -> None:
+    expect(use_documents(documents)).to_be_visible()
+    documents.context.select_option("sql")
+    expect(use_documents(documents)).to_be_hidden()
+    documents.context.select_option("general")
+    expect(use_documents(documents)).to_be_visible()
 
 
 def test_switch_leaves_the_documents_out(documents: ChatPage) -> None:

@@ -92,7 +92,7 @@ def test_markup_in_an_answer_stays_text(chat: ChatPage) -> None:
 
 def test_markup_from_the_server_stays_text(page: Page, server_url: str, tolerated: list[str]) -> None:
     tolerated.append("status of 400")
-    known = {"default": MARKUP, "contexts": [MARKUP], "model": MARKUP}
+    known = {"default": MARKUP, "contexts": [MARKUP], "model": MARKUP, "with_documents": []}
     page.route("**/contexts", lambda route: route.fulfill(json=known))
     chat = ChatPage(page, server_url).open()
     refusal = {"error": MARKUP, "error_type": "validation"}
