@@ -9,7 +9,7 @@ from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
-from app.engine.llama.native import ModelLoadError, last_complaint, start_backend
+from app.engine.llama.native import ModelLoadError, last_complaint, mapped_files_come_as_needed, start_backend
 
 
 class Model:
@@ -35,7 +35,8 @@ class Model:
         params.main_gpu = main_gpu
         params.vocab_only = vocab_only
         self.path = path
-        self._handle = lib.llama_model_load_from_file(str(path).encode(), params)
+        with mapped_files_come_as_needed():
+            self._handle = lib.llama_model_load_from_file(str(path).encode(), params)
         if not self._handle:
             raise ModelLoadError(last_complaint("llama.cpp gave no reason"))
         self.vocab = Vocab(lib.llama_model_get_vocab(self._handle))

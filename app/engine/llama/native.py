@@ -5,6 +5,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
@@ -58,6 +62,33 @@ def _give_large_buffers_back() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+
+
+@contextmanager
+def mapped_files_come_as_needed() -> Iterator[None]:
+    """Have files that are mapped within leave memory; what is read of them again comes back by itself.
+
+    llama.cpp maps a model's file and reads all of it in. Where the CPU computes with a copy of the weights
+    in another order (ggml's repacking, AMX), most of the file is never looked at again, and yet counts as
+    much as the copy does. Other systems than Linux keep it.
+    """
+    before = _mapped_files()
+    yield
+    madvise = getattr(ctypes.CDLL(None), "madvise", None)
+    for begin, end in _mapped_files() - before:
+        assert madvise is not None
+        # Locked pages refuse, and stay.
+        madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
+
+
+def _mapped_files() -> set[tuple[int, int]]:
+    """Where files are mapped to be read and shared, as llama.cpp maps them (proc_pid_maps(5))."""
+    try:
+        lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return set()
+    ranges = (line.split()[0].split("-") for line in lines if line.split()[1] == "r--s")
+    return {(int(begin, 16), int(end, 16)) for begin, end in ranges}
 
 
 def last_complaint(otherwise: str) -> str:
