@@ -109,15 +109,17 @@ def _endless(schemas: Mapping[str, Mapping[str, Any]], root: Schema) -> str | No
     # What is required is mostly further in, so the inner ones come first and few rounds are needed.
     left = {id(schema): _needs(schema, root) for schema in reversed(list(schemas.values()))}
     for _ in range(_ROUNDS):
-        endless = {schema: needs for schema, needs in left.items() if _unmet(needs, left)}
-        if len(endless) == len(left):
+        n_before = len(left)
+        for schema, needs in [*left.items()]:
+            if not _unmet(needs, left):
+                del left[schema]
+        if len(left) == n_before:
             break
-        left = endless
     else:
         return None
     if not left:
         return None
-    schema, passed = next(reversed(left)), set[int]()
+    schema, passed = next(reversed(left)), set[int]()  # from the outermost to one that leads to itself
     while schema not in passed:
         passed.add(schema)
         schema = _unmet(left[schema], left)[0]
