@@ -17,7 +17,8 @@ _Needs = list[list[list[Schema]]]
 # llguidance writes a multiple as an automaton that counts to it: beyond this, compiling takes seconds, and
 # with every further digit ten times as much time and memory.
 _LARGEST_MULTIPLE = 10_000
-_ROUNDS = 100  # nested schemas need one or two; beyond, nothing is claimed
+_ROUNDS = 10  # real schemas need one or two; beyond, nothing is claimed
+_LONGEST_INDEX = 9  # digits
 _ONE = (
     *("additionalProperties", "additionalItems", "items", "contains", "not", "if", "then", "else"),
     *("propertyNames", "unevaluatedItems", "unevaluatedProperties"),
@@ -78,11 +79,15 @@ def _resolved(reference: str, root: Schema) -> Schema:
         name = step.replace("~1", "/").replace("~0", "~")
         if isinstance(value, Mapping) and name in value:
             value = value[name]
-        elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+        elif isinstance(value, list) and _is_index(name) and int(name) < len(value):
             value = value[int(name)]
         else:
             return True
     return value
+
+
+def _is_index(step: str) -> bool:
+    return step.isascii() and step.isdecimal() and len(step) <= _LONGEST_INDEX
 
 
 def _large_multiples(schemas: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -106,11 +111,11 @@ def _endless(schemas: Mapping[str, Mapping[str, Any]], root: Schema) -> str | No
     when no more are found has none.
     """
     pointers = {id(schema): pointer for pointer, schema in schemas.items()}
-    # What is required is mostly further in, so the inner ones come first and few rounds are needed.
+    # What is required is mostly further in, so the inner ones come first; the next round goes the other way.
     left = {id(schema): _needs(schema, root) for schema in reversed(list(schemas.values()))}
-    for _ in range(_ROUNDS):
+    for number in range(_ROUNDS):
         n_before = len(left)
-        for schema, needs in [*left.items()]:
+        for schema, needs in [*left.items()][:: -1 if number % 2 else 1]:
             if not _unmet(needs, left):
                 del left[schema]
         if len(left) == n_before:

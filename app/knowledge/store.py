@@ -80,6 +80,8 @@ class Store:
         self._switching = threading.Lock()  # held while the file and what is in memory change together
         self._idle_readers: list[sqlite3.Connection] = []
         self._closed = False
+        self._opened = 0  # how often; what was opened before the last time leads to an index that is gone
+        self._is_lost = False
         self._scanning = ThreadPoolExecutor(2, thread_name_prefix="scan")
         self._in_log = 0  # chunks
         self._lock = self._take_lock()
@@ -190,11 +192,14 @@ class Store:
         with self._writing, self._switching:
             if self._closed or (self._path.exists() and not self._damage_mark.exists()):
                 return False
+            self._is_lost = True
             self._disconnect()
             self._lock.release()
             self._lock = self._take_lock()
             with self._explained():
                 self._db = self._open()
+            self._opened += 1
+            self._is_lost = False
             return True
 
     def close(self) -> None:
@@ -214,6 +219,12 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError("the index is closed")
+        if self._is_lost:
+            raise StoreError(f"the index in KNOWLEDGE_INDEX={self._folder} was lost; it is made anew soon")
 
     def _disconnect(self) -> None:
         for connection in (*self._idle_readers, self._db):
@@ -314,8 +325,8 @@ class Store:
     def _reading(self) -> Iterator[tuple[sqlite3.Connection, VectorIndex]]:
         """One state of the file and of what is in memory, that no writer changes."""
         with self._switching:
-            if self._closed:
-                raise StoreError("the index is closed")
+            self._check_open()
+            opened = self._opened
             db = self._idle_readers.pop() if self._idle_readers else self._connect()
             try:
                 db.execute("begin")
@@ -331,15 +342,14 @@ class Store:
             db.close()
             raise
         with self._switching:
-            if self._closed:
+            if self._closed or self._is_lost or opened != self._opened:
                 db.close()
             else:
                 self._idle_readers.append(db)
 
     def _write(self, change: Callable[[sqlite3.Connection], VectorIndex], n_chunks: int = 0) -> None:
         with self._writing, self._explained():
-            if self._closed:
-                raise StoreError("the index is closed")
+            self._check_open()
             with _transaction(self._db, self._switching) as commit:
                 index = change(self._db)
                 tables.count_common_words(self._db, len(index))

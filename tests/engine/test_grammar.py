@@ -15,6 +15,7 @@ from app.engine.answer import EngineError
 from app.engine.detokenizer import Detokenizer
 from app.engine.engine import Engine
 from app.engine.grammar import Grammar, GrammarCompiler, GrammarError, Matcher
+from app.engine.json_schema import complaint_about
 from app.engine.llama import Model
 from app.engine.sampling import SamplingParams
 from app.engine.sequence import FinishReason
@@ -199,8 +200,35 @@ def test_what_cannot_be_kept_to_is_refused_by_name(
         {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(1000)}},
     ],
 )
-def test_what_looks_like_what_is_refused_is_not(schema: Any, grammars: GrammarCompiler) -> None:
-    grammars.json_schema(schema)
+def test_what_looks_like_what_is_refused_is_not(schema: Any, grammars: GrammarCompiler, model: Model) -> None:
+    logits = np.zeros(model.vocab.n_tokens, np.float32)
+    grammars.json_schema(schema).matcher().mask(logits)
+    assert np.isfinite(logits).any()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/allOf/" + "9" * 5000, "allOf": [True]},
+        {"$ref": "#/allOf/³", "allOf": [True]},
+        {"type": [{}], "required": [[]], "minItems": "x", "properties": [], "anyOf": [], "prefixItems": 1},
+        {"type": ["array", "object"], "required": [[], {}], "minItems": -(10**30), "items": [[]]},
+        {"multipleOf": "x", "$ref": 3, "allOf": {}},
+    ],
+)
+def test_any_json_may_be_looked_at_as_a_schema(schema: Any) -> None:
+    assert complaint_about(schema) is None
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_long_chains_are_followed_in_a_few_rounds(step: int) -> None:
+    first, last = (0, 2000)[::step]
+    chain = {f"p{i}": {"$ref": f"#/properties/p{i + step}"} for i in range(first, last, step)}
+    assert complaint_about({"properties": chain | {f"p{last}": {"type": "null"}}}) is None
+    endless = {"properties": chain | {f"p{last}": {"$ref": f"#/properties/p{last}"}}}
+    assert (
+        complaint_about(endless) == f"no text satisfies it: #/properties/p{last} requires itself, without end"
+    )
 
 
 @pytest.mark.parametrize("pattern", ["(", "a(?=b)", r"(a)\1", "(a{1000}){1000}", "a{1000000}"])

@@ -463,6 +463,19 @@ def test_an_index_that_vanishes_under_us_starts_anew(tmp_path: Path, lost: str) 
         assert [*store.files()] == ["b"]
 
 
+def test_a_search_under_way_does_not_bring_a_lost_index_back(tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    with open_store(folder) as store:
+        put(store, "a", ["heron"])
+        with store._reading() as (db, _):  # a search that takes long
+            shutil.rmtree(folder)
+            assert store.mend()
+            assert db.execute("select count(*) from files").fetchone() == (1,)
+        put(store, "b", ["wren"])
+        assert [*store.files()] == ["b"]
+        assert ask(store, "heron") == []
+
+
 def test_damage_met_in_use_is_mended(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         put(store, "a", [f"heron {n}" for n in range(2000)])

@@ -74,11 +74,10 @@ def mapped_files_come_as_needed() -> Iterator[None]:
     """
     before = _mapped_files()
     yield
-    madvise = getattr(ctypes.CDLL(None), "madvise", None)
+    libc = ctypes.CDLL(None)
     for begin, end in _mapped_files() - before:
-        assert madvise is not None
         # Locked pages refuse, and stay.
-        madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
+        libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
 
 
 def _mapped_files() -> set[tuple[int, int]]:
