@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from app import settings as settings_table
-from app.engine import preflight
-from app.settings import Settings, SettingsError
+from app.config import settings as settings_table
+from app.config.settings import Settings, SettingsError
+from app.fit import preflight
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,13 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _user_errors() -> tuple[type[Exception], ...]:
     # Imported late: these load the native library, which is tried in a child process first.
-    from app.contexts import ContextsError
-    from app.detect_watermark import TextError
+    from app.cli.detect_watermark import TextError
+    from app.cli.serve import StartupError
+    from app.config.contexts import ContextsError
     from app.engine.llama import ModelLoadError
-    from app.engine.memory_plan import MemoryPlanError
-    from app.hub_errors import ModelError
-    from app.server import StartupError
+    from app.fit.memory_plan import MemoryPlanError
     from app.service import ServiceError
+    from app.weights.errors import ModelError
 
     return (
         ContextsError,
@@ -68,7 +68,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
 
 
 def _serve(settings: Settings, _options: argparse.Namespace) -> int:
-    from app.server import serve
+    from app.cli.serve import serve
 
     try:
         return serve(settings)
@@ -82,8 +82,8 @@ def _generate(settings: Settings, options: argparse.Namespace) -> int:
 
     from pydantic import ValidationError
 
-    from app.api.problems import complaint
-    from app.generate import generate, request_of
+    from app.api.http.problems import complaint
+    from app.cli.generate import generate, request_of
 
     fields: dict[str, Any] = {
         "query": options.prompt,
@@ -107,7 +107,7 @@ def _generate(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _detect_watermark(settings: Settings, options: argparse.Namespace) -> int:
-    from app.detect_watermark import detect_watermark
+    from app.cli.detect_watermark import detect_watermark
 
     try:
         detect_watermark(settings, options.file)

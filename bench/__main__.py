@@ -12,9 +12,10 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from app.hub import resolve_model
-from app.hub_errors import ModelError
-from app.settings import Settings, load, physical_cores
+from app.config.settings import Settings, load
+from app.machine.cores import physical_cores
+from app.weights.errors import ModelError
+from app.weights.model import resolve_model
 from bench import goals, plot, results
 from bench.client import BenchError
 from bench.goals import PEER, PEER_FLASH_OFF, PIP_PEER

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from app.engine.llama import Batch, Context, KVOptions, Model
-from app.engine.sampling import SamplingParams, make_sampler
+from app.engine.sampling.samplers import SamplingParams, make_sampler
 
 N_PROMPT = 135  # tokens
 _N_BATCH = 512

@@ -21,16 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.embedding_model import resolve_embedding_model
+from app.config.settings import ROOT, load
 from app.engine.embedder import Embedder, normalized
 from app.engine.llama import Batch, EmbeddingContext, Model
 from app.knowledge.chunk import Chunk
 from app.knowledge.chunking import embedded_text, split_into_chunks
-from app.knowledge.documents import SUFFIXES, read_document
+from app.knowledge.index.store import IndexedFile, Store
 from app.knowledge.knowledge import Knowledge, KnowledgeOptions
-from app.knowledge.store import IndexedFile, Store
+from app.knowledge.reading.reader import SUFFIXES, read_document
+from app.machine.cores import physical_cores
 from app.service.retrieval import knowledge_options
-from app.settings import ROOT, load, physical_cores
+from app.weights.embedding import resolve_embedding_model
 
 _CORPUS = (ROOT / "data", ROOT / "tests" / "knowledge" / "corpus")
 _QUESTIONS = ROOT / "tests" / "knowledge" / "questions.json"

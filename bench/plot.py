@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
 
-from app.settings import ROOT
+from app.config.settings import ROOT
 from bench import results
 from bench.goals import Results, rows
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.chat_template import Message, choose_template
+from app.chat.messages import Message
+from app.chat.template.template import choose_template
 from app.engine.llama import Model
 
 # fmt: off

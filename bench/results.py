@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from app.settings import ROOT
+from app.config.settings import ROOT
 from bench.goals import Results
 from bench.native import cpu
 from bench.suite import Suite

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from app.chat_template import Message
+from app.chat.messages import Message
 from bench.client import BenchError, Timing
 from bench.load import Figures, parallel, percentile, run_load, wave_rate
 from bench.prompts import PLAIN, Context, Prompts, Question, Texts

@@ -36,7 +36,7 @@ def anyio_backend() -> str:
 
 def clean_environment(**settings: str) -> dict[str, str]:
     """The environment without settings of the machine's owner, plus ``settings``."""
-    from app.settings import Settings
+    from app.config.settings import Settings
 
     ours = {name.upper() for name in Settings.model_fields} | {"WEIGHT_FILES", "N_GPU_LAYERS"}
     return {k: v for k, v in os.environ.items() if k.upper() not in ours} | settings

@@ -11,21 +11,23 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Route
 
-from app.api import errors, knowledge, ops
-from app.api.auth import RequireKey
+from app.api.http import errors
+from app.api.http.auth import RequireKey
+from app.api.http.problems import ApiError
 from app.api.openai.chat import chat_completions
 from app.api.openai.completions import completions
 from app.api.openai.embeddings import embeddings
 from app.api.openai.models import model, models
 from app.api.operations import api_document
-from app.api.pages import page_routes
-from app.api.problems import ApiError
-from app.api.sagemaker import invocations
+from app.api.operator import ops
+from app.api.operator.pages import page_routes
+from app.api.sagemaker.dialect import invocations
 from app.api.tgi.embed import embed, embed_or_generate
 from app.api.tgi.generate import generate, generate_stream
 from app.api.tgi.info import info
 from app.api.tgi.tokens import chat_tokenize, tokenize
-from app.api.token_stream import token_stream
+from app.api.tokenstream import knowledge
+from app.api.tokenstream.token_stream import token_stream
 from app.service import Service, ServiceError
 
 Lifespan = Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]

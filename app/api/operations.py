@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.api import knowledge
-from app.api.openai import operations as openai
+from app.api.openai import dialect as openai
 from app.api.openapi import JSON, Answer, Operation, Operations, causes, document
-from app.api.responses import Contexts, Figures, Health, NotReady, Problem, Ready
-from app.api.tgi import operations as tgi
-from app.api.token_stream import TokenStreamRequest
+from app.api.tgi import dialect as tgi
+from app.api.tokenstream import knowledge
+from app.api.tokenstream.replies import Contexts, Figures, Health, NotReady, Problem, Ready
+from app.api.tokenstream.token_stream import TokenStreamRequest
 
 _OWN, _OPERATION, _PAGES = "Token stream", "Operation", "Pages"
 _TAGS = {

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from app.engine.logprobs import Logprobs
+from app.engine.sampling.logprobs import Logprobs
 from app.engine.sequence import FinishReason, Sequence
 
 

@@ -18,8 +18,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from app.engine.fair_lock import Turns
 from app.engine.llama import Batch, DecodeError, EmbeddingContext, Model
-from app.engine.turns import Turns
 
 logger = logging.getLogger("tokenstream.embedder")
 

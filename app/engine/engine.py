@@ -12,15 +12,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from app.engine.answer import Answer, EngineError, Output, QueueFull, RequestTooLong
+from app.engine.cache.prefix_cache import MemoryKind, PrefixCache, StateStore
 from app.engine.detokenizer import Detokenizer
-from app.engine.grammar import GrammarError
 from app.engine.llama import Batch, Context, KVOptions, Model, Vocab
-from app.engine.logprobs import logprobs_of
 from app.engine.pacing import LEAST_CHUNK, Pacing
-from app.engine.prefix_cache import MemoryKind, PrefixCache, StateStore
 from app.engine.prompt_lookup import PromptLookup
 from app.engine.report import Observer, StepReport
-from app.engine.sampling import GreedySampler, SamplingParams, make_sampler
+from app.engine.sampling.grammar import GrammarError
+from app.engine.sampling.logprobs import logprobs_of
+from app.engine.sampling.samplers import GreedySampler, SamplingParams, make_sampler
 from app.engine.scheduler import Limits, Scheduler, Work
 from app.engine.sequence import Sequence
 

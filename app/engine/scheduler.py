@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from app.engine.cache.prefix_cache import Prefix, PrefixCache, Resident
 from app.engine.pacing import LEAST_CHUNK, Pacing
-from app.engine.prefix_cache import Prefix, PrefixCache, Resident
 from app.engine.sequence import Sequence
 
 # A prefix that another sequence is about to have is waited for if it saves as many tokens.

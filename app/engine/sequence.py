@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass, field
 
 from app.engine.detokenizer import Detokenizer
-from app.engine.logprobs import Logprobs
 from app.engine.prompt_lookup import PromptLookup
-from app.engine.sampling import Sampler, SamplingParams
+from app.engine.sampling.logprobs import Logprobs
+from app.engine.sampling.samplers import Sampler, SamplingParams
 
 
 class FinishReason(str, enum.Enum):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from app.knowledge.chunk import Chunk
-from app.knowledge.document import Block, Document
+from app.knowledge.reading.document import Block, Document
 from app.knowledge.sentences import sentences
 
 _TINY = 4  # a section of a 4th of the budget may share a chunk with its neighbours

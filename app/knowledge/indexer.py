@@ -21,10 +21,10 @@ from watchfiles import watch
 from app.engine.embedder import Embedder, EmbeddingError, Vectors, normalized
 from app.knowledge.chunk import Chunk
 from app.knowledge.chunking import embedded_text, split_into_chunks
-from app.knowledge.document import UnreadableDocument
-from app.knowledge.documents import MOST_BYTES, SUFFIXES, DocumentReader
 from app.knowledge.errors import StoreError
-from app.knowledge.store import IndexedFile, Store
+from app.knowledge.index.store import IndexedFile, Store
+from app.knowledge.reading.document import UnreadableDocument
+from app.knowledge.reading.reader import MOST_BYTES, SUFFIXES, DocumentReader
 
 logger = logging.getLogger("tokenstream.knowledge")
 

@@ -16,11 +16,11 @@ from typing import Literal, Protocol
 from app.engine.embedder import Embedder, normalized
 from app.knowledge import indexer
 from app.knowledge.chunk import Passage
-from app.knowledge.store import Store
+from app.knowledge.index.store import Store
 
 _SEARCHING_THREADS = 2
 # What decides which chunks a file has: our own modules, and packages by their versions.
-_READING = ("document.py", "documents.py", "chunking.py", "sentences.py", "formats/*.py")
+_READING = ("chunking.py", "sentences.py", "reading/*.py")
 _PACKAGES = ("mammoth", "markdown-it-py", "pypdfium2", "selectolax")
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from app.engine.answer import Answer, EngineError, Output
-from app.engine.logprobs import Logprobs
+from app.engine.sampling.logprobs import Logprobs
 from app.engine.sequence import FinishReason
 from app.knowledge.chunk import Passage
 from app.service.errors import GenerationFailed

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from app.chat_template import Message
+from app.chat.messages import Message
 from app.knowledge.chunk import Passage
 
 _INSTRUCTION = (

@@ -6,20 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app.chat_template import Message, TemplateRefusal
-from app.contexts import Context
-from app.engine.grammar import Grammar, GrammarCompiler, GrammarError, check_schema
+from app.chat.messages import Message
+from app.chat.prompt import PromptTokenizer
+from app.chat.template.sandbox import TemplateRefusal
+from app.chat.tools import tool_grammar
+from app.config.contexts import Context
+from app.config.settings import Settings, SettingsError
+from app.engine.cache.prefix_tree import n_shared_tokens
 from app.engine.llama import Vocab
-from app.engine.prefix_tree import n_shared_tokens
-from app.engine.sampling import SamplingParams
-from app.engine.watermark import Watermark
+from app.engine.sampling.grammar import Grammar, GrammarCompiler, GrammarError, check_schema
+from app.engine.sampling.samplers import SamplingParams
+from app.engine.sampling.watermark import Watermark
 from app.knowledge.chunk import Passage
-from app.prompt import PromptTokenizer
 from app.service.errors import BadRequest, TooLong, UnknownContext
 from app.service.passages import with_passages
 from app.service.prompts import ChatPrompt, Constraint, JSONSchema, Prompt, TextPrompt, ToolUse
-from app.settings import Settings, SettingsError
-from app.tools import tool_grammar
 
 # What is to be quoted must not be penalized: with 1.15 a small model makes 06:27 of 06:25. Without any it
 # goes in circles where it does not know.

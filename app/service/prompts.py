@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.chat_template import Message, Tool
+from app.chat.messages import Message, Tool
 from app.knowledge.chunk import Passage
 
 

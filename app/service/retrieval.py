@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.engine import preflight
+from app.config.settings import Settings, SettingsError
 from app.engine.embedder import Embedder, EmbeddingError
+from app.engine.fair_lock import Turns
 from app.engine.llama import ModelLoadError
-from app.engine.turns import Turns
 from app.knowledge.chunk import Passage
 from app.knowledge.errors import StoreError
+from app.machine.cores import physical_cores
+from app.machine.folders import cache_folder
 from app.service.errors import BadRequest, GenerationFailed, KnowledgeFailed, NotOffered
 from app.service.prompts import ChatPrompt
-from app.settings import Settings, SettingsError, physical_cores
 from app.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:  # its packages are there with KNOWLEDGE=on alone
@@ -96,7 +97,7 @@ def knowledge_options(settings: Settings) -> KnowledgeOptions:
     name = f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
     return KnowledgeOptions(
         folder=folder,
-        index=settings.knowledge_index or preflight.cache_folder() / "knowledge" / name,
+        index=settings.knowledge_index or cache_folder() / "knowledge" / name,
         top_k=settings.knowledge_top_k,
         threshold=settings.knowledge_threshold,
         chunk_tokens=settings.knowledge_chunk_tokens,

@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from app.contexts import Context, ContextsError
+from app.chat.prompt import PromptTokenizer
+from app.config.contexts import Context, ContextsError
+from app.config.settings import Settings, SettingsError
 from app.engine.answer import EngineError, QueueFull, RequestTooLong
 from app.engine.embedder import Embedder
 from app.engine.engine import Engine
+from app.engine.fair_lock import Turns
 from app.engine.llama import Model, Vocab
-from app.engine.turns import Turns
-from app.prompt import PromptTokenizer
 from app.service.embedding import Embeddings, embed
 from app.service.errors import (
     BadRequest,
@@ -33,9 +34,8 @@ from app.service.preparation import Preparation, TokenLimits
 from app.service.prompts import ChatPrompt, Constraint, Prompt
 from app.service.retrieval import Retrieval, passages_for
 from app.service.setup import engine_options, fingerprint, make_tokenizer, memory_plan
-from app.settings import Settings, SettingsError
 from app.telemetry.metrics import Metrics
-from app.tokenizer_repo import TokenizerRepo
+from app.weights.tokenizer import TokenizerRepo
 
 if TYPE_CHECKING:
     from app.knowledge.knowledge import Knowledge

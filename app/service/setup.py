@@ -9,16 +9,19 @@ import logging
 from importlib.metadata import version
 from pathlib import Path
 
-from app.chat_template import choose_template, wrapping_template
-from app.engine import grammar, preflight, sampling
+from app.chat.prompt import PromptTokenizer
+from app.chat.template.template import choose_template, wrapping_template
+from app.config.settings import Settings
+from app.engine.cache.state_files import StateFiles
 from app.engine.engine import EngineOptions
-from app.engine.kv_choice import choose_kv
 from app.engine.llama import KVOptions, Model
-from app.engine.memory_plan import MemoryPlan, make_plan
-from app.engine.state_files import StateFiles
-from app.prompt import PromptTokenizer
-from app.settings import Settings, physical_cores
-from app.tokenizer_repo import TokenizerRepo, check_vocabulary
+from app.engine.sampling import grammar, samplers
+from app.fit import preflight
+from app.fit.kv_choice import choose_kv
+from app.fit.memory_plan import MemoryPlan, make_plan
+from app.machine.cores import physical_cores
+from app.machine.folders import cache_folder
+from app.weights.tokenizer import TokenizerRepo, check_vocabulary
 
 logger = logging.getLogger("tokenstream.service")
 
@@ -58,7 +61,7 @@ def engine_options(settings: Settings, plan: MemoryPlan, model: Model) -> Engine
             layout=None if settings.kv_layout == "auto" else kv.layout,
             n_sequences=plan.max_sequences,
             n_threads=n_threads,
-            remember=preflight.cache_folder() / "kv_choice" / f"{name}.json",
+            remember=cache_folder() / "kv_choice" / f"{name}.json",
         )
     logger.info("KV memory: %s", reason)
     return EngineOptions(
@@ -75,7 +78,7 @@ def engine_options(settings: Settings, plan: MemoryPlan, model: Model) -> Engine
 
 
 def _state_files(settings: Settings, path: Path, kv: KVOptions, n_sequences: int) -> StateFiles:
-    folder = settings.cache_dir or preflight.cache_folder() / "contexts"
+    folder = settings.cache_dir or cache_folder() / "contexts"
     # Of all this llama.cpp itself checks a part only, and takes what it does not check.
     kv_key = f"{kv.layout} {kv.type} flash_attention={kv.flash_attention} n_sequences={n_sequences}"
     key = {"model and library": preflight.identity(path), "kv": kv_key}
@@ -85,7 +88,7 @@ def _state_files(settings: Settings, path: Path, kv: KVOptions, n_sequences: int
 def fingerprint(path: Path, kv: KVOptions) -> str:
     """A short text that changes with what may change an answer: model, library, KV memory, sampling."""
     code = hashlib.sha256()
-    for module in (sampling, grammar):
+    for module in (samplers, grammar):
         code.update(inspect.getsource(module).encode())
     facts = [preflight.identity(path), str(kv), code.hexdigest(), version("llguidance"), version("numpy")]
     return f"fp_{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"

@@ -13,9 +13,9 @@ import pytest
 import uvicorn
 
 from app.api.app import create_app
-from app.contexts import load_contexts
+from app.config.contexts import load_contexts
+from app.config.settings import load
 from app.service import Service
-from app.settings import load
 from app.telemetry.metrics import Metrics
 from tests.conftest import ROOT
 

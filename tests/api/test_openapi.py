@@ -8,16 +8,16 @@ from typing import Any
 
 import httpx
 import pytest
-from api_document import Checker, operations
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.routing import Route
 
 from app.api.app import create_app
 from app.api.operations import api_document
-from app.contexts import load_contexts
+from app.config.contexts import load_contexts
+from app.config.settings import load
 from app.service import Service
-from app.settings import load
 from app.telemetry.metrics import Metrics
+from tests.api.api_document import Checker, operations
 from tests.conftest import ROOT, Server, free_port
 
 DOCUMENT = api_document(metrics_here=True, needs_key=False)

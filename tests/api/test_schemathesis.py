@@ -10,7 +10,6 @@ import httpx
 import pytest
 import requests
 import schemathesis
-from api_document import Checker
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.config import (
@@ -31,6 +30,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from app.api.operations import api_document
+from tests.api.api_document import Checker
 
 MOST_EXAMPLES = 15
 MOST_TOKENS = 2

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.embedding_model import resolve_embedding_model
+from app.config.settings import load
 from app.engine.embedder import Embedder, EmbeddingError, Vectors, normalized
 from app.engine.llama import Batch, EmbeddingContext, Model, ModelLoadError
-from app.settings import load
+from app.weights.embedding import resolve_embedding_model
 from tests.conftest import MODEL
 
 CLS, SEP = 101, 102

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.engine.cache.prefix_cache import MemoryKind, PrefixCache
 from app.engine.pacing import Pacing
-from app.engine.prefix_cache import MemoryKind, PrefixCache
 from app.engine.scheduler import Limits, Scheduler, Work
 from app.engine.sequence import Sequence
-from tests.engine.fake_memory import FakeMemory, sequence
+from tests.engine.cache.fake_memory import FakeMemory, sequence
 
 MB = 1 << 20
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from app.knowledge.chunk import Chunk
 from app.knowledge.chunking import embedded_text, split_into_chunks
-from app.knowledge.document import Block, Document
+from app.knowledge.reading.document import Block, Document
 from app.knowledge.sentences import sentences
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from app.embedding_model import resolve_embedding_model
+from app.config.settings import load
 from app.engine.embedder import Embedder
+from app.knowledge.index.store import Store, StoreError
 from app.knowledge.knowledge import DocumentState, Knowledge, KnowledgeOptions
-from app.knowledge.store import Store, StoreError
-from app.settings import load
+from app.weights.embedding import resolve_embedding_model
 
 
 class Notes:

@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from chat_page import ChatPage
 from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, sync_playwright
-from relay import Relay
+
+from tests.ui.chat_page import ChatPage
+from tests.ui.relay import Relay
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_ARGUMENTS = [

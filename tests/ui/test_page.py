@@ -7,9 +7,10 @@ import time
 
 import httpx
 import pytest
-from chat_page import ChatPage, running_requests
 from playwright.sync_api import Page, expect
-from relay import Relay
+
+from tests.ui.chat_page import ChatPage, running_requests
+from tests.ui.relay import Relay
 
 CLASSIC = "Where is located Paris ?"
 

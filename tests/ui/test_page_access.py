@@ -6,8 +6,9 @@ import json
 import re
 
 import pytest
-from chat_page import ChatPage
 from playwright.sync_api import Page, expect
+
+from tests.ui.chat_page import ChatPage
 
 CLASSIC = "Where is located Paris ?"
 TRAILER = "\x1e" + json.dumps(

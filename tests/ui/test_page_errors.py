@@ -7,9 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
-from chat_page import ChatPage
 from playwright.sync_api import Page, Route, expect
-from relay import CUT, Relay
+
+from tests.ui.chat_page import ChatPage
+from tests.ui.relay import CUT, Relay
 
 CLASSIC = "Where is located Paris ?"
 CUT_MESSAGE = "The connection broke before the answer was complete."

@@ -6,7 +6,7 @@ import os
 import struct
 from pathlib import Path
 
-from chat_page import ChatPage
+from tests.ui.chat_page import ChatPage
 
 SIZE = {"width": 1200, "height": 800}
 PICTURE = Path(__file__).resolve().parents[2] / "docs" / "page.png"

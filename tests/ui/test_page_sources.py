@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_page import ChatPage
 from playwright.sync_api import Locator, Page, Route, expect
-from test_page_access import COLOURS, contrast
 
 from tests.conftest import ROOT, Server
+from tests.ui.chat_page import ChatPage
+from tests.ui.test_page_access import COLOURS, contrast
 
 QUESTION = "When does the Wren Bridge in Callowmere open?"
 MARKUP = "<img src=x onerror=alert(1)><b>bold</b> &amp;\n\n\ttabs & lines"

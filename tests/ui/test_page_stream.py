@@ -6,9 +6,10 @@ import json
 
 import httpx
 import pytest
-from chat_page import ChatPage
 from playwright.sync_api import Page, expect
-from relay import Relay
+
+from tests.ui.chat_page import ChatPage
+from tests.ui.relay import Relay
 
 DETAILS = {
     "finish_reason": "eos_token",

@@ -11,7 +11,7 @@ from typing import Any
 
 from app.engine.answer import Output
 from app.engine.llama import Vocab
-from app.engine.logprobs import Logprobs
+from app.engine.sampling.logprobs import Logprobs
 from app.engine.sequence import FinishReason
 from app.service import Generation, LoadedModel, together
 

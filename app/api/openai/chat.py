@@ -9,8 +9,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.answering import WholeAnswer
-from app.api.body import read_json
+from app.api.http.answering import WholeAnswer
+from app.api.http.body import read_json
+from app.api.http.problems import invalid
+from app.api.http.sources import knowledge_use, source
 from app.api.openai.answers import (
     Collected,
     Envelope,
@@ -22,10 +24,9 @@ from app.api.openai.answers import (
     usage,
 )
 from app.api.openai.events import event_stream
-from app.api.openai.schemas import ChatMessage, ChatRequest, NamedToolChoice
-from app.api.problems import invalid
-from app.api.sources import knowledge_use, source
-from app.chat_template import Message, Tool, ToolCall
+from app.api.openai.requests import ChatMessage, ChatRequest, NamedToolChoice
+from app.chat.messages import Message, Tool, ToolCall
+from app.chat.tools import ArgumentsDelta, CallDelta, ContentDelta, Delta, ToolCallParser
 from app.service import (
     ChatPrompt,
     Constraint,
@@ -38,7 +39,6 @@ from app.service import (
     ToolUse,
     together,
 )
-from app.tools import ArgumentsDelta, CallDelta, ContentDelta, Delta, ToolCallParser
 
 
 async def chat_completions(request: Request) -> Response:

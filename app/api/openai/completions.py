@@ -8,8 +8,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.answering import WholeAnswer
-from app.api.body import read_json
+from app.api.http.answering import WholeAnswer
+from app.api.http.body import read_json
+from app.api.http.problems import invalid
 from app.api.openai.answers import (
     Collected,
     CompletionLogprobs,
@@ -22,8 +23,7 @@ from app.api.openai.answers import (
     usage,
 )
 from app.api.openai.events import event_stream
-from app.api.openai.schemas import CompletionRequest
-from app.api.problems import invalid
+from app.api.openai.requests import CompletionRequest
 from app.service import Generation, LoadedModel, Service, ServiceError, TextPrompt, together
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from app.api.vectors import MOST_INPUTS
+from app.api.http.vectors import MOST_INPUTS
 
 _Text = Annotated[str, Field(min_length=1)]
 _Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=MOST_INPUTS)]

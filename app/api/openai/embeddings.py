@@ -11,9 +11,9 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.body import read_json
+from app.api.http.body import read_json
+from app.api.http.vectors import vectors
 from app.api.openai.embedding_schemas import EmbeddingsRequest
-from app.api.vectors import vectors
 from app.service import Embeddings, Service
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.api.problems import Problem
+from app.api.http.problems import Problem
 
 _PATHS = ("/v1/", "/chat/completions", "/completions", "/embeddings")
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from starlette.requests import Request
 
-from app.api.answering import StreamedAnswer
+from app.api.http.answering import StreamedAnswer
+from app.api.http.problems import Problem
 from app.api.openai.errors import openai_body
-from app.api.problems import Problem
 from app.service import Generation
 
 _DONE = b"data: [DONE]\n\n"

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app.api.problems import ApiError, Problem
+from app.api.http.problems import ApiError, Problem
 from app.service import Service
 
 

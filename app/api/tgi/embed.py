@@ -10,13 +10,13 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.body import read_ahead, read_json
+from app.api.http.body import read_ahead, read_json
+from app.api.http.vectors import MOST_INPUTS, vectors
 from app.api.tgi.generate import compat_generate
-from app.api.tgi.schemas import EmbedRequest
+from app.api.tgi.requests import EmbedRequest
 from app.api.tgi.validation import refusal
-from app.api.vectors import MOST_INPUTS, vectors
+from app.config.settings import Settings
 from app.service import Embeddings
-from app.settings import Settings
 
 _OF_GENERATING = {"parameters", "stream"}
 _OF_EMBEDDING = {"normalize", "truncate", "truncation_direction", "prompt_name", "dimensions"}

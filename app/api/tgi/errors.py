@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.api.problems import Problem
+from app.api.http.problems import Problem
 
 _PATHS = (
     "/generate",

@@ -10,10 +10,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.answering import StreamedAnswer, WholeAnswer
-from app.api.body import read_json
+from app.api.http.answering import StreamedAnswer, WholeAnswer
+from app.api.http.body import read_json
 from app.api.tgi.errors import tgi_body
-from app.api.tgi.schemas import CompatGenerateRequest, GenerateRequest
+from app.api.tgi.requests import CompatGenerateRequest, GenerateRequest
 from app.api.tgi.validation import too_long, validated
 from app.engine.answer import Output
 from app.engine.llama import Vocab

@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app import __version__
-from app.api.openai.schemas import MOST_CHOICES
-from app.api.tgi.schemas import Info
+from app.api.openai.requests import MOST_CHOICES
+from app.api.tgi.requests import Info
 from app.service import Service
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app.api.body import read_json
+from app.api.http.body import read_json
 from app.api.openai.chat import chat_prompt
-from app.api.openai.schemas import ChatRequest
-from app.api.tgi.schemas import ChatTokenizeResponse, SimpleToken, TokenizeRequest
+from app.api.openai.requests import ChatRequest
+from app.api.tgi.requests import ChatTokenizeResponse, SimpleToken, TokenizeRequest
 from app.engine.llama import Vocab
 from app.service import Service, TextPrompt
 

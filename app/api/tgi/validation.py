@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from app.api.problems import ApiError, Problem
-from app.api.tgi.schemas import GenerateParameters, GenerateRequest, Grammar
+from app.api.http.problems import ApiError, Problem
+from app.api.tgi.requests import GenerateParameters, GenerateRequest, Grammar
+from app.config.settings import Settings
 from app.service import Constraint, JSONSchema, Regex, TextPrompt
 from app.service.preparation import TokenLimits
-from app.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

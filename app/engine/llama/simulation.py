@@ -151,17 +151,6 @@ class SimulatedModel:
             self._handle = None
 
 
-def machine_memory() -> int:
-    """Bytes of memory of this machine, for systems where the kernel's own accounts are not known."""
-    by_type = native_function("ggml_backend_dev_by_type", ctypes.c_void_p, ctypes.c_int)
-    size_pointer = ctypes.POINTER(ctypes.c_size_t)
-    ask = native_function("ggml_backend_dev_memory", None, ctypes.c_void_p, size_pointer, size_pointer)
-    start_backend()
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    ask(by_type(0), ctypes.byref(free), ctypes.byref(total))  # GGML_BACKEND_DEVICE_TYPE_CPU
-    return total.value
-
-
 @contextlib.contextmanager
 def _captured_log() -> Iterator[list[str]]:
     """What llama.cpp logs meanwhile, of every level; it goes where it always goes, too."""

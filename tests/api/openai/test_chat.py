@@ -10,7 +10,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.engine.test_grammar import HARD_SCHEMAS
+from tests.engine.sampling.test_grammar import HARD_SCHEMAS
 
 ASK: list[Any] = [{"role": "user", "content": "Name a colour."}]
 

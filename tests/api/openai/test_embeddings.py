@@ -22,7 +22,7 @@ from tests.conftest import ROOT, Server
 
 REFERENCE = {
     entry["name"]: entry
-    for entry in json.loads((ROOT / "tests/knowledge/minilm_reference.json").read_text())["texts"]
+    for entry in json.loads((ROOT / "tests/weights/minilm_reference.json").read_text())["texts"]
 }
 TEXTS = ["When does the bridge open?", "The bridge opens at six.", "Mix flour and butter."]
 
@@ -191,8 +191,8 @@ def test_the_key_is_asked_for(start_server: Callable[..., Server]) -> None:
 def test_a_model_that_was_trained_for_fewer_numbers(
     tmp_path: Path, start_server: Callable[..., Server]
 ) -> None:
-    from app.embedding_model import resolve_embedding_model
-    from app.settings import load
+    from app.config.settings import load
+    from app.weights.embedding import resolve_embedding_model
 
     model = tmp_path / "mxbai-embed-large-v1-q8_0.gguf"
     model.symlink_to(resolve_embedding_model(load(None)))

@@ -17,7 +17,7 @@ from tests.conftest import ROOT, Server
 
 REFERENCE = {
     entry["name"]: entry
-    for entry in json.loads((ROOT / "tests/knowledge/minilm_reference.json").read_text())["texts"]
+    for entry in json.loads((ROOT / "tests/weights/minilm_reference.json").read_text())["texts"]
 }
 TEXT, VECTOR = REFERENCE["short"]["text"], np.array(REFERENCE["short"]["vector"])
 LONG = "The first words. " + "word " * 600 + "The last words."

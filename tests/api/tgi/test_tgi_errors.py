@@ -17,10 +17,10 @@ import uvicorn
 from starlette.applications import Starlette
 
 from app.api.app import create_app
-from app.contexts import load_contexts
+from app.config.contexts import load_contexts
+from app.config.settings import load
 from app.engine.llama import Batch, Context
 from app.service import Service
-from app.settings import load
 from app.telemetry.metrics import Metrics
 from tests.api.tgi.tgi_calls import FRANCE, events, generate, post
 from tests.conftest import MODEL, ROOT, Server

@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from app.api.tgi.tokens import located, written
-from app.chat_template import wrapping_template
+from app.chat.prompt import PromptTokenizer
+from app.chat.template.template import wrapping_template
 from app.engine.llama import Model, Vocab
-from app.prompt import PromptTokenizer
 from tests.tiny_vocab import write_vocabulary
 
 UNWRAPPED = {f"{who}_{where}": "" for who in ("user", "ass", "sys") for where in ("pre", "post")}

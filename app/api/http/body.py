@@ -1,0 +1,77 @@
+"""Reading and validating request bodies."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+from starlette.requests import Request
+from starlette.types import Message
+
+from app.api.http.problems import ApiError, Problem, complaint
+
+T = TypeVar("T", bound=BaseModel)
+
+
+async def read_json(request: Request, model: type[T]) -> T:
+    """Read a JSON body into ``model``.
+
+    Raises:
+        ApiError: 413 too long, 415 another media type, 400 malformed JSON, 422 a bad field.
+    """
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        message = f"content-type: should be application/json, not {kind}"
+        raise ApiError(Problem(415, "unsupported_media_type", message))
+    body = await read_body(request)
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise ApiError(complaint(error)) from None
+
+
+async def read_ahead(request: Request) -> tuple[Any, Request]:
+    """Look into a body before it is known who reads it.
+
+    Returns:
+        Its JSON, None where it is none; and the request, to be read anew.
+
+    Raises:
+        ApiError: 413, it is too long.
+    """
+    body = await read_body(request)
+    try:
+        fields: Any = from_json(body)
+    except ValueError:
+        fields = None  # whoever reads it next says what is wrong
+    is_read = False
+
+    async def receive() -> Message:
+        nonlocal is_read
+        if is_read:
+            return await request.receive()
+        is_read = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return fields, Request(request.scope, receive)
+
+
+async def read_body(request: Request) -> bytes:
+    """Read a body that may not be too long.
+
+    Raises:
+        ApiError: 413, it is.
+    """
+    limit: int = request.app.state.settings.max_body_bytes
+    message = f"the body is longer than {limit} bytes (MAX_BODY_BYTES)"
+    too_long = ApiError(Problem(413, "body_too_large", message))
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise too_long
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_long
+    return bytes(body)

@@ -1,0 +1,41 @@
+"""Work that is left when the client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from app.api.http.answering import ENDING
+from app.api.http.problems import ApiError
+
+T = TypeVar("T")
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do some work for a request whose body has been read; cancel it when the client goes away.
+
+    Raises:
+        ClientDisconnect: It has gone.
+        ApiError: The server ends and the time of grace is over.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_until_disconnected(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return await working
+    except asyncio.CancelledError:
+        raise ApiError(ENDING) from None
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _until_disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,313 @@
+"""What requests of the OpenAI dialect may say.
+
+Fields of OpenAI's API that cannot change the answer are accepted; what would change it and is not
+supported is refused by name.
+"""
+
+from __future__ import annotations
+
+from types import NoneType
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app.api.http.fields import SamplingFields
+from app.api.http.sources import KnowledgeField
+
+MOST_CHOICES = 128
+_MOST_TOP_LOGPROBS = 20
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TextPart(_Part):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class FunctionCall(_Part):
+    """Which function, and with what."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    arguments: Annotated[str, Field(description="A JSON object as text.")]
+
+
+class MessageToolCall(_Part):
+    """A call that the assistant made."""
+
+    id: Annotated[str, Field(min_length=1, max_length=256)]
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(BaseModel):
+    """One turn."""
+
+    # What clients send back with an assistant's message, such as annotations, is of no use and no harm.
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = None
+    tool_calls: list[MessageToolCall] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> ChatMessage:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ValueError("content is required")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("tool_calls belong to the assistant")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise ValueError("tool_call_id is required")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+
+class FunctionDefinition(_Part):
+    """A function that the model may call."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolDefinition(_Part):
+    """A tool; only functions are supported."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class FunctionName(_Part):
+    """Which function."""
+
+    name: str
+
+
+class NamedToolChoice(_Part):
+    """The one tool that is to be called."""
+
+    type: Literal["function"] = "function"
+    function: FunctionName
+
+
+class JSONSchemaFormat(BaseModel):
+    """A schema and its name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
+
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | bool, Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(_Part):
+    """What the answer has to be; the types ``json`` and ``regex``, and ``value``, are TGI's."""
+
+    type: Literal["text", "json_object", "json_schema", "json", "regex"]
+    json_schema: JSONSchemaFormat | None = None
+    value: Annotated[
+        dict[str, Any] | str | None,
+        Field(description="The schema of `json_object` or `json`, or the regular expression of `regex`."),
+    ] = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError('json_schema goes with type "json_schema", and only with it')
+        kinds, in_words = _VALUES[self.type]
+        if not isinstance(self.value, kinds):
+            raise ValueError(f"value should be {in_words} with type {self.type!r}")
+        return self
+
+
+# What goes with each type.
+_VALUES: dict[str, tuple[tuple[type, ...], str]] = {
+    "text": ((NoneType,), "left out"),
+    "json_object": ((dict, NoneType), "a schema, or left out,"),
+    "json_schema": ((NoneType,), "left out"),
+    "json": ((dict,), "a schema"),
+    "regex": ((str,), "a text"),
+}
+
+
+class StreamOptions(_Part):
+    """What a stream holds beyond the answer."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class OpenAIRequest(SamplingFields):
+    """What chat and completions have in common."""
+
+    # Would change the answer, if it could be done: by name, the values that ask for nothing.
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    model: Annotated[str | None, Field(description="Any name: the model that is there answers.")] = None
+    n: Annotated[int | None, Field(ge=1, le=MOST_CHOICES, description="How many answers are given.")] = None
+    best_of: Annotated[
+        int | None, Field(ge=1, le=MOST_CHOICES, description="Of so many answers the n likeliest are given.")
+    ] = None
+    stream: Annotated[bool | None, Field(description="Answer piece by piece, as events.")] = None
+    stream_options: StreamOptions | None = None
+    echo: Annotated[bool | None, Field(description="Begin the answer with what it goes on from.")] = None
+    # Accepted, and of no influence.
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        for name, harmless in cls.refused.items():
+            if fields.get(name) is not None and fields[name] not in harmless:
+                raise ValueError(f"{name}: is not supported")
+        return {name: value for name, value in fields.items() if name not in cls.refused}
+
+    @model_validator(mode="after")
+    def _streams(self) -> OpenAIRequest:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: goes with stream only")
+        if self.best_of is not None:
+            if self.stream and self.best_of > self.n_choices:
+                raise ValueError("best_of: a stream cannot choose the best of several answers")
+            if self.best_of < self.n_choices:
+                raise ValueError(f"best_of: should be at least n ({self.n_choices}), not {self.best_of}")
+        return self
+
+    @property
+    def n_choices(self) -> int:
+        """How many answers are wanted."""
+        return self.n or 1
+
+    @property
+    def n_generated(self) -> int:
+        """How many are made for that."""
+        return self.best_of or self.n_choices
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with a chunk of figures."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatRequest(OpenAIRequest):
+    """The body of ``POST /v1/chat/completions``."""
+
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "audio": (),
+        "function_call": ("none",),
+        "functions": ([],),
+        "modalities": (["text"],),
+        "reasoning_effort": ("none",),
+        "tool_prompt": (),
+        "verbosity": ("medium",),
+        "web_search_options": (),
+    }
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
+    context: Annotated[str | None, Field(description="The context in place of the default one.")] = None
+    knowledge: KnowledgeField = None
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=_MOST_TOP_LOGPROBS)] = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[ToolDefinition] | None, Field(max_length=128)] = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    prediction: dict[str, Any] | None = None  # a hint for speed; of no influence
+
+    @model_validator(mode="after")
+    def _fits(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs: goes with logprobs only")
+        if isinstance(self.tool_choice, NamedToolChoice):
+            names = [tool.function.name for tool in self.tools or ()]
+            if self.tool_choice.function.name not in names:
+                raise ValueError(
+                    f"tool_choice.function.name: should be one of the tools ({', '.join(names) or 'none'}), "
+                    f"not {self.tool_choice.function.name!r}"
+                )
+        elif self.tool_choice == "required" and not self.tools:
+            raise ValueError("tool_choice: required goes with tools only")
+        names = [tool.function.name for tool in self.tools or ()]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"tools: there are two of the name {twice!r}")
+        return self
+
+    def overrides(self) -> dict[str, Any]:
+        """The SamplingParams fields that the request sets."""
+        fields = self.sampling()
+        longest = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        if longest is not None:
+            fields["max_tokens"] = longest
+        if self.logprobs:
+            fields["logprobs"] = self.top_logprobs or 0
+        elif self.n_generated > self.n_choices:
+            fields["logprobs"] = 0  # by them the best are chosen
+        return fields
+
+
+class CompletionRequest(OpenAIRequest):
+    """The body of ``POST /v1/completions``."""
+
+    prompt: Annotated[
+        str | list[str] | list[int] | list[list[int]],
+        Field(description="A text or its tokens, or a list of either."),
+    ]
+    suffix: str | None = None
+    max_tokens: Annotated[int | None, Field(ge=0)] = None
+    logprobs: Annotated[int | None, Field(ge=0, le=_MOST_TOP_LOGPROBS)] = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> CompletionRequest:
+        if isinstance(self.prompt, list) and not 1 <= len(self.prompts) <= MOST_CHOICES:
+            raise ValueError(f"prompt: should have 1 to {MOST_CHOICES} entries, not {len(self.prompts)}")
+        if self.suffix is not None and self.echo:
+            raise ValueError("echo: does not go with suffix")
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens: 0 goes with echo only")
+        return self
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompts, one by one."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return cast("list[str] | list[list[int]]", self.prompt)
+
+    def overrides(self) -> dict[str, Any]:
+        """The SamplingParams fields that the request sets."""
+        fields = self.sampling()
+        if self.max_tokens is not None:
+            fields["max_tokens"] = self.max_tokens
+        if self.logprobs is not None:
+            fields["logprobs"] = self.logprobs
+            if self.echo:
+                fields["prompt_logprobs"] = self.logprobs
+        elif self.n_generated > self.n_choices:
+            fields["logprobs"] = 0  # by them the best are chosen
+        return fields

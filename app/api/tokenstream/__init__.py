@@ -1,0 +1,1 @@
+"""Tokenstream's own dialect."""

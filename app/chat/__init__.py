@@ -1,0 +1,1 @@
+"""Messages to prompt tokens."""

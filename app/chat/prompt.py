@@ -1,0 +1,174 @@
+"""From messages to the tokens of a prompt, in which no content is ever read as a control token.
+
+A template writes control tokens as text, such as ``<|im_end|>``, and the tokenizer finds them again. So
+that it finds none in what users and documents write, the template says which characters come from a
+content, and a control token's text with such a character in it is tokenized on its own, as text.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+from app.chat.messages import Message, Tool
+from app.chat.template.sandbox import Rendering
+from app.chat.template.template import ChatTemplate
+from app.chat.tools.format import special_pattern
+from app.engine.llama import Vocab
+
+# A SentencePiece vocabulary puts a space in front of every text that it tokenizes. In front of a part of
+# a text there stands this character instead, whose tokens are taken off again. It is in no vocabulary
+# (it is no character of any language), and so never merges with what follows.
+_ANCHOR = "\ufdd0"
+
+Span = tuple[int, int]
+
+
+class PromptTokenizer:
+    """Tokenizes prompts for one model, whose chat template is ``template``."""
+
+    def __init__(self, vocab: Vocab, template: ChatTemplate) -> None:
+        self._vocab = vocab
+        self.template = template
+        self._special = _special_tokens(vocab, template)
+        self._special_ids = frozenset(self._special.values())
+        self._pattern = special_pattern(self._special)
+        self._lengths = sorted({len(text) for text in self._special})
+        self._anchor = vocab.tokenize(_ANCHOR, parse_special=False) if vocab.is_sentencepiece else []
+
+    def tokens(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        add_generation_prompt: bool = True,
+        continue_final: bool = False,
+    ) -> list[int]:
+        """The prompt for a conversation.
+
+        Where no content holds (a part of) a special token's text, these are the tokens of the rendered
+        template, tokenized in one piece.
+
+        Args:
+            messages: The conversation.
+            tools: The functions that the model may call.
+            add_generation_prompt: Whether to end with the beginning of the assistant's turn.
+            continue_final: Whether the answer goes on with the last message instead, which is the
+                assistant's and calls nothing.
+
+        Raises:
+            ValueError: There is no such last message to go on with.
+            TemplateRefusal: The template refuses the messages.
+        """
+        if continue_final:
+            if not messages or messages[-1].role != "assistant" or messages[-1].tool_calls:
+                raise ValueError("only a message of the assistant that calls no function can be continued")
+            *before, final = messages
+            rendering = _continued(self.template.render(before, tools=tools), final.content)
+        else:
+            rendering = self.template.render(
+                messages, tools=tools, add_generation_prompt=add_generation_prompt
+            )
+        if rendering.text == rendering.traced:
+            return self._tokens(rendering.text, rendering.contents)
+        # The template does something with a content that stand-ins do not show. Its text is used only
+        # where it has no special token beyond those that are known to be the template's.
+        touches = _touching(rendering.contents)
+        own = [m[0] for m in self._pattern.finditer(rendering.traced) if not touches(*m.span())]
+        if own == self._pattern.findall(rendering.text):
+            return self._tokens(rendering.text, ())
+        return self._tokens(rendering.traced, rendering.contents)
+
+    def text_tokens(self, text: str) -> list[int]:
+        """The prompt for a plain text, which is a content as a whole."""
+        return self._tokens(text, [(0, len(text))])
+
+    def markup_tokens(self, text: str) -> list[int]:
+        """The prompt for a text of which the whole is markup: special tokens' texts are those tokens."""
+        return self._tokens(text, ())
+
+    def _tokens(self, text: str, contents: Sequence[Span]) -> list[int]:
+        tokens: list[int] = []
+        for begin, end, as_text in self._parts(text, contents):
+            part, is_first = text[begin:end], begin == 0
+            tokens += self._text_part(part, is_first) if as_text else self._part(part, is_first, True)
+        if self._vocab.add_bos and self._vocab.bos >= 0 and tokens[:1] != [self._vocab.bos]:
+            tokens.insert(0, self._vocab.bos)
+        return tokens
+
+    def _parts(self, text: str, contents: Sequence[Span]) -> list[tuple[int, int, bool]]:
+        """The text in parts: begin, end, and whether special tokens' texts in it are text only."""
+        touches = _touching(contents)
+        special = list(self._special_spans(text))
+        touched = [span for span in special if touches(*span)]
+        if not touched:
+            return [(0, len(text), False)]
+        as_text = bytearray(len(text))
+        for begin, end in touched:
+            as_text[begin:end] = b"\x01" * (end - begin)
+        for begin, end in special:  # the template's own stay what they are, even across another's text
+            if not touches(begin, end):
+                as_text[begin:end] = bytes(end - begin)
+        return [(*m.span(), as_text[m.start()] == 1) for m in re.finditer(rb"\x00+|\x01+", as_text)]
+
+    def _special_spans(self, text: str) -> Iterator[Span]:
+        """Where the texts of special tokens stand, those within and across each other included."""
+        match = self._pattern.search(text)
+        while match:
+            begin = match.start()
+            for end in (begin + length for length in self._lengths):
+                if end <= len(text) and text[begin:end] in self._special:
+                    yield begin, end
+            match = self._pattern.search(text, begin + 1)
+
+    def _text_part(self, text: str, is_first: bool) -> list[int]:
+        """The tokens of special tokens' texts as text."""
+        tokens = self._part(text, is_first, False)
+        if self._special_ids.isdisjoint(tokens):
+            return tokens
+        # llama.cpp finds added tokens in any text, and SentencePiece may merge characters into a control
+        # token. Neither happens to a text in two parts.
+        cuts = [0, *sorted({begin + 1 for begin, _ in self._special_spans(text)}), len(text)]
+        parts = [text[begin:end] for begin, end in itertools.pairwise(cuts)]
+        return [t for i, part in enumerate(parts) for t in self._part(part, is_first and i == 0, False)]
+
+    def _part(self, text: str, is_first: bool, parse_special: bool) -> list[int]:
+        if is_first or not self._anchor:
+            return self._vocab.tokenize(text, parse_special=parse_special)
+        return self._vocab.tokenize(_ANCHOR + text, parse_special=parse_special)[len(self._anchor) :]
+
+
+def _continued(rendering: Rendering, content: str) -> Rendering:
+    """What was rendered, with a content behind it."""
+    content = content.encode("utf-8", "replace").decode("utf-8")
+    if not content:
+        return rendering
+    begin = len(rendering.traced)
+    span = (begin, begin + len(content))
+    return Rendering(rendering.text + content, rendering.traced + content, (*rendering.contents, span))
+
+
+def _touching(contents: Sequence[Span]) -> Callable[[int, int], bool]:
+    """Whether a stretch of the text has a character of a content."""
+    begins, ends = [begin for begin, _ in contents], [end for _, end in contents]
+
+    def touches(begin: int, end: int) -> bool:
+        first = bisect.bisect_right(ends, begin)
+        return first < len(begins) and begins[first] < end
+
+    return touches
+
+
+def _special_tokens(vocab: Vocab, template: ChatTemplate) -> dict[str, int]:
+    """Text to id of the control tokens and of the added tokens with which the template writes its markup.
+
+    Of the others, added tokens are words or white space that a vocabulary needs to read a text well.
+    """
+    markup = {
+        text: token
+        for text, token in vocab.added_tokens.items()
+        if len(text) > 1 and not text.isspace() and text in template.own_text
+    }
+    return {text: token for text, token in vocab.control_tokens.items() if text} | markup

@@ -1,0 +1,277 @@
+"""From messages to the text that a model reads: its own chat template, or ChatML, or plain text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+
+from app.chat.messages import Message, Tool
+from app.chat.template.process import TemplateProcess
+from app.chat.template.sandbox import Rendering, Sandbox, TemplateFailure, TemplateRefusal
+from app.chat.template.trials import try_tools
+from app.chat.template.turns import ToolSupport, as_schema, as_turns, in_words
+
+logger = logging.getLogger("tokenstream.template")
+
+# A format of our own is rendered here, a stranger's template in a process of its own.
+Renderer = Sandbox | TemplateProcess
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    name: str
+    source: str
+    stop: tuple[str, ...] = ()
+
+
+_CHATML = _Format(
+    "ChatML",
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+)
+_PLAIN = _Format(
+    "plain text",
+    "{% for message in messages %}"
+    "{% if message.role == 'system' %}{{ message.content + '\n\n' }}"
+    "{% elif message.role == 'user' %}{{ 'User: ' + message.content + '\n' }}"
+    "{% else %}{{ 'Assistant: ' + message.content + '\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}",
+    stop=("\nUser:",),
+)
+
+_SYSTEM = Message("system", "Speak like the keeper of a lighthouse")
+_USER = Message("user", "Which birds come by in March")
+_ASSISTANT = Message("assistant", "Mostly geese and some swallows")
+_TRIALS = ([_USER], [_SYSTEM, _USER], [_SYSTEM, _USER, _ASSISTANT, _USER])
+
+
+class ChatTemplate:
+    """A template that has been tried.
+
+    Attributes:
+        name: The template in words, for people.
+        own_text: What the template itself writes: its literals and what it rendered when it was tried.
+        stop: Texts at which an answer ends because the format has no token for that.
+        folds_system: Whether system texts go into the user's turn, because the template has no other
+            place for them.
+        tool_format: How an assistant's calls are written.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        renderer: Renderer,
+        *,
+        own_text: str,
+        stop: tuple[str, ...] = (),
+        folds_system: bool = False,
+        tool_support: ToolSupport | None = None,
+        fallback: ChatTemplate | None = None,
+    ) -> None:
+        self.name = name
+        self.own_text = own_text
+        self.stop = stop
+        self.folds_system = folds_system
+        self._renderer = renderer
+        self._tool_support = tool_support or ToolSupport()
+        self.tool_format = self._tool_support.format
+        self._fallback = fallback
+
+    def render(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), add_generation_prompt: bool = True
+    ) -> Rendering:
+        """Write the messages as the model knows them.
+
+        A template that fails, or takes too long, is replaced for this once by ChatML or plain text.
+
+        Args:
+            messages: The conversation. Lone surrogates in it become question marks.
+            tools: The functions that the model may call.
+            add_generation_prompt: Whether to end with the beginning of the assistant's turn.
+
+        Raises:
+            TemplateRefusal: The template itself refuses the messages.
+        """
+        try:
+            return _render(
+                self._renderer,
+                messages,
+                tools,
+                self._tool_support,
+                fold=self.folds_system,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except TemplateFailure as error:
+            if not self._fallback:
+                raise
+            logger.warning(
+                "the chat template fails for this request (%s): it is written as %s",
+                error,
+                self._fallback.name,
+            )
+            return self._fallback.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+
+    def close(self) -> None:
+        """End the process that renders a stranger's template; rendering again would start another."""
+        if isinstance(self._renderer, TemplateProcess):
+            self._renderer.close()
+
+
+def choose_template(
+    source: str | None,
+    *,
+    special_tokens: Mapping[str, str],
+    vocabulary: Container[str],
+    time_limit: float = 1.0,
+) -> ChatTemplate:
+    """Try the model's template, and fall back to one that the model is likely to understand.
+
+    Args:
+        source: The model's chat template (Hugging Face's kind, in Jinja), if it has one.
+        special_tokens: Variables of the template, such as ``bos_token``, and their texts.
+        vocabulary: The model's special tokens as texts: with ``<|im_start|>`` and ``<|im_end|>`` among
+            them ChatML is the fallback, otherwise plain text.
+        time_limit: How long one rendering may take, in seconds.
+    """
+    knows_chatml = "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary
+    known = _CHATML if knows_chatml else _PLAIN
+    fallback = _known_format(known)
+    if source is None or not source.strip():
+        logger.info("the model has no chat template: messages are written as %s", fallback.name)
+        return fallback
+    renderer = None
+    try:
+        renderer = TemplateProcess(source, special_tokens, time_limit=time_limit)
+        trial = _try(renderer, _TRIALS[0])
+    except (TemplateFailure, TemplateRefusal) as error:
+        if renderer:
+            renderer.close()
+        logger.warning("the chat template fails (%s): messages are written as %s", error, fallback.name)
+        return fallback
+    folds_system, trials = _try_with_system(renderer)
+    tool_support, tool_trials = _try_with_tools(renderer, fold=folds_system)
+    return ChatTemplate(
+        "the model's own template",
+        renderer,
+        own_text="\n".join([*renderer.literals, trial, *trials, *tool_trials, fallback.own_text]),
+        folds_system=folds_system,
+        tool_support=tool_support,
+        # An answer is read in one format, whichever way its question was written.
+        fallback=_known_format(known, ToolSupport(format=tool_support.format)),
+    )
+
+
+# Each kind of message between two texts, as the environment of TGI's fork has it.
+_WRAPPED = (
+    "{% for message in messages %}"
+    "{% if message.role == 'system' %}{{ sys_pre + message.content + sys_post }}"
+    "{% elif message.role == 'user' %}{{ user_pre + message.content + user_post }}"
+    "{% else %}{{ ass_pre + message.content + ass_post }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ ass_pre }}{% endif %}"
+)
+
+
+def wrapping_template(texts: Mapping[str, str]) -> ChatTemplate:
+    """A template that puts every message between two texts, in which special tokens' texts are those tokens.
+
+    Args:
+        texts: By ``user_pre``, ``user_post``, ``ass_pre``, ``ass_post``, ``sys_pre`` and ``sys_post`` what
+            stands before and behind what the user, the assistant and the system say.
+    """
+    # A model that has no token for the end of its turn writes what it has read there, or the next turn.
+    end = texts["ass_post"].strip() or texts["user_pre"].strip()
+    return ChatTemplate(
+        "messages between the texts of TGICHAT_*",
+        Sandbox(_WRAPPED, texts),
+        own_text="\n".join(texts.values()),
+        stop=(end,) if end else (),
+    )
+
+
+def _known_format(format_: _Format, tool_support: ToolSupport | None = None) -> ChatTemplate:
+    renderer = Sandbox(format_.source, {})
+    return ChatTemplate(
+        format_.name,
+        renderer,
+        own_text="\n".join(renderer.literals),
+        stop=format_.stop,
+        tool_support=tool_support,
+    )
+
+
+def _try_with_system(renderer: Renderer) -> tuple[bool, list[str]]:
+    """Whether system texts must be folded, and what the trials rendered."""
+    trials: list[str] = []
+    fold = False
+    try:
+        trials.append(_try(renderer, _TRIALS[1]))
+    except (TemplateFailure, TemplateRefusal) as error:
+        fold = True
+        logger.info("the chat template has no system turn (%s): it goes into the user's first", error)
+    try:
+        trials.append(_try(renderer, _TRIALS[2], fold=fold))
+    except (TemplateFailure, TemplateRefusal) as error:
+        logger.warning("the chat template does not render conversations of several turns (%s)", error)
+    return fold, trials
+
+
+def _try_with_tools(renderer: Renderer, *, fold: bool) -> tuple[ToolSupport, list[str]]:
+    """What the template knows of tools, and what the trials rendered."""
+
+    def render(
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        support: ToolSupport,
+        *,
+        add_generation_prompt: bool,
+    ) -> str:
+        return _render(
+            renderer, messages, tools, support, fold=fold, add_generation_prompt=add_generation_prompt
+        ).text
+
+    return try_tools(render)
+
+
+def _try(renderer: Renderer, messages: Sequence[Message], *, fold: bool = False) -> str:
+    text = _render(renderer, messages, (), ToolSupport(), fold=fold, add_generation_prompt=True).text
+    for message in messages:
+        if message.content not in text:
+            raise TemplateFailure(f"it leaves out what the {message.role} says")
+    return text
+
+
+def _render(
+    renderer: Renderer,
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    support: ToolSupport,
+    *,
+    fold: bool,
+    add_generation_prompt: bool,
+) -> Rendering:
+    written = in_words(messages, tools, support)
+    return renderer.render(
+        as_turns(_folded(written) if fold else written, support),
+        tools=[as_schema(tool) for tool in tools] if support.lists else [],
+        add_generation_prompt=add_generation_prompt,
+    )
+
+
+def _folded(messages: Sequence[Message]) -> list[Message]:
+    """The messages, with each system text at the beginning of the user's turn that follows it."""
+    folded: list[Message] = []
+    system: list[str] = []
+    for message in messages:
+        if message.role == "system":
+            system.append(message.content)
+        elif message.role == "user" and system:
+            folded.append(Message("user", "\n\n".join([*system, message.content])))
+            system = []
+        else:
+            folded.append(message)
+    return [*folded, Message("user", "\n\n".join(system))] if system else folded

@@ -1,0 +1,1 @@
+"""Settings, contexts, named models."""

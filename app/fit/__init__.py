@@ -1,0 +1,1 @@
+"""Memory plan, KV choice and start-up checks."""

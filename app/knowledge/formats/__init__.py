@@ -1,1 +1,0 @@
-"""The readers of single formats: each a module with ``read(data: bytes) -> list[Block]``."""

@@ -1,0 +1,399 @@
+"""Chunks, their vectors and their words on disk, and the search over both.
+
+One SQLite file holds everything, so that a document's chunks change in one transaction. Two indexes lead
+to them: the vectors in memory, rounded to a byte a component, give candidates whose true cosines are then
+computed; SQLite's FTS5 ranks chunks by BM25.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from app.knowledge.chunk import Chunk, Passage
+from app.knowledge.errors import StoreError
+from app.knowledge.index import tables
+from app.knowledge.index.nearest import VectorIndex, pack
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_log = logging.getLogger(__name__)
+
+_FORMAT = "1"  # of the tables and of the words; raised with every change of either
+_RANKED = 40  # how many chunks each of the two lists brings into the fusion, at least
+_MARGIN = 2  # as many candidates by packed vectors for one by true ones
+_WORDS_SHARE = 0.3  # of BM25 in the score; chosen by `python -m bench.knowledge --only recall`
+_LOGGED = 1000  # chunks that may stand in SQLite's log before they are moved to its file
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedFile:
+    """A document as the index knows it.
+
+    Attributes:
+        name: Relative to the documents' folder, with forward slashes.
+        fingerprint: Changes when the document does.
+        n_bytes: Its size.
+        n_chunks: How many chunks it gave.
+        problem: Why it was skipped; None where it was read.
+    """
+
+    name: str
+    fingerprint: str
+    n_bytes: int
+    n_chunks: int
+    problem: str | None
+
+
+class Store:
+    """The index of one folder of documents. One thread writes at a time; any number search meanwhile."""
+
+    def __init__(self, folder: Path, *, dimensions: int, identity: str) -> None:
+        """Open the index, or start one where there is none, a damaged one or one of another identity.
+
+        Args:
+            folder: Where it is kept; made if missing.
+            dimensions: Of the vectors.
+            identity: All that makes two vectors comparable, as text.
+
+        Raises:
+            StoreError: The folder cannot be written or belongs to a running process.
+        """
+        self._folder = folder
+        self._path = folder / "index.sqlite3"
+        self._dimensions = dimensions
+        self._meta = {"format": _FORMAT, "dimensions": str(dimensions), "identity": identity}
+        self._writing = threading.Lock()  # held from the first change to the commit
+        self._switching = threading.Lock()  # held while the file and what is in memory change together
+        self._idle_readers: list[sqlite3.Connection] = []
+        self._closed = False
+        self._opened = 0  # how often; what was opened before the last time leads to an index that is gone
+        self._is_lost = False
+        self._scanning = ThreadPoolExecutor(2, thread_name_prefix="scan")
+        self._in_log = 0  # chunks
+        self._lock = self._take_lock()
+        try:
+            with self._explained():
+                self._db = self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def files(self) -> dict[str, IndexedFile]:
+        """All documents of the index, the skipped ones too, by name."""
+        with self._explained(), self._reading() as (db, _):
+            rows = db.execute("select name, fingerprint, n_bytes, n_chunks, problem from files order by name")
+            return {row[0]: IndexedFile(*row) for row in rows}
+
+    @property
+    def n_chunks(self) -> int:
+        """Chunks that can be found."""
+        return len(self._vectors)
+
+    def replace(self, file: IndexedFile, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
+        """Put a document's chunks in the place of those it had before, all at once.
+
+        Args:
+            file: The document. One with a problem has no chunks and is remembered as skipped.
+            chunks: All of it.
+            vectors: One a chunk, (chunks, dimensions).
+
+        Raises:
+            StoreError: The disk is full or the index damaged; it is as it was before.
+            ValueError: File, chunks and vectors do not fit each other.
+        """
+        vectors = np.asarray(vectors, np.float32).reshape(len(chunks), self._dimensions)
+        if file.n_chunks != len(chunks) or any(chunk.file != file.name for chunk in chunks):
+            raise ValueError(f"{file.name}: {file.n_chunks} chunks announced, {len(chunks)} given")
+        if not np.isfinite(vectors).all():
+            raise ValueError(f"{file.name}: a vector has components that are not finite")
+        vectors = _unit(vectors)
+        packed = pack(vectors)
+
+        def change(db: sqlite3.Connection) -> VectorIndex:
+            remaining = self._delete(db, file.name)
+            (first,) = db.execute("select coalesce(max(first_chunk + n_chunks), 1) from files").fetchone()
+            values = (file.name, file.fingerprint, file.n_bytes, file.n_chunks, file.problem, first)
+            file_id = db.execute(
+                "insert into files(name, fingerprint, n_bytes, n_chunks, problem, first_chunk, packed)"
+                " values (?, ?, ?, ?, ?, ?, ?)",
+                (*values, packed.tobytes()),
+            ).lastrowid
+            assert file_id is not None
+            tables.insert_chunks(db, first, file_id, chunks, vectors)
+            return remaining.with_file(file_id, first, packed)
+
+        self._write(change, len(chunks))
+
+    def remove(self, name: str) -> None:
+        """Forget a document; one that is not there is no error.
+
+        Raises:
+            StoreError: The disk is full or the index damaged; it is as it was before.
+        """
+        self._write(lambda db: self._delete(db, name))
+
+    def search(
+        self,
+        vector: NDArray[np.float32],
+        text: str,
+        *,
+        top_k: int,
+        threshold: float,
+        files: Collection[str] | None = None,
+    ) -> list[Passage]:
+        """Find the chunks nearest to a query, by vector and by words, best first.
+
+        Args:
+            vector: The query's, (dimensions,).
+            text: The query; any text at all.
+            top_k: At most that many.
+            threshold: The least cosine, for what was found by words too.
+            files: Only chunks of these documents; None for all.
+
+        Raises:
+            StoreError: The index is damaged or closed.
+            ValueError: The vector has another size.
+        """
+        query = _unit(np.asarray(vector, np.float32).reshape(1, self._dimensions))[0]
+        depth = max(_RANKED, top_k)
+        with self._explained(), self._reading() as (db, index):
+            file_ids = None if files is None else tables.file_ids(db, files)
+            # Half of the work beside the other: neither holds the interpreter's lock.
+            nearest = self._scanning.submit(index.nearest, query, _MARGIN * depth, file_ids)
+            by_words = tables.ranked_by_words(db, text, depth, file_ids)
+            cosines = tables.cosines(db, [*{*nearest.result(), *by_words}], query)
+            by_vector = sorted(nearest.result(), key=lambda chunk: (-cosines[chunk], chunk))[:depth]
+            scores = _fused([*by_vector, *by_words], cosines, by_words)
+            best = sorted(scores, key=lambda chunk: (-scores[chunk], -cosines[chunk], chunk))
+            best = [chunk for chunk in best if cosines[chunk] >= threshold][: max(top_k, 0)]
+            found = tables.read_chunks(db, best)
+        return [Passage(found[chunk], cosines[chunk], scores[chunk]) for chunk in best]
+
+    def mend(self) -> bool:
+        """Start the index anew where it has vanished since, or was found to be damaged; whether it was so.
+
+        Raises:
+            StoreError: It cannot be started anew.
+        """
+        with self._writing, self._switching:
+            if self._closed or (self._path.exists() and not self._damage_mark.exists()):
+                return False
+            self._is_lost = True
+            self._disconnect()
+            self._lock.release()
+            self._lock = self._take_lock()
+            with self._explained():
+                self._db = self._open()
+            self._opened += 1
+            self._is_lost = False
+            return True
+
+    def close(self) -> None:
+        """Give the folder free. Searches under way may still end; what comes later is refused."""
+        with self._writing, self._switching:
+            if self._closed:
+                return
+            self._closed = True
+            self._scanning.shutdown(wait=False)
+            self._disconnect()
+            self._lock.release()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError("the index is closed")
+        if self._is_lost:
+            raise StoreError(f"the index in KNOWLEDGE_INDEX={self._folder} was lost; it is made anew soon")
+
+    def _disconnect(self) -> None:
+        for connection in (*self._idle_readers, self._db):
+            connection.close()
+        self._idle_readers.clear()
+
+    def _take_lock(self) -> FileLock:
+        lock = FileLock(self._folder / "lock", timeout=0, is_singleton=False)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise StoreError(
+                f"KNOWLEDGE_INDEX={self._folder} is in use by another process; stop that one, or set"
+                " KNOWLEDGE_INDEX to another folder"
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            raise StoreError(self._not_usable(error)) from error
+        return lock
+
+    def _not_usable(self, error: Exception) -> str:
+        return (
+            f"KNOWLEDGE_INDEX={self._folder} cannot be used: {error}; set it to a folder that can be written,"
+            " on a disk with room"
+        )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise StoreError(self._not_usable(error)) from error
+        except sqlite3.DatabaseError as error:
+            with suppress(OSError):  # where the folder is gone, that says as much
+                self._damage_mark.touch()
+            raise StoreError(
+                f"the index in KNOWLEDGE_INDEX={self._folder} is damaged ({error}); it is made anew within"
+                " a minute"
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EPERM, errno.EISDIR):
+                raise
+            raise StoreError(self._not_usable(error)) from error
+
+    @property
+    def _damage_mark(self) -> Path:
+        """A file that says: what was read here last time was damaged."""
+        return self._folder / "damaged"
+
+    def _open(self) -> sqlite3.Connection:
+        if self._path.exists():
+            reason = "it is damaged"
+            if not self._damage_mark.exists():
+                try:
+                    return self._open_file()
+                except _OtherIdentityError as error:
+                    reason = str(error)
+                except sqlite3.OperationalError as error:
+                    # Of its own kind are locked, full and read-only; a missing table is a damage.
+                    if "no such" not in str(error):
+                        raise
+                except (sqlite3.DatabaseError, ValueError) as error:
+                    reason = f"it is damaged ({error})"
+            _log.warning("the index in %s is started anew: %s", self._folder, reason)
+        for suffix in ("", "-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        self._damage_mark.unlink(missing_ok=True)
+        return self._open_file(new=True)
+
+    def _open_file(self, *, new: bool = False) -> sqlite3.Connection:
+        db = self._connect(new=new)
+        try:
+            if new:
+                db.executescript(f"pragma journal_mode = wal; begin; {tables.TABLES}")
+                db.executemany("insert into meta values (?, ?)", self._meta.items())
+                db.execute("commit")
+            elif dict(db.execute("select key, value from meta where key != 'counted'")) != self._meta:
+                raise _OtherIdentityError("it was made with another embedding model or other settings")
+            rows = db.execute("select id, first_chunk, n_chunks, packed from files order by first_chunk")
+            self._vectors = VectorIndex.of_files(self._dimensions, rows)
+            db.execute("update meta set value = value where key = 'format'")  # says now if it is read-only
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _connect(self, *, new: bool = False) -> sqlite3.Connection:
+        # A file that has vanished is not to come back as an empty one.
+        uri = f"{self._path.absolute().as_uri()}?mode={'rwc' if new else 'rw'}"
+        db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
+        # Without a sync at every commit a power cut may cost the last documents, never the index.
+        db.executescript(
+            "pragma synchronous = normal; pragma wal_autocheckpoint = 0; pragma cache_size = -8000"
+        )
+        return db
+
+    @contextmanager
+    def _reading(self) -> Iterator[tuple[sqlite3.Connection, VectorIndex]]:
+        """One state of the file and of what is in memory, that no writer changes."""
+        with self._switching:
+            self._check_open()
+            opened = self._opened
+            db = self._idle_readers.pop() if self._idle_readers else self._connect()
+            try:
+                db.execute("begin")
+                db.execute("select 1 from meta").fetchone()  # only a first read fixes the state
+            except BaseException:
+                db.close()
+                raise
+            index = self._vectors
+        try:
+            yield db, index
+            db.execute("rollback")
+        except BaseException:
+            db.close()
+            raise
+        with self._switching:
+            if self._closed or self._is_lost or opened != self._opened:
+                db.close()
+            else:
+                self._idle_readers.append(db)
+
+    def _write(self, change: Callable[[sqlite3.Connection], VectorIndex], n_chunks: int = 0) -> None:
+        with self._writing, self._explained():
+            self._check_open()
+            with _transaction(self._db, self._switching) as commit:
+                index = change(self._db)
+                tables.count_common_words(self._db, len(index))
+                with commit:
+                    self._db.execute("commit")
+                    self._vectors = index
+            self._in_log += n_chunks
+            if self._in_log > _LOGGED:  # not within the commit, where searches would wait for the disk
+                self._db.execute("pragma wal_checkpoint(passive)").fetchall()
+                self._in_log = 0
+
+    def _delete(self, db: sqlite3.Connection, name: str) -> VectorIndex:
+        file = tables.delete_file(db, name)
+        return self._vectors if file is None else self._vectors.without_file(file)
+
+
+class _OtherIdentityError(Exception):
+    """The index on disk holds vectors that cannot be compared with this model's."""
+
+
+@contextmanager
+def _transaction(
+    db: sqlite3.Connection, switching: threading.Lock
+) -> Iterator[AbstractContextManager[object]]:
+    db.execute("begin immediate")
+    try:
+        yield switching
+    except BaseException:
+        if db.in_transaction:
+            db.execute("rollback")
+        raise
+
+
+def _fused(found: Sequence[int], cosines: Mapping[int, float], bm25: Mapping[int, float]) -> dict[int, float]:
+    """Scores of what was found: cosines, and a share of BM25 where the words' best hit has 1.
+
+    Bruch, Gai & Ingber 2023, "An analysis of fusion functions for hybrid retrieval": a sum of the two keeps
+    how much better the first is than the second, which a fusion of ranks forgets.
+    """
+    most = max(bm25.values(), default=1.0)
+    return {chunk: cosines[chunk] + _WORDS_SHARE * bm25.get(chunk, 0.0) / most for chunk in found}
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    return unit

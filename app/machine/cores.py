@@ -1,0 +1,30 @@
+"""CPU cores that this process may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may use, or the cgroup's CPU quota where that is less."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings: set[str] = set()
+    for cpu in allowed:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings.add(path.read_text().strip() if path.exists() else str(cpu))
+    quota = _cpu_quota(Path("/sys/fs/cgroup"))
+    cores = len(siblings)
+    return max(1, min(cores, int(quota))) if quota else max(1, cores)
+
+
+def _cpu_quota(cgroup: Path) -> float | None:
+    """CPUs that the cgroup (v2, then v1) grants, or None where it sets no limit."""
+    try:
+        if (cgroup / "cpu.max").exists():
+            quota, period = (cgroup / "cpu.max").read_text().split()
+            return None if quota == "max" else int(quota) / int(period)
+        v1_quota = int((cgroup / "cpu/cpu.cfs_quota_us").read_text())
+        return v1_quota / int((cgroup / "cpu/cpu.cfs_period_us").read_text()) if v1_quota > 0 else None
+    except (OSError, ValueError):
+        return None  # no cgroup file system here, or one of another shape: no limit is known

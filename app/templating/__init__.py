@@ -1,1 +1,0 @@
-"""Chat templates from strangers: rendered in a sandbox, in a process of their own, with contents traced."""

@@ -1,0 +1,1 @@
+"""A model's name to checked files on this disk."""

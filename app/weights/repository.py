@@ -1,0 +1,344 @@
+"""A Hugging Face repository → its files on this disk: resumed downloads, and the copy when the hub is away.
+
+The folder is a cache as huggingface_hub keeps it (``models--owner--name/snapshots/<commit>/<file>``), so
+MODELS_DIR may be one that other programs fill. huggingface_hub is imported where it is needed: it takes
+half a second, which a model that is here already need not cost.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from app.weights.errors import (
+    FileNotInRepository,
+    HubError,
+    ModelError,
+    explained_disk,
+    explained_hub,
+    readable_size,
+)
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfFileMetadata
+
+logger = logging.getLogger("tokenstream.hub")
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ETAG = re.compile(r"[\w.-]+")
+_RETRIES = 5  # in a row without another byte, as in huggingface_hub
+
+
+@functools.cache
+def prepare_library() -> None:
+    """Import huggingface_hub without its telemetry, with its warnings as lines of our own log.
+
+    Raises:
+        ModelError: HF_ENDPOINT is not a URL.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        url = urlsplit(endpoint)
+        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ModelError(
+            f"HF_ENDPOINT={endpoint}: should be the address of a hub, such as https://huggingface.co"
+        )
+    # Read at import. Without it every first request is preceded by one for a list of "agent harnesses".
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import huggingface_hub.utils.logging  # noqa: F401  (gives its logger a handler, which is replaced here)
+
+    library = logging.getLogger("huggingface_hub")
+    library.handlers = [_FirstLine()]
+    library.propagate = False
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # else every request is a line
+
+
+class _FirstLine(logging.Handler):
+    """Passes on the first line of what huggingface_hub has to say about retries, as information."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger.info("%s", record.getMessage().partition("\n")[0])
+
+
+class Repository:
+    """One repository at one revision, and the folder that keeps what was downloaded of it."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        folder: Path,
+        revision: str = "main",
+        token: str | None = None,
+        variable: str = "MODEL_REPO",
+    ) -> None:
+        """Name a repository; nothing is asked or read yet.
+
+        Args:
+            name: ``owner/name`` on the hub.
+            folder: The cache folder; made when something is downloaded.
+            revision: Branch, tag or commit.
+            token: Access token; None is the one that ``hf auth login`` has stored, if any.
+            variable: The setting that named the repository, for messages.
+        """
+        self.name = name
+        self.revision = revision
+        self.storage = folder / f"models--{name.replace('/', '--')}"
+        self.pinned = bool(_COMMIT.fullmatch(revision))
+        self._folder = folder
+        self._token = token
+        self.variable = variable
+        self._commit = revision if self.pinned else None
+        self.failure: ModelError | None = None  # once the hub has failed, all comes from this disk
+
+    def files(self) -> list[str]:
+        """The names of the files in the repository, or of those on this disk when the hub is away.
+
+        Raises:
+            HubError: The hub is away or refuses, and nothing is on this disk.
+        """
+        try:
+            return self._ask_files()
+        except HubError as failure:
+            here = self.files_here()
+            if not here:
+                raise
+            self.failure = failure
+            return here
+
+    def files_here(self) -> list[str]:
+        """The names of the files on this disk, of the revision as it was last downloaded."""
+        snapshot = self._snapshot()
+        if snapshot is None:
+            return []
+        return sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
+
+    def fetch(self, files: Sequence[str], *, verify: bool = False) -> list[Path]:
+        """The paths of ``files``, all of one commit, downloaded where they are not on this disk.
+
+        Args:
+            files: Their names in the repository.
+            verify: Compare the sizes of those on this disk with the hub's, and download again what differs.
+
+        Raises:
+            FileNotInRepository: The repository has no such file.
+            HubError: The hub is away or refuses, and not all of them are on this disk.
+            ModelError: They cannot be written, and not all of them are on this disk.
+        """
+        failure = self.failure
+        if failure is None:
+            try:
+                return self._fetch_online(files, verify)
+            except FileNotInRepository:
+                raise
+            except ModelError as error:
+                failure = error
+                self._commit = self.revision if self.pinned else None  # not the newer one that failed
+        snapshot = self._snapshot()
+        if snapshot is None or not set(files).issubset(self.files_here()):
+            raise failure
+        self.failure = failure
+        reason = failure.reason if isinstance(failure, HubError) else str(failure)
+        logger.warning("%s; using the copy of %s in %s", reason, self.name, snapshot)
+        return [snapshot / file for file in files]
+
+    def _snapshot(self) -> Path | None:
+        """The folder of the files on this disk."""
+        commit = self._commit
+        reference = self.storage / "refs" / self.revision
+        if commit is None and reference.is_file():
+            commit = reference.read_text().strip()
+        folder = self.storage / "snapshots" / commit if commit else None
+        return folder if folder and folder.is_dir() else None
+
+    # --- asking the hub
+
+    def _ask_files(self) -> list[str]:
+        prepare_library()
+        from huggingface_hub import HfApi, constants
+
+        with self._explained():
+            info = HfApi(token=self._token).model_info(
+                self.name, revision=self.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT
+            )
+            if not info.sha or info.siblings is None:
+                raise ValueError("an answer without commit or files")
+        self._commit = info.sha
+        return sorted(file.rfilename for file in info.siblings if _is_safe(file.rfilename))
+
+    def _ask_file(self, file: str, revision: str) -> HfFileMetadata:
+        """One file's size, commit and ETag."""
+        prepare_library()
+        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+
+        with self._explained(file):
+            found = get_hf_file_metadata(
+                hf_hub_url(self.name, file, revision=revision),
+                token=self._token,
+                timeout=constants.HF_HUB_ETAG_TIMEOUT,
+            )
+            if not found.commit_hash or not _ETAG.fullmatch(found.etag or ""):
+                raise ValueError("an answer without X-Repo-Commit or ETag")
+        return found
+
+    def _fetch_online(self, files: Sequence[str], verify: bool) -> list[Path]:
+        found: dict[str, HfFileMetadata] = {}
+        if self._commit is None:
+            found[files[0]] = self._ask_file(files[0], self.revision)
+            self._commit = found[files[0]].commit_hash
+        commit = str(self._commit)
+        snapshot = self.storage / "snapshots" / commit
+        asked = [file for file in files if verify or not (snapshot / file).is_file()]
+        for file in asked:
+            found[file] = found.get(file) or self._ask_file(file, commit)
+        missing = {file: found[file] for file in asked if not _has_size(snapshot / file, found[file].size)}
+        if missing:
+            with explained_disk(self._folder, self.name):
+                self._download(missing, commit)
+        self._remember(commit)
+        return [snapshot / file for file in files]
+
+    # --- writing
+
+    def _download(self, missing: dict[str, HfFileMetadata], commit: str) -> None:
+        from huggingface_hub import constants, hf_hub_download
+
+        (self.storage / "blobs").mkdir(parents=True, exist_ok=True)
+        self._check_space(missing)
+        for file, metadata in missing.items():
+            blob = self._blob(metadata)
+            with self._only_process(file, blob):
+                if not _has_size(blob, metadata.size):
+                    blob.unlink(missing_ok=True)
+                    (self.storage / "snapshots" / commit / file).unlink(missing_ok=True)
+                    if (metadata.size or 0) <= constants.MAX_HTTP_DOWNLOAD_SIZE:
+                        self._receive(file, commit, metadata)
+            with self._explained(file):  # links the snapshot to the blob
+                hf_hub_download(self.name, file, revision=commit, cache_dir=self._folder, token=self._token)
+
+    @contextmanager
+    def _only_process(self, file: str, blob: Path) -> Iterator[None]:
+        """Hold the lock that huggingface_hub takes, too: two must not append to one partial file."""
+        from filelock import Timeout
+        from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+        lock = self._folder / ".locks" / self.storage.name / f"{blob.name}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            try:
+                held.enter_context(WeakFileLock(lock, timeout=1))
+            except Timeout:
+                logger.info("another process downloads %s; waiting for it", file)
+                held.enter_context(WeakFileLock(lock))
+            yield
+
+    def _receive(self, file: str, commit: str, metadata: HfFileMetadata) -> None:
+        """Download one blob, going on from what an earlier process has left of it.
+
+        huggingface_hub's own download goes on after a cut connection, but throws away what it has when
+        the process ends; here the partial file stays, and its SHA-256 is checked in the end.
+        """
+        import httpx2
+        from huggingface_hub import constants, hf_hub_url
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+        blob = self._blob(metadata)
+        partial = _partial(blob)
+        # Sizes and ranges are of the file itself, so it must not be compressed on the way.
+        headers = {**build_hf_headers(token=self._token), "accept-encoding": "identity"}
+        size = f" ({readable_size(metadata.size)})" if metadata.size else ""
+        logger.info("downloading %s%s of %s from %s", file, size, self.name, constants.ENDPOINT)
+        retries = _RETRIES
+        while True:
+            with partial.open("ab") as target, self._explained(file):
+                if metadata.size is not None and target.tell() > metadata.size:
+                    target.truncate(0)
+                start = target.seek(0, os.SEEK_END)
+                try:
+                    http_get(
+                        hf_hub_url(self.name, file, revision=commit),
+                        target,
+                        resume_size=start,
+                        headers=headers,
+                        expected_size=metadata.size,
+                        displayed_filename=file,
+                    )
+                    break
+                except httpx2.ReadError:  # a reset connection; http_get goes on after other cuts itself
+                    retries = _RETRIES if target.tell() > start else retries - 1
+                    if retries == 0:
+                        raise
+            time.sleep(1)
+        self._check_digest(file, partial, metadata.etag or "")
+        partial.replace(blob)
+
+    def _check_digest(self, file: str, partial: Path, etag: str) -> None:
+        from huggingface_hub.utils.sha import sha_fileobj
+
+        if not _SHA256.fullmatch(etag):
+            return  # a small file, kept in git itself: its ETag is another kind of hash
+        with partial.open("rb") as content:
+            if sha_fileobj(content).hex() == etag:
+                return
+        partial.unlink()
+        raise ModelError(f"{file} of {self.name} arrived damaged (its SHA-256 is not the hub's): start again")
+
+    def _check_space(self, missing: dict[str, HfFileMetadata]) -> None:
+        needed = 0
+        for metadata in missing.values():
+            blob = self._blob(metadata)
+            partial = _partial(blob)
+            if not _has_size(blob, metadata.size):
+                needed += (metadata.size or 0) - (partial.stat().st_size if partial.is_file() else 0)
+        free = shutil.disk_usage(self._folder).free
+        if needed > free:
+            raise ModelError(
+                f"MODELS_DIR={self._folder}: {', '.join(missing)} of {self.name} needs "
+                f"{readable_size(needed)} and {readable_size(free)} is free: "
+                "free some space, or set MODELS_DIR to another disk"
+            )
+
+    def _blob(self, metadata: HfFileMetadata) -> Path:
+        return self.storage / "blobs" / str(metadata.etag)
+
+    def _remember(self, commit: str) -> None:
+        """Note which commit the revision's files on this disk are of."""
+        reference = self.storage / "refs" / self.revision
+        if self.pinned or (reference.is_file() and reference.read_text().strip() == commit):
+            return
+        try:
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            reference.write_text(commit)
+        except OSError as error:  # a cache mounted read-only serves as well as before
+            logger.debug("%s is not written: %s", reference, error)
+
+    def _explained(self, file: str = "") -> AbstractContextManager[None]:
+        return explained_hub(self.variable, self.name, self.revision, file)
+
+
+def _is_safe(file: str) -> bool:
+    """Whether a name that a hub gives stays inside the folder it is joined to."""
+    path = PurePosixPath(file)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _has_size(path: Path, size: int | None) -> bool:
+    return path.is_file() and size in (None, path.stat().st_size)
+
+
+def _partial(blob: Path) -> Path:
+    return blob.with_name(f"{blob.name}.incomplete")

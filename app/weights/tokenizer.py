@@ -1,0 +1,201 @@
+"""TOKENIZER_REPO: the chat template and special tokens of a model's own repository."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app.config.settings import Settings
+from app.weights.errors import ModelError
+from app.weights.model import hub_token
+from app.weights.repository import Repository
+
+logger = logging.getLogger("tokenstream.hub")
+
+_FILES = ("chat_template.jinja", "tokenizer_config.json", "tokenizer.json")
+# Texts that converters give to ids that no tokenizer has: they only round the size up.
+_PADDING = re.compile(r"\[PAD\d*\]|<\|?(dummy|unused|extra|reserved)\w*\|?>|\[unused\d+\]", re.IGNORECASE)
+# The share of ids that may have another text: fine-tunes rename reserved tokens.
+_TOLERATED = 0.01
+
+
+@dataclass(frozen=True)
+class TokenizerRepo:
+    """What a tokenizer's files say; a text is None where they say nothing."""
+
+    name: str
+    chat_template: str | None = None
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+    unk_token: str | None = None
+    templates: Mapping[str, str] = field(default_factory=dict)  # the others by name, such as tool_use
+    vocab: Mapping[int, str] = field(default_factory=dict, repr=False)  # token id → text
+
+    @property
+    def n_vocab(self) -> int:
+        """The size of the vocabulary, 0 when there is none: one more than the highest id."""
+        return max(self.vocab, default=-1) + 1
+
+
+def load_tokenizer_repo(settings: Settings) -> TokenizerRepo | None:
+    """Read the tokenizer that TOKENIZER_REPO names: a folder, or a repository of the hub.
+
+    Returns:
+        None when TOKENIZER_REPO is unset.
+
+    Raises:
+        ModelError: It cannot be had, or its files say nothing; one line that says what to do.
+    """
+    name = settings.tokenizer_repo
+    if name is None:
+        return None
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        files = {file: folder / file for file in _FILES if (folder / file).is_file()}
+    elif folder.exists() or name.startswith((".", "~", "/")):
+        raise ModelError(f"TOKENIZER_REPO={name} is no folder: name the folder of tokenizer_config.json")
+    else:
+        files = _download(settings, name)
+    if not files:
+        raise ModelError(
+            f"TOKENIZER_REPO={name} holds none of {', '.join(_FILES)}: name the model's own repository"
+        )
+    tokenizer = _read(name, files)
+    if not tokenizer.vocab:
+        logger.warning(
+            "TOKENIZER_REPO=%s has no tokenizer.json: whether it fits the model is not checked", name
+        )
+    return tokenizer
+
+
+def _download(settings: Settings, name: str) -> dict[str, Path]:
+    repository = Repository(
+        name, folder=settings.models_dir, token=hub_token(settings), variable="TOKENIZER_REPO"
+    )
+    there = repository.files()
+    wanted = [file for file in _FILES if file in there]
+    if not wanted and repository.failure:
+        raise repository.failure
+    return dict(zip(wanted, repository.fetch(wanted), strict=True)) if wanted else {}
+
+
+# --- reading the files
+
+
+def _read(name: str, files: Mapping[str, Path]) -> TokenizerRepo:
+    config = _read_json(name, files.get("tokenizer_config.json"))
+    templates = _templates(config.get("chat_template"))
+    if "chat_template.jinja" in files:
+        templates["default"] = _read_text(name, files["chat_template.jinja"])
+    return TokenizerRepo(
+        name=name,
+        chat_template=templates.pop("default", None),
+        templates=templates,
+        vocab=_vocabulary(name, _read_json(name, files.get("tokenizer.json"))),
+        **{key: _token_text(config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")},
+    )
+
+
+def _read_text(name: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise ModelError(f"TOKENIZER_REPO={name}: {path} cannot be read ({error})") from error
+
+
+def _read_json(name: str, path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        content = json.loads(_read_text(name, path))
+    except ValueError as error:
+        raise ModelError(f"TOKENIZER_REPO={name}: {path} is not JSON ({error}): get it again") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"TOKENIZER_REPO={name}: {path} should be a JSON object")
+    return content
+
+
+def _templates(value: Any) -> dict[str, str]:
+    """A chat_template entry (one template, or a list of named ones) as name → template."""
+    if isinstance(value, str):
+        return {"default": value}
+    entries = value if isinstance(value, list) else []
+    return {
+        entry["name"]: entry["template"]
+        for entry in entries
+        if isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and isinstance(entry.get("template"), str)
+    }
+
+
+def _token_text(value: Any) -> str | None:
+    """A special token (a text, or an AddedToken written as an object) as its text."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _vocabulary(name: str, tokenizer: dict[str, Any]) -> dict[int, str]:
+    try:
+        entries = tokenizer.get("model", {}).get("vocab", {})
+        if isinstance(entries, dict):  # BPE, WordPiece, WordLevel: text → id
+            vocabulary = {int(token): text for text, token in entries.items()}
+        else:  # Unigram: (text, score) in the order of ids
+            vocabulary = {token: str(text) for token, (text, _) in enumerate(entries)}
+        added = tokenizer.get("added_tokens") or []
+        return vocabulary | {int(token["id"]): str(token["content"]) for token in added}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"TOKENIZER_REPO={name}: tokenizer.json has a vocabulary of an unknown shape"
+        ) from error
+
+
+# --- comparing with the GGUF
+
+
+def check_vocabulary(
+    repo: TokenizerRepo, n_vocab: int, token_text: Callable[[int], str], is_unused: Callable[[int], bool]
+) -> None:
+    """Refuse a tokenizer that is not the one of the GGUF; a tokenizer without vocabulary passes.
+
+    A GGUF may have more ids at its end: converters pad vocabularies, and fine-tunes add tokens.
+
+    Args:
+        repo: The tokenizer.
+        n_vocab: Tokens in the GGUF's vocabulary.
+        token_text: The text of one of its ids, as the vocabulary writes it.
+        is_unused: Whether one of its ids only pads the vocabulary.
+
+    Raises:
+        ModelError: They differ; names both sizes and, if the texts differ, an example.
+    """
+    if not repo.vocab:
+        return
+    sizes = f"{repo.n_vocab:,} tokens, the model's {n_vocab:,}"
+    mismatch = f"TOKENIZER_REPO={repo.name} does not fit the model: its vocabulary has {sizes}"
+    advice = "name the repository that the GGUF was made from, or unset TOKENIZER_REPO"
+    if repo.n_vocab > n_vocab:
+        raise ModelError(f"{mismatch}: {advice}")
+    differing = [
+        token
+        for token, text in repo.vocab.items()
+        if not is_unused(token) and not _same(text, token_text(token))
+    ]
+    surplus = range(repo.n_vocab, n_vocab)
+    padded = all(is_unused(token) or _PADDING.fullmatch(token_text(token)) for token in surplus)
+    if len(differing) > (_TOLERATED * len(repo.vocab) if padded else 0):
+        token = min(differing)
+        example = f"token {token} is {repo.vocab[token]!r} here and {token_text(token)!r} there"
+        raise ModelError(f"{mismatch}, and {len(differing):,} differ ({example}): {advice}")
+
+
+def _same(text: str, gguf_text: str) -> bool:
+    # Converters write the spaces of some added tokens as SentencePiece does.
+    return text == gguf_text or text.replace("\u2581", " ") == gguf_text.replace("\u2581", " ")

@@ -1,0 +1,290 @@
+"""Calls are told from text however the answer is cut in pieces, and nothing of it is lost."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from app.chat.messages import Tool
+from app.chat.tools import ArgumentsDelta, CallDelta, ContentDelta, Delta, ToolCallParser
+from app.chat.tools.format import HERMES, ToolFormat
+
+TOOLS = [Tool("add", None, {}), Tool("get", None, {}), Tool("get_time", None, {})]
+BARE = replace(
+    HERMES, begin="", end="", separator=None, middle='", "parameters": ', arguments_key="parameters"
+)
+LIST = replace(HERMES, begin="[TOOL_CALLS] [", end="]", separator=", ")
+TAGGED_LIST = replace(HERMES, begin="<TOOLCALL>[", end="]</TOOLCALL>", separator=", ")
+FORMATS = {"hermes": HERMES, "bare": BARE, "list": LIST, "tagged list": TAGGED_LIST}
+Calls = list[tuple[str, str]]
+
+
+def parse(
+    pieces: Sequence[str], format_: ToolFormat = HERMES, *, constrained: bool = False
+) -> tuple[str, Calls]:
+    """The answer's text and its calls; how they are told is checked by the way."""
+    parser = ToolCallParser(format_, TOOLS, constrained=constrained)
+    deltas = [delta for piece in pieces for delta in parser.feed(piece)] + parser.finish()
+    return gathered(deltas)
+
+
+def gathered(deltas: Sequence[Delta]) -> tuple[str, Calls]:
+    content, calls, ids = "", [], set()
+    for delta in deltas:
+        if isinstance(delta, ContentDelta):
+            assert delta.text
+            content += delta.text
+        elif isinstance(delta, CallDelta):
+            assert delta.index == len(calls)
+            assert re.fullmatch(r"call_[A-Za-z0-9]{24}", delta.id)
+            ids.add(delta.id)
+            calls.append((delta.name, ""))
+        else:
+            assert delta.text
+            assert delta.index == len(calls) - 1, "arguments belong to the last call"
+            name, arguments = calls[-1]
+            calls[-1] = (name, arguments + delta.text)
+    assert len(ids) == len(calls)
+    return content, calls
+
+
+ADD = '{"name": "add", "arguments": {"a": [1, {"b": "}"}]}}'
+ADDED = ("add", '{"a": [1, {"b": "}"}]}')
+GET = '{"name": "get", "arguments": {}}'
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize(
+    ("format_", "text", "content", "calls"),
+    [
+        (HERMES, f"<tool_call>\n{ADD}\n</tool_call>", "", [ADDED]),
+        (HERMES, f"Well.\n\n<tool_call>\n{ADD}\n</tool_call>\n", "Well.", [ADDED]),
+        (
+            HERMES,
+            f"<tool_call>\n{ADD}\n</tool_call>\n<tool_call>\n{GET}\n</tool_call>",
+            "",
+            [ADDED, ("get", "{}")],
+        ),
+        (HERMES, f"<tool_call>{ADD}</tool_call> Done. ", " Done. ", [ADDED]),
+        (LIST, f"[TOOL_CALLS] [{ADD}]", "", [ADDED]),
+        (LIST, f"[TOOL_CALLS] [{ADD}, {GET}]", "", [ADDED, ("get", "{}")]),
+        (LIST, f'[TOOL_CALLS] [{ADD[:-1]}, "id": "Abc012345"}}, {GET}]', "", [ADDED, ("get", "{}")]),
+        (TAGGED_LIST, f"Well. <TOOLCALL>[{ADD}, {GET}]</TOOLCALL>", "Well.", [ADDED, ("get", "{}")]),
+        (BARE, ADD.replace("arguments", "parameters"), "", [ADDED]),
+    ],
+)
+def test_calls_in_the_format(
+    format_: ToolFormat, text: str, content: str, calls: Calls, constrained: bool
+) -> None:
+    assert parse([text], format_, constrained=constrained) == (content, calls)
+    assert parse(list(text), format_, constrained=constrained) == (content, calls)
+
+
+@pytest.mark.parametrize(
+    ("format_", "text"),
+    [
+        (HERMES, f"<tool_call>{ADD}</tool_call>"),
+        (HERMES, f" <tool_call> \n\n {ADD} \n\n </tool_call> \n"),
+        (HERMES, f"<tool_call>\n{ADD}"),
+        (HERMES, f"<tool_call>\n{ADD}\n</tool_"),
+        (HERMES, f"<tool_call>[{ADD}]</tool_call>"),
+        (HERMES, f"<tool_call>\n[\n{ADD}\n]\n</tool_call>"),
+        (HERMES, f"<tool_call>[{ADD}</tool_call>"),
+        (HERMES, "<tool_call>" + ADD.replace('"arguments"', '"parameters"')),
+        (HERMES, "<tool_call>" + ADD.replace(": ", " :\n").replace('{"name', '{ "name')),
+        (HERMES, '<tool_call>{"type": "function", ' + ADD[1:]),
+        (HERMES, '<tool_call>{"arguments": {"a": [1, {"b": "}"}]}, "extra": {"name": []}, "name": "add"}'),
+        (LIST, f"[TOOL_CALLS]{ADD}"),
+        (LIST, f"[TOOL_CALLS]\n[ {ADD} ]"),
+        (LIST, f"[TOOL_CALLS] [{ADD}"),
+        (LIST, f"[TOOL_CALLS] [{ADD},"),
+        (TAGGED_LIST, f"<TOOLCALL>{ADD}</TOOLCALL>"),
+        (BARE, f" \n{ADD}\n"),
+        (BARE, f"[{ADD}]"),
+    ],
+)
+def test_calls_that_are_nearly_in_the_format(format_: ToolFormat, text: str) -> None:
+    spaced = ADDED[1].replace(": ", " :\n")
+    for pieces in ([text], list(text)):
+        content, ((name, arguments),) = parse(pieces, format_)
+        assert (content, name) == ("", "add")
+        assert arguments in (ADDED[1], spaced)
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize(
+    ("format_", "text"),
+    [
+        (HERMES, ""),
+        (HERMES, " \n "),
+        (HERMES, "  2 < 3 <tool> and <tool_ca  "),
+        (HERMES, "<tool_call>"),
+        (HERMES, "<tool_call>\n"),
+        (HERMES, "See <tool_call>add</tool_call>."),
+        (HERMES, '<tool_call>\n{"name": "unknown", "arguments": {}}\n</tool_call>\n'),
+        (HERMES, '<tool_call>{"name": "get"}</tool_call>'),
+        (HERMES, '<tool_call>{"name": ["get"], "arguments": {}}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "get", "arguments": "{}"}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "get", "arguments": null}</tool_call>'),
+        (HERMES, "<tool_call>{}</tool_call>"),
+        (HERMES, "<tool_call>[]</tool_call>"),
+        (HERMES, "<tool_call>{'name': 'get', 'arguments': {}}</tool_call>"),
+        (HERMES, '<tool_call>{"name": "get"'),
+        (HERMES, "{" + GET[1:]),
+        (LIST, "[TOOL_CALL] [TOOL_CALLS"),
+        (BARE, " { 2 < 3 "),
+        (BARE, '{"answer": 42}\n'),
+        (BARE, '{"name'),
+        (BARE, '{"name"}'),
+        (BARE, '{"a \\" b": 1}'),
+        (BARE, f"Like {GET}"),
+        (BARE, "[1, 2]"),
+    ],
+)
+def test_what_is_no_call_is_text(format_: ToolFormat, text: str, constrained: bool) -> None:
+    assert parse([text], format_, constrained=constrained) == (text, [])
+    assert parse(list(text), format_, constrained=constrained) == (text, [])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        '{"name": "get", "arguments": {"a": }}',
+        '{"name": "get", "arguments": {"a": NaN}}',
+        '{"name": "get", "arguments": {"a": 1]}}',
+        '{"name": "get", "arguments": {"a": "1',
+        '{"name": "get", "arguments": ' + '{"a":' * 3000 + "1" + "}" * 3000 + "}",
+    ],
+)
+def test_arguments_that_are_no_json_are_text(call: str) -> None:
+    for text in (f"<tool_call>{call}", f"Well. <tool_call>\n{call}"):
+        assert parse([text]) == (text, [])
+
+
+def test_text_goes_on_behind_what_is_no_call() -> None:
+    unknown = '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>'
+    assert parse(list(f"{unknown} <tool_call> <tool_call>{GET}</tool_call>")) == (
+        f"{unknown} <tool_call>",
+        [("get", "{}")],
+    )
+    assert parse(list(f"<tool_call>{GET}</tool_call>\n<tool_call>?")) == ("\n<tool_call>?", [("get", "{}")])
+    assert parse(list(f"[TOOL_CALLS][{GET}, 1]"), LIST) == (", 1]", [("get", "{}")])
+    assert parse(list(f"[TOOL_CALLS][{GET}, {{}}]"), LIST) == (", {}]", [("get", "{}")])
+
+
+def test_arguments_are_handed_out_as_they_come() -> None:
+    parser = ToolCallParser(HERMES, TOOLS, constrained=True)
+    assert parser.feed('Well <tool_call>\n{"name": "add", "arguments": ') == [ContentDelta("Well")]
+    begun, first = parser.feed('{"a": "')
+    assert isinstance(begun, CallDelta)
+    assert (begun.name, first) == ("add", ArgumentsDelta(0, '{"a": "'))
+    assert parser.feed('}"') == [ArgumentsDelta(0, '}"')]
+    assert parser.feed("}") == [ArgumentsDelta(0, "}")]
+    assert parser.feed("}\n</tool_call>") == []
+    assert parser.finish() == []
+
+
+def test_an_answer_that_is_cut_off_has_the_arguments_so_far() -> None:
+    assert parse(['<tool_call>\n{"name": "add", "arguments": {"a": [1'], constrained=True) == (
+        "",
+        [("add", '{"a": [1')],
+    )
+
+
+def test_text_is_held_back_no_longer_than_needed() -> None:
+    parser = ToolCallParser(HERMES, TOOLS)
+    assert parser.feed("One < ") == [ContentDelta("One <")]
+    assert parser.feed("two <tool") == [ContentDelta(" two")]
+    assert parser.feed("s> three") == [ContentDelta(" <tools> three")]
+    parser = ToolCallParser(BARE, TOOLS)
+    assert parser.feed("\n") == []
+    assert parser.feed("One {") == [ContentDelta("\nOne {")]
+    assert parser.feed(" ") == [ContentDelta(" ")]
+    parser = ToolCallParser(BARE, TOOLS)
+    assert parser.feed('{ "answer"') == []
+    assert parser.feed(": ") == [ContentDelta('{ "answer": ')]
+    assert ToolCallParser(BARE, TOOLS).feed("{ 2") == [ContentDelta("{ 2")]
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=6)
+    | st.sampled_from(['"}', "</tool_call>", "\\"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+ARGUMENTS = st.builds(
+    json.dumps, st.dictionaries(st.text(max_size=4), JSON, max_size=3), ensure_ascii=st.booleans()
+)
+TEXTS = st.text(st.characters(exclude_characters="<[{", exclude_categories=["Z", "C"]), max_size=8)
+
+
+def cut(text: str, cuts: Sequence[int]) -> list[str]:
+    at = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
+    return [text[begin:end] for begin, end in itertools.pairwise(at)]
+
+
+@settings(deadline=None)
+@given(
+    text=TEXTS,
+    calls=st.lists(st.tuples(st.sampled_from(["add", "get", "get_time"]), ARGUMENTS), min_size=1, max_size=3),
+    cuts=st.lists(st.integers(min_value=0), max_size=12),
+    constrained=st.booleans(),
+)
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_a_format_writes_is_read_however_it_is_cut(
+    name: str, text: str, calls: Calls, cuts: list[int], constrained: bool
+) -> None:
+    if name == "bare":
+        text, calls = "", calls[:1]
+    answer = text + FORMATS[name].write(calls)
+    assert parse(cut(answer, cuts), FORMATS[name], constrained=constrained) == (text, calls)
+
+
+PIECES = st.sampled_from(
+    [
+        *(
+            "<tool_call>",
+            "</tool_call>",
+            "[TOOL_CALLS]",
+            "<TOOLCALL>",
+            "</TOOLCALL>",
+            "<tool",
+            "</",
+            "[",
+            "]",
+        ),
+        *(ADD, GET, GET[:20], GET[20:], '{"name": "unknown", "arguments": {}}', "{", "}", ",", '"', "\\"),
+        *(" ", "\n", "text", '{"name": "get", "parameters": {"a": '),
+    ]
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    pieces=st.lists(PIECES, max_size=10),
+    cuts=st.lists(st.integers(min_value=0), max_size=12),
+    constrained=st.booleans(),
+)
+@example(pieces=["<tool_call>", GET, "</tool_call>", " ", "<tool"], cuts=[], constrained=False)
+@pytest.mark.parametrize("name", FORMATS)
+def test_any_answer_is_read_the_same_however_it_is_cut(
+    name: str, pieces: list[str], cuts: list[int], constrained: bool
+) -> None:
+    answer = "".join(pieces)
+    content, calls = parse([answer], FORMATS[name], constrained=constrained)
+    assert parse(cut(answer, cuts), FORMATS[name], constrained=constrained) == (content, calls)
+    assert parse(list(answer), FORMATS[name], constrained=constrained) == (content, calls)
+    if not calls:
+        assert content == answer
+    if not constrained:
+        assert all(isinstance(json.loads(arguments), dict) for _, arguments in calls)

@@ -1,0 +1,90 @@
+"""KV memory without a model: slots that remember which tokens they hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.engine.cache.prefix_cache import MemoryKind
+from app.engine.sampling.samplers import SamplingParams
+from app.engine.scheduler import Work
+from app.engine.sequence import Sequence
+
+
+def sequence(prompt: list[int] | int, *, max_tokens: int = 8, submitted_at: float = 0.0) -> Sequence:
+    """A sequence with a prompt (by its length: of tokens that nobody else has)."""
+    nothing = cast(Any, None)
+    if isinstance(prompt, int):
+        prompt = list(range(FakeMemory.unique, FakeMemory.unique + prompt))
+        FakeMemory.unique += len(prompt)
+    params = SamplingParams(max_tokens=max_tokens)
+    return Sequence(prompt, params, cast(Any, FreeChoice()), nothing, submitted_at=submitted_at)
+
+
+class FreeChoice:
+    """A sampler that must do nothing; none of these tests samples."""
+
+    def forced(self, limit: int) -> list[int]:
+        return []
+
+
+@dataclass
+class FakeMemory:
+    """What llama.cpp's KV memory does with tokens, refusals included."""
+
+    unique = 1_000_000
+
+    kind: MemoryKind = field(default_factory=MemoryKind)
+    slots: dict[int, list[int]] = field(default_factory=dict)
+    n_prefilled: int = 0
+    n_saves: int = 0
+    n_restores: int = 0
+    n_shares: int = 0
+
+    def clear_sequence(self, sequence: int) -> None:
+        self.slots.pop(sequence, None)
+
+    def can_truncate(self, sequence: int, n_tokens: int) -> bool:
+        return self.kind.can_be_cut or n_tokens == len(self.slots[sequence])
+
+    def truncate_sequence(self, sequence: int, n_tokens: int) -> None:
+        held = self.slots[sequence]
+        assert n_tokens <= len(held)
+        if n_tokens < len(held) and not self.kind.can_be_cut:
+            raise ValueError("a recurrent state was cut")
+        self.slots[sequence] = held[:n_tokens]
+
+    def share_prefix(self, source: int, target: int, n_tokens: int) -> None:
+        assert self.kind.shares_cells
+        assert not self.slots.get(target), "a share into a slot that holds something"
+        held = self.slots[source]
+        if not self.kind.can_be_cut:
+            assert n_tokens in (-1, len(held)), "a recurrent state is shared as a whole"
+        self.slots[target] = held[:n_tokens] if n_tokens >= 0 else list(held)
+        self.n_shares += 1
+
+    def save_sequence(self, sequence: int) -> NDArray[np.uint8]:
+        self.n_saves += 1
+        return np.asarray(self.slots[sequence], np.int32).view(np.uint8)
+
+    def restore_sequence(self, sequence: int, state: NDArray[np.uint8]) -> bool:
+        self.n_restores += 1
+        self.slots[sequence] = state.view(np.int32).tolist()
+        return True
+
+    def compute(self, work: list[Work], token: int = 7) -> None:
+        """Do what the engine does with a plan; every sequence generates ``token``."""
+        for piece in work:
+            one = piece.sequence
+            assert one.slot is not None
+            held = self.slots.setdefault(one.slot, [])
+            assert held == one.tokens[: one.n_computed], "KV memory and bookkeeping differ"
+            held += one.tokens[one.n_computed : one.n_computed + piece.n_tokens]
+            if not one.is_decoding:
+                self.n_prefilled += piece.n_tokens
+            one.n_computed += piece.n_tokens
+            if piece.samples:
+                one.tokens.append(token)

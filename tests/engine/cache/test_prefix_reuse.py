@@ -1,0 +1,281 @@
+"""Answers behind a prefix that was taken over, against answers to the same prompt computed whole.
+
+Passes over other shapes of batches add up in another order, so that logits differ in their last digits.
+Where two tokens are nearly as likely as each other, either may come: NEAR_TIE bounds how near, and a text
+may part from another only at such a place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.engine.cache.state_files import StateFiles
+from app.engine.engine import Engine, EngineOptions
+from app.engine.llama import Batch, Context, KVOptions, Model
+from app.engine.sampling.samplers import ChainSampler, GreedySampler, SamplingParams
+from tests.engine.conftest import Reports
+
+pytestmark = pytest.mark.anyio
+
+# Of the logits of the two likeliest tokens, where a text may go either way.
+NEAR_TIE = 0.5
+
+FACTS = " ".join(
+    f"The colour of house {n} is {colour}." for n, colour in enumerate(["red", "blue", "green"] * 8)
+)
+
+Check = Callable[..., None]
+MakeEngine = Callable[..., AbstractAsyncContextManager[Engine]]
+
+
+@pytest.fixture
+def make_engine(model: Model) -> MakeEngine:
+    @asynccontextmanager
+    async def make(reports: Reports | None = None, **options: object) -> AsyncIterator[Engine]:
+        defaults = {"n_ctx": 4096, "max_sequences": 4, "n_threads": 2, "speculation": False}
+        engine = Engine(model, EngineOptions(**(defaults | options)), reports)  # type: ignore[arg-type]
+        engine.start()
+        try:
+            yield engine
+        finally:
+            await engine.close()
+
+    return make
+
+
+def prompt(engine: Engine, question: str, facts: str = FACTS) -> list[int]:
+    text = (
+        f"<|im_start|>system\n{facts}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    return engine.vocab.tokenize(text, parse_special=True)
+
+
+async def ask(engine: Engine, tokens: list[int], n: int = 24, **params: object) -> tuple[list[int], int]:
+    """The tokens of the answer, and how many of the prompt's were cached."""
+    sampling = {"temperature": 0.0, "max_tokens": n, "ignore_eos": True} | params
+    answer = engine.submit(tokens, SamplingParams(**sampling))  # type: ignore[arg-type]
+    return [output.token async for output in answer], answer.n_cached
+
+
+@pytest.fixture
+def assert_same(model: Model) -> Check:
+    """Two answers are the same, or part where the model hardly prefers either token."""
+
+    def check(tokens: list[int], first: list[int], second: list[int], **params: Any) -> None:
+        assert len(first) == len(second)
+        at = next((i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b), None)
+        if at is None:
+            return
+        text = tokens + first[:at]
+        context = Context(model, n_ctx=2048, n_sequences=1, n_batch=2048, n_threads=2)
+        batch = Batch(2048)
+        batch.add(text, 0, 0, n_outputs=1)
+        context.decode(batch)
+        logits = context.logits[0].copy()
+        sampling = SamplingParams(temperature=0, ignore_eos=True, **params)
+        sampler = GreedySampler(sampling, model.vocab, tokens)
+        for token in first[:at]:
+            sampler.accept(token)
+        sampler.adjust(logits)
+        gap = abs(float(logits[first[at]] - logits[second[at]]))
+        best = float(np.max(logits) - max(logits[first[at]], logits[second[at]]))
+        context.close()
+        assert gap < NEAR_TIE, f"they part at token {at}, where the logits are {gap} apart"
+        assert best < NEAR_TIE, f"they part at token {at}, and another token is likelier by {best}"
+
+    return check
+
+
+QUESTIONS = ["What colour is house 3?", "Which houses are blue?", "Write a poem about house 7."]
+
+
+@pytest.mark.parametrize("layout", ["split", "shared"])
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"repetition_penalty": 1.2}, {"presence_penalty": 1.0, "frequency_penalty": 0.5}],
+    ids=["greedy", "repetition", "presence"],
+)
+async def test_a_cached_prefix_gives_the_text_of_an_uncached_one(
+    make_engine: MakeEngine,
+    assert_same: Check,
+    layout: str,
+    params: dict[str, object],
+) -> None:
+    alone = []
+    for question in QUESTIONS:
+        async with make_engine(kv=KVOptions(layout)) as engine:  # type: ignore[arg-type]
+            tokens, n_cached = await ask(engine, prompt(engine, question), **params)
+            assert n_cached == 0
+            alone.append(tokens)
+    async with make_engine(kv=KVOptions(layout)) as engine:  # type: ignore[arg-type]
+        await ask(engine, prompt(engine, "Hello!"), n=2)
+        prompts = [prompt(engine, question) for question in QUESTIONS]
+        one_by_one = [await ask(engine, tokens, **params) for tokens in prompts]
+        together = await asyncio.gather(*(ask(engine, tokens, **params) for tokens in prompts))
+        for tokens, expected, *results in zip(prompts, alone, one_by_one, together, strict=True):
+            for result, n_cached in results:
+                assert n_cached > 200
+                assert_same(tokens, expected, result, **params)
+
+
+async def test_a_draw_behind_a_cached_prefix_sees_the_same_logits(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn texts cannot be compared: two tokens that change places in rank change what a seed draws."""
+    seen = []
+    sample = ChainSampler.sample
+
+    def see(sampler: ChainSampler, context: Context, row: int) -> int:
+        seen.append(context.logits[row].copy())
+        return sample(sampler, context, row)
+
+    monkeypatch.setattr(ChainSampler, "sample", see)
+    async with make_engine() as engine:
+        tokens = prompt(engine, QUESTIONS[0])
+        for n_cached in (0, len(tokens) - 1):
+            assert (await ask(engine, tokens, n=1, temperature=1.0))[1] == n_cached
+    assert np.abs(seen[0] - seen[1]).max() < 1.0
+    assert np.corrcoef(seen[0], seen[1])[0, 1] > 0.999
+
+
+async def test_requests_that_come_together_prefill_their_prefix_once(
+    make_engine: MakeEngine, reports: Reports
+) -> None:
+    async with make_engine(reports) as engine:
+        prompts = [prompt(engine, f"What colour is house {n}?") for n in range(10)]
+        await asyncio.gather(*(ask(engine, tokens, n=4) for tokens in prompts))
+        n_shared = len(list(itertools.takewhile(lambda t: len(set(t)) == 1, zip(*prompts, strict=False))))
+        assert n_shared > 200
+        assert reports.prompt_tokens == n_shared + sum(len(tokens) - n_shared for tokens in prompts)
+        assert reports.prompt_tokens + reports.cached_tokens == sum(map(len, prompts))
+
+
+async def test_a_conversation_goes_on_where_it_was_after_others_took_its_slot(
+    make_engine: MakeEngine, assert_same: Check
+) -> None:
+    async with make_engine(max_sequences=1, n_ctx=1024) as engine:
+        first = prompt(engine, "Tell me about house 2.")
+        answer, _ = await ask(engine, first)
+        await ask(engine, prompt(engine, "Who are you?", "You are a cook, and nothing else matters to you."))
+        following = [*first, *answer, *engine.vocab.tokenize(" And what about house 3?", parse_special=True)]
+        cached_answer, n_cached = await ask(engine, following)
+        assert n_cached >= len(first) + len(answer) - 1
+    async with make_engine(max_sequences=1, n_ctx=1024) as engine:
+        uncached_answer, n_cached = await ask(engine, following)
+        assert n_cached == 0
+    assert_same(following, uncached_answer, cached_answer)
+
+
+async def test_without_a_budget_nothing_is_kept_outside_kv_memory(make_engine: MakeEngine) -> None:
+    async with make_engine(max_sequences=1, n_ctx=1024, prefix_bytes=0) as engine:
+        await ask(engine, prompt(engine, "Hello!"), n=2)
+        await ask(engine, prompt(engine, "Hi!", "You are a cook, and nothing else matters to you."), n=2)
+        _, n_cached = await ask(engine, prompt(engine, "Hello!"), n=2)
+        assert n_cached < 10
+        assert engine._cache.figures.n_bytes == 0
+
+
+def flip_a_bit(folder: Path) -> None:
+    [path] = folder.glob("*.kv")
+    content = bytearray(path.read_bytes())
+    content[-5000] ^= 0x10
+    path.write_bytes(content)
+
+
+class TestContexts:
+    async def test_a_warm_context_is_not_computed_again(
+        self, make_engine: MakeEngine, reports: Reports
+    ) -> None:
+        async with make_engine(reports) as engine:
+            context = prompt(engine, "x")[:200]
+            assert await engine.warm(context) == 200
+            assert await engine.warm(context) <= 1
+            _, n_cached = await ask(engine, prompt(engine, "What colour is house 3?"), n=2)
+            assert n_cached == 200
+
+    async def test_it_outlives_the_process(
+        self,
+        make_engine: MakeEngine,
+        assert_same: Check,
+        tmp_path: Path,
+    ) -> None:
+        answers = []
+        for expected in (200, 0):
+            states = StateFiles(tmp_path, {"model": "this one"}, max_bytes=1 << 30)
+            async with make_engine(states=states) as engine:
+                tokens = prompt(engine, "What colour is house 3?")
+                assert await engine.warm(tokens[:200]) == expected
+                answer, n_cached = await ask(engine, tokens)
+                assert n_cached == 200
+                answers.append(answer)
+        assert_same(tokens, *answers)
+
+    async def test_a_damaged_file_is_computed_and_written_again(
+        self, make_engine: MakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for damage in (True, False):
+            states = StateFiles(tmp_path, {"model": "this one"}, max_bytes=1 << 30)
+            async with make_engine(states=states) as engine:
+                await engine.warm(prompt(engine, "x")[:200])
+            if damage:
+                flip_a_bit(tmp_path)
+        assert "is damaged" in caplog.text
+        states = StateFiles(tmp_path, {"model": "this one"}, max_bytes=1 << 30)
+        async with make_engine(states=states) as engine:
+            assert await engine.warm(prompt(engine, "x")[:200]) == 0
+
+
+class TestSpeculation:
+    COPY = "Repeat this exactly, again and again: one two three four five six seven eight nine ten"
+
+    async def test_it_changes_the_number_of_steps_and_not_the_text(
+        self,
+        make_engine: MakeEngine,
+        assert_same: Check,
+        reports: Reports,
+    ) -> None:
+        async with make_engine() as engine:
+            tokens = prompt(engine, self.COPY)
+            plain, _ = await ask(engine, tokens, n=96)
+        async with make_engine(reports, speculation=True) as engine:
+            guessed, _ = await ask(engine, tokens, n=96)
+        assert_same(tokens, plain, guessed)
+        n_accepted = sum(report.accepted_tokens for report in reports.all)
+        n_steps = sum(1 for report in reports.all if report.generated_tokens)
+        assert n_steps == 96 - n_accepted
+        assert n_steps < 60
+
+    async def test_draws_keep_their_distribution(self, make_engine: MakeEngine) -> None:
+        """With the same seed the same random numbers meet the same logits, guessed or not."""
+        results = []
+        for speculation in (False, True):
+            async with make_engine(speculation=speculation) as engine:
+                tokens = prompt(engine, self.COPY)
+                params = {"temperature": 0.6, "repetition_penalty": 1.0}
+                results.append(
+                    [(await ask(engine, tokens, n=32, seed=seed, **params))[0] for seed in range(4)]
+                )
+        assert sum(a == b for a, b in zip(*results, strict=True)) >= 3
+
+    @pytest.mark.parametrize("layout", ["split", "shared"])
+    async def test_ends_and_cancels_within_a_draft_leave_memory_in_order(
+        self, make_engine: MakeEngine, layout: str
+    ) -> None:
+        async with make_engine(speculation=True, kv=KVOptions(layout)) as engine:  # type: ignore[arg-type]
+            tokens = prompt(engine, self.COPY)
+            whole, _ = await ask(engine, tokens, n=60)
+            for n in (17, 23, 31, 38):
+                part, _ = await ask(engine, tokens, n=n)
+                assert len(part) == n
+            assert (await ask(engine, tokens, n=60))[0][:12] == whole[:12]
+            for resident in engine._cache._residents.values():
+                assert engine._context.sequence_length(resident.slot) == resident.n_computed

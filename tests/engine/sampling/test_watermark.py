@@ -1,0 +1,91 @@
+"""Watermarks: marked text is told from text that nobody marked."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from app.engine.engine import Engine
+from app.engine.llama import Model
+from app.engine.sampling.samplers import SamplingParams
+from app.engine.sampling.watermark import Detection, Watermark
+from tests.human_texts import HUMAN_TEXTS
+
+N_VOCAB = 49_152
+PROMPTS = (
+    "Once upon a time there was a",
+    "The history of the bicycle begins",
+    "To bake good bread you first",
+    "Dear Sir or Madam, I write to you because",
+)
+
+
+def test_a_share_of_gamma_is_green_and_depends_on_the_token_before() -> None:
+    for gamma in (0.25, 0.5, 0.9):
+        green = Watermark(gamma).green(7, N_VOCAB)
+        assert green.mean() == pytest.approx(gamma, abs=0.01)
+    one, other = Watermark().green(7, N_VOCAB), Watermark().green(8, N_VOCAB)
+    assert (one == other).mean() == pytest.approx(0.5, abs=0.01)
+    assert (one == Watermark().green(7, N_VOCAB)).all()
+    assert len(Watermark().green(0, 7)) == 7, "a vocabulary may be odd"
+
+
+def test_texts_that_were_marked_stay_marked() -> None:
+    """The green list must not change with a release: this one is what it has been."""
+    assert np.flatnonzero(Watermark(0.25).green(1234, 32)).tolist() == [0, 6, 8, 10, 12, 20, 24, 28]
+
+
+def test_green_tokens_are_made_likelier_by_delta() -> None:
+    logits = np.zeros(N_VOCAB, np.float32)
+    logits[3] = -np.inf
+    watermark = Watermark(delta=1.5)
+    watermark.mark(logits, 7)
+    green = watermark.green(7, N_VOCAB)
+    green[3] = False
+    assert (logits[green] == 1.5).all()
+    assert not logits[~green & (np.arange(N_VOCAB) != 3)].any()
+    assert logits[3] == -np.inf
+
+
+def test_the_z_score() -> None:
+    found = Detection(n_tokens=100, n_green=75, gamma=0.5)
+    assert found.z_score == pytest.approx(5.0)
+    assert found.p_value == pytest.approx(2.87e-7, rel=0.01)
+    assert found.highest_z_score == 10
+    assert Detection(0, 0, 0.5).z_score == 0
+
+
+def test_a_pair_that_comes_again_counts_once() -> None:
+    watermark = Watermark()
+    assert watermark.detect([5, 6, 5, 6, 5, 6], N_VOCAB).n_tokens == 2
+    assert watermark.detect([5], N_VOCAB).n_tokens == 0
+
+
+async def answers(engine: Engine, model: Model, watermark: Watermark | None) -> list[list[int]]:
+    """The tokens of an answer to each prompt, by seeds that are always the same."""
+    running = [
+        engine.submit(
+            model.vocab.tokenize(prompt, parse_special=False),
+            SamplingParams(max_tokens=160, temperature=1, seed=seed, ignore_eos=True, watermark=watermark),
+        )
+        for seed, prompt in enumerate(PROMPTS)
+    ]
+    tokens: list[list[int]] = []
+    for answer in running:
+        tokens.append([output.token async for output in answer])
+    return tokens
+
+
+@pytest.mark.anyio
+async def test_the_z_score_separates(engine: Engine, model: Model) -> None:
+    watermark = Watermark()
+
+    def z_scores(texts: list[list[int]]) -> list[float]:
+        return [watermark.detect(tokens, model.vocab.n_tokens).z_score for tokens in texts]
+
+    marked = z_scores(await answers(engine, model, watermark))
+    unmarked = z_scores(await answers(engine, model, None))
+    human = z_scores([model.vocab.tokenize(text, parse_special=False) for text in HUMAN_TEXTS])
+    # Measured: marked 7.2 to 8.9, unmarked -0.4 to 1.8, human -1.4 to 1.5.
+    assert min(marked) > 4
+    assert max(unmarked + human) < 3

@@ -1,0 +1,315 @@
+"""Plans for the real model and small ones of other architectures, on machines of any size."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.engine.engine import EngineOptions
+from app.engine.llama import KVOptions, ModelLoadError
+from app.engine.llama.simulation import ContextMemory, SimulatedModel
+from app.fit import memory_plan
+from app.fit.memory_plan import MemoryPlan, MemoryPlanError, make_plan
+from tests.conftest import MODEL, ROOT
+from tests.tiny_models import KINDS, Kind, TinyModel
+
+MIB = 1 << 20
+KV_BYTES_PER_TOKEN = 30 * 2 * 3 * 64 * 2  # layers, K and V, KV heads, head dimension, f16
+SHARED = KVOptions("shared")
+
+
+def plan(
+    path: Path = MODEL,
+    *,
+    mib: float = 100_000,
+    n_ctx: int | None = None,
+    max_sequences: int | None = None,
+    prefix_mb: int | None = None,
+    kv: KVOptions = KVOptions(),  # noqa: B008
+) -> MemoryPlan:
+    return make_plan(
+        path,
+        n_ctx=n_ctx,
+        max_sequences=max_sequences,
+        prefix_mb=prefix_mb,
+        kv=kv,
+        gpu_layers=0,
+        n_threads=2,
+        available=int(mib * MIB),
+    )
+
+
+def free_for_kv(found: MemoryPlan) -> int:
+    return found.available - found.weights - found.process
+
+
+# --- what is chosen where nothing is set
+
+
+def test_machine_with_plenty() -> None:
+    found = plan()
+    assert (found.max_sequences, found.n_ctx) == (8, 8 * 4096)
+    assert found.kv == 8 * 4096 * KV_BYTES_PER_TOKEN
+    assert found.prefix_budget == 2048 * MIB
+    assert found.weights > MODEL.stat().st_size * 0.9
+    assert found.compute > 8 * MIB
+    assert found.total == found.weights + found.kv + found.compute + found.process + found.prefix_budget
+
+
+def test_model_trained_for_less_than_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_plan, "_LONGEST", 1 << 20)
+    assert plan().n_ctx == 8 * 8192
+
+
+def test_shorter_sequences_before_fewer() -> None:
+    found = plan(mib=1024)
+    assert found.max_sequences == 8
+    assert 512 < found.n_ctx // 8 < 4096
+    fewer = plan(mib=450)
+    assert 1 < fewer.max_sequences < 8
+    assert 512 <= fewer.n_ctx // fewer.max_sequences < 1024
+
+
+def test_rather_little_left_free_than_no_service() -> None:
+    found = plan(mib=285)
+    assert (found.max_sequences, found.n_ctx) == (1, 512)
+    assert 4 * found.kv > free_for_kv(found)
+
+
+@settings(max_examples=10, deadline=None)
+@given(mib=st.integers(200, 8000), shared=st.booleans())
+def test_plan_is_as_large_as_the_rules_allow(mib: int, shared: bool) -> None:
+    try:
+        found = plan(mib=mib, kv=SHARED if shared else KVOptions())
+    except MemoryPlanError:
+        assert mib < 300
+        return
+    n_tokens = found.n_ctx // found.max_sequences
+    assert found.total <= found.available
+    assert found.n_ctx == n_tokens * found.max_sequences
+    assert n_tokens % 256 == 0
+    assert 0 <= found.prefix_budget <= (free_for_kv(found) - found.kv - found.compute) / 10
+    if found.max_sequences * n_tokens > 512:  # nothing smaller is chosen, even if it is not modest
+        assert 4 * found.kv <= free_for_kv(found)
+    longer = (n_tokens + 256) * found.max_sequences
+    more = 512 * (found.max_sequences + 1)
+    assert n_tokens == 4096 or 4 * longer * KV_BYTES_PER_TOKEN > free_for_kv(found)
+    assert found.max_sequences == 8 or 4 * more * KV_BYTES_PER_TOKEN > free_for_kv(found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_architectures(kind: Kind, tiny_model: TinyModel) -> None:
+    found = plan(tiny_model(kind), mib=1000)
+    assert (found.max_sequences, found.n_ctx) == (8, 8 * 4096)
+    assert 0 < found.kv < 32 * MIB
+    assert found.fits
+
+
+# --- what is chosen where one figure is set
+
+
+@pytest.mark.parametrize(("n_ctx", "max_sequences"), [(16384, 8), (4096, 8), (2048, 4), (1024, 2), (256, 1)])
+def test_sequences_for_a_given_n_ctx(n_ctx: int, max_sequences: int) -> None:
+    found = plan(n_ctx=n_ctx)
+    assert (found.n_ctx, found.max_sequences) == (n_ctx, max_sequences)
+
+
+@pytest.mark.parametrize(
+    ("mib", "max_sequences", "n_ctx"), [(100_000, 2, 8192), (100_000, 32, 131072), (400, 1, 1536)]
+)
+def test_n_ctx_for_given_sequences(mib: int, max_sequences: int, n_ctx: int) -> None:
+    found = plan(mib=mib, max_sequences=max_sequences)
+    assert found.max_sequences == max_sequences
+    assert found.n_ctx == pytest.approx(n_ctx, abs=512)
+
+
+def test_given_sequences_are_shorter_where_memory_is_short() -> None:
+    assert plan(mib=2048, max_sequences=128).n_ctx == 128 * 512
+    assert plan(mib=1500, max_sequences=128).n_ctx == 128 * 256
+
+
+def test_n_ctx_is_what_llama_cpp_makes_of_it() -> None:
+    assert plan(n_ctx=2000, max_sequences=3).n_ctx == 3 * 768
+    assert plan(n_ctx=2000, max_sequences=3, kv=SHARED).n_ctx == 2048
+
+
+def test_quantized_kv_takes_half() -> None:
+    f16, q8_0 = (plan(n_ctx=8192, kv=KVOptions(type=name)) for name in ("f16", "q8_0"))
+    assert q8_0.kv / f16.kv == pytest.approx(34 / 64, rel=1e-3)
+
+
+def test_prefix_budget_is_what_was_asked_for() -> None:
+    assert plan(mib=4000, prefix_mb=1000).prefix_budget == 1000 * MIB
+    assert plan(mib=4000, prefix_mb=0).prefix_budget == 0
+
+
+def test_kv_memory_makes_room_for_the_prefixes_that_were_asked_for() -> None:
+    without, found = plan(mib=2000, prefix_mb=0), plan(mib=2000, prefix_mb=1500)
+    assert found.max_sequences == 8
+    assert 512 <= found.n_ctx // 8 < without.n_ctx // 8
+
+
+# --- refusals
+
+
+def refusal(**wanted: object) -> str:
+    with pytest.raises(MemoryPlanError) as caught:
+        plan(**wanted)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def remedies(message: str) -> list[dict[str, str]]:
+    """The settings of each alternative that a refusal offers."""
+    advice = re.search(r"what would fit: (.*); or give", message)
+    assert advice is not None, message
+    return [dict(re.findall(r"([A-Z_]+)=(\w+)", part)) for part in advice[1].split(", or ")]
+
+
+@pytest.mark.parametrize(
+    ("mib", "n_ctx", "max_sequences", "prefix_mb", "kv", "offered"),
+    [
+        (1500, 131072, 8, None, KVOptions(), ["N_CTX", "MAX_SEQUENCES"]),
+        (1500, 131072, 8, None, SHARED, ["N_CTX", "MAX_SEQUENCES"]),
+        (2000, 81920, 8, None, KVOptions(), ["N_CTX", "MAX_SEQUENCES", "KV_TYPE"]),
+        (2000, 81920, 8, None, KVOptions(flash_attention=False), ["N_CTX", "MAX_SEQUENCES"]),
+        (2000, 16384, 8, 4000, KVOptions(), ["PREFIX_CACHE_MB"]),
+        (600, 16384, 8, 4000, KVOptions(), ["N_CTX"]),  # everything at once
+        (1000, None, 256, None, KVOptions(), ["MAX_SEQUENCES"]),
+        (1000, 200_000, None, None, KVOptions(), ["N_CTX"]),
+    ],
+)
+def test_what_a_refusal_offers_fits(
+    mib: int,
+    n_ctx: int | None,
+    max_sequences: int | None,
+    prefix_mb: int | None,
+    kv: KVOptions,
+    offered: list[str],
+) -> None:
+    wanted = {"mib": mib, "n_ctx": n_ctx, "max_sequences": max_sequences, "prefix_mb": prefix_mb, "kv": kv}
+    found = remedies(refusal(**wanted))
+    assert [next(iter(remedy)) for remedy in found] == offered
+    for remedy in found:
+        lowered = dict(wanted)
+        for name, value in remedy.items():
+            if name == "KV_TYPE":
+                lowered["kv"] = KVOptions(kv.layout, kv.flash_attention, value)
+            else:
+                lowered[{"PREFIX_CACHE_MB": "prefix_mb"}.get(name, name.lower())] = int(value)
+        assert plan(**lowered).fits  # type: ignore[arg-type]
+
+
+def test_refusal_has_all_numbers() -> None:
+    message = refusal(mib=2000, n_ctx=131072, max_sequences=8, prefix_mb=10)
+    assert "\n" not in message
+    pattern = (
+        r"not enough memory: weights (\d+) MiB \+ KV 2880 MiB \(8 x 16384 tokens, f16\) \+ buffers (\d+) MiB "
+        r"\+ process (\d+) MiB \+ prefixes 10 MiB = (\d+) MiB of 2000 MiB; what would fit"
+    )
+    match = re.match(pattern, message)
+    assert match is not None, message
+    weights, buffers, process, total = map(int, match.groups())
+    assert total == pytest.approx(weights + 2880 + buffers + process + 10, abs=2)
+
+
+def test_model_that_is_too_large() -> None:
+    message = refusal(mib=180)
+    room = re.search(r"choose a smaller model or .* there is room for (\d+) MiB", message)
+    assert room is not None, message
+    assert 30 < int(room[1]) < 60
+    assert "N_CTX" not in message
+
+
+def test_context_that_no_machine_has_room_for() -> None:
+    """And that even its simulation could not bear: 600 GB of records."""
+    message = refusal(n_ctx=10**10, max_sequences=8)
+    assert "KV 214576" in message
+    assert int(remedies(message)[0]["N_CTX"]) > 1 << 20
+
+
+def test_recurrent_states_that_exceed_memory_are_not_allocated(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated: list[int] = []
+    original = SimulatedModel.context_memory
+
+    def large_states(self: SimulatedModel, *, n_sequences: int, **others: object) -> ContextMemory:
+        simulated.append(n_sequences)
+        found = original(self, n_sequences=n_sequences, **others)  # type: ignore[arg-type]
+        return ContextMemory(found.n_ctx, n_sequences * 100 * MIB, found.buffers)
+
+    monkeypatch.setattr(SimulatedModel, "context_memory", large_states)
+    message = refusal(path=tiny_model("recurrent"), mib=1000, n_ctx=65536, max_sequences=256)
+    assert "KV 25.0 GiB (256 x 256 tokens, f16)" in message
+    assert int(remedies(message)[0]["MAX_SEQUENCES"]) in (6, 7, 8)
+    assert max(simulated) < 11
+
+
+def test_kv_type_that_the_model_cannot_have() -> None:
+    with pytest.raises(ModelLoadError, match="flash_attn"):
+        plan(n_ctx=4096, kv=KVOptions(flash_attention=False, type="q8_0"))
+
+
+# --- how it reads, and whether it is true
+
+
+def test_one_line_for_the_log() -> None:
+    figures = {"weights": 98, "kv": 360, "compute": 60, "process": 120, "prefix_budget": 512}
+    found = MemoryPlan(
+        n_ctx=16384,
+        max_sequences=8,
+        kv_options=KVOptions(),
+        available=24105 * MIB,
+        **{name: mib * MIB for name, mib in figures.items()},
+    )
+    assert str(found) == (
+        "memory: weights 98 MiB + KV 360 MiB (8 x 2048 tokens, f16) + buffers 60 MiB + process 120 MiB "
+        "+ prefixes 512 MiB = 1150 MiB of 23.5 GiB"
+    )
+
+
+def test_line_of_the_shared_layout() -> None:
+    assert "KV 360 MiB (16384 tokens for 8 sequences, f16)" in str(plan(n_ctx=16384, kv=SHARED))
+
+
+_REAL_PROCESS = """
+import sys
+from pathlib import Path
+import app.cli.serve
+from app.engine.llama import Batch, Context, Model
+
+model = Model(Path(sys.argv[1]))
+n_ctx, n_sequences, n_batch, n_outputs = map(int, sys.argv[2:])
+sizes = {"n_ctx": n_ctx, "n_sequences": n_sequences, "n_batch": n_batch, "n_outputs": n_outputs}
+context = Context(model, **sizes, n_threads=2)
+batch = Batch(n_batch)
+for sequence in range(n_sequences):
+    batch.add([1] * (512 // n_sequences), 0, sequence, n_outputs=n_outputs // n_sequences)
+context.decode(batch)
+print(Path("/proc/self/status").read_text())
+"""
+
+
+def test_real_process_stays_within_its_plan() -> None:
+    """Its anonymous memory: of the mapped model file the kernel keeps what it has room for."""
+    found = plan()
+    options = EngineOptions(n_ctx=found.n_ctx, max_sequences=found.max_sequences, n_threads=2)
+    figures = (options.n_ctx, options.max_sequences, options.n_batch, options.n_outputs)
+    child = subprocess.run(
+        [sys.executable, "-c", _REAL_PROCESS, str(MODEL), *map(str, figures)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    match = re.search(r"RssAnon:\s+(\d+) kB", child.stdout)
+    assert match is not None
+    anonymous = int(match[1]) * 1024
+    assert found.kv < anonymous <= found.total - found.prefix_budget
+    assert anonymous > (found.total - found.prefix_budget) * 0.7

@@ -1,0 +1,260 @@
+"""The test decode at start: what it says when the native library dies, and when it is run at all.
+
+The deaths are real: a small library put in front of ggml's dies in the function that computes a graph.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.engine.llama import ModelLoadError
+from app.fit import preflight
+from tests.conftest import MODEL, ROOT
+
+AMX_CPU = "avx2 avx512f avx512_vnni amx_tile amx_int8"
+BUILT_WITH_AMX = {
+    "AVX2": ["avx2"],
+    "AVX512_VNNI": ["avx512_vnni"],
+    "AMX": ["amx_tile", "amx_int8"],
+}
+
+HEADERS = ("signal", "stdio", "stdlib", "sys/resource", "unistd")
+
+Die = Callable[[str], None]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tokenstream" / "preflight"
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, list[str]], str], None]:
+    """Pretend: what the library was built with, and what the CPU has."""
+
+    def pretend(built_with: dict[str, list[str]], cpu_flags: str) -> None:
+        manifest, cpuinfo = tmp_path / "native-build.json", tmp_path / "cpuinfo"
+        manifest.write_text(json.dumps({"cpuinfo_flags": built_with}))
+        cpuinfo.write_text(
+            f"processor\t: 0\nmodel name\t: Test CPU\nflags\t\t: {cpu_flags}\n\nprocessor\t: 1\n"
+        )
+        monkeypatch.setattr(preflight, "MANIFEST", manifest)
+        monkeypatch.setattr(preflight, "CPUINFO", cpuinfo)
+        monkeypatch.setattr(preflight, "_kernel_grants_amx", lambda: True)
+
+    return pretend
+
+
+@pytest.fixture
+def die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Die:
+    """Let every decode end with some lines of C."""
+
+    def preload(body: str) -> None:
+        source, library = tmp_path / "die.c", tmp_path / "libdie.so"
+        source.write_text(
+            "".join(f"#include <{header}.h>\n" for header in HEADERS)
+            + f"int ggml_backend_sched_graph_compute_async(void *s, void *g) {{ {body}; return 0; }}\n"
+        )
+        compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
+        subprocess.run([compiler, "-shared", "-fPIC", "-w", "-o", library, source], check=True)
+        monkeypatch.setenv("LD_PRELOAD", str(library))
+
+    return preload
+
+
+def fault(n_gpu_layers: int = 0) -> str:
+    """The message with which the check of the default model fails."""
+    with pytest.raises(preflight.NativeLibraryError) as caught:
+        preflight.check(MODEL, n_threads=2, n_gpu_layers=n_gpu_layers)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_sound_library_passes_and_is_not_tried_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preflight.check(MODEL, n_threads=2, n_gpu_layers=0)
+    assert [path.stat().st_size for path in cache.iterdir()] == [0]
+    monkeypatch.setattr(preflight.subprocess, "run", lambda *_, **__: pytest.fail("ran the child again"))
+    preflight.check(MODEL, n_threads=2, n_gpu_layers=0)
+
+
+@pytest.mark.parametrize("changed", ["model", "library", "manifest", "cpu", "gpu layers"])
+def test_it_is_tried_again_when_something_changes(
+    changed: str, machine: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[list[str]] = []
+
+    def passing(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        runs.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    libraries, model = tmp_path / "lib", tmp_path / "model.gguf"
+    libraries.mkdir()
+    (libraries / "libllama.so").write_bytes(b"one")
+    model.write_bytes(b"GGUF")
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(libraries))
+    monkeypatch.setattr(preflight.subprocess, "run", passing)
+    machine(BUILT_WITH_AMX, AMX_CPU)
+    for _ in range(2):
+        preflight.check(model, n_threads=2, n_gpu_layers=0)
+    assert len(runs) == 1
+    if changed == "model":
+        model.write_bytes(b"GGUF, another")
+    elif changed == "library":
+        (libraries / "libllama.so").write_bytes(b"another")
+    elif changed == "manifest":
+        machine({"AVX2": ["avx2"]}, AMX_CPU)
+    elif changed == "cpu":
+        machine(BUILT_WITH_AMX, "avx2")
+    preflight.check(model, n_threads=2, n_gpu_layers=3 if changed == "gpu layers" else 0)
+    assert len(runs) == 2
+
+
+def test_all_parts_of_a_split_model_count(tmp_path: Path) -> None:
+    names = [f"big-Q4_0-0000{part}-of-00003.gguf" for part in (1, 2, 3)]
+    for name in [*names, "big-Q4_0-00001-of-00002.gguf", "other.gguf"]:
+        (tmp_path / name).touch()
+    assert [part.name for part in preflight._parts(tmp_path / names[0])] == names
+
+
+def test_sigill_on_a_cpu_without_a_set_names_the_set(
+    machine: Callable[..., None], die: Die, cache: Path
+) -> None:
+    machine(BUILT_WITH_AMX, "avx2 avx512f avx512_vnni")
+    die("__builtin_trap()")
+    message = fault()
+    assert "SIGILL" in message
+    assert "built with AVX2, AVX512_VNNI and AMX; this CPU (Test CPU) has no AMX." in message
+    assert message.endswith("make rebuild.")
+    assert not cache.exists()
+
+
+def test_sigsegv_with_all_sets_there_points_at_amx(machine: Callable[..., None], die: Die) -> None:
+    machine(BUILT_WITH_AMX, AMX_CPU)
+    die("*(volatile int *)0 = 1")
+    message = fault()
+    assert "SIGSEGV" in message
+    assert "this CPU has them all; the likely one at fault is AMX" in message
+    assert 'make rebuild LLAMA_BUILD_FLAGS="-DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF"' in message
+
+
+def test_a_kernel_that_does_not_grant_amx_is_named(
+    machine: Callable[..., None], die: Die, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(BUILT_WITH_AMX, AMX_CPU)
+    monkeypatch.setattr(preflight, "_kernel_grants_amx", lambda: False)
+    die("__builtin_trap()")
+    assert "the kernel of this machine does not grant AMX" in fault()
+
+
+def test_other_faults_point_at_the_newest_set(machine: Callable[..., None], die: Die) -> None:
+    machine({"AVX2": ["avx2"], "AVX512": ["avx512f"]}, AMX_CPU)
+    die("raise(SIGBUS)")
+    message = fault(n_gpu_layers=1)
+    assert "SIGBUS" in message
+    assert "the newest, AVX512" in message
+    assert "MODEL_GPU_LAYERS=0" in message
+
+
+def test_a_library_of_unknown_origin_gets_the_cure_all_the_same(
+    die: Die, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "MANIFEST", tmp_path / "none.json")
+    die("__builtin_trap()")
+    assert fault().endswith(
+        "It may have been built for another CPU. Build it for this machine: make rebuild."
+    )
+
+
+def test_a_library_from_another_folder_is_named(die: Die, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = preflight._library_files()[0].parent
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(folder))
+    die("__builtin_trap()")
+    assert f"LLAMA_CPP_LIB_PATH={folder} and may be built for another CPU: unset it." in fault()
+
+
+def test_an_abort_brings_ggmls_last_words(die: Die) -> None:
+    die('fputs("ggml.c:1: GGML_ASSERT(a == b) failed\\nbye\\n", stderr); abort()')
+    message = fault()
+    assert "SIGABRT" in message
+    assert "Its last words: ggml.c:1: GGML_ASSERT(a == b) failed." in message
+
+
+def test_being_killed_means_memory(die: Die) -> None:
+    die("raise(SIGKILL)")
+    message = fault()
+    assert "memory ran out" in message
+    assert "make rebuild" not in message
+
+
+def test_a_hanging_library_is_given_up(die: Die, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "_STARTING_TIME", 2.0)
+    monkeypatch.setattr(preflight, "_SLOWEST_DISK", float("inf"))
+    die("sleep(60)")
+    assert "did not end within" in fault()
+
+
+def test_a_failing_decode_is_reported(die: Die) -> None:
+    die("return -1")  # GGML_STATUS_FAILED
+    message = fault()
+    assert "failed in a test decode" in message
+    assert "llama_decode returned" in message
+    assert message.endswith("make rebuild")
+
+
+def test_a_library_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    assert fault().startswith(
+        "the native library cannot be loaded (Shared library with base name 'llama' not found)"
+    )
+    (tmp_path / "libllama.so").write_bytes(b"not a library")
+    message = fault()
+    assert "libllama.so" in message
+    assert message.endswith("make rebuild")
+
+
+def test_a_refused_model_is_no_fault_of_the_library(tmp_path: Path) -> None:
+    model = tmp_path / "cut.gguf"
+    model.write_bytes(MODEL.read_bytes()[:3_000_000])
+    with pytest.raises(ModelLoadError) as caught:
+        preflight.check(model, n_threads=2, n_gpu_layers=0)
+    assert str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unwritable_cache_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    preflight.check(MODEL, n_threads=2, n_gpu_layers=0)
+
+
+def test_the_child_leaves_no_core_file(die: Die) -> None:
+    # The dying process itself says how large its core file might become.
+    die('struct rlimit r; getrlimit(RLIMIT_CORE, &r); fprintf(stderr, "core %lu\\n", r.rlim_max); abort()')
+    assert "core 0" in fault()
+
+
+def test_a_library_that_dies_while_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a model is even looked for: a library for another CPU may die in its static constructors."""
+    source = tmp_path / "constructor.c"
+    source.write_text("__attribute__((constructor)) static void f(void) { __builtin_trap(); }\n")
+    compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "libllama.so", source], check=True)
+    preflight.check_library()
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    with pytest.raises(preflight.NativeLibraryError, match=r"died of SIG\w+ .* while it was loaded"):
+        preflight.check_library()
+    command_line = subprocess.run(
+        [sys.executable, "-m", "app", "generate", "--prompt", "x"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert command_line.returncode == 1
+    assert command_line.stderr.startswith("error: the native library died of SIG")
+    assert len(command_line.stderr.splitlines()) == 1

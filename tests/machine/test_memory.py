@@ -1,0 +1,117 @@
+"""The accounts of the kernel, as folders: which of its figures counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.machine.memory import available_memory, machine_memory
+
+GIB = 1 << 30
+MIB = 1 << 20
+V1_NO_LIMIT = 9223372036854771712
+ANON = 40 * MIB
+
+
+class FakeKernel:
+    def __init__(self, folder: Path) -> None:
+        self.proc, self.cgroup = folder / "proc", folder / "cgroup"
+        self.write("proc/meminfo", "MemTotal: 16777216 kB\nMemFree: 1024 kB\nMemAvailable:  8388608 kB\n")
+        self.write("proc/self/status", f"Name:\tpython\nVmRSS:\t  99999 kB\nRssAnon:\t   {ANON // 1024} kB\n")
+        self.write("proc/self/cgroup", "0::/\n")
+
+    def write(self, path: str, text: str | int) -> None:
+        file = self.proc.parent / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(str(text))
+
+    def version_2(
+        self, folder: str, *, limit: int | str, used: int, cached: int = 0, high: str = "max"
+    ) -> None:
+        self.write(f"cgroup/{folder}/memory.max", f"{limit}\n")
+        self.write(f"cgroup/{folder}/memory.high", f"{high}\n")
+        self.write(f"cgroup/{folder}/memory.current", f"{used}\n")
+        halves = f"inactive_file {cached // 2}\nactive_file {cached - cached // 2}\n"
+        self.write(f"cgroup/{folder}/memory.stat", f"anon {used - cached}\nfile 999999999999\n{halves}")
+
+    def version_1(self, folder: str, *, limit: int, used: int, cached: int = 0) -> None:
+        self.write(f"cgroup/memory/{folder}/memory.limit_in_bytes", limit)
+        self.write(f"cgroup/memory/{folder}/memory.usage_in_bytes", used)
+        text = f"inactive_file 1\nactive_file 1\ntotal_inactive_file {cached}\ntotal_active_file 0\n"
+        self.write(f"cgroup/memory/{folder}/memory.stat", text)
+
+    def available(self) -> int:
+        return available_memory(self.proc, self.cgroup)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> FakeKernel:
+    return FakeKernel(tmp_path)
+
+
+def test_machine_without_limits(kernel: FakeKernel) -> None:
+    """What is free or can be freed at once, not all there is; and what this process has already."""
+    assert kernel.available() == 8 * GIB + ANON
+
+
+def test_limit_of_a_container(kernel: FakeKernel) -> None:
+    kernel.version_2("", limit=2 * GIB, used=500 * MIB)
+    assert kernel.available() == 2 * GIB - 500 * MIB + ANON
+
+
+def test_cached_files_can_be_freed(kernel: FakeKernel) -> None:
+    kernel.version_2("", limit=2 * GIB, used=1900 * MIB, cached=1800 * MIB)
+    assert kernel.available() == 2 * GIB - 100 * MIB + ANON
+
+
+def test_machine_with_less_than_the_limit(kernel: FakeKernel) -> None:
+    kernel.version_2("", limit=64 * GIB, used=500 * MIB)
+    assert kernel.available() == 8 * GIB + ANON
+
+
+def test_cgroup_without_a_limit(kernel: FakeKernel) -> None:
+    kernel.version_2("", limit="max", used=500 * MIB)
+    assert kernel.available() == 8 * GIB + ANON
+
+
+def test_throttling_limit_counts(kernel: FakeKernel) -> None:
+    kernel.version_2("", limit=2 * GIB, used=0, high=str(GIB))
+    assert kernel.available() == GIB + ANON
+
+
+@pytest.mark.parametrize("tightest", ["a.slice", "a.slice/b.service"])
+def test_tightest_of_nested_cgroups(kernel: FakeKernel, tightest: str) -> None:
+    kernel.write("proc/self/cgroup", "0::/a.slice/b.service\n")
+    for folder in ("a.slice", "a.slice/b.service"):
+        kernel.version_2(folder, limit=GIB if folder == tightest else 4 * GIB, used=0)
+    kernel.version_2("other.slice", limit=MIB, used=0)
+    assert kernel.available() == GIB + ANON
+
+
+def test_version_1(kernel: FakeKernel) -> None:
+    kernel.write("proc/self/cgroup", "5:devices:/x\n4:cpu,memory:/docker/abc\n0::/\n")
+    kernel.version_1("docker/abc", limit=3 * GIB, used=2 * GIB, cached=GIB)
+    kernel.version_1("", limit=V1_NO_LIMIT, used=10 * GIB)
+    assert kernel.available() == 2 * GIB + ANON
+
+
+@pytest.mark.parametrize("path", ["/docker/abc", "/../abc"])
+def test_path_of_the_host_seen_in_a_container(kernel: FakeKernel, path: str) -> None:
+    """The container's own cgroup is mounted at the root; its name is the host's."""
+    kernel.write("proc/self/cgroup", f"4:memory:{path}\n0::{path}\n")
+    kernel.version_1("", limit=GIB, used=100 * MIB)
+    assert kernel.available() == GIB - 100 * MIB + ANON
+
+
+def test_limit_that_is_overdrawn(kernel: FakeKernel) -> None:
+    kernel.version_2("", limit=GIB, used=2 * GIB)
+    assert kernel.available() == ANON
+
+
+def test_system_without_these_accounts(tmp_path: Path) -> None:
+    assert available_memory(tmp_path, tmp_path) == machine_memory()
+
+
+def test_this_machine() -> None:
+    assert 64 * MIB < available_memory() <= machine_memory()

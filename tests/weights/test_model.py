@@ -1,0 +1,174 @@
+"""A model's name stands for one whole GGUF: a file, the default, or one of a repository."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from app.config import settings
+from app.weights import model as hub
+from tests.weights.hub_driver import Resolve
+from tests.weights.hub_server import REPO, TINY, FakeHub, closed_port, split_gguf
+
+# --- files on this machine
+
+
+def test_the_default_model_is_the_packages_and_needs_no_hub(resolve: Resolve) -> None:
+    outcome = resolve(HF_ENDPOINT=closed_port())
+    assert outcome.path
+    assert outcome.path.name == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert not outcome.hub_imported
+
+
+def test_without_the_default_models_package_the_error_names_the_command(monkeypatch) -> None:
+    monkeypatch.setattr(hub, "DEFAULT_PACKAGE", "llm_not_installed")
+    with pytest.raises(hub.ModelError, match="llm_not_installed is not installed: run `make install`"):
+        hub.resolve_model(settings.load(None))
+
+
+def local(**overrides: object) -> Path:
+    return hub.resolve_model(settings.load(None, **overrides))
+
+
+def complaint(**overrides: object) -> str:
+    with pytest.raises(hub.ModelError) as caught:
+        local(**overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def write(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def test_model_path_is_taken_as_it_is_and_goes_before_the_repository(tmp_path: Path) -> None:
+    write(tmp_path, {"a.gguf": TINY})
+    assert local(model_path=tmp_path / "a.gguf", model_repo=REPO) == tmp_path / "a.gguf"
+
+
+def test_model_path_that_is_not_there(tmp_path: Path) -> None:
+    assert complaint(model_path=tmp_path / "a.gguf") == f"MODEL_PATH={tmp_path}/a.gguf: there is no such file"
+
+
+def test_model_path_that_is_a_folder_lists_its_models(tmp_path: Path) -> None:
+    write(tmp_path, {"b.gguf": TINY, "notes.txt": b"", **split_gguf("a", 2)})
+    expected = f"MODEL_PATH={tmp_path} is a folder; name a GGUF file: a-00001-of-00002.gguf (2 parts), b.gguf"
+    assert complaint(model_path=tmp_path) == expected
+
+
+def test_any_part_of_a_split_model_stands_for_its_first(tmp_path: Path) -> None:
+    write(tmp_path, split_gguf("a", 3))
+    assert local(model_path=tmp_path / "a-00003-of-00003.gguf") == tmp_path / "a-00001-of-00003.gguf"
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    write(tmp_path, split_gguf("a", 3))
+    (tmp_path / "a-00002-of-00003.gguf").unlink()
+    assert "a-00002-of-00003.gguf" in complaint(model_path=tmp_path / "a-00001-of-00003.gguf")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (TINY[:-1], "cut off"),
+        (TINY[:40], "header is damaged or cut off"),
+        (b"<html>Not found</html>", "not a GGUF file"),
+        (b'\x10\x00\x00\x00\x00\x00\x00\x00{"a": 1}', "not a GGUF file"),  # safetensors
+        (b"", "not a GGUF file"),
+    ],
+)
+def test_a_file_that_is_no_whole_gguf(tmp_path: Path, content: bytes, reason: str) -> None:
+    write(tmp_path, {"a.gguf": content})
+    message = complaint(model_path=tmp_path / "a.gguf")
+    assert message.startswith(f"MODEL_PATH={tmp_path}/a.gguf: a.gguf cannot be used, it")
+    assert reason in message
+
+
+def test_a_later_part_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    parts = split_gguf("a", 2)
+    write(tmp_path, {**parts, "a-00002-of-00002.gguf": parts["a-00002-of-00002.gguf"][:-1]})
+    assert "a-00002-of-00002.gguf cannot be used" in complaint(model_path=tmp_path / "a-00001-of-00002.gguf")
+
+
+def test_model_file_alone_is_looked_for_on_this_machine(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    write(models, {"a-Q4_0.gguf": TINY, "a-Q8_0.gguf": TINY})
+    assert local(model_file=str(models / "a-Q4_0.gguf"), models_dir=tmp_path) == models / "a-Q4_0.gguf"
+    assert local(model_file="a-Q8_0.gguf", models_dir=models) == models / "a-Q8_0.gguf"
+    assert local(model_file="*q8*", models_dir=models) == models / "a-Q8_0.gguf"
+    assert "matches 2 models" in complaint(model_file="a-*", models_dir=models)
+    message = complaint(model_file="c.gguf", models_dir=models)
+    assert message.startswith(f"MODEL_FILE=c.gguf is not in MODELS_DIR={models}: set MODEL_REPO")
+
+
+def test_the_name_for_people() -> None:
+    assert hub.model_name(Path("models/a-Q4_0.gguf")) == "a-Q4_0"
+    assert hub.model_name(Path("models/a-00001-of-00002.gguf")) == "a"
+
+
+# --- which file
+
+
+def test_a_pattern_finds_the_one_model_it_matches(resolve: Resolve, fake_hub: FakeHub) -> None:
+    fake_hub.add(REPO, {"Q4/a-Q4_K_M.gguf": TINY, "a-Q8_0.gguf": TINY, "mmproj-a-Q8_0.gguf": TINY})
+    assert resolve(MODEL_REPO=REPO, MODEL_FILE="*Q4_K_M*.gguf").path.name == "a-Q4_K_M.gguf"
+    assert resolve(MODEL_REPO=REPO, MODEL_FILE="*q8*").path.name == "a-Q8_0.gguf"
+
+
+def test_a_pattern_that_matches_several_or_none_lists_them(resolve: Resolve, fake_hub: FakeHub) -> None:
+    fake_hub.add(REPO, {"a-Q4_0.gguf": TINY, "a-Q4_K_M.gguf": TINY, **split_gguf("a-Q8_0", 2)})
+    several = resolve(MODEL_REPO=REPO, MODEL_FILE="*Q4*").error
+    assert (
+        several
+        == "MODEL_FILE=*Q4* matches 2 models; set MODEL_FILE to one of them: a-Q4_0.gguf, a-Q4_K_M.gguf"
+    )
+    none = resolve(MODEL_REPO=REPO, MODEL_FILE="*Q5*").error
+    assert none.startswith(f"MODEL_FILE=*Q5* matches nothing in MODEL_REPO={REPO} (revision main)")
+    assert none.endswith("a-Q4_0.gguf, a-Q4_K_M.gguf, a-Q8_0-00001-of-00002.gguf (2 parts)")
+
+
+def test_without_model_file_the_only_model_is_taken(resolve: Resolve, fake_hub: FakeHub) -> None:
+    fake_hub.add(REPO, {"config.json": b"{}", **split_gguf("a", 2)})
+    outcome = resolve(MODEL_REPO=REPO)
+    assert outcome.path
+    assert outcome.path.name == "a-00001-of-00002.gguf"
+
+
+def test_without_model_file_several_models_are_listed(resolve: Resolve, fake_hub: FakeHub) -> None:
+    fake_hub.add(REPO, {"a.gguf": TINY, "b.gguf": TINY})
+    error = resolve(MODEL_REPO=REPO).error
+    assert error.startswith(
+        f"MODEL_REPO={REPO} (revision main) holds 2 models; set MODEL_FILE to one of them"
+    )
+    assert error.endswith("a.gguf, b.gguf")
+
+
+def test_a_repository_without_gguf_files(resolve: Resolve, fake_hub: FakeHub) -> None:
+    fake_hub.add(REPO, {"model.safetensors": b"\x08"})
+    assert f"MODEL_REPO={REPO} (revision main) holds no GGUF file" in resolve(MODEL_REPO=REPO).error
+    error = resolve(MODEL_REPO=REPO, MODEL_FILE="model.safetensors").error
+    assert error == "MODEL_FILE=model.safetensors is not a GGUF file; GGUF files there: none"
+    assert not fake_hub.gets()
+
+
+@pytest.mark.parametrize("file", ["a-00001-of-00003.gguf", "a-*"])
+def test_a_split_model_brings_all_its_parts(resolve: Resolve, fake_hub: FakeHub, file: str) -> None:
+    parts = split_gguf("a", 3)
+    fake_hub.add(REPO, parts)
+    path = resolve(MODEL_REPO=REPO, MODEL_FILE=file).path
+    assert path.name == "a-00001-of-00003.gguf"
+    assert {name: path.with_name(name).read_bytes() for name in parts} == parts
+
+
+@pytest.mark.parametrize("file", ["a-00001-of-00003.gguf", "a-*", ""])
+def test_a_part_that_the_repository_lacks_is_named(resolve: Resolve, fake_hub: FakeHub, file: str) -> None:
+    parts = split_gguf("a", 3)
+    del parts["a-00002-of-00003.gguf"]
+    fake_hub.add(REPO, parts)
+    error = resolve(MODEL_REPO=REPO, MODEL_FILE=file).error
+    assert error.endswith(f"its part a-00002-of-00003.gguf is not in MODEL_REPO={REPO} (revision main)")
