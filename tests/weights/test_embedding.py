@@ -71,10 +71,10 @@ def test_another_converter_or_package_is_another_file(cache: Path, monkeypatch: 
 
 def test_processes_that_start_together_convert_once(cache: Path) -> None:
     script = (
-        "from app import embedding_model, minilm, settings\n"
+        "from app.weights import embedding, minilm, settings\n"
         "convert = minilm.convert\n"
         "minilm.convert = lambda *a: (print('converted'), convert(*a))\n"
-        "print(embedding_model.resolve_embedding_model(settings.load(None)))"
+        "print(embedding.resolve_embedding_model(settings.load(None)))"
     )
     environment = clean_environment(XDG_CACHE_HOME=os.environ["XDG_CACHE_HOME"])
     started = [
