@@ -71,7 +71,8 @@ def test_another_converter_or_package_is_another_file(cache: Path, monkeypatch: 
 
 def test_processes_that_start_together_convert_once(cache: Path) -> None:
     script = (
-        "from app.weights import embedding, minilm, settings\n"
+        "from app.config import settings\n"
+        "from app.weights import embedding, minilm\n"
         "convert = minilm.convert\n"
         "minilm.convert = lambda *a: (print('converted'), convert(*a))\n"
         "print(embedding.resolve_embedding_model(settings.load(None)))"
