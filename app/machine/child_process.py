@@ -114,9 +114,9 @@ class ChildProcess:
 
 
 def _end(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
-    connection.close()
-    process.kill()
+    process.kill()  # before the connection closes: a child that is writing would end with BrokenPipeError
     process.wait()
+    connection.close()
 
 
 def _environment() -> dict[str, str]:
