@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from app.config import reference
 from app.config import settings as settings_table
 from app.config.settings import Settings, SettingsError
 from app.fit import preflight
@@ -131,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="serve over HTTP",
         description="Serve over HTTP. Settings are read from the environment and from a file .env:",
-        epilog=settings_table.table_for_terminal(),
+        epilog=reference.for_terminal(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     generate = commands.add_parser("generate", help="stream one answer to the terminal")

@@ -1,17 +1,15 @@
-"""Settings from the environment, and the tables that are printed of them."""
+"""Settings from the environment and from ``.env``."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from app.config import settings as table
 from app.config.settings import SettingsError, load
-from tests.conftest import ROOT, clean_environment
+from tests.conftest import clean_environment
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +20,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def test_values_are_read_typed_and_empty_ones_are_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_have_types_and_empty_values_count_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("N_CTX", "4096")
     monkeypatch.setenv("TEMPERATURE", "0.5")
     monkeypatch.setenv("MODEL_REPO", "")
@@ -39,12 +37,12 @@ def test_values_are_read_typed_and_empty_ones_are_unset(monkeypatch: pytest.Monk
         ("MODEL_GPU_LAYERS", "3", "model_gpu_layers"),
     ],
 )
-def test_some_have_two_names(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, field: str) -> None:
+def test_aliases(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, field: str) -> None:
     monkeypatch.setenv(variable, value)
     assert str(getattr(load(env_file=None), field)) == value
 
 
-def test_a_token_has_two_names_and_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_token_has_an_alias_and_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_secret")
     settings = load(env_file=None)
     assert settings.hf_token is not None
@@ -52,15 +50,17 @@ def test_a_token_has_two_names_and_is_never_shown(monkeypatch: pytest.MonkeyPatc
     assert "hf_secret" not in repr(settings)
 
 
-def test_the_environment_goes_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_takes_precedence_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / ".env"
-    file.write_text("N_CTX=1024\nTOP_K=7\n# a remark\nUNKNOWN=1\n")
+    file.write_text("N_CTX=1024\nTOP_K=7\n# a comment\nUNKNOWN=1\n")
     monkeypatch.setenv("N_CTX", "2048")
     settings = load(env_file=file)
     assert (settings.n_ctx, settings.top_k) == (2048, 7)
 
 
-def test_every_mistake_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_message_names_every_invalid_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAX_SEQUENCES", "0")
     monkeypatch.setenv("HTTP_ADDRESS", "localhost")
     with pytest.raises(SettingsError) as error:
@@ -69,28 +69,24 @@ def test_every_mistake_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert "HTTP_ADDRESS=localhost: should be host:port" in str(error.value)
 
 
+def test_the_error_message_gives_value_and_allowed_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KNOWLEDGE", "yes")
+    monkeypatch.setenv("N_CTX", "lots")
+    with pytest.raises(SettingsError) as error:
+        load(env_file=None)
+    assert str(error.value).splitlines() == [
+        "N_CTX=lots: should be a valid integer",
+        "KNOWLEDGE=yes: should be 'on' or 'off'",
+    ]
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:3030", "[::1]:80", "0.0.0.0:0"])
-def test_addresses(address: str) -> None:
+def test_valid_addresses(address: str) -> None:
     host, port = table.split_address(address)
     assert address in (f"{host}:{port}", f"[{host}]:{port}")
 
 
 @pytest.mark.parametrize("address", ["", "3030", ":3030", "host:", "host:70000", "host:-1"])
-def test_what_is_no_address(address: str) -> None:
+def test_invalid_addresses(address: str) -> None:
     with pytest.raises(ValueError, match="host:port"):
         table.split_address(address)
-
-
-def test_help_prints_the_whole_table() -> None:
-    printed = subprocess.run(
-        [sys.executable, "-m", "app", "serve", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    for name in table.Settings.model_fields:
-        assert f"  {name.upper()} [" in printed
-
-
-def test_the_readme_has_the_table_as_it_is() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert table.table_for_readme() in readme, (
-        "write it anew: python -c 'from app.config.settings import table_for_readme as t; print(t())'"
-    )
