@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 from app.engine.llama import Batch, Context, KVOptions, Model
-from app.engine.sampling.samplers import SamplingParams, make_sampler
+from app.engine.sampling.params import SamplingParams
+from app.engine.sampling.samplers import make_sampler
 
 N_PROMPT = 135  # tokens
 _N_BATCH = 512

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.fair_lock import Turns
+from app.engine.fair_lock import FairLock
 from app.engine.llama import Batch, DecodeError, EmbeddingContext, Model
 
 logger = logging.getLogger("tokenstream.embedder")
@@ -58,7 +58,7 @@ class Embedder:
     """An embedding model. What is submitted together, or meanwhile by others, is computed in one batch."""
 
     def __init__(
-        self, path: Path, *, n_threads: int, pooling: str | None = None, turns: Turns | None = None
+        self, path: Path, *, n_threads: int, pooling: str | None = None, lock: FairLock | None = None
     ) -> None:
         """Load the model and start the thread.
 
@@ -66,7 +66,7 @@ class Embedder:
             path: A GGUF file.
             n_threads: Threads that compute.
             pooling: How the vectors of tokens become one (``POOLING``); None is what the file says.
-            turns: Shared with an engine on the same cores.
+            lock: Shared with an engine that computes on the same cores.
 
         Raises:
             ModelLoadError: llama.cpp refuses the file, or it is no embedding model.
@@ -88,7 +88,7 @@ class Embedder:
         self.pooling = self._context.pooling
         self.dimensions = self._context.dimensions
         self.n_vocab = self._model.vocab.n_tokens
-        self._turns = turns or Turns()
+        self._lock = lock or FairLock()
         self._urgent: list[_Job] = []  # heaps
         self._background: list[_Job] = []
         self._changed = threading.Condition()
@@ -178,13 +178,13 @@ class Embedder:
                 if self._is_closed:
                     return
                 is_background = not self._urgent
-                is_beside_others = self._turns.is_taken
+                is_beside_others = self._lock.is_taken
                 taken = self._fill(
                     self._urgent or self._background, _BATCH_BESIDE_OTHERS if is_beside_others else _BATCH
                 )
             if not taken:
                 continue
-            with self._turns:
+            with self._lock:
                 started = time.perf_counter()
                 self._compute(taken)
                 seconds = time.perf_counter() - started

@@ -20,7 +20,8 @@ from app.engine.prompt_lookup import PromptLookup
 from app.engine.report import Observer, StepReport
 from app.engine.sampling.grammar import GrammarError
 from app.engine.sampling.logprobs import logprobs_of
-from app.engine.sampling.samplers import GreedySampler, SamplingParams, make_sampler
+from app.engine.sampling.params import SamplingParams
+from app.engine.sampling.samplers import GreedySampler, make_sampler
 from app.engine.scheduler import Limits, Scheduler, Work
 from app.engine.sequence import Sequence
 

@@ -7,7 +7,7 @@ from collections import deque
 from types import TracebackType
 
 
-class Turns:
+class FairLock:
     """A lock that whoever waits longest gets next.
 
     Two pools of threads on the same cores wait for each other at every barrier, some hundred times a step: a

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from app.engine.detokenizer import Detokenizer
 from app.engine.prompt_lookup import PromptLookup
 from app.engine.sampling.logprobs import Logprobs
-from app.engine.sampling.samplers import Sampler, SamplingParams
+from app.engine.sampling.params import SamplingParams
+from app.engine.sampling.samplers import Sampler
 
 
 class FinishReason(str, enum.Enum):

@@ -15,7 +15,7 @@ from app.config.settings import Settings, SettingsError
 from app.engine.cache.prefix_tree import n_shared_tokens
 from app.engine.llama import Vocab
 from app.engine.sampling.grammar import Grammar, GrammarCompiler, GrammarError, check_schema
-from app.engine.sampling.samplers import SamplingParams
+from app.engine.sampling.params import SamplingParams
 from app.engine.sampling.watermark import Watermark
 from app.knowledge.chunk import Passage
 from app.service.errors import BadRequest, TooLong, UnknownContext

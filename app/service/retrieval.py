@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from app.config.settings import Settings, SettingsError
 from app.engine.embedder import Embedder, EmbeddingError
-from app.engine.fair_lock import Turns
+from app.engine.fair_lock import FairLock
 from app.engine.llama import ModelLoadError
 from app.knowledge.chunk import Passage
 from app.knowledge.errors import StoreError
@@ -32,7 +32,7 @@ _PACKAGES = ("mammoth", "markdown_it", "pypdfium2", "selectolax", "simsimd", "sn
 class Retrieval:
     """The embedding model, and the knowledge base where it is on."""
 
-    def __init__(self, settings: Settings, embedding_model: Path, metrics: Metrics, turns: Turns) -> None:
+    def __init__(self, settings: Settings, embedding_model: Path, metrics: Metrics, turns: FairLock) -> None:
         """Load the embedding model and open the index; blocking.
 
         Raises:
@@ -43,7 +43,7 @@ class Retrieval:
         n_threads = settings.model_threads or physical_cores()
         try:
             self.embedder = Embedder(
-                embedding_model, n_threads=n_threads, pooling=settings.embedding_pooling, turns=turns
+                embedding_model, n_threads=n_threads, pooling=settings.embedding_pooling, lock=turns
             )
         except ModelLoadError as error:
             raise ModelLoadError(f"EMBEDDING_MODEL={embedding_model}: {error}") from error

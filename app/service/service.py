@@ -17,7 +17,7 @@ from app.config.settings import Settings, SettingsError
 from app.engine.answer import EngineError, QueueFull, RequestTooLong
 from app.engine.embedder import Embedder
 from app.engine.engine import Engine
-from app.engine.fair_lock import Turns
+from app.engine.fair_lock import FairLock
 from app.engine.llama import Model, Vocab
 from app.service.embedding import Embeddings, embed
 from app.service.errors import (
@@ -161,7 +161,7 @@ class Service:
                 opened.
         """
         settings = self.settings
-        turns = Turns()
+        turns = FairLock()
         if embedding_model is not None:  # first, so that the plan sees what memory it leaves
             self._retrieval = await asyncio.to_thread(
                 Retrieval, settings, embedding_model, self.metrics, turns

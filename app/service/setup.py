@@ -15,7 +15,7 @@ from app.config.settings import Settings
 from app.engine.cache.state_files import StateFiles
 from app.engine.engine import EngineOptions
 from app.engine.llama import KVOptions, Model
-from app.engine.sampling import grammar, samplers
+from app.engine.sampling import grammar, params, samplers
 from app.fit import preflight
 from app.fit.kv_choice import choose_kv
 from app.fit.memory_plan import MemoryPlan, make_plan
@@ -88,7 +88,7 @@ def _state_files(settings: Settings, path: Path, kv: KVOptions, n_sequences: int
 def fingerprint(path: Path, kv: KVOptions) -> str:
     """A short text that changes with what may change an answer: model, library, KV memory, sampling."""
     code = hashlib.sha256()
-    for module in (samplers, grammar):
+    for module in (params, samplers, grammar):
         code.update(inspect.getsource(module).encode())
     facts = [preflight.identity(path), str(kv), code.hexdigest(), version("llguidance"), version("numpy")]
     return f"fp_{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"

@@ -13,7 +13,7 @@ import pytest
 from app.engine.answer import Answer, EngineError, QueueFull, RequestTooLong
 from app.engine.engine import Engine
 from app.engine.llama import DecodeError
-from app.engine.sampling.samplers import SamplingParams
+from app.engine.sampling.params import SamplingParams
 from app.engine.sequence import FinishReason
 from tests.engine.conftest import Reports
 

@@ -1,4 +1,4 @@
-"""Turns: one at a time, in the order they came."""
+"""FairLock: one at a time, in the order they came."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import time
 
 import pytest
 
-from app.engine.fair_lock import Turns
+from app.engine.fair_lock import FairLock
 
 
 def test_who_comes_back_at_once_goes_behind_those_who_wait() -> None:
-    turns = Turns()
+    lock = FairLock()
     order: list[str] = []
     both = threading.Barrier(2)
 
     def compute(name: str) -> None:
         both.wait()
         for _ in range(50):
-            with turns:
+            with lock:
                 order.append(name)
                 time.sleep(0.001)  # long enough for the other to come
 
@@ -29,19 +29,19 @@ def test_who_comes_back_at_once_goes_behind_those_who_wait() -> None:
     for thread in threads:
         thread.join(30)
     assert sorted(order) == ["a"] * 50 + ["b"] * 50
-    turns_in_a_row = sum(one == next_ for one, next_ in itertools.pairwise(order))
-    assert turns_in_a_row <= 5, "they alternate"
-    assert not turns.is_taken
+    same_in_a_row = sum(one == next_ for one, next_ in itertools.pairwise(order))
+    assert same_in_a_row <= 5, "they alternate"
+    assert not lock.is_taken
 
 
 def test_one_at_a_time() -> None:
-    turns = Turns()
+    lock = FairLock()
     inside: list[int] = []
     worst: list[int] = []
 
     def compute(number: int) -> None:
         for _ in range(300):
-            with turns:
+            with lock:
                 inside.append(number)
                 worst.append(len(inside))
                 inside.remove(number)
@@ -56,7 +56,7 @@ def test_one_at_a_time() -> None:
 
 
 def test_an_error_gives_the_turn_back() -> None:
-    turns = Turns()
-    with pytest.raises(ValueError, match="failed"), turns:
+    lock = FairLock()
+    with pytest.raises(ValueError, match="failed"), lock:
         raise ValueError("failed")
-    assert not turns.is_taken
+    assert not lock.is_taken

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.engine.cache.prefix_cache import MemoryKind
-from app.engine.sampling.samplers import SamplingParams
+from app.engine.sampling.params import SamplingParams
 from app.engine.scheduler import Work
 from app.engine.sequence import Sequence
 

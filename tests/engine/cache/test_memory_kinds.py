@@ -16,7 +16,7 @@ import pytest
 
 from app.engine.engine import Engine, EngineOptions
 from app.engine.llama import Batch, Context, Model
-from app.engine.sampling.samplers import SamplingParams
+from app.engine.sampling.params import SamplingParams
 from tests.engine.conftest import Reports
 from tests.tiny_models import Kind, TinyModel
 

@@ -20,7 +20,8 @@ import pytest
 from app.engine.cache.state_files import StateFiles
 from app.engine.engine import Engine, EngineOptions
 from app.engine.llama import Batch, Context, KVOptions, Model
-from app.engine.sampling.samplers import ChainSampler, GreedySampler, SamplingParams
+from app.engine.sampling.params import SamplingParams
+from app.engine.sampling.samplers import ChainSampler, GreedySampler
 from tests.engine.conftest import Reports
 
 pytestmark = pytest.mark.anyio

@@ -17,7 +17,7 @@ from app.engine.engine import Engine
 from app.engine.llama import Model
 from app.engine.sampling.grammar import Grammar, GrammarCompiler, GrammarError, Matcher
 from app.engine.sampling.json_schema import complaint_about
-from app.engine.sampling.samplers import SamplingParams
+from app.engine.sampling.params import SamplingParams
 from app.engine.sequence import FinishReason
 
 PERSON = {

@@ -8,7 +8,7 @@ import pytest
 from app.engine.engine import Engine
 from app.engine.llama import Batch, Context, Model
 from app.engine.sampling.logprobs import logprobs_of
-from app.engine.sampling.samplers import SamplingParams
+from app.engine.sampling.params import SamplingParams
 
 TOLERANCE = 1e-4
 

@@ -7,7 +7,7 @@ import pytest
 
 from app.engine.engine import Engine
 from app.engine.llama import Model
-from app.engine.sampling.samplers import SamplingParams
+from app.engine.sampling.params import SamplingParams
 from app.engine.sampling.watermark import Detection, Watermark
 from tests.human_texts import HUMAN_TEXTS
 
