@@ -17,7 +17,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run generate install rebuild test lint bench image clean
+.PHONY: help run generate install rebuild test test-quick test-build lint bench image clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -40,9 +40,25 @@ rebuild: $(VENV)/.packages
 	@$(BIN)/python native/build.py install --venv $(VENV) --rebuild
 	@touch $(VENV)/.native
 
-## make test         every test (tests of the page need Chromium)
-test: install $(VENV)/.knowledge $(VENV)/.dev $(VENV)/.bench $(VENV)/.text-generation
-	@$(BIN)/python -m pytest
+## make test         every test; tests of the page need Chromium. PYTEST='-k name' passes options
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
+TEST_TOOLS := $(addprefix $(VENV)/,.knowledge .dev .bench .text-generation)
+test: install $(TEST_TOOLS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
+
+## make test-quick   the tests without servers, browsers and compilers
+test-quick: install $(TEST_TOOLS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' $(PYTEST)
+
+## make test-build   every test with another native library, in an environment of its own:
+##                   BUILD=no-amx or BUILD=avx2
+NO_AMX := -DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF
+BUILD_FLAGS_no-amx := $(NO_AMX)
+BUILD_FLAGS_avx2 := $(NO_AMX) -DGGML_AVX_VNNI=OFF -DGGML_AVX512=OFF -DGGML_AVX512_VBMI=OFF \
+    -DGGML_AVX512_VNNI=OFF -DGGML_AVX512_BF16=OFF
+test-build:
+	@test -n "$(BUILD_FLAGS_$(BUILD))" || { echo "error: choose a build: make test-build BUILD=no-amx or BUILD=avx2"; exit 1; }
+	@$(MAKE) --no-print-directory test VENV=.venv-$(BUILD) LLAMA_BUILD_FLAGS="$(BUILD_FLAGS_$(BUILD))"
 
 ## make lint         ruff, mypy, and the import rule
 lint: install $(VENV)/.knowledge $(VENV)/.dev
@@ -63,7 +79,7 @@ image:
 
 ## make clean        remove .venv and caches; models stay
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/.venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

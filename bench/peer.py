@@ -35,7 +35,7 @@ from bench.native import (
 )
 
 REQUIREMENTS = ROOT / "requirements"
-MANIFEST = ROOT / ".venv" / "native-build.json"
+MANIFEST = Path(sys.prefix) / "native-build.json"
 PEER_INCLUDE = ROOT / "bench" / "peer.cmake"
 PROGRAMS = ("llama-server", "llama-bench", "llama-batched-bench")
 

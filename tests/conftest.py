@@ -29,6 +29,18 @@ def _bundled_model() -> Path:
 MODEL = _bundled_model()
 
 
+# Fixtures of tests that `make test-quick` leaves out: servers, browsers, compilers, hubs.
+SLOW_FIXTURES = frozenset(
+    {"server", "start_server", "embedding_url", "knowledge_url", "browser", "toolchain", "hub_server"}
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ SCRIPT = Path(__file__).with_name("text_generation_script.py")
 @pytest.fixture(scope="module")
 def answers(server_url: str) -> dict[str, Any]:
     """What the client got."""
-    environment = ROOT / ".venv/text-generation"
-    subprocess.run(["make", "--silent", ".venv/.text-generation"], cwd=ROOT, check=True, timeout=110)
+    target = f"{sys.prefix}/.text-generation"
+    subprocess.run(["make", "--silent", f"VENV={sys.prefix}", target], cwd=ROOT, check=True, timeout=110)
     done = subprocess.run(
-        [environment / "bin/python", SCRIPT, server_url], capture_output=True, text=True, timeout=100
+        [f"{sys.prefix}/text-generation/bin/python", SCRIPT, server_url],
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
     assert done.returncode == 0, done.stderr
     answers: dict[str, Any] = json.loads(done.stdout)
