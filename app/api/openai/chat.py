@@ -141,7 +141,7 @@ class ChatAnswer:
         if self._tools is None:
             return None
         tool_format = self._loaded.tokenizer.template.tool_format
-        return ToolCallParser(tool_format, self._tools.tools, constrained=True)
+        return ToolCallParser(tool_format, self._tools.tools)
 
     async def whole(self) -> dict[str, Any]:
         """The body of the response."""

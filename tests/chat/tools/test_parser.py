@@ -26,11 +26,9 @@ FORMATS = {"hermes": HERMES, "bare": BARE, "list": LIST, "tagged list": TAGGED_L
 Calls = list[tuple[str, str]]
 
 
-def parse(
-    pieces: Sequence[str], format_: ToolFormat = HERMES, *, constrained: bool = False
-) -> tuple[str, Calls]:
-    """The answer's text and its calls; how they are told is checked by the way."""
-    parser = ToolCallParser(format_, TOOLS, constrained=constrained)
+def parse(pieces: Sequence[str], format_: ToolFormat = HERMES) -> tuple[str, Calls]:
+    """The answer's text and calls. Checks the form of the deltas too."""
+    parser = ToolCallParser(format_, TOOLS)
     deltas = [delta for piece in pieces for delta in parser.feed(piece)] + parser.finish()
     return gathered(deltas)
 
@@ -57,10 +55,10 @@ def gathered(deltas: Sequence[Delta]) -> tuple[str, Calls]:
 
 ADD = '{"name": "add", "arguments": {"a": [1, {"b": "}"}]}}'
 ADDED = ("add", '{"a": [1, {"b": "}"}]}')
+BARE_ADD = ADD.replace("arguments", "parameters")
 GET = '{"name": "get", "arguments": {}}'
 
 
-@pytest.mark.parametrize("constrained", [False, True])
 @pytest.mark.parametrize(
     ("format_", "text", "content", "calls"),
     [
@@ -77,48 +75,45 @@ GET = '{"name": "get", "arguments": {}}'
         (LIST, f"[TOOL_CALLS] [{ADD}, {GET}]", "", [ADDED, ("get", "{}")]),
         (LIST, f'[TOOL_CALLS] [{ADD[:-1]}, "id": "Abc012345"}}, {GET}]', "", [ADDED, ("get", "{}")]),
         (TAGGED_LIST, f"Well. <TOOLCALL>[{ADD}, {GET}]</TOOLCALL>", "Well.", [ADDED, ("get", "{}")]),
-        (BARE, ADD.replace("arguments", "parameters"), "", [ADDED]),
+        (BARE, BARE_ADD, "", [ADDED]),
     ],
 )
-def test_calls_in_the_format(
-    format_: ToolFormat, text: str, content: str, calls: Calls, constrained: bool
-) -> None:
-    assert parse([text], format_, constrained=constrained) == (content, calls)
-    assert parse(list(text), format_, constrained=constrained) == (content, calls)
+def test_calls_in_the_format(format_: ToolFormat, text: str, content: str, calls: Calls) -> None:
+    assert parse([text], format_) == (content, calls)
+    assert parse(list(text), format_) == (content, calls)
 
 
 @pytest.mark.parametrize(
     ("format_", "text"),
     [
         (HERMES, f"<tool_call>{ADD}</tool_call>"),
-        (HERMES, f" <tool_call> \n\n {ADD} \n\n </tool_call> \n"),
-        (HERMES, f"<tool_call>\n{ADD}"),
-        (HERMES, f"<tool_call>\n{ADD}\n</tool_"),
-        (HERMES, f"<tool_call>[{ADD}]</tool_call>"),
-        (HERMES, f"<tool_call>\n[\n{ADD}\n]\n</tool_call>"),
-        (HERMES, f"<tool_call>[{ADD}</tool_call>"),
-        (HERMES, "<tool_call>" + ADD.replace('"arguments"', '"parameters"')),
-        (HERMES, "<tool_call>" + ADD.replace(": ", " :\n").replace('{"name', '{ "name')),
-        (HERMES, '<tool_call>{"type": "function", ' + ADD[1:]),
-        (HERMES, '<tool_call>{"arguments": {"a": [1, {"b": "}"}]}, "extra": {"name": []}, "name": "add"}'),
-        (LIST, f"[TOOL_CALLS]{ADD}"),
+        (HERMES, f" <tool_call> \n\n {ADD} \n\n </tool_call>"),
+        (HERMES, "<tool_call>" + ADD.replace(', "arguments": ', ' ,\n"arguments" :').replace("{", "{ ", 1)),
         (LIST, f"[TOOL_CALLS]\n[ {ADD} ]"),
-        (LIST, f"[TOOL_CALLS] [{ADD}"),
-        (LIST, f"[TOOL_CALLS] [{ADD},"),
-        (TAGGED_LIST, f"<TOOLCALL>{ADD}</TOOLCALL>"),
-        (BARE, f" \n{ADD}\n"),
-        (BARE, f"[{ADD}]"),
+        (BARE, f" \n{BARE_ADD}"),
+        (BARE, '{"type": "function", ' + BARE_ADD[1:]),
+        (BARE, '\n{ "type":"function" ,\n' + BARE_ADD[1:]),
     ],
 )
-def test_calls_that_are_nearly_in_the_format(format_: ToolFormat, text: str) -> None:
-    spaced = ADDED[1].replace(": ", " :\n")
-    for pieces in ([text], list(text)):
-        content, ((name, arguments),) = parse(pieces, format_)
-        assert (content, name) == ("", "add")
-        assert arguments in (ADDED[1], spaced)
+def test_white_space_between_tokens_may_differ(format_: ToolFormat, text: str) -> None:
+    assert parse([text], format_) == parse(list(text), format_) == ("", [ADDED])
 
 
-@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize(
+    ("format_", "text"),
+    [
+        (HERMES, f"<tool_call>\n{ADD}"),
+        (HERMES, f"<tool_call>\n{ADD}\n</tool_"),
+        (HERMES, f"<tool_call>\n{ADD}\n</tool_call>\n<tool_"),
+        (LIST, f"[TOOL_CALLS] [{ADD}"),
+        (LIST, f"[TOOL_CALLS] [{ADD},"),
+        (TAGGED_LIST, f"<TOOLCALL>[{ADD}]</TOOL"),
+    ],
+)
+def test_an_incomplete_end_of_calls_is_dropped(format_: ToolFormat, text: str) -> None:
+    assert parse([text], format_) == parse(list(text), format_) == ("", [ADDED])
+
+
 @pytest.mark.parametrize(
     ("format_", "text"),
     [
@@ -148,24 +143,9 @@ def test_calls_that_are_nearly_in_the_format(format_: ToolFormat, text: str) -> 
         (BARE, "[1, 2]"),
     ],
 )
-def test_what_is_no_call_is_text(format_: ToolFormat, text: str, constrained: bool) -> None:
-    assert parse([text], format_, constrained=constrained) == (text, [])
-    assert parse(list(text), format_, constrained=constrained) == (text, [])
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        '{"name": "get", "arguments": {"a": }}',
-        '{"name": "get", "arguments": {"a": NaN}}',
-        '{"name": "get", "arguments": {"a": 1]}}',
-        '{"name": "get", "arguments": {"a": "1',
-        '{"name": "get", "arguments": ' + '{"a":' * 3000 + "1" + "}" * 3000 + "}",
-    ],
-)
-def test_arguments_that_are_no_json_are_text(call: str) -> None:
-    for text in (f"<tool_call>{call}", f"Well. <tool_call>\n{call}"):
-        assert parse([text]) == (text, [])
+def test_what_is_no_call_is_text(format_: ToolFormat, text: str) -> None:
+    assert parse([text], format_) == (text, [])
+    assert parse(list(text), format_) == (text, [])
 
 
 def test_text_goes_on_behind_what_is_no_call() -> None:
@@ -180,7 +160,7 @@ def test_text_goes_on_behind_what_is_no_call() -> None:
 
 
 def test_arguments_are_handed_out_as_they_come() -> None:
-    parser = ToolCallParser(HERMES, TOOLS, constrained=True)
+    parser = ToolCallParser(HERMES, TOOLS)
     assert parser.feed('Well <tool_call>\n{"name": "add", "arguments": ') == [ContentDelta("Well")]
     begun, first = parser.feed('{"a": "')
     assert isinstance(begun, CallDelta)
@@ -192,7 +172,7 @@ def test_arguments_are_handed_out_as_they_come() -> None:
 
 
 def test_an_answer_that_is_cut_off_has_the_arguments_so_far() -> None:
-    assert parse(['<tool_call>\n{"name": "add", "arguments": {"a": [1'], constrained=True) == (
+    assert parse(['<tool_call>\n{"name": "add", "arguments": {"a": [1']) == (
         "",
         [("add", '{"a": [1')],
     )
@@ -208,8 +188,8 @@ def test_text_is_held_back_no_longer_than_needed() -> None:
     assert parser.feed("One {") == [ContentDelta("\nOne {")]
     assert parser.feed(" ") == [ContentDelta(" ")]
     parser = ToolCallParser(BARE, TOOLS)
-    assert parser.feed('{ "answer"') == []
-    assert parser.feed(": ") == [ContentDelta('{ "answer": ')]
+    assert parser.feed('{ "na') == []
+    assert parser.feed('val": ') == [ContentDelta('{ "naval": ')]
     assert ToolCallParser(BARE, TOOLS).feed("{ 2") == [ContentDelta("{ 2")]
 
 
@@ -238,16 +218,15 @@ def cut(text: str, cuts: Sequence[int]) -> list[str]:
     text=TEXTS,
     calls=st.lists(st.tuples(st.sampled_from(["add", "get", "get_time"]), ARGUMENTS), min_size=1, max_size=3),
     cuts=st.lists(st.integers(min_value=0), max_size=12),
-    constrained=st.booleans(),
 )
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_a_format_writes_is_read_however_it_is_cut(
-    name: str, text: str, calls: Calls, cuts: list[int], constrained: bool
+    name: str, text: str, calls: Calls, cuts: list[int]
 ) -> None:
     if name == "bare":
         text, calls = "", calls[:1]
     answer = text + FORMATS[name].write(calls)
-    assert parse(cut(answer, cuts), FORMATS[name], constrained=constrained) == (text, calls)
+    assert parse(cut(answer, cuts), FORMATS[name]) == (text, calls)
 
 
 PIECES = st.sampled_from(
@@ -273,18 +252,13 @@ PIECES = st.sampled_from(
 @given(
     pieces=st.lists(PIECES, max_size=10),
     cuts=st.lists(st.integers(min_value=0), max_size=12),
-    constrained=st.booleans(),
 )
-@example(pieces=["<tool_call>", GET, "</tool_call>", " ", "<tool"], cuts=[], constrained=False)
+@example(pieces=["<tool_call>", GET, "</tool_call>", " ", "<tool"], cuts=[])
 @pytest.mark.parametrize("name", FORMATS)
-def test_any_answer_is_read_the_same_however_it_is_cut(
-    name: str, pieces: list[str], cuts: list[int], constrained: bool
-) -> None:
+def test_any_answer_is_read_the_same_however_it_is_cut(name: str, pieces: list[str], cuts: list[int]) -> None:
     answer = "".join(pieces)
-    content, calls = parse([answer], FORMATS[name], constrained=constrained)
-    assert parse(cut(answer, cuts), FORMATS[name], constrained=constrained) == (content, calls)
-    assert parse(list(answer), FORMATS[name], constrained=constrained) == (content, calls)
+    content, calls = parse([answer], FORMATS[name])
+    assert parse(cut(answer, cuts), FORMATS[name]) == (content, calls)
+    assert parse(list(answer), FORMATS[name]) == (content, calls)
     if not calls:
         assert content == answer
-    if not constrained:
-        assert all(isinstance(json.loads(arguments), dict) for _, arguments in calls)
