@@ -13,6 +13,7 @@ from app.service.errors import (
     UnknownContext,
 )
 from app.service.generation import Generation, Step, together
+from app.service.model import Model
 from app.service.prompts import (
     ChatPrompt,
     Constraint,
@@ -23,7 +24,7 @@ from app.service.prompts import (
     TextPrompt,
     ToolUse,
 )
-from app.service.service import LoadedModel, Service
+from app.service.service import Service
 
 __all__ = [
     "BadRequest",
@@ -35,8 +36,8 @@ __all__ = [
     "JSONSchema",
     "KnowledgeFailed",
     "KnowledgeUse",
-    "LoadedModel",
     "Loading",
+    "Model",
     "NotOffered",
     "Overloaded",
     "Prompt",

@@ -32,7 +32,7 @@ _PACKAGES = ("mammoth", "markdown_it", "pypdfium2", "selectolax", "simsimd", "sn
 class Retrieval:
     """The embedding model, and the knowledge base where it is on."""
 
-    def __init__(self, settings: Settings, embedding_model: Path, metrics: Metrics, turns: FairLock) -> None:
+    def __init__(self, settings: Settings, embedding_model: Path, metrics: Metrics, lock: FairLock) -> None:
         """Load the embedding model and open the index; blocking.
 
         Raises:
@@ -43,7 +43,7 @@ class Retrieval:
         n_threads = settings.model_threads or physical_cores()
         try:
             self.embedder = Embedder(
-                embedding_model, n_threads=n_threads, pooling=settings.embedding_pooling, lock=turns
+                embedding_model, n_threads=n_threads, pooling=settings.embedding_pooling, lock=lock
             )
         except ModelLoadError as error:
             raise ModelLoadError(f"EMBEDDING_MODEL={embedding_model}: {error}") from error

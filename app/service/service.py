@@ -7,18 +7,15 @@ import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from app.chat.prompt import PromptTokenizer
-from app.config.contexts import Context, ContextsError
+from app.config.contexts import Context
 from app.config.settings import Settings, SettingsError
 from app.engine.answer import EngineError, QueueFull, RequestTooLong
 from app.engine.embedder import Embedder
-from app.engine.engine import Engine
 from app.engine.fair_lock import FairLock
-from app.engine.llama import Model, Vocab
 from app.service.embedding import Embeddings, embed
 from app.service.errors import (
     BadRequest,
@@ -30,10 +27,9 @@ from app.service.errors import (
     TooLong,
 )
 from app.service.generation import Generation
-from app.service.preparation import Preparation, TokenLimits
+from app.service.model import Model
 from app.service.prompts import ChatPrompt, Constraint, Prompt
 from app.service.retrieval import Retrieval, passages_for
-from app.service.setup import engine_options, fingerprint, make_tokenizer, memory_plan
 from app.telemetry.metrics import Metrics
 from app.weights.tokenizer import TokenizerRepo
 
@@ -47,37 +43,8 @@ _PREPARING_THREADS = 2
 _LONG_TEXT = 50_000  # characters: more than a millisecond or two
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model that answers.
-
-    Attributes:
-        name: What it is called.
-        fingerprint: Changes with the model, the library and the code that samples.
-        created: When its file was made, in seconds since 1970.
-        description: Architecture, size and format.
-        limits: The most tokens of a request.
-        n_ctx: Tokens of KV memory in all.
-        tokenizer: Writes its prompts.
-        vocab: Its vocabulary.
-        engine: Computes.
-        preparation: What comes before that.
-    """
-
-    name: str
-    fingerprint: str
-    created: int
-    description: str
-    limits: TokenLimits
-    n_ctx: int
-    tokenizer: PromptTokenizer
-    vocab: Vocab
-    engine: Engine
-    preparation: Preparation
-
-
 class Service:
-    """A model with its contexts, ready to answer once it is loaded."""
+    """A model with its contexts, ready to answer once it is model."""
 
     def __init__(self, settings: Settings, contexts: Mapping[str, Context], metrics: Metrics) -> None:
         """Check that the default context exists.
@@ -94,8 +61,6 @@ class Service:
                 f" (defined in {settings.contexts_file})"
             )
         self._model: Model | None = None
-        self._tokenizer: PromptTokenizer | None = None
-        self._loaded: LoadedModel | None = None
         self._retrieval: Retrieval | None = None
         self._n_embedding = 0  # requests for vectors that are not answered yet
         self._threads = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare")
@@ -106,28 +71,28 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether requests can be answered."""
-        return self._loaded is not None
+        return self._model is not None
 
     @property
-    def loaded(self) -> LoadedModel:
+    def model(self) -> Model:
         """The model.
 
         Raises:
             Loading: It is not there yet.
         """
-        if self._loaded is None:
+        if self._model is None:
             raise Loading("the model is still loading; GET /ready answers 200 when it is there")
-        return self._loaded
+        return self._model
 
     @property
     def model_name(self) -> str:
-        """What the model is called; empty until it is loaded."""
-        return self._loaded.name if self._loaded else ""
+        """What the model is called; empty until it is model."""
+        return self._model.name if self._model else ""
 
     @property
     def n_unfinished(self) -> int:
         """How many requests run or wait."""
-        return self._loaded.engine.n_unfinished if self._loaded else 0
+        return self._model.engine.n_unfinished if self._model else 0
 
     @property
     def knowledge(self) -> Knowledge | None:
@@ -160,93 +125,37 @@ class Service:
             SettingsError: A limit is set to more than there is room for, or the documents' index cannot be
                 opened.
         """
-        settings = self.settings
-        turns = FairLock()
-        if embedding_model is not None:  # first, so that the plan sees what memory it leaves
+        lock = FairLock()
+        if embedding_model is not None:  # before the model: its memory plan counts what is left
             self._retrieval = await asyncio.to_thread(
-                Retrieval, settings, embedding_model, self.metrics, turns
+                Retrieval, self.settings, embedding_model, self.metrics, lock
             )
-        plan = await asyncio.to_thread(memory_plan, settings, path)
-        logger.info("%s", plan)
-        model = await asyncio.to_thread(
-            Model, path, gpu_layers=settings.model_gpu_layers, main_gpu=settings.main_gpu
+        model = await Model.load(
+            path,
+            tokenizer_repo,
+            self.settings,
+            self.contexts,
+            observer=self.metrics,
+            lock=lock if self._retrieval else None,
+            warm=warm,
         )
-        tokenizer = self._tokenizer = await asyncio.to_thread(make_tokenizer, settings, model, tokenizer_repo)
-        options = await asyncio.to_thread(engine_options, settings, plan, model)
-        engine = await asyncio.to_thread(
-            Engine, model, options, self.metrics, turns if self._retrieval else None
-        )
-        engine.start()
-        self._model = model
-        _log_model(model, engine)
         try:
-            limits = TokenLimits.of(settings, engine.n_ctx_sequence)
-            preparation = Preparation(settings, self.contexts, model.vocab, tokenizer, limits)
-            await self._warm(engine, preparation, limits, self.contexts if warm is None else warm)
-            if self._retrieval is not None:  # last: what is measured before it needs the cores for itself
+            if self._retrieval is not None:  # after the measurements of the model's load: it uses all cores
                 await self._retrieval.index()
-            loaded = LoadedModel(
-                name=path.stem,
-                fingerprint=await asyncio.to_thread(fingerprint, path, options.kv),
-                created=await asyncio.to_thread(lambda: int(path.stat().st_mtime)),
-                description=model.description,
-                limits=limits,
-                n_ctx=plan.n_ctx,
-                tokenizer=tokenizer,
-                vocab=model.vocab,
-                engine=engine,
-                preparation=preparation,
-            )
         except BaseException:
-            # Not self._loaded yet: its thread must have ended before close() frees the model.
-            await engine.close()
+            await model.close()
             raise
-        self._loaded = loaded
-
-    async def _warm(
-        self, engine: Engine, preparation: Preparation, limits: TokenLimits, names: Collection[str]
-    ) -> None:
-        """Prefill what all requests of a context begin with, where that can be kept."""
-        started = time.perf_counter()
-        is_kept = self.settings.prefix_cache_mb != 0
-        n_tokens = n_computed = 0
-        for name in names:
-            prefix = await asyncio.get_running_loop().run_in_executor(
-                self._threads, preparation.common_prefix, self.contexts[name]
-            )
-            if len(prefix) >= limits.input:
-                raise ContextsError(
-                    f"{self.settings.contexts_file}: context {name!r} has {len(prefix)} tokens, as many as "
-                    f"a prompt may have ({limits.input}) or more; raise N_CTX, or MAX_INPUT_LENGTH where it "
-                    "is set, or shorten the context"
-                )
-            if prefix and is_kept:
-                n_tokens += len(prefix)
-                n_computed += await engine.warm(prefix)
-        if not is_kept:
-            logger.info("contexts are not prefilled at start: PREFIX_CACHE_MB=0 keeps nothing")
-            return
-        logger.info(
-            "%d contexts of %d tokens are warm after %.1f s: %d prefilled, the others were known",
-            len(names),
-            n_tokens,
-            time.perf_counter() - started,
-            n_computed,
-        )
+        self._model = model
 
     async def close(self) -> None:
-        """Stop the engine and free the model."""
-        loaded, self._loaded = self._loaded, None
-        if loaded is not None:
-            await loaded.engine.close()
-        if self._model is not None:
-            self._model.close()
+        """Stop the engine and free the models."""
+        model, self._model = self._model, None
+        if model is not None:
+            await model.close()
         if self._retrieval is not None:
             await asyncio.to_thread(self._retrieval.close)
         for threads in (self._threads, self._long_texts, self._grammars):
             threads.shutdown(cancel_futures=True)
-        if self._tokenizer is not None:
-            self._tokenizer.template.close()
 
     async def embed(
         self,
@@ -270,10 +179,10 @@ class Service:
             Overloaded: As many requests for vectors run and wait as may.
             GenerationFailed: The model cannot.
         """
-        loaded = self.loaded  # what loads may still bring an embedding model
+        model = self.model  # what loads may still bring an embedding model
         if self._retrieval is None:
             raise NotOffered(
-                f"{loaded.name} makes no embeddings; start the server with KNOWLEDGE=on or EMBEDDING_MODEL"
+                f"{model.name} makes no embeddings; start the server with KNOWLEDGE=on or EMBEDDING_MODEL"
             )
         if self._n_embedding >= self.settings.max_concurrent_requests:
             raise Overloaded(
@@ -303,9 +212,9 @@ class Service:
         Raises:
             ServiceError: It cannot be tokenized.
         """
-        loaded, loop = self.loaded, asyncio.get_running_loop()
+        model, loop = self.model, asyncio.get_running_loop()
         prompt = await self._with_passages(prompt)
-        return await loop.run_in_executor(self._thread_for(prompt), loaded.preparation.tokens, prompt)
+        return await loop.run_in_executor(self._thread_for(prompt), model.preparation.tokens, prompt)
 
     def _thread_for(self, prompt: Prompt) -> ThreadPoolExecutor:
         return self._long_texts if prompt.n_characters > _LONG_TEXT else self._threads
@@ -330,7 +239,7 @@ class Service:
             ServiceError: The request cannot be answered; its subclasses say why.
         """
         requested_at = time.perf_counter()
-        loaded = self.loaded
+        model = self.model
         most = self.settings.max_concurrent_requests
         if n > most:
             raise BadRequest(f"{n} answers are more than may run and wait ({most})", field="n")
@@ -340,7 +249,7 @@ class Service:
         )
         prepared = await asyncio.get_running_loop().run_in_executor(
             self._grammars if is_constrained else self._thread_for(prompt),
-            loaded.preparation.prepare,
+            model.preparation.prepare,
             prompt,
             overrides,
             constraint,
@@ -351,24 +260,13 @@ class Service:
             for index in range(n):
                 if index and params.seed is not None:
                     params = replace(params, seed=(params.seed + 1) % 2**32)
-                answer = loaded.engine.submit(prepared.tokens, params)
+                answer = model.engine.submit(prepared.tokens, params)
                 generations.append(Generation(answer, self.metrics, requested_at, prepared.passages))
         except (RequestTooLong, QueueFull, EngineError) as error:
             for generation in generations:
                 generation.close()
             raise _in_terms_of_the_service(error) from error
         return generations
-
-
-def _log_model(model: Model, engine: Engine) -> None:
-    if engine.n_ctx_sequence > model.n_ctx_train > 0:
-        logger.warning(
-            "a request may have %d tokens (N_CTX sets it), but the model was trained for %d: "
-            "long ones may be answered badly",
-            engine.n_ctx_sequence,
-            model.n_ctx_train,
-        )
-    logger.info("model %s (%s), %.0f MB", model.path.name, model.description, model.n_bytes / 1e6)
 
 
 def _in_terms_of_the_service(error: Exception) -> ServiceError:

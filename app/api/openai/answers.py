@@ -13,7 +13,7 @@ from app.engine.answer import Output
 from app.engine.llama import Vocab
 from app.engine.sampling.logprobs import Logprobs
 from app.engine.sequence import FinishReason
-from app.service import Generation, LoadedModel, together
+from app.service import Generation, Model, together
 
 _LETTERS = string.ascii_letters + string.digits
 _FINISH_REASONS = {FinishReason.EOS: "stop", FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
@@ -30,7 +30,7 @@ class Envelope:
 
     id: str
     object: str
-    loaded: LoadedModel
+    model: Model
     created: int = field(default_factory=lambda: int(time.time()))
 
     def wrap(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -39,8 +39,8 @@ class Envelope:
             "id": self.id,
             "object": self.object,
             "created": self.created,
-            "model": self.loaded.name,
-            "system_fingerprint": self.loaded.fingerprint,
+            "model": self.model.name,
+            "system_fingerprint": self.model.fingerprint,
             "choices": choices,
             **more,
         }

@@ -32,7 +32,7 @@ from app.service import (
     Constraint,
     Generation,
     JSONSchema,
-    LoadedModel,
+    Model,
     Regex,
     Service,
     Step,
@@ -49,7 +49,7 @@ async def chat_completions(request: Request) -> Response:
     generations = await service.generate(
         prompt, body.overrides(), constraint=_constraint(body), n=body.n_generated
     )
-    answer = ChatAnswer(service.loaded, body, prompt, generations)
+    answer = ChatAnswer(service.model, body, prompt, generations)
     if body.stream:
         return event_stream(request, generations, answer.chunks())
     return WholeAnswer(request, generations, answer.whole)
@@ -123,12 +123,12 @@ class ChatAnswer:
 
     def __init__(
         self,
-        loaded: LoadedModel,
+        model: Model,
         body: ChatRequest,
         prompt: ChatPrompt,
         generations: Sequence[Generation],
     ) -> None:
-        self._loaded = loaded
+        self._model = model
         self._body = body
         self._tools = prompt.tools
         # What the answer goes on from is part of it, if asked for.
@@ -140,13 +140,13 @@ class ChatAnswer:
     def _parser(self) -> ToolCallParser | None:
         if self._tools is None:
             return None
-        tool_format = self._loaded.tokenizer.template.tool_format
+        tool_format = self._model.tokenizer.template.tool_format
         return ToolCallParser(tool_format, self._tools.tools)
 
     async def whole(self) -> dict[str, Any]:
         """The body of the response."""
         answers = best(await collect(self._generations), self._body.n_choices)
-        envelope = Envelope(new_id("chatcmpl-"), "chat.completion", self._loaded)
+        envelope = Envelope(new_id("chatcmpl-"), "chat.completion", self._model)
         choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
         return envelope.wrap(choices, usage=usage(self._generations), **self._sources)
 
@@ -171,11 +171,11 @@ class ChatAnswer:
         }
 
     def _logprobs(self, outputs: Sequence[Any]) -> dict[str, Any] | None:
-        return chat_logprobs(self._loaded.vocab, outputs) if self._body.logprobs else None
+        return chat_logprobs(self._model.vocab, outputs) if self._body.logprobs else None
 
     async def chunks(self) -> AsyncIterator[list[dict[str, Any]]]:
         """The chunks of every step."""
-        envelope = Envelope(new_id("chatcmpl-"), "chat.completion.chunk", self._loaded)
+        envelope = Envelope(new_id("chatcmpl-"), "chat.completion.chunk", self._model)
         # A stream that is to end with usage has the field, empty, in every chunk.
         more: dict[str, Any] = {"usage": None} if self._body.includes_usage else {}
         sources = self._sources  # in the first chunk

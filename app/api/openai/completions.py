@@ -24,7 +24,7 @@ from app.api.openai.answers import (
 )
 from app.api.openai.events import event_stream
 from app.api.openai.requests import CompletionRequest
-from app.service import Generation, LoadedModel, Service, ServiceError, TextPrompt, together
+from app.service import Generation, Model, Service, ServiceError, TextPrompt, together
 
 
 async def completions(request: Request) -> Response:
@@ -32,7 +32,7 @@ async def completions(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, CompletionRequest)
     generations = await _start(service, body)
-    answer = Completion(service.loaded, body, generations)
+    answer = Completion(service.model, body, generations)
     if body.stream:
         return event_stream(request, generations, answer.chunks())
     return WholeAnswer(request, generations, answer.whole)
@@ -61,13 +61,11 @@ async def _start(service: Service, body: CompletionRequest) -> list[Generation]:
 class Completion:
     """One request's answers on their way."""
 
-    def __init__(
-        self, loaded: LoadedModel, body: CompletionRequest, generations: Sequence[Generation]
-    ) -> None:
-        self._loaded = loaded
+    def __init__(self, model: Model, body: CompletionRequest, generations: Sequence[Generation]) -> None:
+        self._model = model
         self._body = body
         self._generations = generations
-        self._envelope = Envelope(new_id("cmpl-"), "text_completion", loaded)
+        self._envelope = Envelope(new_id("cmpl-"), "text_completion", model)
 
     async def whole(self) -> dict[str, Any]:
         """The body of the response."""
@@ -85,7 +83,7 @@ class Completion:
     def _choice(self, index: int, answer: Collected) -> dict[str, Any]:
         text, logprobs = self._prompt_text(answer.generation), None
         if self._body.logprobs is not None:
-            lists = CompletionLogprobs(self._loaded.vocab, self._body.logprobs)
+            lists = CompletionLogprobs(self._model.vocab, self._body.logprobs)
             of_prompt = lists.of_prompt(answer.generation) if self._body.echo else None
             logprobs = joined(of_prompt, lists.of_answer(answer.outputs))
         return {
@@ -101,13 +99,13 @@ class Completion:
             return ""
         if isinstance(self._body.prompts[0], str):
             return str(self._body.prompts[self._generations.index(generation) // self._body.n_generated])
-        vocab = self._loaded.vocab
+        vocab = self._model.vocab
         return b"".join(map(vocab.piece, generation.prompt)).decode("utf-8", "replace")
 
     async def chunks(self) -> AsyncIterator[list[dict[str, Any]]]:
         """The chunks of every step."""
         n_top = self._body.logprobs
-        lists = [CompletionLogprobs(self._loaded.vocab, n_top or 0) for _ in self._generations]
+        lists = [CompletionLogprobs(self._model.vocab, n_top or 0) for _ in self._generations]
         is_begun = [False] * len(self._generations)
         async for steps in together(self._generations):
             chunks = []

@@ -22,8 +22,8 @@ def _described(name: str, created: int, n_tokens: int) -> dict[str, Any]:
 
 
 def _models(service: Service) -> list[dict[str, Any]]:
-    loaded, embedder = service.loaded, service.embedder
-    there = [_described(loaded.name, loaded.created, loaded.limits.total)]
+    model, embedder = service.model, service.embedder
+    there = [_described(model.name, model.created, model.limits.total)]
     if embedder is not None:
         there.append(_described(embedder.name, embedder.created, embedder.max_tokens))
     return there

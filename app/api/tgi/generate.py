@@ -118,17 +118,17 @@ class _Answer:
 
 async def _start(request: Request, body: GenerateRequest, *, is_stream: bool) -> list[_Answer]:
     service: Service = request.app.state.service
-    loaded = service.loaded
-    asked = validated(body, service.settings, loaded.limits, is_stream=is_stream)
+    model = service.model
+    asked = validated(body, service.settings, model.limits, is_stream=is_stream)
     try:
         generations = await service.generate(
             asked.prompt, asked.overrides, constraint=asked.constraint, n=asked.n
         )
     except TooLong:
         n_tokens = len(await service.tokens(asked.prompt))
-        raise too_long(body.parameters, n_tokens, loaded.limits) from None
+        raise too_long(body.parameters, n_tokens, model.limits) from None
     return [
-        _Answer(loaded.vocab, body, asked.seed_of(index), generation)
+        _Answer(model.vocab, body, asked.seed_of(index), generation)
         for index, generation in enumerate(generations)
     ]
 

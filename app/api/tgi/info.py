@@ -16,12 +16,12 @@ from app.service import Service
 async def info(request: Request) -> Response:
     """Describe the model and the limits of a request."""
     service: Service = request.app.state.service
-    loaded, settings = service.loaded, service.settings
-    limits = loaded.limits
+    model, settings = service.model, service.settings
+    limits = model.limits
     described = Info(
-        model_id=settings.model_repo or loaded.name,
+        model_id=settings.model_repo or model.name,
         model_sha=None,
-        model_dtype=loaded.description,
+        model_dtype=model.description,
         model_device_type="cpu" if settings.model_gpu_layers == 0 else "cuda",
         model_pipeline_tag="text-generation",
         max_concurrent_requests=settings.max_concurrent_requests,
@@ -31,14 +31,14 @@ async def info(request: Request) -> Response:
         max_input_tokens=limits.input,
         max_total_tokens=limits.total,
         max_top_n_tokens=settings.max_top_n_tokens,
-        max_batch_total_tokens=loaded.n_ctx,
+        max_batch_total_tokens=model.n_ctx,
         max_waiting_tokens=1,
         max_client_batch_size=MOST_CHOICES,
         waiting_served_ratio=0.0,
         validation_workers=2,
         router="tokenstream",
         version=__version__,
-        sha=loaded.fingerprint,
+        sha=model.fingerprint,
         docker_label=f"llama-cpp-python {version('llama-cpp-python')}",
     )
     return JSONResponse(described.model_dump())

@@ -20,7 +20,7 @@ async def tokenize(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, TokenizeRequest)
     tokens = await service.tokens(TextPrompt(body.inputs, field="inputs"))
-    described = located(service.loaded.vocab, tokens, body.inputs)
+    described = located(service.model.vocab, tokens, body.inputs)
     return JSONResponse([token.model_dump() for token in described])
 
 
@@ -28,7 +28,7 @@ async def chat_tokenize(request: Request) -> Response:
     """List the tokens of a conversation, and write it as the chat template does."""
     service: Service = request.app.state.service
     body = await read_json(request, ChatRequest)
-    vocab = service.loaded.vocab
+    vocab = service.model.vocab
     tokens = await service.tokens(chat_prompt(body))
     text = written(vocab, tokens)
     described = ChatTokenizeResponse(tokenize_response=located(vocab, tokens, text), templated_text=text)

@@ -139,7 +139,7 @@ async def state(request: Request) -> Response:
 
 def _knowledge(request: Request) -> Knowledge:
     service: Service = request.app.state.service
-    _ = service.loaded  # what loads may still bring a knowledge base
+    _ = service.model  # what loads may still bring a knowledge base
     if service.knowledge is None:
         raise NotOffered("the knowledge base is off; start the server with KNOWLEDGE=on")
     return service.knowledge

@@ -1,0 +1,276 @@
+"""One model: weights, KV cache, tokenizer, engine and warm contexts. Several can live in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+import json
+import logging
+import time
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from importlib.metadata import version
+from pathlib import Path
+
+from app.chat.prompt import PromptTokenizer
+from app.chat.template.template import choose_template, wrapping_template
+from app.config.contexts import Context, ContextsError
+from app.config.settings import Settings
+from app.engine import llama
+from app.engine.cache.state_files import StateFiles
+from app.engine.engine import Engine, EngineOptions
+from app.engine.report import Observer
+from app.engine.sampling import grammar, params, samplers
+from app.fit import preflight
+from app.fit.kv_choice import choose_kv
+from app.fit.memory_plan import MemoryPlan, make_plan
+from app.machine.cores import physical_cores
+from app.machine.folders import cache_folder
+from app.service.preparation import Preparation, TokenLimits
+from app.weights.model import model_name
+from app.weights.tokenizer import TokenizerRepo, check_vocabulary
+
+logger = logging.getLogger("tokenstream.service")
+
+_MAX_STATE_FILES = 2_000_000_000  # bytes
+
+
+class Model:
+    """A loaded model.
+
+    Attributes:
+        name: The file's name without suffix and part number.
+        fingerprint: Changes with the model file, the native library and the sampling code.
+        created: Modification time of the model file, in seconds since 1970.
+        description: Architecture, size and quantization.
+        limits: Maximum tokens of a request.
+        n_ctx: Size of the KV cache in tokens, all sequences together.
+        tokenizer: Applies the chat template and tokenizes.
+        vocab: The vocabulary.
+        engine: Generates tokens.
+        preparation: Turns prompts into tokens and sampling parameters.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        tokenizer_repo: TokenizerRepo | None,
+        settings: Settings,
+        contexts: Mapping[str, Context],
+        *,
+        observer: Observer | None = None,
+        lock: AbstractContextManager[None] | None = None,
+    ) -> None:
+        """Load the weights and reserve the KV cache; blocking. ``load`` calls this in a thread.
+
+        Raises:
+            ModelLoadError: llama.cpp cannot load the model, or memory is short.
+            ModelError: The vocabulary of ``tokenizer_repo`` differs from the model's.
+            MemoryPlanError: The configured sizes exceed the available memory.
+            SettingsError: A configured token limit exceeds the KV cache.
+        """
+        self._settings = settings
+        self._contexts = contexts
+        plan = memory_plan(settings, path)
+        logger.info("%s", plan)
+        with ExitStack() as stack:
+            self._weights = llama.Model(
+                path, gpu_layers=settings.model_gpu_layers, main_gpu=settings.main_gpu
+            )
+            stack.callback(self._weights.close)
+            self.tokenizer = make_tokenizer(settings, self._weights, tokenizer_repo)
+            stack.callback(self.tokenizer.template.close)
+            options = engine_options(settings, plan, self._weights)
+            self.engine = Engine(self._weights, options, observer, lock)
+            # Its thread is not running yet, so that nothing is awaited here.
+            stack.callback(lambda: asyncio.run(self.engine.close()))
+            _log_model(self._weights, self.engine)
+            self.limits = TokenLimits.of(settings, self.engine.n_ctx_sequence)
+            self.name = model_name(path)
+            self.fingerprint = fingerprint(path, options.kv)
+            self.created = int(path.stat().st_mtime)
+            self.description = self._weights.description
+            self.n_ctx = plan.n_ctx
+            self.vocab = self._weights.vocab
+            self.preparation = Preparation(settings, contexts, self.vocab, self.tokenizer, self.limits)
+            stack.pop_all()
+
+    @classmethod
+    async def load(
+        cls,
+        path: Path,
+        tokenizer_repo: TokenizerRepo | None,
+        settings: Settings,
+        contexts: Mapping[str, Context],
+        *,
+        observer: Observer | None = None,
+        lock: AbstractContextManager[None] | None = None,
+        warm: Collection[str] | None = None,
+    ) -> Model:
+        """Load a model, start its engine and prefill contexts.
+
+        Args:
+            path: A GGUF file; of a split model, its first part.
+            tokenizer_repo: Replaces the chat template and special tokens of the GGUF file.
+            settings: Sizes, limits and sampling defaults.
+            contexts: The contexts by name.
+            observer: Receives a report of every engine step.
+            lock: A lock shared with other computations on the same cores.
+            warm: Names of the contexts to prefill; None: all.
+
+        Raises:
+            ContextsError: A context exceeds the input limit.
+            Exception: As the constructor raises.
+        """
+        opening = asyncio.ensure_future(
+            asyncio.to_thread(cls, path, tokenizer_repo, settings, contexts, observer=observer, lock=lock)
+        )
+        try:
+            model = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # The thread cannot be interrupted, and its weights must not leak.
+            await asyncio.wait([opening])
+            if opening.exception() is None:
+                await opening.result().close()
+            raise
+        try:
+            model.engine.start()
+            await model._warm(contexts if warm is None else warm)
+        except BaseException:
+            await model.close()
+            raise
+        return model
+
+    async def close(self) -> None:
+        """End unfinished answers with an error, stop the engine, free the weights."""
+        await self.engine.close()  # first: its thread reads the weights
+        self.tokenizer.template.close()
+        self._weights.close()
+
+    async def _warm(self, names: Collection[str]) -> None:
+        """Prefill the common prefix of each context, if the prefix cache can keep it."""
+        started = time.perf_counter()
+        is_kept = self._settings.prefix_cache_mb != 0
+        n_tokens = n_computed = 0
+        for name in names:
+            prefix = await asyncio.to_thread(self.preparation.common_prefix, self._contexts[name])
+            if len(prefix) >= self.limits.input:
+                raise ContextsError(
+                    f"{self._settings.contexts_file}: context {name!r} has {len(prefix)} tokens, as many as "
+                    f"a prompt may have ({self.limits.input}) or more; raise N_CTX, or MAX_INPUT_LENGTH "
+                    "where it is set, or shorten the context"
+                )
+            if prefix and is_kept:
+                n_tokens += len(prefix)
+                n_computed += await self.engine.warm(prefix)
+        if not is_kept:
+            logger.info("contexts are not prefilled at start: PREFIX_CACHE_MB=0 keeps nothing")
+            return
+        logger.info(
+            "%d contexts of %d tokens are warm after %.1f s: %d prefilled, the others were known",
+            len(names),
+            n_tokens,
+            time.perf_counter() - started,
+            n_computed,
+        )
+
+
+def memory_plan(settings: Settings, path: Path) -> MemoryPlan:
+    """What fits into memory.
+
+    Raises:
+        MemoryPlanError: What is set does not.
+    """
+    return make_plan(
+        path,
+        n_ctx=settings.n_ctx,
+        max_sequences=settings.max_sequences,
+        prefix_mb=settings.prefix_cache_mb,
+        kv=_kv_as_set(settings),
+        gpu_layers=settings.model_gpu_layers,
+        n_threads=settings.model_threads or physical_cores(),
+    )
+
+
+def _kv_as_set(settings: Settings) -> llama.KVOptions:
+    flash = None if settings.flash_attention == "auto" else settings.flash_attention == "on"
+    return llama.KVOptions("shared" if settings.kv_layout == "shared" else "split", flash, settings.kv_type)
+
+
+def engine_options(settings: Settings, plan: MemoryPlan, model: llama.Model) -> EngineOptions:
+    """How the engine is set up; KV memory is measured where nothing is set or known."""
+    n_threads = settings.model_threads or physical_cores()
+    kv, reason = _kv_as_set(settings), "as set, or llama.cpp's choice, with a GPU"
+    if settings.model_gpu_layers == 0:
+        facts = [preflight.identity(model.path), n_threads, plan.max_sequences, kv.type]
+        name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        kv, reason = choose_kv(
+            model,
+            kv,
+            layout=None if settings.kv_layout == "auto" else kv.layout,
+            n_sequences=plan.max_sequences,
+            n_threads=n_threads,
+            remember=cache_folder() / "kv_choice" / f"{name}.json",
+        )
+    logger.info("KV memory: %s", reason)
+    return EngineOptions(
+        n_ctx=plan.n_ctx,
+        max_sequences=plan.max_sequences,
+        n_threads=n_threads,
+        max_requests=settings.max_concurrent_requests,
+        kv=kv,
+        prefix_bytes=plan.prefix_budget,
+        itl_budget=settings.itl_budget_ms and settings.itl_budget_ms / 1000,
+        speculation=settings.speculation == "on",
+        states=_state_files(settings, model.path, kv, plan.max_sequences),
+    )
+
+
+def _state_files(settings: Settings, path: Path, kv: llama.KVOptions, n_sequences: int) -> StateFiles:
+    folder = settings.cache_dir or cache_folder() / "contexts"
+    # Of all this llama.cpp itself checks a part only, and takes what it does not check.
+    kv_key = f"{kv.layout} {kv.type} flash_attention={kv.flash_attention} n_sequences={n_sequences}"
+    key = {"model and library": preflight.identity(path), "kv": kv_key}
+    return StateFiles(folder, key, max_bytes=2_000_000_000)
+
+
+def fingerprint(path: Path, kv: llama.KVOptions) -> str:
+    """A short text that changes with what may change an answer: model, library, KV memory, sampling."""
+    code = hashlib.sha256()
+    for module in (params, samplers, grammar):
+        code.update(inspect.getsource(module).encode())
+    facts = [preflight.identity(path), str(kv), code.hexdigest(), version("llguidance"), version("numpy")]
+    return f"fp_{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
+
+
+def make_tokenizer(settings: Settings, model: llama.Model, repo: TokenizerRepo | None) -> PromptTokenizer:
+    """The tokenizer of prompts, by the chat template of the settings, the repository or the model.
+
+    Raises:
+        ModelError: The repository's vocabulary is not the model's.
+    """
+    vocab = model.vocab
+    source = model.chat_template
+    special = {"bos_token": vocab.text(vocab.bos), "eos_token": vocab.text(vocab.eos)}
+    if repo is not None:
+        check_vocabulary(repo, vocab.n_tokens, vocab.text, vocab.is_unused)
+        source = repo.chat_template or source
+        own = {name: getattr(repo, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        special.update({name: text for name, text in own.items() if text is not None})
+    wraps = settings.tgichat
+    if wraps is not None:
+        return PromptTokenizer(vocab, wrapping_template(wraps))
+    known = vocab.control_tokens | vocab.added_tokens
+    return PromptTokenizer(vocab, choose_template(source, special_tokens=special, vocabulary=known))
+
+
+def _log_model(weights: llama.Model, engine: Engine) -> None:
+    if engine.n_ctx_sequence > weights.n_ctx_train > 0:
+        logger.warning(
+            "a request may have %d tokens (N_CTX), but the model was trained for %d: "
+            "the quality of long answers may suffer",
+            engine.n_ctx_sequence,
+            weights.n_ctx_train,
+        )
+    logger.info("model %s (%s), %.0f MB", weights.path.name, weights.description, weights.n_bytes / 1e6)
