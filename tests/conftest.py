@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import signal
@@ -12,9 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+
+if TYPE_CHECKING:
+    from app.engine.llama import Model
+    from tests.tiny_models import Kind, TinyModel
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,6 +50,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def model() -> Iterator[Model]:
+    """The real model."""
+    from app.engine.llama import Model
+
+    model = Model(MODEL)
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """Path of the tiny model of a kind; each is written once per session."""
+    from tests.tiny_models import write_tiny_model
+
+    folder = tmp_path_factory.mktemp("tiny_models")
+
+    @functools.cache
+    def path_of(kind: Kind) -> Path:
+        return write_tiny_model(kind, folder / f"{kind}.gguf")
+
+    return path_of
 
 
 def clean_environment(**settings: str) -> dict[str, str]:

@@ -1,13 +1,13 @@
-"""Whether model, KV memory, buffers and saved prefixes fit into memory, and how large KV memory should be.
+"""The memory plan: sizes of the KV cache and the prefix cache, and whether everything fits into RAM.
 
-All is known before anything large is allocated: ``app.engine.llama.simulation`` tells the sizes.
+The sizes come from ``app.engine.llama.simulation``, before anything large is allocated.
 """
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,42 +19,43 @@ from app.machine.memory import available_memory
 
 _MIB = 1 << 20
 
-# Python, its packages and llama.cpp's library, the process that renders chat templates, and the engine's
-# own records: 32 MiB of anonymous and 28 MiB of file memory, and 14 MiB in the other process, were
-# resident with the default model beside its weights, vocabulary, KV memory and buffers. The rest is for
-# requests on their way.
+# Python, its packages, llama.cpp's library, the process that renders chat templates, and the engine's
+# records. Measured with the default model beside its weights, vocabulary, KV cache and buffers: 32 MiB of
+# anonymous memory, 28 MiB of files, and 14 MiB in the other process. The rest is for requests in flight.
 _PROCESS = 96 * _MIB
-# One entry of a vocabulary takes 350 bytes in llama.cpp; its text may be kept in Python, too.
+# llama.cpp takes 350 bytes per vocabulary entry; Python may keep its text as well.
 _BYTES_PER_VOCABULARY_ENTRY = 512
 
-_GRAIN = 256  # tokens; llama.cpp rounds what a sequence gets up to a multiple of it
-_LONGEST = 4096  # tokens a sequence unless more are asked for: room for a long prompt and its answer
-_SHORTEST = 512  # fewer sequences rather than shorter ones
-_MOST_SEQUENCES = 8  # more hardly raise the throughput of a few cores
-_KV_SHARE = 4  # KV memory may take a quarter of what the weights leave: other programs live here, too
+_GRAIN = 256  # tokens; llama.cpp rounds each sequence's KV cache up to a multiple
+# Tokens per sequence, unless more are configured: room for a long prompt and its answer.
+_MAX_SEQUENCE_TOKENS = 4096
+_MIN_SEQUENCE_TOKENS = 512  # below this, fewer sequences are planned
+_MAX_SEQUENCES = 8  # more hardly raise the throughput of a few cores
+_KV_SHARE = 4  # the KV cache may take 1/4 of the memory beside the weights: other programs need some, too
 _PREFIX_SHARE = 10
-_MOST_FOR_PREFIXES = 2048 * _MIB
-_MOST_SIMULATED = 1 << 20  # cells; llama.cpp keeps some 50 bytes of records a cell even in a simulation
+_MAX_PREFIX_BYTES = 2048 * _MIB
+_MAX_SIMULATED = 1 << 20  # cells; even a simulation takes some 50 bytes of records per cell
 
 
 class MemoryPlanError(Exception):
-    """What is asked for does not fit into memory; the message has the numbers and says what to lower."""
+    """The configured sizes exceed memory. The message has the figures and the settings to lower."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """How much memory goes where, in bytes.
+    """Memory by purpose, in bytes.
 
     Attributes:
-        n_ctx: Cells of KV memory, for all sequences.
-        max_sequences: Sequences that are decoded at once.
-        kv_options: Layout, attention and number format of KV memory.
-        weights: The weights, in the form that is computed with.
-        kv: KV memory.
+        n_ctx: Cells of the KV cache, for all sequences.
+        max_sequences: Sequences per decode step.
+        kv_options: Layout, attention and number format of the KV cache.
+        weights: Weights, in the form used for computing.
+        kv: KV cache.
         compute: Intermediate results and logits of the largest batch.
-        process: Python with all its packages, the vocabulary, helper processes.
-        prefix_budget: What saved prefixes may grow to.
-        available: What this process may have.
+        process: Python and its packages, vocabulary, helper processes.
+        state_copy: One sequence's state, copied between slots or into the prefix cache.
+        prefix_budget: Limit of the prefix cache.
+        available: Memory that this process may use.
     """
 
     n_ctx: int
@@ -64,17 +65,17 @@ class MemoryPlan:
     kv: int
     compute: int
     process: int
+    state_copy: int
     prefix_budget: int
     available: int
 
     @property
     def total(self) -> int:
-        """What is needed."""
-        return self.weights + self.kv + self.compute + self.process + self.prefix_budget
+        """Memory needed, in bytes."""
+        return self.weights + self.kv + self.compute + self.process + self.state_copy + self.prefix_budget
 
     @property
     def fits(self) -> bool:
-        """Whether what is needed is there."""
         return self.total <= self.available
 
     def __str__(self) -> str:
@@ -85,7 +86,8 @@ class MemoryPlan:
         return (
             f"memory: weights {_size(self.weights)} + KV {_size(self.kv)} ({shape}, {self.kv_options.type}) "
             f"+ buffers {_size(self.compute)} + process {_size(self.process)} "
-            f"+ prefixes {_size(self.prefix_budget)} = {_size(self.total)} of {_size(self.available)}"
+            f"+ state copy {_size(self.state_copy)} + prefixes {_size(self.prefix_budget)} "
+            f"= {_size(self.total)} of {_size(self.available)}"
         )
 
 
@@ -101,22 +103,22 @@ def make_plan(
     main_gpu: int = 0,
     available: int | None = None,
 ) -> MemoryPlan:
-    """Plan the memory of an engine; what is None gets a value that fits.
+    """Plan the memory of an engine. Parameters that are None get values that fit.
 
     Args:
-        path: A GGUF, of a split model its first part.
-        n_ctx: Cells of KV memory, for all sequences.
-        max_sequences: Sequences that are decoded at once.
-        prefix_mb: MiB of RAM for saved prefixes.
-        kv: Layout, attention and number format of KV memory.
-        gpu_layers: Layers on the GPU; -1 is all. What lies there is not counted.
-        n_threads: Threads that compute.
-        main_gpu: The GPU that gets them.
-        available: Bytes that this process may have; None asks ``available_memory``.
+        path: A GGUF file; for a split model its first part.
+        n_ctx: Cells of the KV cache, for all sequences.
+        max_sequences: Sequences per decode step.
+        prefix_mb: MiB of RAM for the prefix cache.
+        kv: Layout, attention and number format of the KV cache.
+        gpu_layers: Layers on the GPU, whose memory is not counted; -1 is all.
+        n_threads: Compute threads.
+        main_gpu: The GPU of these layers.
+        available: Bytes that this process may use; None calls ``available_memory``.
 
     Raises:
-        MemoryPlanError: It does not fit.
-        ModelLoadError: llama.cpp refuses the model, or such a context of it.
+        MemoryPlanError: The plan exceeds the available memory.
+        ModelLoadError: llama.cpp rejects the model, or a context with these options.
     """
     model = SimulatedModel(path, gpu_layers=gpu_layers, main_gpu=main_gpu)
     try:
@@ -140,7 +142,7 @@ def make_plan(
 
 
 class _Planner:
-    """Plans for one model and one machine."""
+    """Plans for one model on one machine."""
 
     def __init__(
         self, model: SimulatedModel, options: EngineOptions, *, prefix_budget: int | None, available: int
@@ -151,16 +153,13 @@ class _Planner:
         self._available = available
         self._weights = model.weights_memory()
         self._process = _PROCESS + model.n_vocab * _BYTES_PER_VOCABULARY_ENTRY
+        self._simulate = functools.cache(self._simulate_once)
 
     def plan(self, n_ctx: int, max_sequences: int, kv: KVOptions | None = None) -> MemoryPlan:
-        """The plan with these figures; whether it fits is another question."""
+        """The plan with these sizes, even if it exceeds memory."""
         options = replace(self._options, n_ctx=n_ctx, max_sequences=max_sequences, kv=kv or self._options.kv)
         n_ctx, kv_bytes, compute = self._measure(options)
-        rest = self._available - self._weights - self._process - kv_bytes - compute
-        prefix_budget = self._prefix_budget
-        if prefix_budget is None:
-            prefix_budget = min(max(0, rest) // _PREFIX_SHARE, _MOST_FOR_PREFIXES)
-        return MemoryPlan(
+        plan = MemoryPlan(
             n_ctx=n_ctx,
             max_sequences=max_sequences,
             kv_options=options.kv,
@@ -168,27 +167,32 @@ class _Planner:
             kv=kv_bytes,
             compute=compute,
             process=self._process,
-            prefix_budget=prefix_budget,
+            state_copy=kv_bytes // max_sequences,
+            prefix_budget=self._prefix_budget or 0,
             available=self._available,
         )
+        if self._prefix_budget is not None:
+            return plan
+        rest = max(0, plan.available - plan.total)
+        return replace(plan, prefix_budget=min(rest // _PREFIX_SHARE, _MAX_PREFIX_BYTES))
 
     def _measure(self, options: EngineOptions) -> tuple[int, int, int]:
-        """Cells, and bytes of KV memory and of buffers.
+        """Cells, and bytes of the KV cache and of the buffers.
 
-        What a simulation itself cannot bear is scaled up from a smaller one: states of recurrent layers
-        that alone exceed memory, and contexts of many millions of tokens.
+        Two sizes are extrapolated from a smaller simulation, which would take too much memory itself:
+        recurrent states that exceed memory, and contexts of many millions of tokens.
         """
         n_sequences, n_ctx = options.max_sequences, options.n_ctx
         if self._model.is_recurrent and n_sequences > 1:
             one = self._simulate(replace(options, n_ctx=_GRAIN, max_sequences=1))
             if self._weights + one[1] * n_sequences > self._available:
                 n_sequences = 1
-        n_ctx = min(n_ctx * n_sequences // options.max_sequences, _MOST_SIMULATED)
+        n_ctx = min(n_ctx * n_sequences // options.max_sequences, _MAX_SIMULATED)
         cells, kv, compute = self._simulate(replace(options, n_ctx=n_ctx, max_sequences=n_sequences))
         scale = options.n_ctx / n_ctx
         return round(cells * scale), round(kv * scale), round(compute * scale)
 
-    def _simulate(self, options: EngineOptions) -> tuple[int, int, int]:
+    def _simulate_once(self, options: EngineOptions) -> tuple[int, int, int]:
         memory = self._model.context_memory(
             n_ctx=options.n_ctx,
             n_sequences=options.max_sequences,
@@ -198,89 +202,106 @@ class _Planner:
         )
         return memory.n_ctx, memory.kv, memory.buffers
 
-    # --- figures that nobody has set
+    # --- sizes that are not configured
 
     def choose_lengths(self, max_sequences: int | None) -> MemoryPlan:
-        """Long sequences rather than many, as far as enough is left free: see the constants above."""
-        longest = min(_LONGEST, _round_up(self._model.n_ctx_train or _LONGEST))
-        shortest = min(_SHORTEST, longest)
-        least = 1 if max_sequences is None else max_sequences
-        n_sequences = _largest(
-            range(least, (max_sequences or _MOST_SEQUENCES) + 1), lambda n: self._is_modest(n, shortest)
-        )
+        """Prefer long sequences to many, within the limits of the constants above."""
+        longest = min(_MAX_SEQUENCE_TOKENS, _round_up(self._model.n_ctx_train or _MAX_SEQUENCE_TOKENS))
+        shortest = min(_MIN_SEQUENCE_TOKENS, longest)
+        least = max_sequences or 1
+        counts = range(least, (max_sequences or _MAX_SEQUENCES) + 1)
+        n_sequences = _largest(counts, lambda n: self._excess_share(n, shortest))
         if n_sequences is not None:
             lengths = range(shortest, longest + 1, _GRAIN)
-            n_tokens = _largest(lengths, lambda n: self._is_modest(n_sequences, n)) or shortest
-            return self.plan(n_tokens * n_sequences, n_sequences)
-        # Rather little left free than no service.
+            n_tokens = _largest(lengths, lambda n: self._excess_share(n_sequences, n))
+            return self.plan((n_tokens or shortest) * n_sequences, n_sequences)
+        # A KV cache beyond its share is better than no service.
         plan = self.plan(shortest * least, least)
         return plan if plan.fits else self.plan(_GRAIN * least, least)
 
-    def _is_modest(self, n_sequences: int, n_tokens: int) -> bool:
-        plan = self.plan(n_tokens * n_sequences, n_sequences)
-        return plan.fits and plan.kv * _KV_SHARE <= self._available - self._weights - self._process
-
     def choose_sequences(self, n_ctx: int) -> MemoryPlan:
-        """The most sequences that share ``n_ctx`` cells without being short."""
-        n_sequences = max(1, min(_MOST_SEQUENCES, n_ctx // _SHORTEST))
+        """The most sequences that fit into ``n_ctx`` cells without being short."""
+        n_sequences = max(1, min(_MAX_SEQUENCES, n_ctx // _MIN_SEQUENCE_TOKENS))
         plan = self.plan(n_ctx, n_sequences)
         while not plan.fits and n_sequences > 1:
             n_sequences -= 1
             plan = self.plan(n_ctx, n_sequences)
         return plan
 
-    # --- what to say when it does not fit
+    def _excess(self, n_sequences: int, n_tokens: int) -> int:
+        """Bytes beyond the available memory; negative where memory is left."""
+        plan = self.plan(n_tokens * n_sequences, n_sequences)
+        derived = plan.prefix_budget if self._prefix_budget is None else 0
+        return plan.total - derived - plan.available
+
+    def _excess_share(self, n_sequences: int, n_tokens: int) -> int:
+        """The same, or bytes beyond the KV cache's share, whichever is more."""
+        plan = self.plan(n_tokens * n_sequences, n_sequences)
+        free = plan.available - plan.weights - plan.process
+        return max(self._excess(n_sequences, n_tokens), plan.kv * _KV_SHARE - free)
+
+    # --- the error message when nothing fits
 
     def refusal(self, plan: MemoryPlan) -> str:
-        """The numbers of a plan that does not fit, and what would."""
+        """The figures of a plan that does not fit, and settings that fit."""
         remedies = list(self._remedies(plan))
-        free_to_choose = copy.copy(self)
-        free_to_choose._prefix_budget = None
-        least = free_to_choose.choose_lengths(None)
+        without_settings = copy.copy(self)
+        without_settings._prefix_budget = None
+        least = without_settings.choose_lengths(None)
         if not remedies and least.fits:
             remedies = [
                 f"N_CTX={least.n_ctx} with MAX_SEQUENCES={least.max_sequences} and "
                 f"PREFIX_CACHE_MB={least.prefix_budget // _MIB}"
             ]
         if remedies:
-            advice = f"what would fit: {', or '.join(remedies)}"
+            advice = f"settings that fit: {', or '.join(remedies)}"
         else:
             room = _size(max(0, least.available - least.total + least.weights))
             advice = f"choose a smaller model or a smaller quantization of this one; there is room for {room}"
         return f"not enough {plan}; {advice}; or give the process more memory"
 
     def _remedies(self, plan: MemoryPlan) -> Iterator[str]:
-        """The single settings that, lowered as far as needed, make the plan fit."""
-        too_much = plan.total - plan.available
-        if too_much <= plan.prefix_budget:
-            yield f"PREFIX_CACHE_MB={(plan.prefix_budget - too_much) // _MIB}"
+        """Single settings that make the plan fit, each lowered no more than needed."""
+        excess = plan.total - plan.available
+        if excess <= plan.prefix_budget:
+            yield f"PREFIX_CACHE_MB={(plan.prefix_budget - excess) // _MIB}"
         n_sequences = plan.max_sequences
         per_sequence = plan.n_ctx // n_sequences
 
-        n_tokens = _largest(
-            range(_GRAIN, per_sequence, _GRAIN), lambda n: self.plan(n * n_sequences, n_sequences).fits
-        )
+        n_tokens = _largest(range(_GRAIN, per_sequence, _GRAIN), lambda n: self._excess(n_sequences, n))
         if n_tokens is not None:
             yield f"N_CTX={n_tokens * n_sequences}"
-        fewer = _largest(range(1, n_sequences), lambda n: self.plan(n * per_sequence, n).fits)
+        fewer = _largest(range(1, n_sequences), lambda n: self._excess(n, per_sequence))
         if fewer is not None:
             yield f"MAX_SEQUENCES={fewer} with N_CTX={fewer * per_sequence}"
         kv = plan.kv_options
         if kv.type in ("f32", "f16", "bf16"):
-            # Quantized KV memory needs flash attention, and heads whose size it divides.
+            # A quantized KV cache requires flash attention, and head sizes that it divides.
             with contextlib.suppress(ModelLoadError):
                 if self.plan(plan.n_ctx, n_sequences, replace(kv, type="q8_0")).fits:
                     yield "KV_TYPE=q8_0"
 
 
-def _largest(values: range, fits: Callable[[int], bool]) -> int | None:
-    """The largest of ascending values that fits, where all below it do; None if none does."""
-    if not values:
+def _largest(values: range, excess: Callable[[int], int]) -> int | None:
+    """The largest of ascending values without excess; None if all have some.
+
+    Memory grows linearly with the value, but for rounding and windows: interpolation finds it within about
+    four simulations, and the last ones verify it.
+    """
+    low, high = 0, len(values) - 1
+    if high < 0 or (below := excess(values[low])) > 0:
         return None
-    if fits(values[-1]):  # the usual case costs one look
-        return values[-1]
-    n_fitting = bisect.bisect_left(values, True, hi=len(values) - 1, key=lambda value: not fits(value))
-    return values[n_fitting - 1] if n_fitting else None
+    if (above := excess(values[high])) <= 0:
+        return values[high]
+    while high - low > 1:
+        guess = low + (high - low) * below // (below - above)
+        guess = min(max(guess, low + 1), high - 1)
+        found = excess(values[guess])
+        if found > 0:
+            high, above = guess, found
+        else:
+            low, below = guess, found
+    return values[low]
 
 
 def _round_up(n_tokens: int) -> int:

@@ -1,22 +1,18 @@
-"""One decode in a child process before the server binds: a native fault becomes a message, not a dead server.
+"""A test decode in a child process at startup: a native fault becomes an error message.
 
-A library that was built for another CPU, or with a broken compiler, dies of a signal in its first
-matrix product, and takes the process with it. Here a child dies in the server's stead.
+A library built for another CPU, or by a broken compiler, dies of a signal in its first matrix product.
+Here that kills a child process and not the server.
 
-This module must not import ``llama.py`` at its top: loading a broken library may be what kills.
+This module must not import ``app.engine.llama`` at its top: loading a broken library may kill the process.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import hashlib
-import importlib.util
-import json
 import logging
 import os
 import platform
-import re
 import resource
 import signal
 import subprocess
@@ -25,69 +21,81 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from app.fit.identity import check_key, cpu, manifest, model_files
+from app.fit.identity import identity as identity
 from app.machine.folders import cache_folder
 
 logger = logging.getLogger("tokenstream.preflight")
 
-MANIFEST = Path(sys.prefix) / "native-build.json"  # written by native/build.py
-CPUINFO = Path("/proc/cpuinfo")
 REBUILD = "make rebuild"
 
 _ROOT = Path(__file__).resolve().parents[2]
-_STARTING_TIME = 120.0  # seconds, and on top of them:
-_SLOWEST_DISK = 20e6  # bytes of the model read a second
+_STARTING_TIME = 120.0  # seconds, plus the time to read the model:
+_SLOWEST_DISK = 20e6  # bytes/s
 
 # Exit statuses of the child beside 0; Python itself uses 1 and 2.
 _MODEL_REFUSED, _LIBRARY_REFUSED, _DECODE_FAILED = 10, 11, 12
 
 
 class NativeLibraryError(Exception):
-    """The native library does not work on this machine; the message names the likely cause and the cure."""
+    """The native library does not work on this machine. The message names the likely cause and a remedy."""
 
 
 def check_library() -> None:
-    """Load the native library in a child process, unless that went well before.
+    """Load the native library in a child process, unless an earlier check succeeded.
 
-    To be called before anything imports ``app.engine.llama``: the library's static constructors run
-    on loading, compiled for the same instruction sets as the rest.
+    Must run before anything imports ``app.engine.llama``: loading the library runs static constructors,
+    which use the same instruction sets as the rest.
 
     Raises:
-        NativeLibraryError: The library cannot be loaded, or dies.
+        NativeLibraryError: The library cannot be loaded or crashes.
     """
-    marker = _cache_folder() / _key(None, 0, 0)
+    marker = _success_marker(None, 0, 0)
     if not marker.exists():
-        child = _run_child([], _STARTING_TIME, what="loading it")
-        _judge(child, "while it was loaded", uses_gpu=False)
-        _remember(marker)
+        child = _run_child([], _STARTING_TIME, what="loading the native library")
+        _judge(child, "during loading", uses_gpu=False)
+        _record_success(marker)
 
 
 def check(model_path: Path, *, n_threads: int, n_gpu_layers: int, main_gpu: int = 0) -> None:
-    """Decode a few tokens of the model in a child process, unless that went well before.
+    """Decode a few tokens of the model in a child process, unless an earlier check succeeded.
 
-    A success is remembered for the same library, CPU, kernel, model file and GPU layers, so that a
-    large model is not loaded twice at every start.
+    A success is recorded for the same library, CPU, kernel, model file and GPU layers, so that large
+    models are not loaded twice at every start.
 
     Args:
-        model_path: A GGUF, of a split model its first part.
-        n_threads: Threads that compute.
+        model_path: A GGUF file; for a split model its first part.
+        n_threads: Compute threads.
         n_gpu_layers: Layers on the GPU; -1 is all.
-        main_gpu: The GPU that gets them.
+        main_gpu: The GPU of these layers.
 
     Raises:
-        NativeLibraryError: The library cannot be loaded, dies, hangs or cannot compute.
-        app.engine.llama.ModelLoadError: The library works and refuses the model.
+        NativeLibraryError: The library cannot be loaded, crashes, hangs or fails to compute.
+        app.engine.llama.ModelLoadError: The library works and rejects the model.
         OSError: The model file cannot be read.
     """
     model_path = model_path.resolve()
-    marker = _cache_folder() / _key(model_path, n_gpu_layers, main_gpu)
+    marker = _success_marker(model_path, n_gpu_layers, main_gpu)
     if marker.exists():
         return
-    timeout = _STARTING_TIME + sum(part.stat().st_size for part in _parts(model_path)) / _SLOWEST_DISK
+    timeout = _STARTING_TIME + sum(part.stat().st_size for part in model_files(model_path)) / _SLOWEST_DISK
     what = f"a test decode of {model_path}"
     arguments = [str(model_path), str(n_threads), str(n_gpu_layers), str(main_gpu)]
     child = _run_child(arguments, timeout, what=what)
     _judge(child, f"in {what}", uses_gpu=n_gpu_layers != 0)
-    _remember(marker)
+    _record_success(marker)
+
+
+def _success_marker(model_path: Path | None, n_gpu_layers: int, main_gpu: int) -> Path:
+    return cache_folder() / "preflight" / check_key(model_path, n_gpu_layers, main_gpu)
+
+
+def _record_success(marker: Path) -> None:
+    try:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    except OSError as error:
+        logger.debug("the successful check is not recorded: %s", error)
 
 
 def _run_child(arguments: Sequence[str], timeout: float, *, what: str) -> subprocess.CompletedProcess[str]:
@@ -109,20 +117,12 @@ def _run_child(arguments: Sequence[str], timeout: float, *, what: str) -> subpro
         ) from None
 
 
-def _remember(marker: Path) -> None:
-    try:
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-    except OSError as error:
-        logger.debug("the success is not remembered: %s", error)
-
-
 def _judge(child: subprocess.CompletedProcess[str], when: str, *, uses_gpu: bool) -> None:
     if child.returncode == 0:
         return
     reason = child.stdout.strip() or _last_words(child.stderr)
     if child.returncode == _MODEL_REFUSED:
-        from app.engine.llama import ModelLoadError  # the child has loaded the library without harm
+        from app.engine.llama import ModelLoadError  # the child has loaded the library safely
 
         raise ModelLoadError(reason)
     if child.returncode == _LIBRARY_REFUSED:
@@ -136,7 +136,9 @@ def _judge(child: subprocess.CompletedProcess[str], when: str, *, uses_gpu: bool
         )
     if child.returncode < 0:
         raise NativeLibraryError(_explain_death(-child.returncode, child.stderr, when, uses_gpu=uses_gpu))
-    raise NativeLibraryError(f"the native library failed {when}: {reason}. If the model is sound: {REBUILD}")
+    raise NativeLibraryError(
+        f"the native library failed {when}: {reason}. If the model file is intact: {REBUILD}"
+    )
 
 
 # --- the child
@@ -145,7 +147,7 @@ def _judge(child: subprocess.CompletedProcess[str], when: str, *, uses_gpu: bool
 def main(arguments: Sequence[str] | None = None) -> int:
     """The child: load the library, and decode once if a model is given.
 
-    The exit status and one line on stdout tell how it went.
+    Reports by its exit status and one line on stdout.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("model_path", type=Path, nargs="?")
@@ -178,11 +180,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _child_environment() -> dict[str, str]:
     python_path = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # GGML_NO_BACKTRACE: ggml's own starts a debugger when it aborts.
+    # GGML_NO_BACKTRACE: otherwise ggml starts a debugger when it aborts.
     return {**os.environ, "PYTHONPATH": os.pathsep.join(python_path), "GGML_NO_BACKTRACE": "1"}
 
 
-# --- what killed it
+# --- the cause of death
 
 
 def _explain_death(number: int, stderr: str, when: str, *, uses_gpu: bool) -> str:
@@ -190,38 +192,38 @@ def _explain_death(number: int, stderr: str, when: str, *, uses_gpu: bool) -> st
     sentences = [f"the native library died of {name} {when}."]
     if number == signal.SIGABRT:
         sentences.append(f"Its last words: {_last_words(stderr)}.")
-    sentences.append(_suspect(number, _manifest()))
+    sentences.append(_suspect(number, manifest()))
     if uses_gpu:
-        sentences.append("If the GPU is at fault, MODEL_GPU_LAYERS=0 leaves it out.")
+        sentences.append("To rule out the GPU: MODEL_GPU_LAYERS=0.")
     return " ".join(sentences)
 
 
-def _suspect(number: int, manifest: dict[str, Any]) -> str:
-    """Which instruction set is at fault, and what to do."""
+def _suspect(number: int, build: dict[str, Any]) -> str:
+    """Name the instruction set at fault and a remedy."""
     rebuild = f"Build it for this machine: {REBUILD}."
     other_folder = os.environ.get("LLAMA_CPP_LIB_PATH")
     if other_folder:
         return f"It comes from LLAMA_CPP_LIB_PATH={other_folder} and may be built for another CPU: unset it."
-    sets: dict[str, list[str]] = manifest.get("cpuinfo_flags", {})
+    sets: dict[str, list[str]] = build.get("cpuinfo_flags", {})
     if not sets:
         return f"It may have been built for another CPU. {rebuild}"
-    cpu = _cpu()
-    flags = cpu.get("flags", "").split()
+    processor = cpu()
+    flags = processor.get("flags", "").split()
     missing = [name for name, needed in sets.items() if flags and not set(needed) <= set(flags)]
     built_with = f"It was built with {_listed(sets, 'and')}"
     if missing:
-        model = cpu.get("model name", "of no name")
+        model = processor.get("model name", "of unknown model")
         return f"{built_with}; this CPU ({model}) has no {_listed(missing, 'or')}. {rebuild}"
     if "AMX" in sets and not _kernel_grants_amx():
         return f"{built_with}; the kernel of this machine does not grant AMX. {rebuild}"
-    all_there = f"{built_with}{', and this CPU has them all' if flags else ''}"
+    all_present = f"{built_with}{', and this CPU has them all' if flags else ''}"
     if "AMX" in sets and number in (signal.SIGSEGV, signal.SIGILL):
         without_amx = f'{REBUILD} LLAMA_BUILD_FLAGS="-DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF"'
         return (
-            f"{all_there}; the likely one at fault is AMX, which some compilers get wrong. {rebuild} "
+            f"{all_present}; the likely cause is AMX, which some compilers miscompile. {rebuild} "
             f"Without AMX: {without_amx}."
         )
-    return f"{all_there}; the likely one at fault is the newest, {list(sets)[-1]}. {rebuild}"
+    return f"{all_present}; the likely cause is the newest, {list(sets)[-1]}. {rebuild}"
 
 
 def _listed(names: Iterable[str], conjunction: str) -> str:
@@ -230,7 +232,7 @@ def _listed(names: Iterable[str], conjunction: str) -> str:
 
 
 def _kernel_grants_amx() -> bool:
-    """Ask for the tile registers, as ggml does; only Linux on x86-64 wants to be asked."""
+    """Request the tile registers, as ggml does; only Linux on x86-64 requires that."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return True
     arch_prctl, request_permission, tile_data = 158, 0x1023, 18  # ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
@@ -238,86 +240,9 @@ def _kernel_grants_amx() -> bool:
 
 
 def _last_words(stderr: str) -> str:
-    """The line of a child's stderr that says most: ggml's assertion, else the last one."""
+    """The most telling line of the child's stderr: a ggml assertion, else the last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    return next((line for line in lines if "GGML_ASSERT" in line), lines[-1] if lines else "it said nothing")
-
-
-# --- what a success holds for
-
-
-def _cache_folder() -> Path:
-    return cache_folder() / "preflight"
-
-
-def identity(model_path: Path) -> str:
-    """What a model's KV depends on beside the tokens: the model's files, and the library that computes."""
-    facts = [
-        [_fingerprint(path) for path in [*_library_files(), *_parts(model_path)]],
-        _manifest().get("key"),
-    ]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def _key(model_path: Path | None, n_gpu_layers: int, main_gpu: int) -> str:
-    cpu = _cpu()
-    facts = {
-        "library": [_fingerprint(path) for path in _library_files()],
-        "manifest": _manifest(),
-        "cpu": [platform.machine(), cpu.get("model name"), cpu.get("flags") or cpu.get("Features")],
-        "kernel": platform.release(),
-        "model": [_fingerprint(part) for part in _parts(model_path)] if model_path else None,
-        "gpu": [n_gpu_layers, main_gpu],
-        "linker": [os.environ.get(name) for name in ("LD_LIBRARY_PATH", "LD_PRELOAD")],
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _fingerprint(path: Path) -> tuple[str, int, int]:
-    status = path.stat()
-    return str(path), status.st_size, status.st_mtime_ns
-
-
-def _library_files() -> list[Path]:
-    """The native libraries that ``import llama_cpp`` would load, found without importing it."""
-    folder = os.environ.get("LLAMA_CPP_LIB_PATH")
-    if folder is None:
-        spec = importlib.util.find_spec("llama_cpp")
-        if spec is None or spec.origin is None:
-            return []  # the child says so
-        folder = str(Path(spec.origin).parent / "lib")
-    return sorted(path for path in Path(folder).resolve().glob("*") if path.is_file())
-
-
-def _parts(model_path: Path) -> list[Path]:
-    """All files of a model: of a split one (``-00001-of-00003.gguf``) every part that is there."""
-    split = re.fullmatch(r"(.*-)\d{5}(-of-\d{5}\.gguf)", model_path.name)
-    if not split:
-        return [model_path]
-    pattern = re.compile(f"{re.escape(split[1])}\\d{{5}}{re.escape(split[2])}")
-    return sorted(path for path in model_path.parent.iterdir() if pattern.fullmatch(path.name))
-
-
-def _manifest() -> dict[str, Any]:
-    """What the library was built for; empty where it was not built by native/build.py."""
-    try:
-        manifest = json.loads(MANIFEST.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        logger.debug("%s cannot be read: %s", MANIFEST, error)
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
-
-
-def _cpu() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty on systems that have none."""
-    try:
-        first = CPUINFO.read_text(encoding="utf-8", errors="replace").strip().partition("\n\n")[0]
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}
+    return next((line for line in lines if "GGML_ASSERT" in line), lines[-1] if lines else "none")
 
 
 if __name__ == "__main__":

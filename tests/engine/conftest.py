@@ -1,37 +1,14 @@
-"""The real model, loaded once, and engines over it."""
+"""Engines over the real model."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
 
 from app.engine.engine import Engine, EngineOptions
 from app.engine.llama import Model
 from app.engine.report import StepReport
-from tests.conftest import MODEL
-from tests.tiny_models import Kind, TinyModel, write_tiny_model
-
-
-@pytest.fixture(scope="session")
-def model() -> Iterator[Model]:
-    model = Model(MODEL)
-    yield model
-    model.close()
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """Path of the tiny model of a kind; each is written once a session."""
-    folder = tmp_path_factory.mktemp("tiny_models")
-
-    @functools.cache
-    def path_of(kind: Kind) -> Path:
-        return write_tiny_model(kind, folder / f"{kind}.gguf")
-
-    return path_of
 
 
 class Reports:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from app.engine.llama import ModelLoadError
-from app.fit import preflight
+from app.fit import identity, preflight
 from tests.conftest import MODEL, ROOT
 
 AMX_CPU = "avx2 avx512f avx512_vnni amx_tile amx_int8"
@@ -47,8 +47,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[s
         cpuinfo.write_text(
             f"processor\t: 0\nmodel name\t: Test CPU\nflags\t\t: {cpu_flags}\n\nprocessor\t: 1\n"
         )
-        monkeypatch.setattr(preflight, "MANIFEST", manifest)
-        monkeypatch.setattr(preflight, "CPUINFO", cpuinfo)
+        monkeypatch.setattr(identity, "MANIFEST", manifest)
+        monkeypatch.setattr(identity, "CPUINFO", cpuinfo)
         monkeypatch.setattr(preflight, "_kernel_grants_amx", lambda: True)
 
     return pretend
@@ -118,13 +118,6 @@ def test_it_is_tried_again_when_something_changes(
     assert len(runs) == 2
 
 
-def test_all_parts_of_a_split_model_count(tmp_path: Path) -> None:
-    names = [f"big-Q4_0-0000{part}-of-00003.gguf" for part in (1, 2, 3)]
-    for name in [*names, "big-Q4_0-00001-of-00002.gguf", "other.gguf"]:
-        (tmp_path / name).touch()
-    assert [part.name for part in preflight._parts(tmp_path / names[0])] == names
-
-
 def test_sigill_on_a_cpu_without_a_set_names_the_set(
     machine: Callable[..., None], die: Die, cache: Path
 ) -> None:
@@ -142,7 +135,7 @@ def test_sigsegv_with_all_sets_there_points_at_amx(machine: Callable[..., None],
     die("*(volatile int *)0 = 1")
     message = fault()
     assert "SIGSEGV" in message
-    assert "this CPU has them all; the likely one at fault is AMX" in message
+    assert "this CPU has them all; the likely cause is AMX" in message
     assert 'make rebuild LLAMA_BUILD_FLAGS="-DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF"' in message
 
 
@@ -167,7 +160,7 @@ def test_other_faults_point_at_the_newest_set(machine: Callable[..., None], die:
 def test_a_library_of_unknown_origin_gets_the_cure_all_the_same(
     die: Die, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "MANIFEST", tmp_path / "none.json")
+    monkeypatch.setattr(identity, "MANIFEST", tmp_path / "none.json")
     die("__builtin_trap()")
     assert fault().endswith(
         "It may have been built for another CPU. Build it for this machine: make rebuild."
@@ -175,7 +168,7 @@ def test_a_library_of_unknown_origin_gets_the_cure_all_the_same(
 
 
 def test_a_library_from_another_folder_is_named(die: Die, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = preflight._library_files()[0].parent
+    folder = identity.library_files()[0].parent
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(folder))
     die("__builtin_trap()")
     assert f"LLAMA_CPP_LIB_PATH={folder} and may be built for another CPU: unset it." in fault()
@@ -250,7 +243,7 @@ def test_a_library_that_dies_while_it_is_loaded(tmp_path: Path, monkeypatch: pyt
     subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "libllama.so", source], check=True)
     preflight.check_library()
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
-    with pytest.raises(preflight.NativeLibraryError, match=r"died of SIG\w+ .* while it was loaded"):
+    with pytest.raises(preflight.NativeLibraryError, match=r"died of SIG\w+ .* during loading"):
         preflight.check_library()
     command_line = subprocess.run(
         [sys.executable, "-m", "app", "generate", "--prompt", "x"], capture_output=True, text=True, cwd=ROOT

@@ -1,0 +1,94 @@
+"""Identity of a model and of the native library on this machine, found without loading either."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger("tokenstream.preflight")
+
+MANIFEST = Path(sys.prefix) / "native-build.json"  # written by native/build.py
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def identity(model_path: Path) -> str:
+    """Digest of the model files and the native library: with the tokens, they determine the KV cache."""
+    facts = [
+        [_fingerprint(path) for path in [*library_files(), *model_files(model_path)]],
+        manifest().get("key"),
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def check_key(model_path: Path | None, n_gpu_layers: int, main_gpu: int) -> str:
+    """Digest of everything that decides whether a model can be decoded here; None: library alone."""
+    processor = cpu()
+    facts = {
+        "library": [_fingerprint(path) for path in library_files()],
+        "manifest": manifest(),
+        "cpu": [
+            platform.machine(),
+            processor.get("model name"),
+            processor.get("flags") or processor.get("Features"),
+        ],
+        "kernel": platform.release(),
+        "model": [_fingerprint(part) for part in model_files(model_path)] if model_path else None,
+        "gpu": [n_gpu_layers, main_gpu],
+        "linker": [os.environ.get(name) for name in ("LD_LIBRARY_PATH", "LD_PRELOAD")],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _fingerprint(path: Path) -> tuple[str, int, int]:
+    status = path.stat()
+    return str(path), status.st_size, status.st_mtime_ns
+
+
+def library_files() -> list[Path]:
+    """The native libraries that ``import llama_cpp`` loads, found without importing it."""
+    folder = os.environ.get("LLAMA_CPP_LIB_PATH")
+    if folder is None:
+        spec = importlib.util.find_spec("llama_cpp")
+        if spec is None or spec.origin is None:
+            return []  # loading it in the child fails and reports this
+        folder = str(Path(spec.origin).parent / "lib")
+    return sorted(path for path in Path(folder).resolve().glob("*") if path.is_file())
+
+
+def model_files(model_path: Path) -> list[Path]:
+    """The files of a model: for a split one (``-00001-of-00003.gguf``), all parts present."""
+    split = re.fullmatch(r"(.*-)\d{5}(-of-\d{5}\.gguf)", model_path.name)
+    if not split:
+        return [model_path]
+    pattern = re.compile(f"{re.escape(split[1])}\\d{{5}}{re.escape(split[2])}")
+    return sorted(path for path in model_path.parent.iterdir() if pattern.fullmatch(path.name))
+
+
+def manifest() -> dict[str, Any]:
+    """The build manifest of native/build.py; empty for a library from elsewhere."""
+    try:
+        facts = json.loads(MANIFEST.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        logger.debug("cannot read %s: %s", MANIFEST, error)
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def cpu() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo; empty on systems without it."""
+    try:
+        first = CPUINFO.read_text(encoding="utf-8", errors="replace").strip().partition("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
