@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from app.engine.cache.prefix_cache import Prefix, PrefixCache, Resident
@@ -56,6 +57,23 @@ class Limits:
     draft_tokens: int = 16
 
 
+class SequenceFault(Exception):
+    """Scheduling failed because of one sequence, which is to be dropped."""
+
+    def __init__(self, sequence: Sequence, error: Exception) -> None:
+        super().__init__(str(error))
+        self.sequence, self.error = sequence, error
+
+
+@contextmanager
+def _concerning(sequence: Sequence) -> Iterator[None]:
+    """Attribute exceptions to a sequence."""
+    try:
+        yield
+    except Exception as error:
+        raise SequenceFault(sequence, error) from error
+
+
 class Scheduler:
     """Admits sequences into slots and shares out each step.
 
@@ -81,24 +99,44 @@ class Scheduler:
         return [s for s in self._slots if s is not None]
 
     @property
+    def n_running(self) -> int:
+        return len(self.running)
+
+    @property
     def n_waiting(self) -> int:
-        """How many sequences have no slot yet."""
         return len(self._waiting)
+
+    def __contains__(self, sequence: Sequence) -> bool:
+        return sequence in self._slots or sequence in self._waiting
 
     def add(self, sequence: Sequence) -> None:
         """Take in a sequence."""
         self._waiting[sequence] = None
 
     def remove(self, sequence: Sequence) -> None:
-        """Take out a sequence that is finished or not wanted any more; what it computed stays of use."""
-        if sequence.slot is not None:
-            self._slots[sequence.slot] = None
-            self._cache.leave(sequence)
-        else:
+        """Remove a finished or cancelled sequence. Its KV stays in the slot for reuse."""
+        slot = sequence.slot
+        if slot is None:
             self._waiting.pop(sequence, None)
+        else:
+            self._cache.leave(sequence)
+            self._slots[slot] = None
+
+    def drop(self, sequence: Sequence) -> None:
+        """Remove a sequence after a fault and erase its slot, whose contents are unknown."""
+        self._waiting.pop(sequence, None)
+        if sequence in self._slots:
+            slot = self._slots.index(sequence)
+            self._cache.drop(slot)
+            self._slots[slot] = None
+        sequence.slot = None
 
     def schedule(self) -> list[Work]:
-        """Plan the next step, in the order of slots; empty when there is nothing to do."""
+        """Plan the next step, in the order of slots; empty when there is nothing to do.
+
+        Raises:
+            SequenceFault: One sequence cannot be scheduled and must be dropped; the others are unaffected.
+        """
         self._admit()
         self._save_branches()
         if self._limits.dense:
@@ -117,15 +155,31 @@ class Scheduler:
             if self._is_expecting(sequence):
                 continue
             overtakes = all(self._urgency(sequence) < self._urgency(other) for other in prefilling)
-            if not free or not (room > 0 or overtakes) or not self._has_cells(sequence):
+            if not free or not (room > 0 or overtakes):
                 break
-            slot = self._choose_slot(sequence, free)
-            del self._waiting[sequence]
-            self._cache.occupy(slot, sequence)
-            self._slots[slot] = sequence
+            with _concerning(sequence):
+                if not self._has_cells(sequence):
+                    break
+                slot = self._choose_slot(sequence, free)
+            self._occupy(slot, sequence)
             free.remove(slot)
             prefilling.append(sequence)
             room -= sequence.n_pending
+
+    def _occupy(self, slot: int, sequence: Sequence) -> None:
+        with _concerning(sequence), self._erasing_on_fault(slot):
+            self._cache.occupy(slot, sequence)
+        del self._waiting[sequence]
+        self._slots[slot] = sequence
+
+    @contextmanager
+    def _erasing_on_fault(self, slot: int) -> Iterator[None]:
+        """Erase a slot that an exception leaves in an unknown state."""
+        try:
+            yield
+        except Exception:
+            self._cache.drop(slot)
+            raise
 
     def _urgency(self, sequence: Sequence) -> float:
         """The time at which it would have its first token if it had run alone: earlier goes first."""
@@ -142,7 +196,8 @@ class Scheduler:
             provider = prefix.expected_from
             if provider is None or provider.n_computed < prefix.n_expected:
                 return prefix
-        prefix = Prefix() if sequence.wants_all_logits else self._cache.lookup(sequence.tokens)
+        with _concerning(sequence):
+            prefix = Prefix() if sequence.wants_all_logits else self._cache.lookup(sequence.tokens)
         self._waiting[sequence] = (self._cache.version, prefix)
         return prefix
 
@@ -176,9 +231,11 @@ class Scheduler:
         for gap in range(len(running)):
             if self._slots[gap] is None:
                 last = running.pop()
-                assert last.slot is not None
-                self._slots[last.slot], self._slots[gap] = None, last
-                self._cache.move(last, gap)
+                source = last.slot
+                assert source is not None
+                with _concerning(last), self._erasing_on_fault(gap):
+                    self._cache.move(last, gap)
+                self._slots[source], self._slots[gap] = None, last
 
     # --- what runs
 
@@ -218,7 +275,8 @@ class Scheduler:
         for sequence in decoding:
             limit = self._limits.draft_tokens // len(decoding)
             limit = min(limit, sequence.n_most - len(sequence.tokens) - 1)
-            drafts[sequence] = sequence.propose(limit)
+            with _concerning(sequence):
+                drafts[sequence] = sequence.propose(limit)
         if self._limits.dense and len(decoding) > 1:
             # Sequences with unequal numbers of tokens would take a pass over the weights for each number.
             shortest = min(len(drafts.get(s, [])) for s in decoding)
@@ -234,7 +292,8 @@ class Scheduler:
         for sequence in list(self._waiting):
             source = self._prefix(sequence).source
             if isinstance(source, Resident) and source.sequence is not None:
-                self._cache.save_prefix(source.sequence)
+                with _concerning(sequence):
+                    self._cache.save_prefix(source.sequence)
 
     def _to_next_branch(self, sequence: Sequence) -> int:
         """How many tokens there are to where a waiting sequence parts from this one."""

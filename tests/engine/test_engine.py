@@ -173,11 +173,11 @@ async def settled(reports: Reports) -> None:
 def assert_nothing_runs(engine: Engine) -> None:
     """No task, no sequence, and in KV memory only what the prefix cache knows of."""
     assert engine._answers == {}
-    assert engine._scheduler.running == []
-    assert engine._scheduler.n_waiting == 0
-    known = {r.slot: len(r.tokens) for r in engine._cache._residents.values() if r.sequence is None}
+    assert engine._core._scheduler.running == []
+    assert engine._core._scheduler.n_waiting == 0
+    known = {r.slot: len(r.tokens) for r in engine._core._cache._residents.values() if r.sequence is None}
     assert {slot: known.get(slot, 0) for slot in range(4)} == {
-        slot: engine._context.sequence_length(slot) for slot in range(4)
+        slot: engine._core._context.sequence_length(slot) for slot in range(4)
     }
 
 
@@ -249,7 +249,7 @@ async def test_a_fault_in_a_step_ends_its_answers_and_the_engine_goes_on(
         raise DecodeError(-3)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._context, "decode", fail)
+        patch.setattr(engine._core._context, "decode", fail)
         with pytest.raises(EngineError, match="llama_decode returned -3"):
             await ask(engine, LONG)
     assert (await ask(engine, LONG, max_tokens=3))[1] == 3

@@ -14,6 +14,7 @@ from app.engine.llama.context import KV_TYPES, Context, KVOptions, ThreadPool, c
 from app.engine.llama.embedding import POOLING, EmbeddingContext
 from app.engine.llama.model import Model, Vocab
 from app.engine.llama.native import (
+    DecodeAborted,
     DecodeError,
     ModelLoadError,
     last_complaint,
@@ -27,6 +28,7 @@ __all__ = [
     "POOLING",
     "Batch",
     "Context",
+    "DecodeAborted",
     "DecodeError",
     "EmbeddingContext",
     "KVOptions",

@@ -12,11 +12,18 @@ from numpy.typing import NDArray
 
 from app.engine.llama.batch import Batch
 from app.engine.llama.model import Model
-from app.engine.llama.native import DecodeError, ModelLoadError, last_complaint, native_function
+from app.engine.llama.native import (
+    DecodeAborted,
+    DecodeError,
+    ModelLoadError,
+    last_complaint,
+    native_function,
+)
 
 # How long ggml's threads spin for the next piece of work before they sleep, in ggml's own measure
 # (0 never, 100 always): 50 bridges the gaps between decode steps and still sleeps when idle.
 _POLL = 50
+_ABORTED = 2  # of llama_decode: its abort callback returned true
 
 
 class _ThreadPoolParams(ctypes.Structure):
@@ -129,6 +136,11 @@ class Context:
         self._logits: NDArray[np.float32] = np.empty((0, self._n_vocab), np.float32)
         self._threads = ThreadPool(n_threads)
         self._threads.attach(self._handle)
+        # ggml calls the callback before every operation of a pass. A Python function would take the GIL each
+        # time. strlen of this buffer returns 0 (continue) until abort() writes a byte, then 1 (stop).
+        self._abort_flag = ctypes.create_string_buffer(2)
+        callback = ctypes.cast(ctypes.CDLL(None).strlen, lib.ggml_abort_callback)
+        lib.llama_set_abort_callback(self._handle, callback, ctypes.addressof(self._abort_flag))
 
     # --- computing
 
@@ -136,10 +148,13 @@ class Context:
         """Compute the batch: its tokens enter KV memory, ``logits`` has what was asked for.
 
         Raises:
+            DecodeAborted: ``abort`` was called.
             DecodeError: llama.cpp could not.
         """
         batch.native.n_tokens = batch.n_tokens
         code = lib.llama_decode(self._handle, batch.native)
+        if code == _ABORTED:
+            raise DecodeAborted(code)
         if code != 0:
             raise DecodeError(code)
         self.output_tokens = batch.output_tokens.copy()
@@ -150,6 +165,10 @@ class Context:
             address = ctypes.cast(pointer, ctypes.c_void_p).value
             if self._logits.shape[0] != n_rows or self._logits.ctypes.data != address:
                 self._logits = np.ctypeslib.as_array(pointer, (n_rows, self._n_vocab))
+
+    def abort(self) -> None:
+        """Make the running decode and all later ones raise DecodeAborted. Callable from any thread."""
+        self._abort_flag[0] = b"\x01"
 
     @property
     def logits(self) -> NDArray[np.float32]:

@@ -30,6 +30,10 @@ class DecodeError(Exception):
         self.code = code
 
 
+class DecodeAborted(DecodeError):
+    """``llama_decode`` was stopped by ``Context.abort``."""
+
+
 # llama.cpp's own lines go to debug level; the last complaint is kept for error messages.
 _last_complaint = ""
 

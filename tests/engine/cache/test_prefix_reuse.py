@@ -182,7 +182,7 @@ async def test_without_a_budget_nothing_is_kept_outside_kv_memory(make_engine: M
         await ask(engine, prompt(engine, "Hi!", "You are a cook, and nothing else matters to you."), n=2)
         _, n_cached = await ask(engine, prompt(engine, "Hello!"), n=2)
         assert n_cached < 10
-        assert engine._cache.figures.n_bytes == 0
+        assert engine._core._cache.figures.n_bytes == 0
 
 
 def flip_a_bit(folder: Path) -> None:
@@ -278,5 +278,5 @@ class TestSpeculation:
                 part, _ = await ask(engine, tokens, n=n)
                 assert len(part) == n
             assert (await ask(engine, tokens, n=60))[0][:12] == whole[:12]
-            for resident in engine._cache._residents.values():
-                assert engine._context.sequence_length(resident.slot) == resident.n_computed
+            for resident in engine._core._cache._residents.values():
+                assert engine._core._context.sequence_length(resident.slot) == resident.n_computed
