@@ -1,4 +1,7 @@
-"""Token prefixes and where their KV is: in a live sequence, in RAM, or on disk."""
+"""Prefix cache: finds the longest known prefix of a prompt and brings it into a slot of KV memory.
+
+A prefix is in a live sequence, in RAM or on disk.
+"""
 
 from __future__ import annotations
 
@@ -12,64 +15,81 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.engine.cache.prefix_tree import PrefixTree
+from app.engine.llama import KVOptions
 from app.engine.sequence import Sequence
 
 logger = logging.getLogger("tokenstream.cache")
 
 State = NDArray[np.uint8]
 
-# What it costs to bring a prefix into a slot, in tokens that could be prefilled meanwhile. Copies of a
-# state take some 5 µs a token each way, prefilling 500 to 10,000 (see docs/engine.md): small numbers,
-# which only decide between sources of nearly the same length.
+# Cost of bringing a prefix into a slot, in tokens that could be prefilled meanwhile. A copy takes about 5 µs
+# a token each way, prefill 500 to 10,000 µs (see docs/engine.md). So costs only order similar prefixes.
 _COST_OF_RESTORING = 4
 _COST_OF_COPYING = 8
 _COST_OF_READING = 24
-# A text that goes beyond all others by fewer tokens is not worth a copy of the whole.
+# Fewer tokens beyond all other saved prefixes do not justify a copy.
 _LEAST_TO_SAVE = 16
-_ELSEWHERE = -1  # no slot: what would have to be copied out of the one where it lies
+_ELSEWHERE = -1  # not a slot: sources are rated as if they had to be copied out of theirs
+# Bytes of a saved state for each cell beside keys and values: position, sequence ids.
+_RECORD = 16
+
+
+def transient_bytes(kv: KVOptions, kv_bytes: int, n_ctx: int, n_sequences: int) -> int:
+    """Maximum bytes of copies that a cache holds beyond its budget. Part of the memory plan.
+
+    In the split layout ``move`` and ``occupy`` copy one running sequence at a time. In the shared layout they
+    share its cells. All other copies are within the budget.
+
+    Args:
+        kv: Options of KV memory.
+        kv_bytes: Size of KV memory.
+        n_ctx: Cells of KV memory, for all sequences.
+        n_sequences: Number of slots.
+    """
+    if kv.layout == "shared" or n_sequences == 1:
+        return 0
+    return -(-(kv_bytes + n_ctx * _RECORD) // n_sequences)
 
 
 class KVMemory(Protocol):
-    """The part of ``llama.Context`` that the cache works on."""
+    """The methods of ``llama.Context`` that the cache uses; see there."""
 
-    def clear_sequence(self, sequence: int) -> None:
-        """Free a sequence."""
+    def clear_sequence(self, sequence: int) -> None: ...
 
-    def can_truncate(self, sequence: int, n_tokens: int) -> bool:
-        """Whether its first tokens can be kept alone."""
+    def can_truncate(self, sequence: int, n_tokens: int) -> bool: ...
 
-    def truncate_sequence(self, sequence: int, n_tokens: int) -> None:
-        """Keep its first tokens."""
+    def truncate_sequence(self, sequence: int, n_tokens: int) -> None: ...
 
-    def share_prefix(self, source: int, target: int, n_tokens: int) -> None:
-        """Let an empty sequence have the first tokens of another, in the same cells."""
+    def share_prefix(self, source: int, target: int, n_tokens: int) -> None: ...
 
-    def save_sequence(self, sequence: int) -> State:
-        """Copy it out."""
+    def sequence_bytes(self, sequence: int) -> int: ...
 
-    def restore_sequence(self, sequence: int, state: State) -> bool:
-        """Copy it in."""
+    def save_sequence(self, sequence: int) -> State: ...
+
+    def restore_sequence(self, sequence: int, state: State) -> bool: ...
 
 
 class StateStore(Protocol):
-    """States that outlive the process: ``state_files.StateFiles``."""
+    """States that outlive the process; implemented by ``state_files.StateFiles``."""
+
+    def n_bytes(self, tokens: Tokens[int]) -> int:
+        """Size of the state after exactly these tokens; 0 if there is none."""
 
     def load(self, tokens: Tokens[int]) -> State | None:
-        """The state after exactly these tokens, if it is there."""
+        """The state after exactly these tokens, or None."""
 
-    def save(self, tokens: Tokens[int], state: State) -> None:
-        """Keep it."""
+    def save(self, tokens: Tokens[int], state: State) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryKind:
-    """What the KV memory of this model and layout can do.
+    """Abilities of the KV memory of a model and layout.
 
     Attributes:
-        can_be_cut: Whether a sequence can go back to any earlier token, saved or not. A recurrent state
-            cannot: it is right for exactly the tokens that made it. With sliding windows a saved state
-            cannot, of which only the window is there, and one in KV memory can as ``can_truncate`` says.
-        shares_cells: Whether a prefix can belong to several sequences at once without a copy.
+        can_be_cut: Whether a sequence can be truncated to any of its tokens, saved or not. A recurrent state
+            cannot: it is valid for exactly the tokens that made it. With sliding windows a saved state cannot
+            either (it holds only the window), and a live one can where ``can_truncate`` says so.
+        shares_cells: Whether several sequences can share the cells of a prefix without a copy.
     """
 
     can_be_cut: bool = True
@@ -78,21 +98,21 @@ class MemoryKind:
 
 @dataclass(eq=False, slots=True)
 class Resident:
-    """What a slot of KV memory holds: a running sequence, or what a finished one left there."""
+    """Contents of one KV slot: a running sequence, or the remains of a finished one."""
 
     slot: int
-    tokens: list[int]  # of a running sequence its prompt: what can be known of it before it ends
+    tokens: list[int]  # of a running sequence only the prompt
     sequence: Sequence | None
 
     @property
     def n_computed(self) -> int:
-        """How many of its tokens are in KV memory."""
+        """Number of tokens in KV memory."""
         return len(self.tokens) if self.sequence is None else self.sequence.n_computed
 
 
 @dataclass(eq=False, slots=True)
 class Saved:
-    """A sequence state outside KV memory; without ``state`` it lies on disk alone."""
+    """A sequence state outside KV memory. If ``state`` is None it is on disk only."""
 
     tokens: list[int]
     state: State | None
@@ -100,18 +120,18 @@ class Saved:
 
     @property
     def n_bytes(self) -> int:
-        """What it takes of the budget."""
+        """Bytes in RAM."""
         return 0 if self.state is None else self.state.nbytes
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """The longest prefix of a prompt that is known.
+    """The longest known prefix of a prompt.
 
     Attributes:
-        n_tokens: How long it is.
-        source: Who has it.
-        n_expected: How long it will be as soon as a running sequence has prefilled what it shares.
+        n_tokens: Its length.
+        source: Where it is.
+        n_expected: Its length once a running sequence has prefilled the part that it shares.
         expected_from: That sequence.
     """
 
@@ -123,7 +143,7 @@ class Prefix:
 
 @dataclass(slots=True)
 class CacheFigures:
-    """What the cache holds and has done."""
+    """Size of the saved states, and the number of evictions since the start."""
 
     n_bytes: int = 0
     n_states: int = 0
@@ -132,11 +152,13 @@ class CacheFigures:
 
 @dataclass(slots=True)
 class PrefixCache:
-    """Brings the longest known prefix of a prompt into a slot, and keeps what slots would lose.
+    """Brings the longest known prefix of a prompt into a slot, and saves slots before they are overwritten.
 
-    A state is saved when its slot is needed for something else, not before: a conversation's next turn
-    often comes first, and then costs nothing. Saved states stay under ``budget`` bytes; the least recently
-    used goes first, contexts last.
+    A slot is saved only when it is needed for another prompt. The next turn of a conversation often comes
+    first and then needs no copy. Saved states stay within ``budget`` bytes. The least recently used state is
+    evicted first, contexts last.
+
+    If a method raises, the contents of its slots may be unknown. ``drop`` frees them.
     """
 
     memory: KVMemory
@@ -144,26 +166,26 @@ class PrefixCache:
     budget: int
     files: StateStore | None = None
     figures: CacheFigures = field(default_factory=CacheFigures)
-    version: int = 0  # changes whenever a lookup may have another result
+    version: int = 0  # changes when a lookup may have another result
     _tree: PrefixTree[Resident | Saved] = field(default_factory=PrefixTree)
-    _residents: dict[int, Resident] = field(default_factory=dict)
+    _residents: dict[int, Resident] = field(default_factory=dict)  # in the order of assignment
     _saved: dict[Saved, None] = field(default_factory=dict)  # least recently used first
 
-    # --- looking
+    # --- lookup
 
     def lookup(self, tokens: Tokens[int], slot: int | None = None) -> Prefix:
-        """Find the longest known prefix of a prompt, its last token aside: that one gives the logits.
+        """Find the longest known prefix of a prompt without its last token, which is computed for its logits.
 
         Args:
             tokens: The prompt.
-            slot: Where it is to go; what this slot holds is there already. None: any slot.
+            slot: The slot for it, whose contents need no copy. None: any slot.
         """
         best, best_score = Prefix(), 0
         n_expected, expected_from = 0, None
         for depth, item in self._tree.matches(tokens):
             n_shared = min(depth, len(tokens) - 1)
             if n_shared <= best_score:
-                break  # all that follow share as little or less
+                break  # matches come in descending order
             n_usable = self._usable(item, n_shared, slot)
             score = n_usable - self._cost(item, slot)
             if score > best_score:
@@ -173,14 +195,14 @@ class PrefixCache:
         return Prefix(best.n_tokens, best.source, n_expected, expected_from)
 
     def slot_with(self, tokens: Tokens[int], free: Iterable[int]) -> int | None:
-        """The free slot, if any, that holds the longest known prefix of the prompt."""
+        """The free slot that holds the longest known prefix of the prompt, if any."""
         source = self.lookup(tokens).source
         if isinstance(source, Resident) and source.sequence is None and source.slot in free:
             return source.slot
         return None
 
     def n_idle_tokens(self, slot: int) -> int:
-        """How many tokens a finished sequence has left in a slot."""
+        """Number of tokens that a finished sequence has left in a slot."""
         resident = self._residents.get(slot)
         return len(resident.tokens) if resident and resident.sequence is None else 0
 
@@ -201,88 +223,91 @@ class PrefixCache:
             return 0
         return 0 if self.kind.shares_cells else _COST_OF_COPYING
 
-    # --- what happens to slots
+    # --- slots
 
     def occupy(self, slot: int, sequence: Sequence) -> None:
-        """Give a free slot to a sequence and bring the longest known prefix of its prompt there."""
+        """Assign a free slot to a sequence and bring the longest known prefix of its prompt there.
+
+        If this raises, the sequence has no slot.
+        """
         prefix = Prefix() if sequence.wants_all_logits else self.lookup(sequence.tokens, slot)
         source, n_tokens = prefix.source, prefix.n_tokens
         here = self._residents.get(slot)
         if source is not None and source is here:
             self._save_before_loss(here, n_tokens)
-            self._forget(here)
+            self._remove(here)
             if n_tokens < here.n_computed:
                 self.memory.truncate_sequence(slot, n_tokens)
         else:
-            # The state is in hand before anything makes room for it.
-            state = self._state_of(source)
-            if here is not None:
-                self._save_before_loss(here, 0)
-                self._forget(here)
-                self.memory.clear_sequence(slot)
+            state = self._state_of(source)  # first: to save the old contents may evict the source
+            self._empty(slot, state)
             n_tokens = self._bring(slot, source, state, n_tokens)
         sequence.slot, sequence.n_computed, sequence.n_cached = slot, n_tokens, n_tokens
-        self._settle(Resident(slot, sequence.prompt, sequence))
+        self._add(Resident(slot, sequence.prompt, sequence))
 
     def leave(self, sequence: Sequence) -> None:
-        """The sequence ends; what it computed stays in its slot until that is needed."""
+        """Take the slot from a finished sequence. Its KV stays there until the slot is needed."""
         assert sequence.slot is not None
         resident = self._residents[sequence.slot]
-        self._forget(resident)
+        self._remove(resident)
         sequence.slot = None
         if sequence.n_computed:
-            self._settle(Resident(resident.slot, sequence.tokens[: sequence.n_computed], None))
+            self._add(Resident(resident.slot, sequence.tokens[: sequence.n_computed], None))
 
     def move(self, sequence: Sequence, target: int) -> None:
-        """Give a running sequence another slot, and save what that held."""
+        """Move a running sequence to another slot, and save the old contents of that slot.
+
+        If this raises, the sequence has its old slot.
+        """
         assert sequence.slot is not None
         source = self._residents[sequence.slot]
-        if here := self._residents.get(target):
-            self._save_before_loss(here, 0)
-            self._forget(here)
-            self.memory.clear_sequence(target)
+        self._empty(target)
         if sequence.n_computed:
             if self.kind.shares_cells:
                 self.memory.share_prefix(source.slot, target, -1)
             elif not self.memory.restore_sequence(target, self.memory.save_sequence(source.slot)):
-                raise RuntimeError(f"sequence {source.slot} cannot be moved to {target}")
+                raise RuntimeError(f"KV memory has no room to move sequence {source.slot} to {target}")
             self.memory.clear_sequence(source.slot)
-        self._forget(source)
+        self._remove(source)
         sequence.slot = target
-        self._settle(Resident(target, sequence.prompt, sequence))
+        self._add(Resident(target, sequence.prompt, sequence))
 
     def drop(self, slot: int) -> None:
-        """Forget what a slot holds and free it, saving nothing."""
+        """Free a slot without saving its contents."""
         if resident := self._residents.get(slot):
-            self._forget(resident)
+            self._remove(resident)
             if resident.sequence is not None:
                 resident.sequence.slot = None
         self.memory.clear_sequence(slot)
 
     def evict_idle(self) -> bool:
-        """Free the slot that has been idle longest, saving what it holds; False if there is none."""
-        for resident in self._residents.values():
-            if resident.sequence is None:
-                self._save_before_loss(resident, 0)
-                self._forget(resident)
-                self.memory.clear_sequence(resident.slot)
-                return True
-        return False
+        """Save and free the slot that has been idle longest. False if no slot is idle."""
+        idle = next((r for r in self._residents.values() if r.sequence is None), None)
+        if idle is not None:
+            self._empty(idle.slot)
+        return idle is not None
 
     @property
     def n_idle(self) -> int:
-        """Tokens that finished sequences have left in KV memory."""
+        """Number of tokens that finished sequences have left in KV memory."""
         return sum(len(r.tokens) for r in self._residents.values() if r.sequence is None)
 
-    def _settle(self, resident: Resident) -> None:
+    def _add(self, resident: Resident) -> None:
         self._residents[resident.slot] = resident
         self._tree.insert(resident.tokens, resident)
         self.version += 1
 
-    def _forget(self, resident: Resident) -> None:
+    def _remove(self, resident: Resident) -> None:
         del self._residents[resident.slot]
         self._tree.discard(resident)
         self.version += 1
+
+    def _empty(self, slot: int, in_hand: State | None = None) -> None:
+        """Save and clear a slot. Without a resident it is cleared too: a fault may have left KV there."""
+        if resident := self._residents.get(slot):
+            self._save_before_loss(resident, 0, in_hand)
+            self._remove(resident)
+        self.memory.clear_sequence(slot)
 
     # --- copies
 
@@ -291,80 +316,106 @@ class PrefixCache:
             return self._touch(source)
         if source is None or self.kind.shares_cells:
             return None
-        # The next one who wants it need not copy it out again.
-        return self._save(source)
+        # The copy is kept, within the budget, for the next prompt with this prefix.
+        saved = self._save(source)
+        return self._copy(source) if saved is None else saved.state
 
     def _bring(self, slot: int, source: Resident | Saved | None, state: State | None, n_tokens: int) -> int:
-        """Fill an empty slot; returns how many tokens it then holds."""
-        if state is not None:
-            if not self.memory.restore_sequence(slot, state):
-                logger.warning("a saved prefix of %d tokens does not fit into KV memory", n_tokens)
-                self.memory.clear_sequence(slot)
-                return 0
-            if self.kind.can_be_cut:
-                self.memory.truncate_sequence(slot, n_tokens)
-            return n_tokens
-        if isinstance(source, Resident):
+        """Fill an empty slot. Returns the number of tokens in it."""
+        if isinstance(source, Resident) and self.kind.shares_cells:
             self.memory.share_prefix(source.slot, slot, n_tokens)
             return n_tokens
-        return 0
+        if state is None:
+            return 0
+        if not self.memory.restore_sequence(slot, state):
+            logger.warning("a saved prefix of %d tokens does not fit into KV memory", n_tokens)
+            self.memory.clear_sequence(slot)
+            return 0
+        if self.kind.can_be_cut:
+            self.memory.truncate_sequence(slot, n_tokens)
+        return n_tokens
 
     def _touch(self, saved: Saved) -> State | None:
-        if saved.state is None and self.files is not None:
-            saved.state = self.files.load(saved.tokens)
+        """The state of a saved prefix, read from disk if necessary, as the most recently used one."""
+        if saved.state is None:
+            saved.state = self._load(saved.tokens)
             if saved.state is None:
                 self._discard(saved)
                 return None
             self.figures.n_bytes += saved.n_bytes
-            self._make_room(saved)
         self._saved.pop(saved, None)
         self._saved[saved] = None
         return saved.state
 
-    def _save_before_loss(self, resident: Resident, n_kept: int) -> None:
-        """Save what a slot holds beyond ``n_kept`` tokens, unless it is known elsewhere or short."""
+    def _load(self, tokens: Tokens[int]) -> State | None:
+        if self.files is None:
+            return None
+        n_bytes = self.files.n_bytes(tokens)
+        return self.files.load(tokens) if n_bytes and self._make_room(tokens, n_bytes) else None
+
+    def _save_before_loss(self, resident: Resident, n_kept: int, in_hand: State | None = None) -> None:
+        """Save a slot unless its tokens beyond ``n_kept`` are few or known elsewhere."""
         n_known = n_kept if self.kind.can_be_cut else 0
         for depth, item in self._tree.matches(resident.tokens):
             if item is not resident:
                 n_known = max(n_known, self._usable(item, depth, _ELSEWHERE))
                 if n_known >= depth:
                     break
-        if resident.n_computed - n_known >= _LEAST_TO_SAVE and self.budget:
-            self._save(resident)
+        if resident.n_computed - n_known >= _LEAST_TO_SAVE:
+            self._save(resident, in_hand=in_hand)
 
-    def _save(self, resident: Resident, *, is_context: bool = False) -> State:
+    def _save(
+        self, resident: Resident, *, is_context: bool = False, in_hand: State | None = None
+    ) -> Saved | None:
+        """Keep a copy of a slot. None if it does not fit into the budget, which is known before the copy."""
         tokens = resident.tokens
         if resident.sequence is not None:
             tokens = resident.sequence.tokens[: resident.n_computed]
-        state = self.memory.save_sequence(resident.slot)
-        self._keep(Saved(list(tokens), state, is_context))
-        return state
+        if not self._make_room(tokens, self.memory.sequence_bytes(resident.slot), in_hand):
+            return None
+        state = self._copy(resident)
+        return None if state is None else self._keep(Saved(list(tokens), state, is_context))
 
-    def _keep(self, saved: Saved) -> None:
-        if saved.n_bytes > self.budget:
-            return
-        for depth, item in list(self._tree.matches(saved.tokens)):
-            # Exactly the same text, or one that this one can be cut back to, is of no more use.
-            covered = self.kind.can_be_cut or depth == len(saved.tokens)
-            if isinstance(item, Saved) and depth == len(item.tokens) and covered and not item.is_context:
-                self._discard(item)
+    def _copy(self, resident: Resident) -> State | None:
+        """Copy a slot out of KV memory. A failure costs a prefill later, not a request."""
+        try:
+            return self.memory.save_sequence(resident.slot)
+        except (MemoryError, RuntimeError) as error:
+            logger.warning("a prefix of %d tokens cannot be copied: %s", resident.n_computed, error)
+            return None
+
+    def _keep(self, saved: Saved) -> Saved:
         self._tree.insert(saved.tokens, saved)
         self._saved[saved] = None
         self.figures.n_bytes += saved.n_bytes
         self.figures.n_states = len(self._saved)
         self.version += 1
-        self._make_room(saved)
+        return saved
 
-    def _make_room(self, newest: Saved) -> None:
-        while self.figures.n_bytes > self.budget:
-            oldest = next((s for s in self._saved if not s.is_context and s is not newest), None)
-            self._evict(oldest or next(s for s in self._saved if s.state is not None and s is not newest))
+    def _make_room(self, tokens: Tokens[int], n_bytes: int, in_hand: State | None = None) -> bool:
+        """Evict states until one of these tokens fits into the budget beside the one in hand.
+
+        False, and nothing is evicted, if it can never fit.
+        """
+        if n_bytes + sum(saved.n_bytes for saved in self._saved if saved.state is in_hand) > self.budget:
+            return False
+        for depth, item in list(self._tree.matches(tokens)):
+            # The new state replaces the same prefix, and any that it can be truncated to.
+            covered = self.kind.can_be_cut or depth == len(tokens)
+            if isinstance(item, Saved) and depth == len(item.tokens) and covered and not item.is_context:
+                self._discard(item)
+        for saved in sorted(self._saved, key=lambda saved: saved.is_context):
+            if self.figures.n_bytes + n_bytes <= self.budget:
+                break
+            if saved.state is not None and saved.state is not in_hand:
+                self._evict(saved)
+        return True
 
     def _evict(self, saved: Saved) -> None:
         self.figures.n_evicted += 1
         if saved.is_context and self.files is not None:
             self.figures.n_bytes -= saved.n_bytes
-            saved.state = None  # the file stays, and is read again when it is wanted
+            saved.state = None  # still on disk
         else:
             self._discard(saved)
 
@@ -376,23 +427,26 @@ class PrefixCache:
         self.version += 1
 
     def save_prefix(self, sequence: Sequence) -> None:
-        """Save what a running sequence has computed, for those who cannot take it over now."""
+        """Save the computed tokens of a running sequence for waiting sequences."""
         assert sequence.slot is not None
-        if self.budget:
-            self._save(self._residents[sequence.slot])
+        self._save(self._residents[sequence.slot])
 
     # --- contexts
 
     def load_context(self, tokens: Tokens[int]) -> bool:
-        """Take a context's state from disk; False if it has to be computed."""
-        state = self.files.load(tokens) if self.files is not None else None
+        """Load a context's state from disk. False if it has to be computed."""
+        state = self._load(tokens)
         if state is not None:
             self._keep(Saved(list(tokens), state, is_context=True))
         return state is not None
 
     def save_context(self, sequence: Sequence) -> None:
-        """Keep a context, whose tokens are all computed, in RAM and on disk."""
+        """Keep a completely computed context in RAM and on disk."""
         assert sequence.slot is not None
-        state = self._save(self._residents[sequence.slot], is_context=True)
-        if self.files is not None:
-            self.files.save(sequence.tokens, state)
+        saved = self._save(self._residents[sequence.slot], is_context=True)
+        if saved is None:
+            logger.warning(
+                "the state of a context of %d tokens is not kept: raise PREFIX_CACHE_MB", len(sequence.tokens)
+            )
+        elif self.files is not None and saved.state is not None:
+            self.files.save(sequence.tokens, saved.state)

@@ -1,14 +1,15 @@
-"""Saved sequence states on disk: what a prefill computed outlives the process.
+"""Sequence states on disk: the result of a prefill outlives the process.
 
-A file holds one state, and three lines before it that a person can read with ``head -3``::
+A file holds one state behind three lines, which ``head -3`` shows::
 
-    tokenstream state 1              magic and version of this layout
+    tokenstream state 1              magic and version of this format
     9f86d081884c7d659a2feaa0c55a…    SHA-256 of all that follows
-    {"key": {…}, "n_bytes": …, …}    what the state depends on, and how long it is
-    …                                the state, as llama_state_seq_get_data gave it
+    {"key": {…}, "n_bytes": …, …}    dependencies and size of the state
+    …                                the state, as returned by llama_state_seq_get_data
 
-llama.cpp trusts what it is given as a state, so a damaged file must never reach it. SHA-256 rather than a
-CRC for that reason: most CPUs have instructions for it (17 MB in 16 ms, CRC-32 takes 11).
+llama.cpp does not validate states: a damaged or forged one can corrupt memory. A checksum detects damage.
+Permissions prevent forgery: only the owner of the process, or root, may be able to write folder and files.
+SHA-256 costs little more than a CRC: most CPUs have instructions for it (17 MB in 16 ms, CRC-32 takes 11).
 """
 
 from __future__ import annotations
@@ -33,33 +34,37 @@ logger = logging.getLogger("tokenstream.state_files")
 
 _FORMAT = b"tokenstream state "
 _MAGIC = _FORMAT + b"1\n"
-_LONGEST_LINE = 1 << 16  # bytes; a damaged file may have no line end at all
+_LONGEST_LINE = 1 << 16  # bytes; a damaged file may have no line end
 
 _NAME = re.compile(r"[0-9a-f]{64}\.kv")
 _TEMPORARY_NAME = re.compile(r"[0-9a-f]{64}\.kv\.\w+\.tmp")
-_ABANDONED = 3600.0  # seconds after which a temporary file's writer is taken for dead
+_ABANDONED = 3600.0  # seconds after which the process that writes a temporary file is assumed dead
+_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+# A symbolic link is an error. A named pipe is opened without waiting for a writer.
+_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class _Unusable(Exception):
-    """A file is not the state that its name promises; the message says why."""
+    """A file is not a valid state of its name; the message has the reason."""
 
 
 class StateFiles:
-    """A folder of saved states, each found by its exact tokens.
+    """A folder of saved states, found by their exact tokens.
 
-    Several processes may share a folder, and several threads an object. States hold the users' text: the
-    folder is made for its owner alone, and so is every file.
+    Processes can share a folder, threads an object. States contain the text of users, so folder and files are
+    created for their owner only. If others can write to the folder, that is logged once and the folder is
+    neither read nor written.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, str], *, max_bytes: int) -> None:
-        """Name the folder; it is made when the first state is saved.
+        """Set the folder, which is created when the first state is saved.
 
         Args:
-            folder: Where the files are. Other files in it are left alone.
-            key: All that a state depends on beside its tokens: model file, library version, KV type and so
-                on. States saved under another key are not found.
-            max_bytes: The most that all files of the folder may take, those of other keys included. While
-                a file is being written there is one more.
+            folder: Location of the files. Other files in it are left alone.
+            key: Everything that a state depends on beside its tokens, such as model file, library version and
+                KV type. States saved under another key are not found.
+            max_bytes: Maximum size of all files of the folder, including those of other keys. One more may
+                exist while it is written.
         """
         self._folder = folder
         self._key = dict(key)
@@ -67,47 +72,70 @@ class StateFiles:
         self._key_digest = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode())
         self._warned: set[str] = set()
 
+    def n_bytes(self, tokens: Sequence[int]) -> int:
+        """Size of the file for these tokens, a few hundred bytes more than the state; 0 if there is none."""
+        try:
+            return self._path(tokens).lstat().st_size
+        except OSError:  # ``load`` logs the reason
+            return 0
+
     def load(self, tokens: Sequence[int]) -> NDArray[np.uint8] | None:
         """The state that was saved for exactly these tokens under this key, or None.
 
-        A damaged or foreign file is logged as a warning and counts as none.
+        A damaged or foreign file is logged as a warning and ignored.
         """
         path = self._path(tokens)
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for a writer
-                raise _Unusable("it is not a regular file")
-            with path.open("rb") as file:
+            if not self._is_trusted():
+                return None
+            with open(path, "rb", opener=lambda name, _: os.open(name, _OPEN_FLAGS)) as file:
                 state = self._read(file, tokens)
+                with contextlib.suppress(OSError):  # a read-only folder can be used too
+                    os.utime(file.fileno())
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (_Unusable, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             logger.warning("The saved state %s is ignored: %s", path, reason)
             return None
-        with contextlib.suppress(OSError):  # a folder that cannot be written still serves
-            os.utime(path)
         return state
 
     def save(self, tokens: Sequence[int], state: NDArray[np.uint8]) -> None:
-        """Keep the state of these tokens, whole or not at all, and make room for it.
+        """Save the state of these tokens, completely or not at all.
 
-        The files that were not used for the longest time are removed until the folder is within its
-        bound. A state beyond the bound is not saved. Where the folder cannot be written, that is logged
-        once and nothing is saved.
+        The least recently used files are removed until the folder is within its limit. A state beyond the
+        limit is not saved. If the folder cannot be written, that is logged once.
         """
         state = np.ascontiguousarray(state)
         head = self._head(tokens, state)
         n_bytes = len(head) + state.nbytes
         if n_bytes > self._max_bytes:
-            self._warn_once("A state of %d bytes is not saved: %d are allowed", n_bytes, self._max_bytes)
+            self._warn_once("A state of %d bytes is not saved: the limit is %d", n_bytes, self._max_bytes)
             return
         path = self._path(tokens)
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write_whole(path, head, state)
-            self._make_room(newest=path)
+            if self._is_trusted():
+                _write_whole(path, head, state)
+                self._make_room(newest=path)
         except OSError as error:
             self._warn_once("No state can be saved in %s: %s", self._folder, error.strerror)
+
+    def _is_trusted(self) -> bool:
+        """Whether only this user and root can write to the folder.
+
+        Raises:
+            OSError: There is no such folder, or it cannot be examined.
+        """
+        status = self._folder.stat()
+        if not _is_ours(status):
+            remedy, reason = "set CACHE_DIR to a folder of your own", f"user {status.st_uid} owns it"
+        elif status.st_mode & _OTHERS_MAY_WRITE:
+            remedy, reason = f"run: chmod go-w {self._folder}", "other users can write to it"
+        else:
+            return True
+        self._warn_once("The folder %s is not used for states: %s; %s", self._folder, reason, remedy)
+        return False
 
     def _path(self, tokens: Sequence[int]) -> Path:
         digest = self._key_digest.copy()
@@ -127,25 +155,25 @@ class StateFiles:
         return _MAGIC + _checksum(header, state) + header
 
     def _read(self, file: BufferedReader, tokens: Sequence[int]) -> NDArray[np.uint8]:
+        status = os.fstat(file.fileno())
+        _check_status(status)
         magic = file.readline(len(_MAGIC))
         if magic != _MAGIC:
-            raise _Unusable(
-                "it is of another version" if magic.startswith(_FORMAT) else "it is no saved state"
-            )
+            raise _Unusable("its format has another version" if magic.startswith(_FORMAT) else "not a state")
         checksum, header = file.readline(_LONGEST_LINE), file.readline(_LONGEST_LINE)
-        n_bytes = os.fstat(file.fileno()).st_size - file.tell()
+        n_bytes = status.st_size - file.tell()
         _check_header(header, self._header(tokens, n_bytes))
         state = np.empty(n_bytes, np.uint8)
         if file.readinto(state.data) != n_bytes or _checksum(header, state) != checksum:
-            raise _Unusable("it is damaged, its checksum does not match")
+            raise _Unusable("damaged, its checksum does not match")
         return state
 
     def _make_room(self, newest: Path) -> None:
-        """Remove what dead processes left, and the least recently used files beyond the bound."""
+        """Remove temporary files of dead processes, and the least recently used files beyond the limit."""
         used: list[tuple[int, int, str]] = []  # time of last use in ns, bytes, name
         with os.scandir(self._folder) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                with contextlib.suppress(FileNotFoundError):  # another process has removed it
                     status = entry.stat(follow_symlinks=False)
                     if not stat.S_ISREG(status.st_mode):
                         continue
@@ -179,32 +207,50 @@ def _checksum(header: bytes, state: NDArray[np.uint8]) -> bytes:
     return digest.hexdigest().encode() + b"\n"
 
 
-def _check_header(line: bytes, wanted: Mapping[str, object]) -> None:
-    """Compare a file's header with the one that it must have.
+def _is_ours(status: os.stat_result) -> bool:
+    return status.st_uid in (os.geteuid(), 0)
+
+
+def _check_status(status: os.stat_result) -> None:
+    """Check type, owner and mode of an open file.
 
     Raises:
-        _Unusable: They differ; the message says in what.
+        _Unusable: It is not a regular file that only this user and root can write to.
+    """
+    if not stat.S_ISREG(status.st_mode):
+        raise _Unusable("not a regular file")
+    if not _is_ours(status):
+        raise _Unusable(f"user {status.st_uid} owns it")
+    if status.st_mode & _OTHERS_MAY_WRITE:
+        raise _Unusable("other users can write to it")
+
+
+def _check_header(line: bytes, expected: Mapping[str, object]) -> None:
+    """Compare a file's header with the expected one.
+
+    Raises:
+        _Unusable: They differ; the message names the fields.
     """
     try:
         header = json.loads(line)
     except (ValueError, RecursionError):
-        raise _Unusable("it is damaged, its header is not JSON") from None
+        raise _Unusable("damaged, its header is not JSON") from None
     if not isinstance(header, dict):
-        raise _Unusable("it is damaged, its header is no JSON object")
-    if header.get("n_bytes") != wanted["n_bytes"]:
-        raise _Unusable(f"it holds {wanted['n_bytes']} bytes of {header.get('n_bytes')}")
-    different = [name for name in sorted({*header, *wanted}) if header.get(name) != wanted.get(name)]
+        raise _Unusable("damaged, its header is not a JSON object")
+    if header.get("n_bytes") != expected["n_bytes"]:
+        raise _Unusable(f"it has {expected['n_bytes']} bytes of {header.get('n_bytes')}")
+    different = [name for name in sorted({*header, *expected}) if header.get(name) != expected.get(name)]
     if different:
-        raise _Unusable(f"it was saved for something else, its header differs in {', '.join(different)}")
+        raise _Unusable(f"its header differs in {', '.join(different)}")
 
 
 def _write_whole(path: Path, head: bytes, state: NDArray[np.uint8]) -> None:
-    """Write a file that other processes see when it is complete and on the disk, or not at all.
+    """Write a file that other processes see complete and on the disk, or not at all.
 
     Raises:
-        OSError: It cannot be written; nothing of it is left.
+        OSError: It cannot be written; nothing of it remains.
     """
-    # Made with mode 0600, in the same folder because a rename does not cross file systems.
+    # mkstemp creates it with mode 0600. It is in the same folder: a rename does not cross file systems.
     descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     try:

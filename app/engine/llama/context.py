@@ -211,9 +211,13 @@ class Context:
         assert self.kv.layout == "shared"
         lib.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
 
+    def sequence_bytes(self, sequence: int) -> int:
+        """Size of the state that ``save_sequence`` returns, in bytes. Nothing is copied."""
+        return int(lib.llama_state_seq_get_size(self._handle, sequence))
+
     def save_sequence(self, sequence: int) -> NDArray[np.uint8]:
         """All that KV memory holds of a sequence, to be restored by ``restore_sequence``."""
-        size = lib.llama_state_seq_get_size(self._handle, sequence)
+        size = self.sequence_bytes(sequence)
         state: NDArray[np.uint8] = np.empty(size, np.uint8)
         written = lib.llama_state_seq_get_data(self._handle, _bytes_of(state), size, sequence)
         if written != size:

@@ -66,6 +66,9 @@ class FakeMemory:
         self.slots[target] = held[:n_tokens] if n_tokens >= 0 else list(held)
         self.n_shares += 1
 
+    def sequence_bytes(self, sequence: int) -> int:
+        return 4 * len(self.slots[sequence])
+
     def save_sequence(self, sequence: int) -> NDArray[np.uint8]:
         self.n_saves += 1
         return np.asarray(self.slots[sequence], np.int32).view(np.uint8)

@@ -45,6 +45,10 @@ class Files:
     def __init__(self) -> None:
         self.kept: dict[tuple[int, ...], NDArray[np.uint8]] = {}
 
+    def n_bytes(self, tokens: object) -> int:
+        state = self.kept.get(tuple(tokens))  # type: ignore[arg-type]
+        return 0 if state is None else state.nbytes
+
     def load(self, tokens: object) -> NDArray[np.uint8] | None:
         return self.kept.get(tuple(tokens))  # type: ignore[arg-type]
 

@@ -229,7 +229,7 @@ class TestContexts:
                 await engine.warm(prompt(engine, "x")[:200])
             if damage:
                 flip_a_bit(tmp_path)
-        assert "is damaged" in caplog.text
+        assert "damaged, its checksum does not match" in caplog.text
         states = StateFiles(tmp_path, {"model": "this one"}, max_bytes=1 << 30)
         async with make_engine(states=states) as engine:
             assert await engine.warm(prompt(engine, "x")[:200]) == 0

@@ -122,6 +122,65 @@ def test_states_are_for_their_owner_alone(folder: Path, states: StateFiles) -> N
     assert stat.S_IMODE(only_file(folder).stat().st_mode) == 0o600
 
 
+# --- permissions
+
+
+def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let another user own a path. Only root can do that; anyone can be another user."""
+    if os.geteuid() == 0:
+        os.chown(path, 4711, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 4711)
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
+def test_a_folder_that_others_can_write_to_is_not_used(
+    folder: Path, states: StateFiles, caplog: pytest.LogCaptureFixture, mode: int
+) -> None:
+    states.save(TOKENS, STATE)
+    folder.chmod(mode)
+    for n in range(3):
+        assert states.load(TOKENS) is None
+        states.save(TOKENS[n + 1 :], STATE)
+    assert len(list(folder.iterdir())) == 1
+    assert warnings(caplog) == [
+        f"The folder {folder} is not used for states: other users can write to it; run: chmod go-w {folder}"
+    ]
+    folder.chmod(0o755)  # reading is no danger
+    assert is_same(states.load(TOKENS), STATE)
+
+
+def test_a_folder_of_another_user_is_not_used(
+    folder: Path, states: StateFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    states.save(TOKENS, STATE)
+    give_away(folder, monkeypatch)
+    assert states.load(TOKENS) is None
+    states.save(TOKENS[1:], STATE)
+    assert len(list(folder.iterdir())) == 1
+    (warning,) = warnings(caplog)
+    assert warning.endswith(" owns it; set CACHE_DIR to a folder of your own")
+
+
+def test_a_file_of_another_user_is_ignored(
+    folder: Path, states: StateFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    states.save(TOKENS, STATE)
+    if os.geteuid() != 0:
+        pytest.skip("a file can be given away by root only")
+    give_away(only_file(folder), monkeypatch)
+    assert states.load(TOKENS) is None
+    (warning,) = warnings(caplog)
+    assert warning.endswith(" is ignored: user 4711 owns it")
+
+
+def test_the_size_is_known_before_a_file_is_read(folder: Path, states: StateFiles) -> None:
+    assert states.n_bytes(TOKENS) == 0
+    states.save(TOKENS, STATE)
+    assert states.n_bytes(TOKENS) == only_file(folder).stat().st_size
+    assert states.n_bytes(TOKENS[1:]) == 0
+
+
 # --- damaged and foreign files
 
 
@@ -144,6 +203,10 @@ def put_link_to_itself(path: Path) -> None:
     path.symlink_to(path)
 
 
+def put_link(path: Path) -> None:
+    path.symlink_to(path.rename(path.with_name("moved")))
+
+
 def put_other_key(path: Path) -> None:
     path.unlink()
     StateFiles(path.parent, OTHER_KEY, max_bytes=ROOMY).save(TOKENS, STATE)
@@ -163,24 +226,27 @@ def replace(path: Path, old: bytes, new: bytes) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty": (lambda p: cut(p, 0), "it is no saved state"),
-    "cut in the magic line": (lambda p: cut(p, 10), "it is no saved state"),
-    "cut in the version": (lambda p: cut(p, 19), "it is of another version"),
+    "empty": (lambda p: cut(p, 0), "not a state"),
+    "cut in the magic line": (lambda p: cut(p, 10), "not a state"),
+    "cut in the version": (lambda p: cut(p, 19), "its format has another version"),
     "cut in the checksum": (lambda p: cut(p, 40), "its header is not JSON"),
     "cut in the header": (lambda p: cut(p, 120), "its header is not JSON"),
-    "cut in the state": (lambda p: cut(p, 50_000), r"it holds \d+ bytes of 100000"),
-    "cut by a byte": (lambda p: cut(p, p.stat().st_size - 1), "it holds 99999 bytes of 100000"),
-    "longer by a byte": (lambda p: cut(p, p.stat().st_size + 1), "it holds 100001 bytes of 100000"),
-    "other version": (lambda p: replace(p, b"state 1\n", b"state 2\n"), "it is of another version"),
-    "not ours": (lambda p: p.write_bytes(b"GGUF" * 1000), "it is no saved state"),
-    "no object": (lambda p: replace(p, b'{"key"', b'[1]\n{"'), "its header is no JSON object"),
+    "cut in the state": (lambda p: cut(p, 50_000), r"it has \d+ bytes of 100000"),
+    "cut by a byte": (lambda p: cut(p, p.stat().st_size - 1), "it has 99999 bytes of 100000"),
+    "longer by a byte": (lambda p: cut(p, p.stat().st_size + 1), "it has 100001 bytes of 100000"),
+    "other version": (lambda p: replace(p, b"state 1\n", b"state 2\n"), "its format has another version"),
+    "not ours": (lambda p: p.write_bytes(b"GGUF" * 1000), "not a state"),
+    "no object": (lambda p: replace(p, b'{"key"', b'[1]\n{"'), "its header is not a JSON object"),
     "deep": (lambda p: p.write_bytes(b"tokenstream state 1\n\n" + b"[" * 65_000), "is not JSON"),
     "wrong checksum": (lambda p: replace(p, p.read_bytes()[20:84], b"0" * 64), "its checksum does not match"),
-    "other key": (put_other_key, "saved for something else, its header differs in key$"),
-    "other tokens": (put_other_tokens, "saved for something else, its header differs in tokens$"),
-    "directory": (put_directory, "it is not a regular file"),
-    "pipe": (put_pipe, "it is not a regular file"),
+    "other key": (put_other_key, "its header differs in key$"),
+    "other tokens": (put_other_tokens, "its header differs in tokens$"),
+    "directory": (put_directory, "Is a directory"),
+    "pipe": (put_pipe, "not a regular file"),
     "link to itself": (put_link_to_itself, "Too many levels of symbolic links"),
+    "link to a valid state": (put_link, "Too many levels of symbolic links"),
+    "writable by the group": (lambda p: p.chmod(0o660), "other users can write to it"),
+    "writable by all": (lambda p: p.chmod(0o606), "other users can write to it"),
 }
 
 
@@ -414,4 +480,4 @@ def test_a_state_beyond_the_bound_is_not_saved(folder: Path, caplog: pytest.LogC
     assert states.load([2]) is None
     (warning,) = warnings(caplog)
     assert warning.startswith("A state of 150")
-    assert warning.endswith(" bytes is not saved: 150000 are allowed")
+    assert warning.endswith(" bytes is not saved: the limit is 150000")
