@@ -1,1 +1,1 @@
-"""Documents of the user's own: from files to the passages that answer a question."""
+"""The knowledge base: from the user's files to the passages for a question."""

@@ -1,4 +1,4 @@
-"""A piece of a document."""
+"""Chunks of documents."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a document, small enough for the embedding model to read whole.
+    """A part of a document that fits into the context of the embedding model.
 
     Attributes:
-        file: Its document, relative to the documents' folder, with forward slashes.
-        position: Counted from 0 among the chunks of its document.
-        heading: The headings above it, outermost first, joined by `` › ``; empty where there are none.
-        page: Counted from 1, in formats that have pages.
-        text: What it says.
+        file: The document's path relative to the documents' folder, with forward slashes.
+        position: Index within the document, from 0.
+        heading: Headings above it, outermost first, joined by `` › ``; empty if there are none.
+        page: Page number from 1, in formats with pages.
+        text: Content.
     """
 
     file: str
@@ -26,12 +26,12 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A chunk that may answer a question.
+    """A chunk found for a query.
 
     Attributes:
         chunk: The chunk.
-        cosine: The cosine of its vector and the question's.
-        score: By which passages are ranked: vectors and words fused; higher is better.
+        cosine: Cosine between its vector and the query's.
+        score: Rank by vectors and words together; higher is better.
     """
 
     chunk: Chunk

@@ -1,7 +1,7 @@
-"""Cuts documents into chunks that the embedding model can read whole: by structure, then by size.
+"""Splits documents into chunks within a token budget: by structure, then by size.
 
-Headings divide a document into sections. A section that fits is a chunk; neighbours that are tiny share
-one; one that is too large is cut between paragraphs, else between sentences, words, at last characters.
+Headings divide a document into sections. A section within the budget is one chunk. Tiny neighbours share a
+chunk. A larger section is split between paragraphs, else sentences, else words, else characters.
 """
 
 from __future__ import annotations
@@ -14,38 +14,37 @@ from app.knowledge.chunk import Chunk
 from app.knowledge.reading.document import Block, Document
 from app.knowledge.sentences import sentences
 
-_TINY = 4  # a section of a 4th of the budget may share a chunk with its neighbours
-_HEADINGS = 2  # headings take half of the budget at most
-# A tokenizer may make one token of anything that it does not know, however long. Whoever reads the passage
-# does not, so no token counts for more than this.
+_TINY = 4  # sections up to 1/4 of the budget may share a chunk
+_HEADINGS = 2  # headings take at most 1/2 of the budget
+# The embedding model's tokenizer may map unknown text of any length to one token. The language model's
+# does not, so a token counts for at most this many characters.
 _MOST_CHARACTERS_PER_TOKEN = 16
-_CHARACTERS_PER_TOKEN = 4  # a first guess
-_SHORT = 24  # characters; sentences below are counted, and kept, with the next: counting has a price a call
-_LONGEST_CLUSTER = 16  # code points that are kept together, such as an emoji's
+_CHARACTERS_PER_TOKEN = 4  # initial estimate
+_SHORT = 24  # characters; shorter sentences join the next one, as each call of the tokenizer costs time
+_LONGEST_CLUSTER = 16  # code points that are not separated, such as those of one emoji
 _JOINERS = "\u200d\ufe0e\ufe0f"
 
 
 def embedded_text(chunk: Chunk) -> str:
-    """What the embedding model reads of a chunk, and what its budget counts."""
+    """The text of a chunk for the embedding model; the token budget applies to it."""
     return _with_heading(chunk.heading, chunk.text)
 
 
 def split_into_chunks(
     document: Document, *, file: str, n_tokens: Callable[[str], int], max_tokens: int, overlap: int
 ) -> list[Chunk]:
-    """Cut a document into chunks; together they have all its words, in their order.
+    """Split a document into chunks that together contain all its words in order.
 
     Args:
-        document: What to cut.
+        document: The document.
         file: Its name, for the chunks.
-        n_tokens: How many tokens a text has, special ones that every text gets included.
-        max_tokens: The most tokens of a chunk, its heading included. Only a single character that has more
-            makes a larger one.
-        overlap: How many tokens of whole sentences a chunk may repeat from the chunk before it, within a
-            section.
+        n_tokens: Counts the tokens of a text, including special ones.
+        max_tokens: Maximum tokens per chunk, heading included. Only a single character with more tokens
+            exceeds it.
+        overlap: Maximum tokens in whole sentences that a chunk repeats from its predecessor in the section.
 
     Raises:
-        ValueError: ``max_tokens`` leaves no room for text, or ``overlap`` is not less than that.
+        ValueError: ``max_tokens`` leaves no room for text, or ``overlap`` is not below that room.
     """
     cutter = _Cutter(n_tokens, max_tokens, overlap)
     chunks: list[Chunk] = []
@@ -63,24 +62,24 @@ def _with_heading(heading: str, text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """A piece of text that is not cut any more: joined, the units of a section are its text."""
+    """A text that is not split further. The units of a section, joined, are its text."""
 
     text: str
     cost: int
     page: int | None
     begins_block: bool = False
-    is_whole: bool = True  # a sentence or a line, not a part of one
+    is_whole: bool = True  # a whole sentence or line, not a part of one
 
 
 @dataclass(frozen=True, slots=True)
 class _Heading:
     block: Block
-    number: int  # tells headings of the same text apart
+    number: int  # distinguishes headings of the same text
 
 
 @dataclass(slots=True)
 class _Section:
-    """A heading and the text up to the next; or several such, below the same path."""
+    """A heading and the text up to the next heading, or several such sections below one path."""
 
     path: tuple[_Heading, ...]
     units: list[_Unit] = field(default_factory=list)
@@ -92,7 +91,7 @@ class _Section:
 
 
 class _Cutter:
-    """Counts tokens, and fills chunks."""
+    """Counts tokens and fills chunks."""
 
     def __init__(self, n_tokens: Callable[[str], int], max_tokens: int, overlap: int) -> None:
         self._n_tokens = n_tokens
@@ -105,25 +104,25 @@ class _Cutter:
         if not 0 <= overlap < self.room:
             raise ValueError(f"an overlap of {overlap} tokens is not within 0 to {self.room - 1}")
         self._overlap = overlap
-        self._spoken: set[int] = set()  # numbers of the headings that are in a chunk
+        self._spoken: set[int] = set()  # numbers of the headings that are in a chunk already
 
     def cost(self, text: str) -> int:
-        """Tokens of a text that is not all there is in its chunk."""
+        """Tokens of a text within a chunk, without special tokens."""
         return max(self._n_tokens(text) - self._special, len(text) // _MOST_CHARACTERS_PER_TOKEN, 1)
 
     def heading(self, path: Sequence[_Heading]) -> tuple[str, int]:
-        """The line of headings above a chunk, and how many of the outermost it has no room for."""
+        """The line of headings of a chunk, and the number of outermost headings that do not fit."""
         names = [heading.block.text for heading in path]
         while names and self.cost(" › ".join(names) + "\n") > self.room // _HEADINGS:
             names.pop(0)
         return " › ".join(names), len(path) - len(names)
 
     def room_below(self, heading: str) -> int:
-        """Tokens for the text of a chunk with that heading."""
+        """Tokens left for text in a chunk with that heading."""
         return self.room - (self.cost(heading + "\n") if heading else 0)
 
     def units(self, block: Block, room: int) -> Iterator[_Unit]:
-        """The sentences of a block, cut further where one is larger than ``room``."""
+        """The sentences of a block; those larger than ``room`` are split further."""
         begins = True
         for sentence in _joined(sentences(block.text + "\n\n"), min(_SHORT, room // 8)):
             cost = self.cost(sentence)
@@ -135,10 +134,10 @@ class _Cutter:
                 begins = False
 
     def cut(self, section: _Section) -> Iterator[tuple[str, list[_Unit]]]:
-        """The headings and the units of a section's chunks."""
+        """Heading and units of each chunk of a section."""
         heading, units = self._titled(section)
         room = self.room_below(heading)
-        begin = carried = 0  # units up to `begin` are in a chunk; those from `carried` are repeated
+        begin = carried = 0  # units up to `begin` are in a chunk; those from `carried` on are repeated
         while begin < len(units):
             end = self._fill(units, carried, begin, room)
             while not (fits := self._fits(heading, units[carried:end])) and end - carried > 1:
@@ -154,7 +153,7 @@ class _Cutter:
             carried, begin = self._carry(units, begin, end), end
 
     def _titled(self, section: _Section) -> tuple[str, list[_Unit]]:
-        """The line of headings that all chunks of a section get; those it has no room for are text."""
+        """The heading of all chunks of a section, and its units. Headings that do not fit become text."""
         path = section.path if section.units else section.path[:-1]
         heading, n_left = self.heading(path)
         left = [outer for outer in path[:n_left] if outer.number not in self._spoken]
@@ -165,7 +164,7 @@ class _Cutter:
         return heading, [unit for outer in left for unit in self.units(outer.block, room)] + section.units
 
     def _fill(self, units: Sequence[_Unit], carried: int, begin: int, room: int) -> int:
-        """Where the chunk ends that begins with the carried units: where a paragraph does, if it can."""
+        """End of the chunk that begins with the carried units, at a paragraph's end if possible."""
         spent = sum(unit.cost for unit in units[carried:begin])
         end = begin
         while end < len(units) and (end == begin or spent + units[end].cost <= room):
@@ -182,7 +181,7 @@ class _Cutter:
         return self.cost(text) <= self.room
 
     def _carry(self, units: Sequence[_Unit], begin: int, end: int) -> int:
-        """The first of the last whole sentences of a chunk that the next may repeat."""
+        """Index of the first sentence of a chunk that its successor repeats."""
         spent, first = 0, end
         while first - 1 > begin and units[first - 1].is_whole:
             spent += units[first - 1].cost
@@ -192,7 +191,7 @@ class _Cutter:
         return first
 
     def _pieces(self, text: str, page: int | None, room: int) -> Iterator[_Unit]:
-        """The parts of a sentence that is too long, none larger than ``room``; each counted about once."""
+        """Split a sentence into parts of at most ``room`` tokens, counting each about once."""
         begin, width = 0, room * _CHARACTERS_PER_TOKEN
         while begin < len(text):
             end, is_line = _cut_before(text, begin, begin + width)
@@ -206,7 +205,7 @@ class _Cutter:
             begin = end
 
     def _halves(self, unit: _Unit) -> list[_Unit]:
-        """A unit in two, for a tokenizer by which a whole has more tokens than its parts."""
+        """Halve a unit, for tokenizers that give a whole more tokens than its parts."""
         content = unit.text.strip()
         if len(content) < 2:
             return [unit]
@@ -222,7 +221,10 @@ class _Cutter:
 
 
 def _cut_before(text: str, begin: int, latest: int) -> tuple[int, bool]:
-    """Where to end a piece: behind a line, else a word, else between characters; and if it is a line."""
+    """Position to split before ``latest``: at a line break, else a space, else between characters.
+
+    The flag is True at a line break or the end of the text.
+    """
     latest = max(latest, begin + 1)
     if latest >= len(text):
         return len(text), True
@@ -243,7 +245,7 @@ def _continues(text: str, index: int) -> bool:
 
 
 def _joined(texts: Iterable[str], least: int) -> Iterator[str]:
-    """The same texts, short ones with those behind them."""
+    """Join each text shorter than ``least`` characters with its successors."""
     joined = ""
     for text in texts:
         joined += text
@@ -270,12 +272,12 @@ def _sections(blocks: Sequence[Block], cutter: _Cutter) -> Iterator[_Section]:
 
 
 def _merged(sections: Iterable[_Section], cutter: _Cutter) -> Iterator[_Section]:
-    """The sections, tiny neighbours below one heading in one; headings without text go with what follows."""
+    """Merge tiny neighbouring sections below one heading, and headings without text with their successor."""
     last: _Section | None = None
     empty: list[_Section] = []
     for section in sections:
         if not section.units:
-            # One that the next is below is in that one's path.
+            # A heading above this one is part of its path.
             if empty and section.path[:-1] == empty[-1].path:
                 empty.pop()
             empty.append(section)
@@ -297,7 +299,7 @@ def _merged(sections: Iterable[_Section], cutter: _Cutter) -> Iterator[_Section]
 
 
 def _together(last: _Section, section: _Section, cutter: _Cutter) -> _Section | None:
-    """Both as one section, if they are tiny, and the later is below or beside the earlier."""
+    """Both sections as one, if they are tiny and the later is below or beside the earlier; else None."""
     is_below = last.n_merged > 1 or section.path[:-1] == last.path
     base = last.path if is_below else last.path[:-1]
     tiny = cutter.room // _TINY
@@ -310,7 +312,7 @@ def _together(last: _Section, section: _Section, cutter: _Cutter) -> _Section | 
 
 
 def _own_heading(section: _Section, cutter: _Cutter) -> Iterator[_Unit]:
-    """A section's heading as the first paragraph of its text."""
+    """The heading of a section as the first paragraph of its text."""
     if section.path:
         room = cutter.room_below(cutter.heading(section.path[:-1])[0])
         yield from cutter.units(section.path[-1].block, room)

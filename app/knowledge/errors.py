@@ -1,5 +1,5 @@
-"""What can go wrong with the index; in a module that costs nothing to import."""
+"""Errors of the index, in a module without costly imports."""
 
 
 class StoreError(Exception):
-    """The index cannot be opened, read or written; the message says what to do."""
+    """The index cannot be opened, read or written. The message has a remedy."""

@@ -1,4 +1,4 @@
-"""Keeps the index as the documents are: reads what is new or changed, forgets what is gone."""
+"""Synchronizes the index with the documents' folder."""
 
 from __future__ import annotations
 
@@ -28,28 +28,27 @@ from app.knowledge.reading.reader import MOST_BYTES, SUFFIXES, DocumentReader
 
 logger = logging.getLogger("tokenstream.knowledge")
 
-# Chunks that are being embedded while further files are read: enough to fill batches from small files.
+# Chunks in embedding while further files are read: enough to fill batches from small files.
 _AHEAD = 256
-# Seconds after which the folder is looked through although nothing was noticed: network file systems and
-# some container mounts notify nobody.
-_LOOK_AGAIN_AFTER = 60.0
-_TELL_EVERY = 1.0  # second, while many files are indexed: to count them takes longer the more there are
-_NOTICE_WITHIN = 5000  # milliseconds; of a wait that nothing ends
+# Seconds between scans without notification: network file systems and some container mounts send none.
+_RESCAN_AFTER = 60.0
+_REPORT_EVERY = 1.0  # second, during indexing: counting all files takes time
+_WATCH_TIMEOUT = 5000  # milliseconds
 
 
 class Observer(Protocol):
-    """Who is told what was indexed."""
+    """Receives events of indexing."""
 
     def on_indexed(self, n_chunks: int, problem: str | None) -> None:
-        """A file was indexed, or skipped for a problem."""
+        """A file was indexed, or skipped because of a problem."""
 
     def on_index(self, n_documents: int, n_chunks: int, n_skipped: int) -> None:
-        """What the index holds has changed."""
+        """The contents of the index have changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunking:
-    """How documents become passages: the most tokens, the repeated ones, and what stands before each."""
+    """Chunk size and overlap in tokens, and a prefix for the embedding of each chunk."""
 
     max_tokens: int
     overlap: int
@@ -58,16 +57,16 @@ class Chunking:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A file of the folder."""
+    """A file in the folder."""
 
     path: Path
     n_bytes: int
-    stamp: tuple[int, int, int]  # changes with the file
+    stamp: tuple[int, int, int]  # size, and times of modification and status change in ns
 
 
 @dataclass(slots=True)
 class _Underway:
-    """A file whose chunks are being embedded."""
+    """A file whose chunks are in embedding."""
 
     file: IndexedFile
     chunks: list[Chunk]
@@ -75,7 +74,7 @@ class _Underway:
 
 
 class Indexer:
-    """A thread that looks through the folder at its start and whenever something in it changes."""
+    """A thread that scans the folder at start and after every change in it."""
 
     def __init__(
         self, folder: Path, store: Store, embedder: Embedder, chunking: Chunking, observer: Observer
@@ -87,20 +86,19 @@ class Indexer:
         self._observer = observer
         self._reader = DocumentReader()
         self._stamps: dict[str, tuple[int, int, int]] = {}
-        self._unnamed: set[Path] = set()  # files whose names cannot be told
-        self._told_at = 0.0
+        self._unnamed: set[Path] = set()  # files whose names are not UTF-8
+        self._reported_at = 0.0
         self._ends = threading.Event()
-        self.has_looked = threading.Event()  # through the whole folder, once
-        self.problem: str | None = None  # why documents wait, where something is in the way
-        self.waiting: dict[str, int] = {}  # names of files that are not indexed yet, and their sizes
+        self.has_scanned = threading.Event()  # set after the first scan of the whole folder
+        self.problem: str | None = None  # why documents are not indexed
+        self.waiting: dict[str, int] = {}  # name → size of files that are not indexed yet
         self._thread = threading.Thread(target=self._run, name="indexer", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread; what it reads now is read at the next start."""
+        """End the thread. The next start indexes the files that are in progress."""
         self._ends.set()
         self._reader.close()
         if self._thread.is_alive():
@@ -109,40 +107,40 @@ class Indexer:
     # --- the thread
 
     def _run(self) -> None:
-        self._look()
-        self.has_looked.set()
+        self._scan()
+        self.has_scanned.set()
         while not self._ends.is_set():
             folder = _identity(self._folder)
             try:
                 if folder is not None:
                     self._watch(folder)
                 elif not self._ends.wait(1.0) and _identity(self._folder) is not None:
-                    self._look()  # it has come back
+                    self._scan()  # the folder is back
             except (OSError, RuntimeError) as error:  # such as: no inotify watches left
                 logger.warning(
-                    "changes in %s are noticed within %.0f s: %s", self._folder, _LOOK_AGAIN_AFTER, error
+                    "%s cannot be watched, next scan in %.0f s: %s", self._folder, _RESCAN_AFTER, error
                 )
-                if not self._ends.wait(_LOOK_AGAIN_AFTER):
-                    self._look()
+                if not self._ends.wait(_RESCAN_AFTER):
+                    self._scan()
 
     def _watch(self, folder: tuple[int, int]) -> None:
-        """Look whenever something changes, as long as the folder is the same."""
-        looked_at = 0.0  # once more at first: what changed before the watch began
+        """Scan after every change, until the folder is replaced."""
+        scanned_at = 0.0  # scan at once: files may have changed before the watch began
         for changes in watch(
             self._folder,
             stop_event=self._ends,
             raise_interrupt=False,
-            rust_timeout=_NOTICE_WITHIN,
+            rust_timeout=_WATCH_TIMEOUT,
             yield_on_timeout=True,
         ):
-            if changes or time.monotonic() - looked_at > _LOOK_AGAIN_AFTER:
-                self._look()
-                looked_at = time.monotonic()
+            if changes or time.monotonic() - scanned_at > _RESCAN_AFTER:
+                self._scan()
+                scanned_at = time.monotonic()
             if _identity(self._folder) != folder:
                 return
 
-    def _look(self) -> None:
-        """Bring the index to what the folder holds; what cannot be done now is tried at the next look."""
+    def _scan(self) -> None:
+        """Synchronize the index with the folder. After a failure the next scan tries again."""
         try:
             self.problem = None
             self._synchronize()
@@ -150,28 +148,25 @@ class Indexer:
         except (StoreError, EmbeddingError, CancelledError) as error:
             self.problem = str(error)
             if not self._ends.is_set():
-                logger.error("the documents cannot be indexed now, what is indexed stays: %s", error)
-        except Exception as error:  # a fault of ours; the documents that are indexed are still served
+                logger.error("documents cannot be indexed: %s", error)
+        except Exception as error:  # a defect; documents that are indexed are still served
             self.problem = f"indexing failed: {error}"
-            logger.exception("indexing failed; it is tried again at the next change")
+            logger.exception("indexing failed; the next change or scan tries again")
 
     def _synchronize(self) -> None:
-        """Bring the index to what the folder holds."""
         started = time.perf_counter()
         if _identity(self._folder) is None:
-            self.problem = f"{self._folder} is not there; its documents are kept as they were indexed"
+            self.problem = f"{self._folder} does not exist; its documents stay indexed"
             logger.warning("%s", self.problem)
             return
-        if self._store.mend():
-            logger.warning("the index was lost or damaged: the documents are indexed again")
-        unseen: list[str] = []  # folders that cannot be looked through: their documents are not gone
-        known, found = self._store.files(), dict(self._scan(unseen))
+        unseen: list[str] = []  # folders that cannot be listed: their documents stay indexed
+        known, found = self._store.files(), dict(self._found(unseen))
         for name in known.keys() - found.keys():
             if any(name.startswith(folder) for folder in unseen):
                 continue
             self._store.remove(name)
             self._stamps.pop(name, None)
-            logger.info("%s is gone", name)
+            logger.info("%s was deleted", name)
         todo = {
             name: file
             for name, file in sorted(found.items())
@@ -179,12 +174,12 @@ class Indexer:
         }
         self.waiting = {name: file.n_bytes for name, file in todo.items() if name not in known}
         n_indexed = self._index(todo, known)
-        self._tell()
+        self._report()
         if n_indexed:
             logger.info("%d files indexed in %.1f s", n_indexed, time.perf_counter() - started)
 
     def _index(self, todo: dict[str, _Found], known: dict[str, IndexedFile]) -> int:
-        """Read and embed the files that have changed; return how many."""
+        """Read and embed the changed files. Returns their number."""
         underway: deque[_Underway] = deque()
         n_ahead = n_indexed = 0
         try:
@@ -209,7 +204,7 @@ class Indexer:
         return n_indexed
 
     def _read(self, file: IndexedFile, found: _Found) -> _Underway:
-        """Read and split a document, and begin to embed it."""
+        """Read and split a document, and submit its chunks for embedding."""
         chunks: list[Chunk] = []
         chunking = self._chunking
         try:
@@ -222,7 +217,7 @@ class Indexer:
             )
         except UnreadableDocument as error:
             if self._ends.is_set():
-                raise EmbeddingError("the server ends") from error
+                raise EmbeddingError("the server is shutting down") from error
             file = replace(file, problem=str(error))
             logger.warning("%s is skipped: %s", file.name, error)
         tokens = [self._embedder.fit(chunking.prefix + embedded_text(chunk)) for chunk in chunks]
@@ -230,7 +225,7 @@ class Indexer:
         return _Underway(replace(file, n_chunks=len(chunks)), chunks, vectors)
 
     def _keep(self, underway: _Underway, todo: dict[str, _Found]) -> int:
-        """Store a file when its vectors are there; return how many chunks it has."""
+        """Store a file once its vectors are computed. Returns its number of chunks."""
         while not self._ends.is_set():
             try:
                 vectors = underway.vectors.result(timeout=0.5)
@@ -240,33 +235,33 @@ class Indexer:
             self._store.replace(file, underway.chunks, normalized(vectors))
             self._done(file.name, todo[file.name])
             self._observer.on_indexed(file.n_chunks, file.problem)
-            if time.monotonic() - self._told_at > _TELL_EVERY:
-                self._tell()
+            if time.monotonic() - self._reported_at > _REPORT_EVERY:
+                self._report()
             return file.n_chunks
-        raise EmbeddingError("the server ends")
+        raise EmbeddingError("the server is shutting down")
 
     def _done(self, name: str, found: _Found) -> None:
         self._stamps[name] = found.stamp
         self.waiting.pop(name, None)
 
-    def _tell(self) -> None:
-        self._told_at = time.monotonic()
+    def _report(self) -> None:
+        self._reported_at = time.monotonic()
         files = self._store.files().values()
         n_skipped = sum(file.problem is not None for file in files)
         self._observer.on_index(len(files) - n_skipped, self._store.n_chunks, n_skipped)
 
-    def _scan(self, unseen: list[str]) -> Iterator[tuple[str, _Found]]:
-        """The documents in the folder and below it, but hidden ones; ``unseen`` gets folders that fail."""
+    def _found(self, unseen: list[str]) -> Iterator[tuple[str, _Found]]:
+        """Documents in the folder tree, without hidden ones. Appends unreadable folders to ``unseen``."""
         seen: set[str] = set()
 
         def note(error: OSError) -> None:
-            logger.warning("%s cannot be looked through: %s", error.filename, error.strerror)
+            logger.warning("%s cannot be listed: %s", error.filename, error.strerror)
             below = Path(error.filename).relative_to(self._folder).as_posix()
             unseen.append("" if below == "." else f"{below}/")
 
         for folder, subfolders, names in os.walk(self._folder, onerror=note, followlinks=True):
             real = os.path.realpath(folder)
-            if real in seen:  # a link leads in a circle
+            if real in seen:  # a circular link
                 subfolders.clear()
                 continue
             seen.add(real)
@@ -283,15 +278,15 @@ class Indexer:
                 try:
                     status = path.stat()
                 except OSError:
-                    continue  # it has vanished since, or is a link to nothing
+                    continue  # deleted meanwhile, or a broken link
                 if not stat.S_ISREG(status.st_mode):
-                    continue  # a pipe would never end
+                    continue  # reading a pipe would block
                 stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
                 yield path.relative_to(self._folder).as_posix(), _Found(path, status.st_size, stamp)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """What tells a folder from one that took its place; None where there is none."""
+    """Device and inode of a folder; None if it does not exist."""
     try:
         status = folder.stat()
     except OSError:
@@ -300,7 +295,7 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a name is text: bytes that are none become lone surrogates in Python."""
+    """Whether a file name is UTF-8: Python maps other bytes to lone surrogates."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -309,7 +304,7 @@ def _is_text(name: str) -> bool:
 
 
 def _fingerprint(found: _Found) -> str:
-    """What changes with a file's content; of one that cannot be read, with its rights and its size."""
+    """SHA-256 of a file's content, or its stamp if it cannot be read."""
     if found.n_bytes > MOST_BYTES:
         return f"too large {found.stamp}"
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""The knowledge base: documents in a folder, and the passages of them that answer a question."""
+"""The knowledge base: documents in a folder, and search over their passages."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from app.knowledge.chunk import Passage
 from app.knowledge.index.store import Store
 
 _SEARCHING_THREADS = 2
-# What decides which chunks a file has: our own modules, and packages by their versions.
+# Code that determines the chunks of a file: modules by content, packages by version.
 _READING = ("chunking.py", "sentences.py", "reading/*.py")
 _PACKAGES = ("mammoth", "markdown-it-py", "pypdfium2", "selectolax")
 
 
 @dataclass(frozen=True, slots=True)
 class KnowledgeOptions:
-    """How a knowledge base is set up.
+    """Options of a knowledge base.
 
     Attributes:
-        folder: The documents.
-        index: Where the index is kept.
-        top_k: The most passages of a search that does not say.
-        threshold: The least cosine of question and passage, of a search that does not say.
-        chunk_tokens: The longest passage.
-        chunk_overlap: What a passage repeats of the one before it, in tokens.
-        query_prefix: Put before questions where they are embedded.
-        passage_prefix: Put before passages where they are embedded.
+        folder: Folder of the documents.
+        index: Folder of the index.
+        top_k: Default for the maximum passages per search.
+        threshold: Default for the minimum cosine between query and passage.
+        chunk_tokens: Maximum tokens per passage.
+        chunk_overlap: Tokens that a passage repeats from its predecessor.
+        query_prefix: Prepended to queries before embedding.
+        passage_prefix: Prepended to passages before embedding.
     """
 
     folder: Path
@@ -51,7 +51,7 @@ class KnowledgeOptions:
 
 @dataclass(frozen=True, slots=True)
 class DocumentState:
-    """A file of the folder, and what became of it; ``problem`` is why it is skipped."""
+    """Indexing state of a file; ``problem`` is the reason why it is skipped."""
 
     name: str
     state: Literal["indexed", "waiting", "skipped"]
@@ -61,20 +61,20 @@ class DocumentState:
 
 
 class Observer(indexer.Observer, Protocol):
-    """Who is told what was indexed and looked up."""
+    """Receives events of indexing and search."""
 
     def on_lookup(self, seconds: float) -> None:
-        """A question was embedded and looked up."""
+        """A search has finished, embedding included."""
 
 
 class Knowledge:
-    """Documents that are indexed while they change, and searched by vectors and words."""
+    """Documents, indexed as they change and searched by vectors and words."""
 
     def __init__(self, options: KnowledgeOptions, embedder: Embedder, observer: Observer) -> None:
         """Open the index; blocking.
 
         Raises:
-            StoreError: It cannot be opened; the message says what to do.
+            StoreError: The index cannot be opened.
         """
         self.options = options
         self._embedder = embedder
@@ -87,23 +87,23 @@ class Knowledge:
         self._threads = ThreadPoolExecutor(_SEARCHING_THREADS, thread_name_prefix="search")
 
     def start(self) -> None:
-        """Begin to index the documents, and go on while they change."""
+        """Start indexing in the background."""
         self._indexer.start()
 
     async def wait_until_indexed(self, seconds: float) -> bool:
-        """Wait until the folder was looked through once, but no longer than that; whether it was."""
-        return await asyncio.to_thread(self._indexer.has_looked.wait, seconds)
+        """Wait for the end of the first scan of the folder. Returns False on timeout."""
+        return await asyncio.to_thread(self._indexer.has_scanned.wait, seconds)
 
     @property
     def is_indexing(self) -> bool:
-        """Whether there are documents that are not indexed yet."""
+        """Whether documents wait to be indexed."""
         if self.problem is not None:
             return False
-        return bool(self._indexer.waiting) or not self._indexer.has_looked.is_set()
+        return bool(self._indexer.waiting) or not self._indexer.has_scanned.is_set()
 
     @property
     def problem(self) -> str | None:
-        """What keeps documents from being indexed, where something does."""
+        """Why documents are not indexed; None if nothing is wrong."""
         return self._indexer.problem
 
     async def search(
@@ -114,21 +114,21 @@ class Knowledge:
         top_k: int | None = None,
         threshold: float | None = None,
     ) -> list[Passage]:
-        """The passages that most likely answer a question, best first.
+        """The passages most relevant to a query, best first.
 
         Args:
-            query: The question; of a very long one the end counts.
-            files: The documents that are searched; None is all.
-            top_k: The most passages.
-            threshold: The least cosine of question and passage.
+            query: The query. If it exceeds the model's context, its end is used.
+            files: Names of the documents to search; None is all.
+            top_k: Maximum number of passages.
+            threshold: Minimum cosine between query and passage.
 
         Raises:
-            EmbeddingError: The question cannot be embedded.
+            EmbeddingError: The query cannot be embedded.
             StoreError: The index cannot be read.
         """
         started = time.perf_counter()
         loop = asyncio.get_running_loop()
-        # Of a text a token has some 4 characters; beyond what the model reads there is nothing to tokenize.
+        # A token has about 4 characters: tokenizing text beyond the model's context is wasted time.
         text = query[-self._embedder.max_tokens * 16 :]
         tokens = self._embedder.fit(self.options.query_prefix + text, keep="end")
         vectors = await asyncio.wrap_future(self._embedder.submit([tokens]))
@@ -147,7 +147,11 @@ class Knowledge:
         return passages
 
     def documents(self) -> list[DocumentState]:
-        """The documents and their state, by name."""
+        """The documents and their states, sorted by name.
+
+        Raises:
+            StoreError: The index cannot be read.
+        """
         states = {name: DocumentState(name, "waiting", 0, n) for name, n in [*self._indexer.waiting.items()]}
         for file in self._store.files().values():
             state: Literal["indexed", "skipped"] = "skipped" if file.problem else "indexed"
@@ -155,14 +159,14 @@ class Knowledge:
         return [states[name] for name in sorted(states)]
 
     def close(self) -> None:
-        """Stop indexing and close the index; blocking. The embedder is closed after it."""
+        """Stop indexing and close the index; blocking. Call it before the embedder is closed."""
         self._indexer.close()
         self._threads.shutdown()
         self._store.close()
 
 
 def _identity(options: KnowledgeOptions, embedder: Embedder) -> str:
-    """Everything that decides which chunks a document has, and which vectors they have."""
+    """Everything that determines the chunks of a document and their vectors."""
     code = hashlib.sha256()
     here = Path(__file__).parent
     for path in sorted(path for pattern in _READING for path in here.glob(pattern)):

@@ -1,14 +1,14 @@
-"""Where sentences end."""
+"""Sentence boundaries."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-# Each begins where a run of its first characters begins, so that no run is looked at from all its places.
+# The lookbehinds let each run of marks match once, from its first character: linear time.
 _CANDIDATE = re.compile(
-    r"""(?<![.!?…])[.!?…]+["'”’»)\]]*\s+"""  # scripts with spaces
-    r"""|(?<![。！？｡])[。！？｡]+["'”’」』）]*\s*"""  # those without
+    r"""(?<![.!?…])[.!?…]+["'”’»)\]]*\s+"""  # scripts with spaces between words
+    r"""|(?<![。！？｡])[。！？｡]+["'”’」』）]*\s*"""  # scripts without
     r"|(?<!\s)\s*\n\s*"
 )
 _ITEM = re.compile(r"(?:[-*+•◦▪‣·●○■□–]|\(?(?:\d{1,3}|[a-zA-Z])[.)])\s")
@@ -16,13 +16,13 @@ _NOT_AN_END = re.compile(
     r"(?:^|[\s(])(?:[^\W\d_]|e\.g|i\.e|z\.B|d\.h|u\.a|p\.ex|Dr|Mr|Mrs|Ms|Prof|St|No|Nos|Nr|Fig|Figs|Eq|Sec|Ch|Vol|"
     r"pp|ca|approx|vs|cf|incl|resp|bzw|usw|Abs|Art|Jr|Sr|al)\.$"
 )
-_LONGEST_ABBREVIATION = 10  # characters, with what stands before it
+_LONGEST_ABBREVIATION = 10  # characters, with the character before it
 
 
 def sentences(text: str) -> Iterator[str]:
-    """The sentences of a paragraph, list items, or a table's rows; joined, they are the text.
+    """Split text into sentences, list items and table rows; joined, they are the text.
 
-    An abbreviation may end one too early; that only moves a boundary.
+    An unknown abbreviation ends a sentence early, which only moves a boundary.
     """
     begin = 0
     for candidate in _CANDIDATE.finditer(text):
@@ -42,14 +42,14 @@ def _is_end(text: str, begin: int, candidate: re.Match[str]) -> bool:
         line_begin = max(begin, text.rfind("\n", begin, candidate.start()) + 1)
         if _ITEM.match(text, end) or text.find(" | ", line_begin, candidate.start()) >= 0:
             return True
-    if not mark:  # the end of a line, in the middle of a sentence
+    if not mark:  # a line break within a sentence
         return False
     if mark[0] in "。！？｡":
         return True
     if text[end].islower():
         return False
     before = text[max(begin, candidate.start() - _LONGEST_ABBREVIATION) : candidate.start() + 1]
-    # "1. " at the begin of an item is its number.
+    # "1. " at the start of an item is its number.
     length = candidate.start() - begin
     is_number = mark == "." and length < _LONGEST_ABBREVIATION and before[:-1].strip("( \n").isdecimal()
     return not is_number and not (mark == "." and _NOT_AN_END.search(before))

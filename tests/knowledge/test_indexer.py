@@ -215,7 +215,7 @@ def test_a_folder_that_vanishes_is_no_empty_one(
     let_the_watch_begin()
     folder.rename(folder.with_name("away"))
     until(lambda: knowledge.problem)
-    assert "is not there" in str(knowledge.problem)
+    assert "does not exist" in str(knowledge.problem)
     assert names(knowledge) == ["bridge.md", "sub/deeper/ferry.txt"]
     (folder.with_name("away") / "new.txt").write_text("New.")
     folder.with_name("away").rename(folder)
@@ -248,17 +248,26 @@ def test_what_cannot_be_stored_waits_and_is_told(
 
 
 @pytest.mark.anyio
-async def test_documents_are_indexed_again_when_the_index_is_lost(
-    open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path, tmp_path: Path
+async def test_a_lost_index_is_reported_and_the_next_start_indexes_again(
+    open_knowledge: Callable[..., tuple[Knowledge, Notes]],
+    folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     knowledge, _ = open_knowledge()
     settled(knowledge)
     shutil.rmtree(tmp_path / "index")
+    with pytest.raises(StoreError, match=r"KNOWLEDGE_INDEX=.* is gone; restart the server"):
+        await knowledge.search("When does the Wren Bridge open?")
     let_the_watch_begin()
     (folder / "new.txt").write_text("The tower is 40 metres high.")
-    until(lambda: (tmp_path / "index").exists())
-    until(lambda: len(names(knowledge)) == 3)
-    [passage, *_] = await knowledge.search("When does the Wren Bridge open?")
+    until(lambda: knowledge.problem)
+    assert "is gone" in str(knowledge.problem)
+    assert "documents cannot be indexed: the index in KNOWLEDGE_INDEX=" in caplog.text
+    knowledge.close()
+    again, _ = open_knowledge()
+    assert len(names(settled(again))) == 3
+    [passage, *_] = await again.search("When does the Wren Bridge open?")
     assert passage.chunk.file == "bridge.md"
 
 

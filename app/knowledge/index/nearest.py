@@ -1,6 +1,6 @@
-"""The vectors of all chunks in memory, a byte a component: the nearest are found by a look at every one.
+"""Exhaustive nearest-neighbour search over the vectors of all chunks, kept in memory as int8.
 
-At 384 dimensions 100,000 chunks take 38 MB, and a look at all of them 7 ms of a core.
+At 384 dimensions 100,000 chunks take 38 MB, and a search takes 7 ms of one core.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 _LEAST_CAPACITY = 1024
 _NONE = np.empty(0, np.int64)
-_DELETED = -1  # in the place of a file's number
+_DELETED = -1  # as the file of a row
 
 
 def pack(vectors: NDArray[np.float32]) -> NDArray[np.int8]:
-    """Vectors (n, dimensions) with their largest component as 127: directions are what counts."""
+    """Quantize vectors (n, dimensions), each scaled so that its largest component is 127.
+
+    Only directions matter for the cosine.
+    """
     largest = np.abs(vectors).max(axis=1, keepdims=True, initial=np.finfo(np.float32).tiny)
     packed: NDArray[np.int8] = np.round(vectors * (127 / largest)).astype(np.int8)
     return packed
@@ -29,15 +32,15 @@ def pack(vectors: NDArray[np.float32]) -> NDArray[np.int8]:
 
 @dataclass(frozen=True, slots=True)
 class VectorIndex:
-    """The packed vectors of all chunks. Never changed: another takes its place.
+    """The packed vectors of all chunks. Immutable: a change returns a new index.
 
-    That other may share the rows: it writes behind the last one in use here. Of two that were made of the
-    same index, only the later may be used.
+    The new index may share the rows and write behind the last used one. Of two indexes derived from the
+    same one, only the later may be used.
 
     Attributes:
-        rows: (capacity, dimensions).
-        chunks: The number of each row's chunk, (capacity,).
-        files: The number of each row's file, (rows in use,).
+        rows: Packed vectors, (capacity, dimensions).
+        chunks: Chunk id of each row, (capacity,).
+        files: File id of each row, (rows in use,).
     """
 
     rows: NDArray[np.int8]
@@ -46,10 +49,10 @@ class VectorIndex:
 
     @classmethod
     def of_files(cls, dimensions: int, files: Iterable[tuple[int, int, int, bytes]]) -> VectorIndex:
-        """Of (file, first chunk, number of chunks, their packed vectors).
+        """Build an index from (file id, first chunk id, number of chunks, packed vectors).
 
         Raises:
-            ValueError: A file's vectors have another size than its chunks.
+            ValueError: The size of a file's vectors does not match its number of chunks.
         """
         rows, chunks, owners = [np.empty((0, dimensions), np.int8)], [_NONE], [_NONE]
         for file, first, n_chunks, packed in files:
@@ -62,7 +65,7 @@ class VectorIndex:
         return int(np.count_nonzero(self.files != _DELETED))
 
     def with_file(self, file: int, first_chunk: int, packed: NDArray[np.int8]) -> VectorIndex:
-        """This one and a file's chunks, numbered from ``first_chunk``."""
+        """This index plus a file's chunks, whose ids begin at ``first_chunk``."""
         index = self if len(self.files) + len(packed) <= len(self.rows) else self._with_room(len(packed))
         begin, end = len(index.files), len(index.files) + len(packed)
         index.rows[begin:end] = packed
@@ -71,16 +74,16 @@ class VectorIndex:
         return VectorIndex(index.rows, index.chunks, files)
 
     def without_file(self, file: int) -> VectorIndex:
-        """This one less a file's chunks."""
+        """This index without a file's chunks."""
         return VectorIndex(self.rows, self.chunks, np.where(self.files == file, _DELETED, self.files))
 
     def nearest(self, query: NDArray[np.float32], k: int, files: Collection[int] | None) -> list[int]:
-        """The ``k`` chunks nearest to a query by packed vectors, in no order; fewer where there are fewer.
+        """Ids of the ``k`` nearest chunks by packed vectors, unordered; fewer if the index is smaller.
 
         Args:
-            query: A vector, (dimensions,).
-            k: How many.
-            files: Only of these; None for all.
+            query: Vector of the query, (dimensions,).
+            k: Number of chunks.
+            files: Ids of the files to search; None is all.
         """
         n = len(self.files)
         allowed = self.files != _DELETED if files is None else np.isin(self.files, list(files))
@@ -93,7 +96,7 @@ class VectorIndex:
         return chunks
 
     def _with_room(self, n: int) -> VectorIndex:
-        """The same without the rows of deleted chunks, with room for as many more, and for ``n``."""
+        """A copy without deleted rows, with capacity for twice the rest plus ``n`` rows."""
         kept = np.flatnonzero(self.files != _DELETED)
         capacity = max(_LEAST_CAPACITY, 2 * len(kept) + n)
         rows = np.empty((capacity, self.rows.shape[1]), np.int8)

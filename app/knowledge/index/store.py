@@ -1,7 +1,7 @@
-"""Chunks, their vectors and their words on disk, and the search over both.
+"""The index on disk: chunks, their vectors and their words, and the search over both.
 
-One SQLite file holds everything, so that a document's chunks change in one transaction. Two indexes lead
-to them: the vectors in memory, rounded to a byte a component, give candidates whose true cosines are then
+One SQLite file holds everything, so that a document's chunks change in one transaction. A search uses two
+indexes: the vectors in memory, one byte per component, give candidates whose exact cosines are then
 computed; SQLite's FTS5 ranks chunks by BM25.
 """
 
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = "1"  # of the tables and of the words; raised with every change of either
-_RANKED = 40  # how many chunks each of the two lists brings into the fusion, at least
-_MARGIN = 2  # as many candidates by packed vectors for one by true ones
-_WORDS_SHARE = 0.3  # of BM25 in the score; chosen by `python -m bench.knowledge --only recall`
-_LOGGED = 1000  # chunks that may stand in SQLite's log before they are moved to its file
+_FORMAT = "1"  # of the tables and of the words; incremented with every change of either
+_RANKED = 40  # minimum chunks that each of the two rankings contributes to the fusion
+_MARGIN = 2  # candidates by packed vectors per chunk wanted
+_WORDS_SHARE = 0.3  # weight of BM25 in the score; chosen by `python -m bench.knowledge --only recall`
+_LOGGED = 1000  # chunks in SQLite's write-ahead log before a checkpoint
 
 
 @dataclass(frozen=True, slots=True)
 class IndexedFile:
-    """A document as the index knows it.
+    """A document in the index.
 
     Attributes:
-        name: Relative to the documents' folder, with forward slashes.
-        fingerprint: Changes when the document does.
-        n_bytes: Its size.
-        n_chunks: How many chunks it gave.
-        problem: Why it was skipped; None where it was read.
+        name: Path relative to the documents' folder, with forward slashes.
+        fingerprint: Digest of its content.
+        n_bytes: File size.
+        n_chunks: Number of its chunks.
+        problem: Why it was skipped; None if it was read.
     """
 
     name: str
@@ -59,61 +59,64 @@ class IndexedFile:
 
 
 class Store:
-    """The index of one folder of documents. One thread writes at a time; any number search meanwhile."""
+    """The index of one folder of documents. One thread writes at a time; any number search concurrently."""
 
     def __init__(self, folder: Path, *, dimensions: int, identity: str) -> None:
-        """Open the index, or start one where there is none, a damaged one or one of another identity.
+        """Open the index. A missing or damaged one, or one of another identity, is created anew.
 
         Args:
-            folder: Where it is kept; made if missing.
-            dimensions: Of the vectors.
-            identity: All that makes two vectors comparable, as text.
+            folder: Folder of the index; created if missing.
+            dimensions: Components per vector.
+            identity: Everything that makes two vectors comparable, as text.
 
         Raises:
-            StoreError: The folder cannot be written or belongs to a running process.
+            StoreError: The folder cannot be written, or another process uses it.
         """
         self._folder = folder
         self._path = folder / "index.sqlite3"
         self._dimensions = dimensions
         self._meta = {"format": _FORMAT, "dimensions": str(dimensions), "identity": identity}
         self._writing = threading.Lock()  # held from the first change to the commit
-        self._switching = threading.Lock()  # held while the file and what is in memory change together
+        self._switching = threading.Lock()  # held while the file and the vectors in memory change together
         self._idle_readers: list[sqlite3.Connection] = []
         self._closed = False
-        self._opened = 0  # how often; what was opened before the last time leads to an index that is gone
-        self._is_lost = False
         self._scanning = ThreadPoolExecutor(2, thread_name_prefix="scan")
         self._in_log = 0  # chunks
         self._lock = self._take_lock()
         try:
             with self._explained():
                 self._db = self._open()
+                self._inode = self._path.stat().st_ino
         except BaseException:
             self._lock.release()
             raise
 
     def files(self) -> dict[str, IndexedFile]:
-        """All documents of the index, the skipped ones too, by name."""
+        """All documents of the index by name, including skipped ones.
+
+        Raises:
+            StoreError: The index is damaged, gone or closed.
+        """
         with self._explained(), self._reading() as (db, _):
             rows = db.execute("select name, fingerprint, n_bytes, n_chunks, problem from files order by name")
             return {row[0]: IndexedFile(*row) for row in rows}
 
     @property
     def n_chunks(self) -> int:
-        """Chunks that can be found."""
+        """Number of searchable chunks."""
         return len(self._vectors)
 
     def replace(self, file: IndexedFile, chunks: Sequence[Chunk], vectors: NDArray[np.float32]) -> None:
-        """Put a document's chunks in the place of those it had before, all at once.
+        """Replace a document's chunks in one transaction.
 
         Args:
-            file: The document. One with a problem has no chunks and is remembered as skipped.
-            chunks: All of it.
-            vectors: One a chunk, (chunks, dimensions).
+            file: The document. One with a problem has no chunks and is recorded as skipped.
+            chunks: All chunks of the document.
+            vectors: Float array (chunks, dimensions).
 
         Raises:
-            StoreError: The disk is full or the index damaged; it is as it was before.
-            ValueError: File, chunks and vectors do not fit each other.
+            StoreError: The disk is full, or the index is damaged, gone or closed; nothing has changed.
+            ValueError: File, chunks and vectors do not match.
         """
         vectors = np.asarray(vectors, np.float32).reshape(len(chunks), self._dimensions)
         if file.n_chunks != len(chunks) or any(chunk.file != file.name for chunk in chunks):
@@ -139,10 +142,10 @@ class Store:
         self._write(change, len(chunks))
 
     def remove(self, name: str) -> None:
-        """Forget a document; one that is not there is no error.
+        """Remove a document; a missing one is no error.
 
         Raises:
-            StoreError: The disk is full or the index damaged; it is as it was before.
+            StoreError: The disk is full, or the index is damaged, gone or closed; nothing has changed.
         """
         self._write(lambda db: self._delete(db, name))
 
@@ -155,24 +158,24 @@ class Store:
         threshold: float,
         files: Collection[str] | None = None,
     ) -> list[Passage]:
-        """Find the chunks nearest to a query, by vector and by words, best first.
+        """Find the chunks nearest to a query by vector and by words, best first.
 
         Args:
-            vector: The query's, (dimensions,).
-            text: The query; any text at all.
-            top_k: At most that many.
-            threshold: The least cosine, for what was found by words too.
-            files: Only chunks of these documents; None for all.
+            vector: Vector of the query, (dimensions,).
+            text: The query; any text is valid.
+            top_k: Maximum number of passages.
+            threshold: Minimum cosine, for chunks found by words too.
+            files: Search these documents only; None is all.
 
         Raises:
-            StoreError: The index is damaged or closed.
+            StoreError: The index is damaged, gone or closed.
             ValueError: The vector has another size.
         """
         query = _unit(np.asarray(vector, np.float32).reshape(1, self._dimensions))[0]
         depth = max(_RANKED, top_k)
         with self._explained(), self._reading() as (db, index):
             file_ids = None if files is None else tables.file_ids(db, files)
-            # Half of the work beside the other: neither holds the interpreter's lock.
+            # The two searches run in parallel: neither holds the interpreter lock.
             nearest = self._scanning.submit(index.nearest, query, _MARGIN * depth, file_ids)
             by_words = tables.ranked_by_words(db, text, depth, file_ids)
             cosines = tables.cosines(db, [*{*nearest.result(), *by_words}], query)
@@ -183,33 +186,16 @@ class Store:
             found = tables.read_chunks(db, best)
         return [Passage(found[chunk], cosines[chunk], scores[chunk]) for chunk in best]
 
-    def mend(self) -> bool:
-        """Start the index anew where it has vanished since, or was found to be damaged; whether it was so.
-
-        Raises:
-            StoreError: It cannot be started anew.
-        """
-        with self._writing, self._switching:
-            if self._closed or (self._path.exists() and not self._damage_mark.exists()):
-                return False
-            self._is_lost = True
-            self._disconnect()
-            self._lock.release()
-            self._lock = self._take_lock()
-            with self._explained():
-                self._db = self._open()
-            self._opened += 1
-            self._is_lost = False
-            return True
-
     def close(self) -> None:
-        """Give the folder free. Searches under way may still end; what comes later is refused."""
+        """Release the folder. Running searches may finish; later calls raise StoreError."""
         with self._writing, self._switching:
             if self._closed:
                 return
             self._closed = True
             self._scanning.shutdown(wait=False)
-            self._disconnect()
+            for connection in (*self._idle_readers, self._db):
+                connection.close()
+            self._idle_readers.clear()
             self._lock.release()
 
     def __enter__(self) -> Store:
@@ -223,13 +209,16 @@ class Store:
     def _check_open(self) -> None:
         if self._closed:
             raise StoreError("the index is closed")
-        if self._is_lost:
-            raise StoreError(f"the index in KNOWLEDGE_INDEX={self._folder} was lost; it is made anew soon")
-
-    def _disconnect(self) -> None:
-        for connection in (*self._idle_readers, self._db):
-            connection.close()
-        self._idle_readers.clear()
+        try:
+            inode = self._path.stat().st_ino
+        except OSError:
+            inode = None
+        if inode != self._inode:
+            # Open connections still reach the deleted file: searches would see stale data, writes get lost.
+            raise StoreError(
+                f"the index in KNOWLEDGE_INDEX={self._folder} is gone; restart the server to index the"
+                " documents again"
+            )
 
     def _take_lock(self) -> FileLock:
         lock = FileLock(self._folder / "lock", timeout=0, is_singleton=False)
@@ -238,7 +227,7 @@ class Store:
             lock.acquire()
         except Timeout:
             raise StoreError(
-                f"KNOWLEDGE_INDEX={self._folder} is in use by another process; stop that one, or set"
+                f"KNOWLEDGE_INDEX={self._folder} is in use by another process; stop it, or set"
                 " KNOWLEDGE_INDEX to another folder"
             ) from None
         except (OSError, NotImplementedError) as error:
@@ -247,8 +236,8 @@ class Store:
 
     def _not_usable(self, error: Exception) -> str:
         return (
-            f"KNOWLEDGE_INDEX={self._folder} cannot be used: {error}; set it to a folder that can be written,"
-            " on a disk with room"
+            f"KNOWLEDGE_INDEX={self._folder} cannot be used: {error}; set it to a writable folder"
+            " on a disk with free space"
         )
 
     @contextmanager
@@ -258,11 +247,11 @@ class Store:
         except sqlite3.OperationalError as error:
             raise StoreError(self._not_usable(error)) from error
         except sqlite3.DatabaseError as error:
-            with suppress(OSError):  # where the folder is gone, that says as much
+            with suppress(OSError):  # without the folder there is nothing to mark
                 self._damage_mark.touch()
             raise StoreError(
-                f"the index in KNOWLEDGE_INDEX={self._folder} is damaged ({error}); it is made anew within"
-                " a minute"
+                f"the index in KNOWLEDGE_INDEX={self._folder} is damaged ({error}); restart the server to"
+                " index the documents again"
             ) from error
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EPERM, errno.EISDIR):
@@ -271,7 +260,7 @@ class Store:
 
     @property
     def _damage_mark(self) -> Path:
-        """A file that says: what was read here last time was damaged."""
+        """A file that marks the index as damaged. The next start creates a new one."""
         return self._folder / "damaged"
 
     def _open(self) -> sqlite3.Connection:
@@ -283,12 +272,12 @@ class Store:
                 except _OtherIdentityError as error:
                     reason = str(error)
                 except sqlite3.OperationalError as error:
-                    # Of its own kind are locked, full and read-only; a missing table is a damage.
+                    # Locked, full and read-only are no damage; a missing table is.
                     if "no such" not in str(error):
                         raise
                 except (sqlite3.DatabaseError, ValueError) as error:
                     reason = f"it is damaged ({error})"
-            _log.warning("the index in %s is started anew: %s", self._folder, reason)
+            _log.warning("a new index is created in %s: %s", self._folder, reason)
         for suffix in ("", "-wal", "-shm"):
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
         self._damage_mark.unlink(missing_ok=True)
@@ -305,17 +294,17 @@ class Store:
                 raise _OtherIdentityError("it was made with another embedding model or other settings")
             rows = db.execute("select id, first_chunk, n_chunks, packed from files order by first_chunk")
             self._vectors = VectorIndex.of_files(self._dimensions, rows)
-            db.execute("update meta set value = value where key = 'format'")  # says now if it is read-only
+            db.execute("update meta set value = value where key = 'format'")  # fails if it is read-only
         except BaseException:
             db.close()
             raise
         return db
 
     def _connect(self, *, new: bool = False) -> sqlite3.Connection:
-        # A file that has vanished is not to come back as an empty one.
+        # Mode rw: a deleted file must not be recreated empty.
         uri = f"{self._path.absolute().as_uri()}?mode={'rwc' if new else 'rw'}"
         db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
-        # Without a sync at every commit a power cut may cost the last documents, never the index.
+        # No sync per commit: a power cut may lose the last documents, never the index.
         db.executescript(
             "pragma synchronous = normal; pragma wal_autocheckpoint = 0; pragma cache_size = -8000"
         )
@@ -323,14 +312,13 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[tuple[sqlite3.Connection, VectorIndex]]:
-        """One state of the file and of what is in memory, that no writer changes."""
+        """A snapshot of the file and of the vectors in memory."""
         with self._switching:
             self._check_open()
-            opened = self._opened
             db = self._idle_readers.pop() if self._idle_readers else self._connect()
             try:
                 db.execute("begin")
-                db.execute("select 1 from meta").fetchone()  # only a first read fixes the state
+                db.execute("select 1 from meta").fetchone()  # the first read fixes the snapshot
             except BaseException:
                 db.close()
                 raise
@@ -342,7 +330,7 @@ class Store:
             db.close()
             raise
         with self._switching:
-            if self._closed or self._is_lost or opened != self._opened:
+            if self._closed:
                 db.close()
             else:
                 self._idle_readers.append(db)
@@ -357,7 +345,7 @@ class Store:
                     self._db.execute("commit")
                     self._vectors = index
             self._in_log += n_chunks
-            if self._in_log > _LOGGED:  # not within the commit, where searches would wait for the disk
+            if self._in_log > _LOGGED:  # outside the commit, which blocks searches
                 self._db.execute("pragma wal_checkpoint(passive)").fetchall()
                 self._in_log = 0
 
@@ -367,7 +355,7 @@ class Store:
 
 
 class _OtherIdentityError(Exception):
-    """The index on disk holds vectors that cannot be compared with this model's."""
+    """The index on disk holds vectors that are not comparable with this model's."""
 
 
 @contextmanager
@@ -384,10 +372,10 @@ def _transaction(
 
 
 def _fused(found: Sequence[int], cosines: Mapping[int, float], bm25: Mapping[int, float]) -> dict[int, float]:
-    """Scores of what was found: cosines, and a share of BM25 where the words' best hit has 1.
+    """Scores: cosine plus a share of BM25, which is scaled so that the best chunk by words has 1.
 
-    Bruch, Gai & Ingber 2023, "An analysis of fusion functions for hybrid retrieval": a sum of the two keeps
-    how much better the first is than the second, which a fusion of ranks forgets.
+    Source: Bruch, Gai & Ingber 2023, "An analysis of fusion functions for hybrid retrieval". Unlike a fusion
+    of ranks, a sum of scores keeps the distance between ranks.
     """
     most = max(bm25.values(), default=1.0)
     return {chunk: cosines[chunk] + _WORDS_SHARE * bm25.get(chunk, 0.0) / most for chunk in found}

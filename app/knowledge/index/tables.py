@@ -1,4 +1,4 @@
-"""The tables of the index and what is asked of them."""
+"""The tables of the index and the queries over them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from app.knowledge.index import words
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_QUERY_CHARACTERS = 4096  # a longer question is cut for the words; its vector has read what the model can
+_QUERY_CHARACTERS = 4096  # of the query, for the search by words
 _QUERY_WORDS = 32
-# BM25 walks over every chunk that has one of the words, about 0.7 µs each. Above this many, the commonest
-# words of the question are left out: they say the least.
+# BM25 visits every chunk that has one of the words, at about 0.7 µs each. Above this many visits, the most
+# frequent words of the query are left out: they discriminate least.
 _WALKED = 2000
-_COMMON = 1000  # chunks; counting a word costs as much as it has chunks, so common ones are counted ahead
-_COUNT_AGAIN = 1.25  # when there are that many times the chunks of the last count
+_COMMON = 1000  # chunks; counting a word visits all its chunks, so frequent words are counted in advance
+_COUNT_AGAIN = 1.25  # growth of the index after which they are counted again
 
 TABLES = f"""
 create table meta(key text primary key, value text not null) without rowid;
@@ -40,7 +40,7 @@ create table common_words(word text primary key, n_chunks integer not null) with
 
 
 def delete_file(db: sqlite3.Connection, name: str) -> int | None:
-    """Delete a file with its chunks; its number, None where there is no such file."""
+    """Delete a file with its chunks. Returns its id, None if there is no such file."""
     row = db.execute("select id, first_chunk, n_chunks from files where name = ?", (name,)).fetchone()
     if row is None:
         return None
@@ -60,7 +60,7 @@ def delete_file(db: sqlite3.Connection, name: str) -> int | None:
 def insert_chunks(
     db: sqlite3.Connection, first: int, file: int, chunks: Sequence[Chunk], vectors: NDArray[np.float32]
 ) -> None:
-    """Insert a file's chunks, numbered from ``first``, with their unit vectors and words."""
+    """Insert a file's chunks with ids from ``first``, their unit vectors (chunks, dimensions) and words."""
     numbered = list(enumerate(chunks, first))
     db.executemany(
         "insert into chunks values (?, ?, ?, ?, ?, ?)",
@@ -82,7 +82,7 @@ def _indexed_words(heading: str, text: str) -> str:
 
 
 def count_common_words(db: sqlite3.Connection, n_chunks: int) -> None:
-    """Count ahead what is slow to count at a query, whenever the index has grown by a quarter."""
+    """Count the chunks of frequent words in advance, whenever the index has grown by a quarter."""
     row = db.execute("select value from meta where key = 'counted'").fetchone()
     if n_chunks < _COUNT_AGAIN * (int(row[0]) if row else _COMMON):
         return
@@ -92,19 +92,19 @@ def count_common_words(db: sqlite3.Connection, n_chunks: int) -> None:
 
 
 def file_ids(db: sqlite3.Connection, names: Collection[str]) -> list[int]:
-    """The numbers of files by their names; names that are not there are left out."""
+    """Ids of files by their names; unknown names are left out."""
     chosen = "select id from files where name in (select value from json_each(?))"
     return [row[0] for row in db.execute(chosen, (json.dumps(list(names)),))]
 
 
 def cosines(db: sqlite3.Connection, chunks: Sequence[int], query: NDArray[np.float32]) -> dict[int, float]:
-    """The cosines of a query's unit vector and these chunks', by chunk; missing ones are left out."""
+    """Cosines of chunks with a query's unit vector, by chunk id; unknown ids are left out."""
     rows = db.execute(
         "select id, vector from vectors where id in (select value from json_each(?))",
         (json.dumps(list(chunks)),),
     ).fetchall()
     vectors = np.frombuffer(b"".join(row[1] for row in rows), "<f2").reshape(len(rows), len(query))
-    # Not by BLAS: its threads would take the cores from the model's for a sum of a quarter millisecond.
+    # No BLAS: its threads would compete with the model's for 0.25 ms of work.
     cosines = np.einsum("ij,j->i", vectors.astype(np.float32), query)
     return dict(zip((row[0] for row in rows), np.clip(cosines, -1, 1).tolist(), strict=True))
 
@@ -112,7 +112,7 @@ def cosines(db: sqlite3.Connection, chunks: Sequence[int], query: NDArray[np.flo
 def ranked_by_words(
     db: sqlite3.Connection, text: str, limit: int, file_ids: Collection[int] | None
 ) -> dict[int, float]:
-    """Chunks and their BM25, best first, of all files or of those given."""
+    """Chunk ids and their BM25, best first; ``file_ids`` of None is all files."""
     chosen = _telling_words(db, text)
     if not chosen:
         return {}
@@ -132,7 +132,7 @@ def ranked_by_words(
 
 
 def _telling_words(db: sqlite3.Connection, text: str) -> list[str]:
-    """The words of a question by which to look, the rarest first, as many as can be afforded."""
+    """The rarest words of a query, as many as the limit of visits allows."""
     distinct = list(dict.fromkeys(words.split_into_words(text[:_QUERY_CHARACTERS])))[:_QUERY_WORDS]
     counts: dict[str, int] = {}
     for word in distinct:
@@ -151,7 +151,6 @@ def _telling_words(db: sqlite3.Connection, text: str) -> list[str]:
 
 
 def read_chunks(db: sqlite3.Connection, chunks: Sequence[int]) -> dict[int, Chunk]:
-    """Chunks by their numbers."""
     rows = db.execute(
         "select chunks.id, name, position, heading, page, text from chunks join files on files.id = file"
         " where chunks.id in (select value from json_each(?))",

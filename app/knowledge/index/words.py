@@ -1,8 +1,8 @@
-"""Text → the words it is found by.
+"""Text → words of the full-text index.
 
-SQLite's own tokenizer leaves three things wanting: scripts written without spaces become one endless
-word, a part number falls apart into letters and digits that stand everywhere, and "ё" and "й" stay apart
-from what people type. So the words are made here, and SQLite only splits at the spaces between them.
+SQLite's own tokenizer has three defects: it makes one word of scripts without spaces, splits part numbers
+into frequent fragments, and distinguishes "ё" from "е" and "й" from "и". So words are made here, and SQLite
+splits at the spaces between them only.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import unicodedata
 import snowballstemmer  # type: ignore[import-untyped]
 
 MAX_WORD_LENGTH = 64
-"""Characters. What is longer is no word but data, and would only swell the index."""
+"""Characters. Longer runs are data, not words."""
 
 TOKENIZER = "unicode61 remove_diacritics 0 categories 'L* N* M* Co' tokenchars '_'"
-"""SQLite's tokenizer that leaves these words as they are."""
+"""SQLite tokenizer that keeps these words unchanged."""
 
-# Vowel signs of Indian scripts and the like belong to their word; \w leaves them out.
+# Combining marks, such as Indian vowel signs, are part of a word; \w does not match them.
 _MARKS = "".join(
     chr(code)
     for first, last in ((0x0370, 0x1DFF), (0x3099, 0x309A), (0xA66F, 0xABFF))
@@ -36,15 +36,15 @@ _UNSPACED = re.compile(
 )
 _ENGLISH = re.compile("[a-z]{3,}")
 _STEMMER = snowballstemmer.stemmer("english")
-_stemming = threading.Lock()  # a stemmer holds the word it works on
+_stemming = threading.Lock()  # a stemmer is not thread-safe
 _ACCENTS = re.compile("[\u0300-\u036f]")
 
 
 def split_into_words(text: str) -> list[str]:
-    """The words of a text, in order, without case, accents and English endings.
+    """The words of a text in order, without case, accents and English suffixes.
 
-    Runs of a script without spaces give their pairs of neighbouring characters. Terms with digits and
-    inner signs ("XK-4471-B", "192.168.7.4") give their parts and, as one word more, the whole.
+    Runs of a script without spaces give bigrams of characters. Terms with digits and inner punctuation
+    ("XK-4471-B", "192.168.7.4") give their parts and, as a further word, the whole.
     """
     if not text.isascii():
         bare = _ACCENTS.sub("", unicodedata.normalize("NFKD", text))
@@ -58,14 +58,14 @@ def split_into_words(text: str) -> list[str]:
         for part in parts:
             words += [_stem(part)] if part.isascii() else _pairs(part)
         if len(parts) > 1 and any(character.isdigit() for character in term):
-            # With letters in it the whole is found by "XK4471B" too; digits alone stay apart: 1.5 is not 15.
+            # A whole with letters matches "XK4471B" too. Digits alone keep a separator: 1.5 is not 15.
             words.append(("" if any(character.isalpha() for character in term) else "_").join(parts))
     return [word for word in words if len(word) <= MAX_WORD_LENGTH]
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def _stem(word: str) -> str:
-    """Porter 2's stem of an English word: "opened" and "opens" are found by "open"."""
+    """Porter 2 stem of an English word: "open" for "opened" and "opens"."""
     if not _ENGLISH.fullmatch(word):
         return word
     with _stemming:
