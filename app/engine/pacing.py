@@ -1,43 +1,48 @@
-"""How long steps take, and how much prefill they can bear for that."""
+"""Prefill chunk sizes from measured step times."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-# Of an average over past steps, the weight of the newest.
+# Weight of the newest step in a moving average.
 _WEIGHT = 0.2
-# A pass reads all weights once, which takes about as long as six tokens: in shorter chunks that would weigh.
+# Minimum prefill chunk. A pass reads all weights, which takes as long as about six tokens.
 LEAST_CHUNK = 32
 _ROUND_TO = 16
-# An inter-token latency that nobody feels, and what else a running stream bears: while others' prompts
-# are prefilled, tokens come at a quarter of the usual rate.
+# Maximum seconds of a step while no answer streams. Requests are admitted and cancelled between steps.
+PREFILL_SECONDS = 0.5
+# Default maximum of a step while answers stream: 60 ms, or four decode steps if that is longer.
 _LEAST_BUDGET = 0.060
 _BUDGET_IN_STEPS = 4
 
 
 @dataclass(slots=True)
 class Pacing:
-    """Sizes chunks of prefill by the measured times of steps.
+    """Sizes prefill chunks by measured step times.
 
     Attributes:
-        itl_budget: The longest step, in seconds, while streams run; None derives it from the time of
-            steps without prefill.
+        itl_budget: Maximum seconds of a step while answers stream. None: derived from the time of steps
+            without prefill.
     """
 
     itl_budget: float | None = None
-    _decode_seconds: dict[int, float] = field(default_factory=dict)  # by the number of sequences
-    _seconds_per_token: float | None = None  # of prefill, beyond the time of the decodes beside it
+    _decode_seconds: dict[int, float] = field(default_factory=dict)  # by number of decoding sequences
+    _seconds_per_token: float | None = None  # of prefill, without the decodes in the same step
+    _is_settled: bool = False  # whether more than the first prefill is measured
 
     def observe(self, seconds: float, n_decoding: int, n_prefill: int) -> None:
-        """Take the time of one step."""
+        """Record the time of one step."""
         if n_prefill == 0:
             self._decode_seconds[n_decoding] = _average(self._decode_seconds.get(n_decoding), seconds)
         elif n_prefill >= LEAST_CHUNK:
+            # The first prefill also reads the weights from disk: the second one replaces its time.
+            before = self._seconds_per_token if self._is_settled else None
+            self._is_settled = self._seconds_per_token is not None
             beyond = max(seconds - self.decode_seconds(n_decoding), 0.1 * seconds)
-            self._seconds_per_token = _average(self._seconds_per_token, beyond / n_prefill)
+            self._seconds_per_token = _average(before, beyond / n_prefill)
 
     def decode_seconds(self, n_decoding: int) -> float:
-        """The expected time of a step with that many sequences and no prefill; 0 if nothing is known."""
+        """Expected seconds of a step with ``n_decoding`` sequences and no prefill. 0: not measured."""
         if n_decoding == 0 or not self._decode_seconds:
             return 0.0
         nearest = min(self._decode_seconds, key=lambda n: abs(n - n_decoding))
@@ -45,16 +50,20 @@ class Pacing:
 
     @property
     def prefill_seconds_per_token(self) -> float:
-        """The expected time of prefilling a token; a guess until one is measured."""
+        """Expected seconds of prefill per token. 1 ms before a measurement."""
         return 0.001 if self._seconds_per_token is None else self._seconds_per_token
 
     def chunk(self, n_decoding: int, largest: int) -> int:
-        """How many prompt tokens the next step may prefill beside ``n_decoding`` streams."""
-        if n_decoding == 0:
-            return largest
+        """Maximum prompt tokens of the next step beside ``n_decoding`` sequences.
+
+        At least LEAST_CHUNK, whatever it takes, and LEAST_CHUNK before prefill is measured.
+        """
         decode = self.decode_seconds(n_decoding)
-        budget = self.itl_budget
-        if budget is None:
+        if n_decoding == 0:
+            budget = 0.0 if self._seconds_per_token is None else PREFILL_SECONDS
+        elif self.itl_budget is not None:
+            budget = self.itl_budget
+        else:
             budget = max(_LEAST_BUDGET, _BUDGET_IN_STEPS * decode)
         n_tokens = int((budget - decode) / self.prefill_seconds_per_token)
         return max(LEAST_CHUNK, min(largest, n_tokens // _ROUND_TO * _ROUND_TO))

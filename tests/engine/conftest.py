@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,7 +13,7 @@ from app.engine.report import StepReport
 
 
 class Reports:
-    """An observer that keeps what it is told."""
+    """An observer that keeps all reports."""
 
     def __init__(self) -> None:
         self.all: list[StepReport] = []
@@ -39,10 +40,16 @@ def reports() -> Reports:
 
 
 @pytest.fixture
-async def engine(model: Model, reports: Reports) -> AsyncIterator[Engine]:
-    """An engine of four sequences of 512 tokens, with room for eight to wait."""
+def compute_lock() -> threading.Lock:
+    """Held by a test, it keeps the engine from its next step."""
+    return threading.Lock()
+
+
+@pytest.fixture
+async def engine(model: Model, reports: Reports, compute_lock: threading.Lock) -> AsyncIterator[Engine]:
+    """An engine of four sequences of 512 tokens; eight more requests may wait."""
     options = EngineOptions(n_ctx=2048, max_sequences=4, n_threads=2, max_requests=12)
-    engine = Engine(model, options, reports)
+    engine = Engine(model, options, reports, compute_lock)
     engine.start()
     yield engine
     await engine.close()

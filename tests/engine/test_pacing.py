@@ -1,10 +1,10 @@
-"""Chunk sizes from step times."""
+"""Prefill chunk sizes from step times."""
 
 from __future__ import annotations
 
 import pytest
 
-from app.engine.pacing import LEAST_CHUNK, Pacing
+from app.engine.pacing import LEAST_CHUNK, PREFILL_SECONDS, Pacing
 
 
 def measured(itl_budget: float | None = None, *, decode: float = 0.02, token: float = 0.001) -> Pacing:
@@ -15,8 +15,22 @@ def measured(itl_budget: float | None = None, *, decode: float = 0.02, token: fl
     return pacing
 
 
-def test_with_nobody_streaming_chunks_are_full() -> None:
-    assert measured().chunk(0, 512) == 512
+def test_chunks_are_full_while_no_answer_streams_on_a_fast_machine() -> None:
+    assert measured(token=0.0009).chunk(0, 512) == 512
+
+
+def test_a_chunk_takes_half_a_second_while_no_answer_streams() -> None:
+    assert measured(token=0.002).chunk(0, 512) * 0.002 == pytest.approx(PREFILL_SECONDS, rel=0.05)
+    assert measured(token=1 / 30).chunk(0, 512) == LEAST_CHUNK, "1 s, where 512 tokens take 17"
+
+
+def test_the_first_chunk_is_small() -> None:
+    assert Pacing().chunk(0, 512) == LEAST_CHUNK
+    pacing = Pacing()
+    pacing.observe(2.0, 0, LEAST_CHUNK)  # weights come from disk
+    assert pacing.chunk(0, 512) == LEAST_CHUNK
+    pacing.observe(0.03, 0, LEAST_CHUNK)
+    assert pacing.chunk(0, 512) == 512
 
 
 def test_a_chunk_fills_the_budget_and_no_more() -> None:
@@ -30,11 +44,11 @@ def test_the_default_budget_is_four_steps_and_at_least_60_ms() -> None:
     assert measured(decode=0.01).chunk(8, 512) == 48  # 60 ms, 10 of them for the decodes
 
 
-def test_prompts_go_on_however_tight_the_budget() -> None:
+def test_chunks_have_a_minimum_under_any_budget() -> None:
     assert measured(0.001).chunk(8, 512) == LEAST_CHUNK
 
 
-def test_it_follows_a_machine_that_becomes_slower() -> None:
+def test_chunks_shrink_when_the_machine_becomes_slower() -> None:
     pacing = measured(0.2)
     for _ in range(30):
         pacing.observe(0.02 + 80 * 0.002, 8, 80)
@@ -42,7 +56,7 @@ def test_it_follows_a_machine_that_becomes_slower() -> None:
     assert pacing.prefill_seconds_per_token == pytest.approx(0.002, rel=0.05)
 
 
-def test_numbers_of_streams_not_seen_yet_take_the_nearest() -> None:
+def test_unmeasured_numbers_of_streams_use_the_nearest_measured_one() -> None:
     pacing = Pacing()
     assert pacing.decode_seconds(4) == 0
     pacing.observe(0.01, 1, 0)
@@ -50,13 +64,13 @@ def test_numbers_of_streams_not_seen_yet_take_the_nearest() -> None:
     assert (pacing.decode_seconds(2), pacing.decode_seconds(7)) == (0.01, 0.04)
 
 
-def test_prefill_alone_counts_whole() -> None:
+def test_prefill_without_decodes_is_the_whole_step() -> None:
     pacing = Pacing()
     pacing.observe(0.5, 0, 500)
     assert pacing.prefill_seconds_per_token == pytest.approx(0.001)
 
 
-def test_tiny_chunks_say_nothing_about_the_time_of_a_token() -> None:
+def test_tiny_chunks_are_not_measured() -> None:
     pacing = measured()
     for _ in range(50):
         pacing.observe(0.03, 8, 1)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from app.engine.cache.prefix_cache import MemoryKind, PrefixCache
 from app.engine.pacing import Pacing
-from app.engine.scheduler import Limits, Scheduler, Work
+from app.engine.scheduler import Limits, Scheduler, SequenceFault, Work
 from app.engine.sequence import Sequence
 from tests.engine.cache.fake_memory import FakeMemory, sequence
 
@@ -183,6 +183,76 @@ class TestGaps:
         rig.scheduler.remove(four[0])
         rig.step()
         assert [x.slot for x in rig.scheduler.running] == [1, 2, 3]
+
+
+class TestFaults:
+    """An exception of one sequence: it can be dropped, and the others are scheduled."""
+
+    def fault(self, rig: Rig) -> Sequence:
+        with pytest.raises(SequenceFault, match="out of memory") as raised:
+            rig.scheduler.schedule()
+        rig.scheduler.drop(raised.value.sequence)
+        return raised.value.sequence
+
+    def fail_once(self, patch: pytest.MonkeyPatch, target: object, name: str) -> None:
+        def fail(*_: object) -> None:
+            patch.undo()
+            raise MemoryError("out of memory")
+
+        patch.setattr(target, name, fail)
+
+    def test_of_occupy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        rig = Rig(n_slots=2)
+        first, second, third = (sequence(3, submitted_at=float(t)) for t in range(3))
+        rig.add(first, second, third)
+        occupy = rig.cache.occupy
+
+        def fail(slot: int, one: Sequence) -> None:
+            occupy(slot, one)
+            if one is second:
+                raise MemoryError("out of memory")
+
+        monkeypatch.setattr(PrefixCache, "occupy", lambda _, *arguments: fail(*arguments))
+        assert self.fault(rig) is second
+        rig.step()
+        assert rig.scheduler.running == [first, third]
+        assert second not in rig.scheduler
+        rig.run_to_the_end()
+
+    @pytest.mark.parametrize("method", ["restore_sequence", "clear_sequence"])
+    def test_of_a_move(self, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+        rig = Rig(n_slots=3)
+        three = [sequence(3, submitted_at=float(t)) for t in range(3)]
+        rig.add(*three)
+        rig.step()
+        rig.scheduler.remove(three[0])
+        rig.cache.drop(0)
+        self.fail_once(monkeypatch, rig.memory, method)
+        assert self.fault(rig) is three[2]
+        rig.step()
+        assert rig.scheduler.running == [three[1]]
+        rig.run_to_the_end()
+        assert {slot for slot, held in rig.memory.slots.items() if held} == set(rig.cache._residents)
+
+    def test_of_a_lookup(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        rig = Rig()
+        first, second = sequence(3), sequence(3)
+        rig.add(first, second)
+        self.fail_once(monkeypatch, PrefixCache, "lookup")
+        assert self.fault(rig) is first
+        rig.step()
+        assert rig.scheduler.running == [second]
+
+    def test_of_a_draft(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        rig = Rig()
+        first, second = sequence(3), sequence(3)
+        rig.add(first, second)
+        rig.step()
+        first.lookup = Guess([1])  # type: ignore[assignment]
+        self.fail_once(monkeypatch, Guess, "propose")
+        assert self.fault(rig) is first
+        rig.step()
+        assert rig.scheduler.running == [second]
 
 
 class TestSharedPrefixes:
