@@ -13,7 +13,8 @@ from typing import Any
 
 from app.config import reference
 from app.config import settings as settings_table
-from app.config.settings import Settings, SettingsError
+from app.config.errors import UserError
+from app.config.settings import Settings
 from app.fit import preflight
 
 
@@ -33,12 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 logging.getLogger(name).setLevel(logging.WARNING)
         preflight.check_library()
         return _COMMANDS[options.command](settings, options)
-    except SettingsError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except preflight.NativeLibraryError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return error.exit_status
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
@@ -47,43 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _user_errors() -> tuple[type[Exception], ...]:
-    # Imported late: these load the native library, which is tried in a child process first.
-    from app.cli.detect_watermark import TextError
-    from app.cli.serve import StartupError
-    from app.config.contexts import ContextsError
-    from app.engine.llama import ModelLoadError
-    from app.fit.memory_plan import MemoryPlanError
-    from app.service import ServiceError
-    from app.weights.errors import ModelError
-
-    return (
-        ContextsError,
-        MemoryPlanError,
-        ModelError,
-        ModelLoadError,
-        ServiceError,
-        StartupError,
-        TextError,
-    )
+# The commands are imported late: they load the native library, which check_library() tries first.
 
 
 def _serve(settings: Settings, _options: argparse.Namespace) -> int:
     from app.cli.serve import serve
 
-    try:
-        return serve(settings)
-    except _user_errors() as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return serve(settings)
 
 
 def _generate(settings: Settings, options: argparse.Namespace) -> int:
     import asyncio
 
-    from pydantic import ValidationError
-
-    from app.api.http.problems import complaint
     from app.cli.generate import generate, request_of
 
     fields: dict[str, Any] = {
@@ -96,25 +69,14 @@ def _generate(settings: Settings, options: argparse.Namespace) -> int:
         "repetition_penalty": options.repeat_penalty,
         "repeat_last_n": options.repeat_last_n,
     }
-    try:
-        asyncio.run(generate(settings, request_of(fields)))
-    except ValidationError as error:
-        print(f"error: {complaint(error).message}", file=sys.stderr)
-        return 2
-    except _user_errors() as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    asyncio.run(generate(settings, request_of(fields)))
     return 0
 
 
 def _detect_watermark(settings: Settings, options: argparse.Namespace) -> int:
     from app.cli.detect_watermark import detect_watermark
 
-    try:
-        detect_watermark(settings, options.file)
-    except _user_errors() as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    detect_watermark(settings, options.file)
     return 0
 
 

@@ -1,37 +1,39 @@
-"""``python -m app detect-watermark``: whether a text was generated with ``watermark``."""
+"""``python -m app detect-watermark``: tests whether a text carries a watermark."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+from app.config.errors import UserError
 from app.config.settings import Settings
 from app.engine.llama import Model
 from app.engine.sampling.watermark import Detection, Watermark
+from app.service.start import readable_load_errors
 from app.weights.model import resolve_model
 
-# One text in 30,000 that nobody marked has a z-score above the first, one in 40 above the second.
+# Of unmarked texts, 1 in 30,000 has a z-score above the first, and 1 in 40 above the second.
 _MARKED, _UNMARKED = 4.0, 2.0
 
 
-class TextError(Exception):
-    """A text that cannot be looked at; the message says why."""
+class TextError(UserError):
+    """The text cannot be read or is too short."""
 
 
 def detect_watermark(settings: Settings, file: Path | None) -> None:
-    """Count the green tokens of a text and say what that means.
+    """Count the green tokens of a text and print the verdict.
 
     Args:
         settings: The model, and the watermark's gamma.
-        file: Where the text is; None is standard input.
+        file: Path of the text; None: standard input.
 
     Raises:
-        TextError: It cannot be read, or has too few tokens to count anything.
-        ModelError: The model cannot be had.
-        ModelLoadError: llama.cpp refuses it.
+        UserError: The text or the model cannot be used.
     """
     text = _read(file)
-    model = Model(resolve_model(settings), vocab_only=True)
+    path = resolve_model(settings)
+    with readable_load_errors():
+        model = Model(path, vocab_only=True)
     try:
         tokens = model.vocab.tokenize(text, parse_special=False)
         watermark = Watermark(settings.watermark_gamma, settings.watermark_delta)
@@ -40,21 +42,21 @@ def detect_watermark(settings: Settings, file: Path | None) -> None:
         model.close()
     if not found.n_tokens:
         raise TextError("the text should have at least two tokens")
-    print(f"tokens   {found.n_tokens} (pairs that come again count once)")
+    print(f"tokens   {found.n_tokens} (repeated pairs count once)")
     print(f"green    {found.n_green / found.n_tokens:.1%} (by chance {found.gamma:.1%})")
     print(f"z-score  {found.z_score:.2f}")
     print(f"verdict  {verdict(found)}")
 
 
 def verdict(found: Detection) -> str:
-    """What was counted, in words."""
+    """Describe a detection."""
     if found.z_score >= _MARKED:
-        return f"marked: by chance a text comes this far with probability {found.p_value:.1g}"
+        return f"marked: an unmarked text has this score with probability {found.p_value:.1g}"
     if found.highest_z_score < _MARKED:
-        return "cannot be told: the text is too short"
+        return "undecided: the text is too short"
     if found.z_score < _UNMARKED:
         return "not marked, or marked with another model or another WATERMARK_GAMMA"
-    return f"cannot be told: by chance a text comes this far with probability {found.p_value:.1g}"
+    return f"undecided: an unmarked text has this score with probability {found.p_value:.1g}"
 
 
 def _read(file: Path | None) -> str:

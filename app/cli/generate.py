@@ -5,34 +5,32 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from pydantic import ValidationError
+
+from app.api.http.problems import complaint
 from app.api.tokenstream.token_stream import TokenStreamRequest
-from app.config.contexts import load_contexts
+from app.config.errors import UserError
 from app.config.settings import Settings
-from app.fit import preflight
-from app.machine.cores import physical_cores
-from app.service import Service, retrieval
-from app.telemetry.metrics import Metrics
-from app.weights.embedding import resolve_embedding_model
-from app.weights.model import resolve_model
-from app.weights.tokenizer import load_tokenizer_repo
+from app.service.start import prepare
+
+
+class ArgumentError(UserError):
+    """An argument of the command line is out of range."""
+
+    exit_status = 2
 
 
 async def generate(settings: Settings, request: TokenStreamRequest) -> None:
-    """Stream the answer to standard output, and its speed to standard error.
+    """Stream the answer to standard output and its speed to standard error.
 
     Raises:
-        The exceptions of ``server.serve`` and ServiceError.
+        UserError: The model cannot be loaded, or the request cannot be answered.
     """
-    retrieval.check(settings)
-    service = Service(settings, load_contexts(settings.contexts_file), Metrics(settings.instance_label))
-    model = resolve_model(settings)
-    embedding_model = resolve_embedding_model(settings) if settings.embeds else None
-    tokenizer_repo = load_tokenizer_repo(settings)
-    threads = settings.model_threads or physical_cores()
-    preflight.check(model, n_threads=threads, n_gpu_layers=settings.model_gpu_layers)
+    start = prepare(settings)
+    service = start.service
     try:
         context = request.context or settings.context_type
-        await service.load(model, tokenizer_repo, embedding_model, warm={context} & service.contexts.keys())
+        await start.load(warm={context} & service.contexts.keys())
         [generation] = await service.generate(request.prompt(), request.overrides())
         try:
             async for step in generation:
@@ -51,9 +49,12 @@ async def generate(settings: Settings, request: TokenStreamRequest) -> None:
 
 
 def request_of(fields: dict[str, Any]) -> TokenStreamRequest:
-    """The request that the command line's arguments make; those not given are None.
+    """Build the request from the command line's arguments; None marks an absent one.
 
     Raises:
-        ValidationError: A value is out of range.
+        ArgumentError: A value is out of range.
     """
-    return TokenStreamRequest.model_validate({k: v for k, v in fields.items() if v is not None})
+    try:
+        return TokenStreamRequest.model_validate({k: v for k, v in fields.items() if v is not None})
+    except ValidationError as error:
+        raise ArgumentError(complaint(error).message) from None

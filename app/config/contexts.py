@@ -9,13 +9,15 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from app.config.errors import UserError
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
 
-class ContextsError(ValueError):
+class ContextsError(UserError):
     """The contexts file cannot be used; the message names file, place and reason."""
 
 

@@ -12,11 +12,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.config.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError):
     """A setting has an invalid value. The message names the variable, the value and the allowed values."""
+
+    exit_status = 2
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from app.config.errors import UserError
 from app.engine.engine import EngineOptions
 from app.engine.llama import KVOptions, ModelLoadError
 from app.engine.llama.simulation import SimulatedModel
@@ -37,7 +38,7 @@ _MAX_PREFIX_BYTES = 2048 * _MIB
 _MAX_SIMULATED = 1 << 20  # cells; even a simulation takes some 50 bytes of records per cell
 
 
-class MemoryPlanError(Exception):
+class MemoryPlanError(UserError):
     """The configured sizes exceed memory. The message has the figures and the settings to lower."""
 
 

@@ -21,8 +21,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from app.config.errors import UserError
 from app.fit.identity import check_key, cpu, manifest, model_files
-from app.fit.identity import identity as identity
 from app.machine.folders import cache_folder
 
 logger = logging.getLogger("tokenstream.preflight")
@@ -37,7 +37,7 @@ _SLOWEST_DISK = 20e6  # bytes/s
 _MODEL_REFUSED, _LIBRARY_REFUSED, _DECODE_FAILED = 10, 11, 12
 
 
-class NativeLibraryError(Exception):
+class NativeLibraryError(UserError):
     """The native library does not work on this machine. The message names the likely cause and a remedy."""
 
 

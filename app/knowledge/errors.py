@@ -1,5 +1,7 @@
 """Errors of the index, in a module without costly imports."""
 
+from app.config.errors import UserError
 
-class StoreError(Exception):
+
+class StoreError(UserError):
     """The index cannot be opened, read or written. The message has a remedy."""

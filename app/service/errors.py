@@ -1,10 +1,12 @@
-"""Why a request is not answered, in terms that every dialect can put in its own."""
+"""Errors of requests, which every dialect maps to its own error messages."""
 
 from __future__ import annotations
 
+from app.config.errors import UserError
 
-class ServiceError(Exception):
-    """A request that cannot be answered. ``field`` names what in it is at fault, where something is."""
+
+class ServiceError(UserError):
+    """A rejected or failed request. ``field`` names the invalid field, if there is one."""
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
@@ -16,23 +18,23 @@ class Loading(ServiceError):
 
 
 class NotOffered(ServiceError):
-    """The server was started without what the request needs."""
+    """The request needs a feature that is not enabled."""
 
 
 class UnknownContext(ServiceError):
-    """The request names a context that is not defined."""
+    """The request names an undefined context."""
 
 
 class BadRequest(ServiceError):
-    """A value of the request does not fit this model or its limits."""
+    """A value is invalid for this model or its limits."""
 
 
 class TooLong(BadRequest):
-    """The prompt, or prompt and answer together, exceed what a request may have."""
+    """The prompt, or prompt plus answer, exceeds a token limit."""
 
 
 class Overloaded(ServiceError):
-    """Too many requests wait."""
+    """The queue is full."""
 
 
 class KnowledgeFailed(ServiceError):
@@ -40,4 +42,4 @@ class KnowledgeFailed(ServiceError):
 
 
 class GenerationFailed(ServiceError):
-    """The engine could not complete the answer."""
+    """The engine failed before the answer was complete."""

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from app.chat.prompt import PromptTokenizer
+from app.chat.template.sandbox import TemplateRefusal
 from app.chat.template.template import choose_template, wrapping_template
 from app.config.contexts import Context, ContextsError
 from app.config.settings import Settings
@@ -22,7 +23,7 @@ from app.engine.cache.state_files import StateFiles
 from app.engine.engine import Engine, EngineOptions
 from app.engine.report import Observer
 from app.engine.sampling import grammar, params, samplers
-from app.fit import preflight
+from app.fit.identity import identity
 from app.fit.kv_choice import choose_kv
 from app.fit.memory_plan import MemoryPlan, make_plan
 from app.machine.cores import physical_cores
@@ -50,6 +51,7 @@ class Model:
         vocab: The vocabulary.
         engine: Generates tokens.
         preparation: Turns prompts into tokens and sampling parameters.
+        refused: The contexts that the chat template refuses, and its error messages.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Model:
             self.n_ctx = plan.n_ctx
             self.vocab = self._weights.vocab
             self.preparation = Preparation(settings, contexts, self.vocab, self.tokenizer, self.limits)
+            self.refused: dict[str, str] = {}
             stack.pop_all()
 
     @classmethod
@@ -154,7 +157,18 @@ class Model:
         is_kept = self._settings.prefix_cache_mb != 0
         n_tokens = n_computed = 0
         for name in names:
-            prefix = await asyncio.to_thread(self.preparation.common_prefix, self._contexts[name])
+            try:
+                prefix = await asyncio.to_thread(self.preparation.common_prefix, self._contexts[name])
+            except TemplateRefusal as refusal:
+                self.refused[name] = str(refusal)
+                logger.error(
+                    "%s: the chat template refuses context %r (%s); its requests are rejected. "
+                    "Change its prompt or examples, or set another template (TOKENIZER_REPO, TGICHAT_*)",
+                    self._settings.contexts_file,
+                    name,
+                    refusal,
+                )
+                continue
             if len(prefix) >= self.limits.input:
                 raise ContextsError(
                     f"{self._settings.contexts_file}: context {name!r} has {len(prefix)} tokens, as many as "
@@ -169,7 +183,7 @@ class Model:
             return
         logger.info(
             "%d contexts of %d tokens are warm after %.1f s: %d prefilled, the others were known",
-            len(names),
+            len(names) - len(self.refused),
             n_tokens,
             time.perf_counter() - started,
             n_computed,
@@ -189,6 +203,7 @@ def memory_plan(settings: Settings, path: Path) -> MemoryPlan:
         prefix_mb=settings.prefix_cache_mb,
         kv=_kv_as_set(settings),
         gpu_layers=settings.model_gpu_layers,
+        main_gpu=settings.main_gpu,
         n_threads=settings.model_threads or physical_cores(),
     )
 
@@ -203,7 +218,7 @@ def engine_options(settings: Settings, plan: MemoryPlan, model: llama.Model) -> 
     n_threads = settings.model_threads or physical_cores()
     kv, reason = _kv_as_set(settings), "as set, or llama.cpp's choice, with a GPU"
     if settings.model_gpu_layers == 0:
-        facts = [preflight.identity(model.path), n_threads, plan.max_sequences, kv.type]
+        facts = [identity(model.path), n_threads, plan.max_sequences, kv.type]
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         kv, reason = choose_kv(
             model,
@@ -231,7 +246,7 @@ def _state_files(settings: Settings, path: Path, kv: llama.KVOptions, n_sequence
     folder = settings.cache_dir or cache_folder() / "contexts"
     # Of all this llama.cpp itself checks a part only, and takes what it does not check.
     kv_key = f"{kv.layout} {kv.type} flash_attention={kv.flash_attention} n_sequences={n_sequences}"
-    key = {"model and library": preflight.identity(path), "kv": kv_key}
+    key = {"model and library": identity(path), "kv": kv_key}
     return StateFiles(folder, key, max_bytes=2_000_000_000)
 
 
@@ -240,7 +255,7 @@ def fingerprint(path: Path, kv: llama.KVOptions) -> str:
     code = hashlib.sha256()
     for module in (params, samplers, grammar):
         code.update(inspect.getsource(module).encode())
-    facts = [preflight.identity(path), str(kv), code.hexdigest(), version("llguidance"), version("numpy")]
+    facts = [identity(path), str(kv), code.hexdigest(), version("llguidance"), version("numpy")]
     return f"fp_{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
 
 

@@ -20,6 +20,7 @@ from app.machine.folders import cache_folder
 from app.service.errors import BadRequest, GenerationFailed, KnowledgeFailed, NotOffered
 from app.service.prompts import ChatPrompt
 from app.telemetry.metrics import Metrics
+from app.weights.errors import ModelError
 
 if TYPE_CHECKING:  # its packages are there with KNOWLEDGE=on alone
     from app.knowledge.knowledge import Knowledge, KnowledgeOptions
@@ -46,7 +47,7 @@ class Retrieval:
                 embedding_model, n_threads=n_threads, pooling=settings.embedding_pooling, lock=lock
             )
         except ModelLoadError as error:
-            raise ModelLoadError(f"EMBEDDING_MODEL={embedding_model}: {error}") from error
+            raise ModelError(f"EMBEDDING_MODEL={embedding_model}: {error}") from error
         self.knowledge: Knowledge | None = None
         if settings.knowledge == "on":
             try:

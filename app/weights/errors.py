@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.config.errors import UserError
+
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 
-class ModelError(Exception):
+class ModelError(UserError):
     """The model cannot be had; the message is one line that says what is wrong and what to do."""
 
 

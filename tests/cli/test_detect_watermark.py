@@ -67,10 +67,10 @@ def test_a_human_text_on_standard_input() -> None:
 @pytest.mark.parametrize(
     ("n_tokens", "n_green", "begin"),
     [
-        (200, 150, "marked: by chance a text comes this far with probability 8e-13"),
+        (200, 150, "marked: an unmarked text has this score with probability 8e-13"),
         (200, 100, "not marked"),
-        (200, 118, "cannot be told: by chance"),
-        (15, 15, "cannot be told: the text is too short"),
+        (200, 118, "undecided: an unmarked text"),
+        (15, 15, "undecided: the text is too short"),
         (16, 16, "marked"),
     ],
 )

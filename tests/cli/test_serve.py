@@ -69,9 +69,7 @@ def test_an_address_in_use_is_told(start_server: Start) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         status, output = ended(start_server(PROMETHEUS_HTTP_ADDRESS=address))
     assert status == 1
-    assert (
-        f"error: PROMETHEUS_HTTP_ADDRESS={address}: cannot be served there: Address already in use" in output
-    )
+    assert f"error: PROMETHEUS_HTTP_ADDRESS={address}: cannot listen there: Address already in use" in output
     assert "Traceback" not in output
 
 
@@ -185,7 +183,7 @@ def test_a_second_signal_ends_it_at_once_and_the_first_says_so(start_server: Sta
         server.process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         assert server.stop(signal.SIGINT, timeout=5) == 128 + signal.SIGINT
-    assert "waiting up to 30 s for an answer; once more ends at once" in server.output()
+    assert "waiting up to 30 s for an answer; a second signal stops at once" in server.output()
     assert "Traceback" not in server.output()
 
 
