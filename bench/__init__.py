@@ -1,1 +1,1 @@
-"""Load, and what it is held against."""
+"""Benchmarks of the server, the knowledge base and llama-server."""

@@ -1,7 +1,7 @@
-"""``python -m bench``: the same loads on this server and on llama-server, over the same library and model.
+"""``python -m bench``: the same loads on this server and on llama-server, with the same library and model.
 
-Servers take turns: one fresh process after another, nothing else running, the order rotated from round to
-round. The medians over the rounds are compared, and ratios are what to trust.
+Each measurement starts a new server process, one at a time. The order of servers rotates between rounds. The
+output compares medians over the rounds. Ratios are more reliable than absolute figures.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from bench.workloads import Scale
 
 VARIANTS = tuple(dict.fromkeys(name for workload in WORKLOADS.values() for name in workload.variants))
 
-# By --model: the share of the requests, and the workloads that mean nothing. Random weights copy nothing.
+# By --model: share of the requests, and excluded workloads. A model of random weights copies no text.
 _SHARES = {"default": 1.0, "1b": 0.5}
 _LEFT_OUT = {"1b": {"copy"}}
 
 
 def main() -> int:
-    """Run what the arguments name; return the exit status."""
+    """Run the selected workloads and return the exit status."""
     options = _arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # no server is left behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # runs the cleanup of servers
     try:
         suite = _suite(options)
         names = [name for name in options.workloads if name not in _LEFT_OUT.get(options.model, ())]
@@ -44,7 +44,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; nothing was kept", file=sys.stderr)
+        print("interrupted; no results were stored", file=sys.stderr)
         return 128 + signal.SIGINT
     if options.json:
         results.record(suite, options.json)
@@ -58,10 +58,10 @@ def main() -> int:
 
 
 def _suite(options: argparse.Namespace) -> Suite:
-    """The peers built, the model found or written.
+    """Build the peers, find or write the model.
 
     Raises:
-        BenchError, ModelError, one of BUILD_ERRORS: Something cannot be had.
+        BenchError, ModelError, one of BUILD_ERRORS: The model or a peer is not available.
     """
     peers = {}
     if {PEER, PEER_FLASH_OFF} & set(options.variants):
@@ -79,7 +79,7 @@ def _suite(options: argparse.Namespace) -> Suite:
 def _model(name: str) -> Path:
     if name not in _SHARES:
         return resolve_model(load(model_path=name))
-    default = resolve_model(Settings.model_construct())  # the default model, whatever the environment says
+    default = resolve_model(Settings.model_construct())  # ignores the environment
     return default if name == "default" else random_model(default)
 
 
@@ -90,21 +90,23 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--model",
         default="default",
-        help="default, 1b (random weights in the shape of Llama-3.2-1B), or the path of a GGUF",
+        help="default, 1b (random weights in the shape of Llama-3.2-1B), or the path of a GGUF file",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="how often every server has its turn (3)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (3)")
     for option, known in (("--workloads", [*WORKLOADS]), ("--variants", [*VARIANTS])):
-        listed = f"of {', '.join(known)} (all)"
+        listed = f"one or more of {', '.join(known)} (default: all)"
         parser.add_argument(option, type=_one_of(known), default=known, metavar="NAME,NAME", help=listed)
     parser.add_argument(
-        "--quick", action="store_true", help="one round of a quarter of the requests, not kept"
+        "--quick",
+        action="store_true",
+        help="one round with a quarter of the requests, results not stored",
     )
-    parser.add_argument("--json", type=Path, help="keep the figures here, not in bench/results")
+    parser.add_argument("--json", type=Path, help="file for the results instead of bench/results")
     return parser.parse_args()
 
 
 def _one_of(known: Iterable[str]) -> Callable[[str], list[str]]:
-    """Read names between commas; a name stands for all that begin with it and a hyphen, too."""
+    """Parser of comma-separated names. ``unique`` also selects all names that start with ``unique-``."""
 
     def names(text: str) -> list[str]:
         chosen = []

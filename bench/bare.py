@@ -1,6 +1,6 @@
-"""What the library gives without a server: a loop of ``llama_decode`` and a greedy sampler, nothing else.
+"""Decoding without a server: a loop of ``llama_decode`` and a greedy sampler.
 
-python -m bench.bare MODEL THREADS     tokens per second of one sequence and of eight, as JSON
+python -m bench.bare MODEL THREADS     prints tokens/s of 1 and of 8 sequences as JSON
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from app.engine.sampling.samplers import make_sampler
 
 N_PROMPT = 135  # tokens
 _N_BATCH = 512
-# Which is the fastest depends on the model and the build; the server chooses too.
+# The fastest choice depends on model and build. The server chooses by measurement too.
 _KV = [
     KVOptions(layout=layout, flash_attention=flash)
     for layout in ("split", "shared")
@@ -26,7 +26,7 @@ _KV = [
 
 
 def decode_rate(model: Model, n_sequences: int, n_threads: int, n_tokens: int, kv: KVOptions) -> float:
-    """Tokens per second over ``n_tokens`` steps of ``n_sequences``, behind random prompts."""
+    """Tokens per second of ``n_tokens`` decode steps of ``n_sequences`` with random prompts."""
     context = Context(
         model, n_ctx=2048 * n_sequences, n_sequences=n_sequences, n_batch=_N_BATCH, n_threads=n_threads, kv=kv
     )
@@ -52,7 +52,7 @@ def decode_rate(model: Model, n_sequences: int, n_threads: int, n_tokens: int, k
 
 
 def main(model_path: Path, n_threads: int) -> None:
-    """Print the better figure of all layouts of KV memory and ways to compute attention."""
+    """Print the highest rate over all KV layouts and attention kernels."""
     model = Model(model_path)
     rates = {f"rate_of_{n}": max(decode_rate(model, n, n_threads, 64, kv) for kv in _KV) for n in (1, 8)}
     model.close()

@@ -1,4 +1,4 @@
-"""A streaming HTTP client that costs little: it shares the cores with the server that it measures."""
+"""A streaming HTTP client with little overhead, because it shares cores with the measured server."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from urllib.parse import urlsplit
 
 import httptools
 
-_LONGEST_ANSWER = 900.0  # seconds
+_TIMEOUT = 900.0  # seconds for one answer
 
 
 class BenchError(Exception):
-    """The measurement cannot be made, or would not be a fair one; the message says why."""
+    """A measurement failed or is not comparable. The message gives the reason."""
 
 
 @dataclass
 class Timing:
-    """One request: when it was sent, what came when, and what a `Server` reads from that.
+    """Times and contents of one request. `Server.read` derives the last four figures from ``received``.
 
     Attributes:
-        sent_at: Of ``time.perf_counter``, as all times here.
-        received: The body as it came.
-        pieces_at: When each piece of text came; a piece may hold several tokens.
+        sent_at: Time of sending. All times are seconds of ``time.perf_counter``.
+        received: Arrival time and bytes of each part of the body.
+        pieces_at: Arrival time of each piece of text. A piece may hold several tokens.
         text: The answer.
-        prompt_tokens: By the server's own count, as ``generated_tokens``; both 0 while it streams.
-        answered: Set when the first of the body came.
+        prompt_tokens: Prompt length as counted by the server; 0 until the end of the stream.
+        generated_tokens: Answer length as counted by the server; 0 until the end of the stream.
+        answered: Set on arrival of the first part of the body.
     """
 
     sent_at: float = 0.0
@@ -42,12 +43,12 @@ class Timing:
 
     @property
     def ttft(self) -> float:
-        """Seconds from sending to the first piece of text."""
+        """Time to first token, in seconds."""
         return self.pieces_at[0] - self.sent_at
 
     @property
     def gaps(self) -> list[float]:
-        """Seconds between pieces of text: the inter-token latency as the client sees it."""
+        """Inter-token latencies at the client, in seconds."""
         return [b - a for a, b in itertools.pairwise(self.pieces_at)]
 
     @property
@@ -57,7 +58,7 @@ class Timing:
 
 
 class _Stream(asyncio.Protocol):
-    """Receives one answer; httptools calls the ``on_`` methods."""
+    """Protocol for one answer. httptools calls the ``on_`` methods."""
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
@@ -81,10 +82,10 @@ class _Stream(asyncio.Protocol):
 
 
 async def exchange(url: str, path: str, fields: dict[str, Any], timing: Timing) -> None:
-    """Post ``fields`` as JSON and receive the answer into ``timing``; when cancelled, hang up.
+    """Post ``fields`` as JSON and receive the answer into ``timing``. Cancellation closes the connection.
 
     Raises:
-        BenchError: The status is not 200, or the answer is not whole.
+        BenchError: The status is not 200, the answer is incomplete, or it takes more than 15 minutes.
     """
     parts = urlsplit(url)
     assert parts.hostname
@@ -100,11 +101,11 @@ async def exchange(url: str, path: str, fields: dict[str, Any], timing: Timing) 
     timing.sent_at = time.perf_counter()
     transport.write(head.encode() + body)
     try:
-        status = await asyncio.wait_for(stream.done, _LONGEST_ANSWER)
+        status = await asyncio.wait_for(stream.done, _TIMEOUT)
     except asyncio.TimeoutError:
-        raise BenchError(f"{url}{path} has not answered in {_LONGEST_ANSWER:.0f} s") from None
+        raise BenchError(f"{url}{path}: no complete answer in {_TIMEOUT:.0f} s") from None
     finally:
         transport.close()
     if status != 200:
         answer = b"".join(body for _, body in timing.received).decode("utf-8", "replace")
-        raise BenchError(f"{url}{path} answers {status}: {answer}")
+        raise BenchError(f"{url}{path}: status {status}: {answer}")

@@ -1,4 +1,4 @@
-"""What the figures should be: one row for each goal, ours beside what it is held against."""
+"""Goals of the benchmark: one row per goal with the measured figure and its reference."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bench.load import Figures
 
-# The variants, by the names under which results are kept.
+# Names of the variants in the results.
 OURS = "tokenstream"
 NO_SPECULATION = "tokenstream-nospec"
 PEER = "llama-server"
@@ -16,23 +16,23 @@ PEER_FLASH_OFF = "llama-server-nofa"
 PIP_PEER = "llama-server-pip"
 BARE = "bare"
 
-# The figures of all workloads, by workload and variant: medians over the rounds.
+# Medians over the rounds, by workload and variant.
 Results = Mapping[str, Mapping[str, Figures]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One goal and what was measured.
+    """A goal with its measured figures.
 
     Attributes:
-        goal: Load and figure, in words.
-        ours: The figure.
-        theirs: What it is held against.
-        beside: Whose that is.
-        compared: Their ratio, or what else counts.
-        unit: Of that.
-        wanted: The bound of that.
-        at_least: Whether it is a lower bound.
+        goal: Load and name of the figure.
+        ours: Figure of Tokenstream.
+        theirs: Reference figure.
+        beside: Origin of the reference figure.
+        compared: Compared value, usually the ratio of the two.
+        unit: Unit of ``compared``.
+        wanted: Bound of ``compared``.
+        at_least: Whether ``wanted`` is a lower bound.
     """
 
     goal: str
@@ -46,11 +46,10 @@ class Row:
 
     @property
     def is_reached(self) -> bool:
-        """Whether the goal is reached."""
         return self.compared >= self.wanted if self.at_least else self.compared <= self.wanted
 
     def __str__(self) -> str:
-        """A row of Markdown."""
+        """The goal as a row of a Markdown table."""
         cells = [
             self.goal,
             _figure(self.ours),
@@ -69,13 +68,13 @@ def _figure(value: float) -> str:
 def to_peer(
     goal: str, workload: str, figure: str, wanted: float, *, at_least: bool = True
 ) -> Callable[[Results], Row]:
-    """The goal of a ratio to llama-server's better figure."""
+    """Goal for the ratio to the better figure of llama-server's variants."""
 
     def row(results: Results) -> Row:
         ours = results[workload][OURS][figure]
         variants = results[workload]
         peers = [variants[PEER][figure]]
-        if PEER_FLASH_OFF in variants:  # a quick look does without
+        if PEER_FLASH_OFF in variants:  # may be left out
             peers.append(variants[PEER_FLASH_OFF][figure])
         best = max(peers) if at_least else min(peers)
         return Row(goal, ours, best, "llama-server", ours / best, wanted, at_least)
@@ -88,7 +87,7 @@ def _copy(results: Results) -> Row:
     return Row("copy, 1 at once: decode tokens/s", ours, without, "speculation off", ours / without, 1.8)
 
 
-# What counts in every workload: by it speculation must not cost anything elsewhere.
+# The figure of each workload that speculation must not reduce.
 _SPEED = {
     **dict.fromkeys((f"unique-{n}" for n in (1, 4, 8, 16)), "tokens_per_second"),
     "shared": "warm_tokens_per_second",
@@ -108,7 +107,7 @@ def _speculation_elsewhere(results: Results) -> Row:
     if not pairs:
         raise KeyError(NO_SPECULATION)
     ours, without, workload = min(pairs, key=lambda pair: pair[0] / pair[1])
-    goal = f"where speculation helps least ({workload}): tokens/s"
+    goal = f"least gain by speculation ({workload}): tokens/s"
     return Row(goal, ours, without, "speculation off", ours / without, 0.97)
 
 
@@ -158,20 +157,22 @@ GOALS: tuple[Callable[[Results], Row], ...] = (
 
 
 def rows(results: Results) -> Iterator[Row]:
-    """The rows of all goals whose workloads and variants were run."""
+    """The rows of all goals for which results exist."""
     for goal in GOALS:
         with contextlib.suppress(KeyError):
             yield goal(results)
 
 
 def table(results: Results) -> str:
-    """All rows in Markdown."""
-    head = "| goal | ours | theirs | ratio | wanted | reached |\n| --- | --- | --- | --- | --- | --- |"
+    """All rows as a Markdown table."""
+    head = (
+        "| goal | Tokenstream | reference | ratio | target | reached |\n| --- | --- | --- | --- | --- | --- |"
+    )
     return "\n".join([head, *map(str, rows(results))])
 
 
 def figures_table(results: Results) -> str:
-    """Every figure of every variant, in Markdown."""
+    """All figures of all variants as a Markdown table."""
     lines = ["| workload | server | figures |", "| --- | --- | --- |"]
     for workload, variants in results.items():
         for variant, figures in variants.items():

@@ -1,7 +1,7 @@
-"""``python -m bench.knowledge``: what the knowledge base costs, and how well it finds.
+"""``python -m bench.knowledge``: speed and recall of the knowledge base.
 
-Indexing is compared with a bare loop that encodes the same chunks; a look-up is timed over 100,000 chunks;
-recall is that of sixty questions whose answers are known. Run nothing else meanwhile.
+Indexing is compared with a bare loop that encodes the same chunks. Look-ups are timed over 100,000 chunks.
+Recall is measured with sixty questions of known answers. Run nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ _BATCH, _MOST_TEXTS = 384, 64
 
 
 class _Nobody:
-    """An observer that does not care."""
+    """An observer that ignores all events."""
 
     def on_indexed(self, n_chunks: int, problem: str | None) -> None:
-        """Ignore it."""
+        pass
 
     def on_index(self, n_documents: int, n_chunks: int, n_skipped: int) -> None:
-        """Ignore it."""
+        pass
 
     def on_lookup(self, seconds: float) -> None:
-        """Ignore it."""
+        pass
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What is measured, with one embedding model."""
+    """Measurements with one embedding model."""
 
     path: Path
     n_threads: int
     options: Callable[[Path, Path], KnowledgeOptions]
 
     def indexing(self, n_documents: int, rounds: int) -> dict[str, float]:
-        """Seconds to index documents, and of a bare loop over the same chunks; medians of the rounds."""
+        """Median seconds to index documents, and of a bare loop over the same chunks."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / "documents"
             folder.mkdir()
@@ -120,7 +120,7 @@ class Bench:
         return took
 
     def look_up(self, n_chunks: int, n_queries: int) -> dict[str, float]:
-        """Milliseconds of a look-up over many chunks, and of the embedding of its question before it."""
+        """Milliseconds of a look-up over many chunks, and of embedding its question."""
         questions = [entry["question"] for entry in json.loads(_QUESTIONS.read_text())]
         embedder = Embedder(self.path, n_threads=self.n_threads)
         embedding, looking_up = [], []
@@ -146,7 +146,7 @@ class Bench:
         }
 
     def recall(self, k: int, thresholds: Sequence[float]) -> dict[str, float]:
-        """How many questions find a passage with their answer among the first ``k``."""
+        """Share of questions with a passage that contains the answer among the first ``k``."""
         entries = json.loads(_QUESTIONS.read_text())
         embedder = Embedder(self.path, n_threads=self.n_threads)
         chunks: list[Chunk] = []
@@ -226,9 +226,9 @@ def _fill(store: Store, n_chunks: int, dimensions: int, sentences: Sequence[str]
 
 
 def main() -> None:
-    """Measure what the arguments name and print it."""
+    """Run the selected measurements and print their figures."""
     parser = argparse.ArgumentParser(prog="python -m bench.knowledge", description=__doc__)
-    parser.add_argument("--only", choices=["indexing", "look-up", "recall"], help="one of the three")
+    parser.add_argument("--only", choices=["indexing", "look-up", "recall"], help="default: all")
     parser.add_argument("--documents", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--chunks", type=int, default=100_000)

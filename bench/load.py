@@ -1,4 +1,4 @@
-"""Requests in parallel, and the figures of what came back."""
+"""Parallel requests and their figures."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Load:
-    """What came of a number of requests, and how long all of them took together."""
+    """Timings of a number of requests, and the wall time of all of them."""
 
     timings: list[Timing]
     seconds: float
 
     @property
     def tokens_per_second(self) -> float:
-        """Generated tokens by wall time, prefill included."""
+        """Generated tokens per second of wall time, which includes prefill."""
         return sum(t.generated_tokens for t in self.timings) / self.seconds
 
     def figures(self) -> Figures:
-        """Tokens per second; time to the first token and between pieces of text, in milliseconds."""
+        """Tokens per second, and percentiles of TTFT and inter-token latency in milliseconds."""
         ttft = [1e3 * t.ttft for t in self.timings]
         gaps = [1e3 * gap for t in self.timings for gap in t.gaps]
         return {
@@ -43,7 +43,7 @@ class Load:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest of the values that at least ``share`` of them do not exceed (nearest rank)."""
+    """Nearest-rank percentile: the smallest value that at least ``share`` of the values do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
 
@@ -51,7 +51,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 async def parallel(
     items: Iterable[T], concurrency: int, send: Callable[[T], Awaitable[Timing]]
 ) -> list[Timing]:
-    """Send every item, ``concurrency`` at once: the next goes out when one is answered."""
+    """Send every item with ``concurrency`` clients. A client sends the next item after an answer."""
     waiting = iter(items)
 
     async def client() -> list[Timing]:
@@ -62,19 +62,22 @@ async def parallel(
 
 
 async def run_load(server: Server, questions: Sequence[Question], concurrency: int, n_tokens: int) -> Load:
-    """Ask all questions, ``concurrency`` at once."""
+    """Send all questions with ``concurrency`` clients."""
     started = time.perf_counter()
     timings = await parallel(questions, concurrency, lambda question: server.ask(question, n_tokens))
     return Load(timings, time.perf_counter() - started)
 
 
 def wave_rate(wave: Sequence[Timing]) -> float:
-    """Tokens per second while all of a wave decode: from the last first piece to the first last one."""
+    """Tokens per second while all requests of a wave decode.
+
+    The interval starts when every request has its first piece and ends at the first end of an answer.
+    """
     start, end = max(t.pieces_at[0] for t in wave), min(t.pieces_at[-1] for t in wave)
     shares = ((sum(start < at <= end for at in t.pieces_at) / len(t.pieces_at), t) for t in wave)
     return sum(share * t.generated_tokens for share, t in shares) / (end - start)
 
 
 def medians(rounds: Sequence[Figures]) -> Figures:
-    """Figure by figure the median over the rounds."""
+    """Median of each figure over the rounds."""
     return {name: median(figures[name] for figures in rounds) for name in rounds[0]}

@@ -1,4 +1,4 @@
-"""What the bench takes from ``native/``, a folder of scripts whose modules go by their bare names."""
+"""Imports from ``native/``, a folder of scripts whose modules are imported by their bare names."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ __all__ = [
     "parallel_jobs",
 ]
 
-# All that keeps a peer from being built; the messages are for the user.
+# Errors of building a peer. Their messages are for users.
 BUILD_ERRORS = (BuildError, BuildFlagsError, NoCompilerError)
 
-# Where peers and written models are kept, beside the wheels.
+# Folder for peers and written models, beside the wheels.
 CACHE: Path = cache_folder().parent

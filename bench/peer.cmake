@@ -1,2 +1,2 @@
-# Read by CMake after native/llama_cpp.cmake, which leaves llama.cpp's "common" library out: its programs need it.
+# CMake reads this after native/llama_cpp.cmake, which turns off llama.cpp's "common" library. The programs need it.
 set(LLAMA_BUILD_COMMON ON)

@@ -1,10 +1,10 @@
-"""llama-server and its sisters, built once from the llama.cpp sources inside the library that is installed.
+"""Builds llama-server and other programs from the llama.cpp sources of the installed library.
 
-    python -m bench.peer                 build both peers, or say where they are
+    python -m bench.peer                 build both peers if necessary and print their paths
 
-``same`` has the flags, the compilers and the forced headers of the installed library: the same kernels under
-another server. ``pip`` is what ``pip install llama-cpp-python`` compiles, AMX left out, because with it the
-common compilers' builds crash.
+``same`` has the flags, compilers and forced headers of the installed library, so it runs the same kernels.
+``pip`` has the flags of ``pip install llama-cpp-python`` without AMX, because common compilers
+build AMX code that crashes.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ MANIFEST = Path(sys.prefix) / "native-build.json"
 PEER_INCLUDE = ROOT / "bench" / "peer.cmake"
 PROGRAMS = ("llama-server", "llama-bench", "llama-batched-bench")
 
-_CORE_MINUTES = 14  # of compiling: measured with GCC 12 on a server's cores at about 2 GHz
+_CORE_MINUTES = 14  # compile time of one core at about 2 GHz, with GCC 12
 
-# The three programs without page, downloads, tests and examples, to run from whatever folder they lie in.
+# Only the three programs, without web page, downloads, tests and examples; they run from any folder.
 _PROGRAMS_ONLY = (
     *("-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON"),
     *("-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN"),
     *("-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_APP=OFF"),
     *("-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_OPENSSL=OFF"),
 )
-# llama.cpp as it is: the attention of our own is ours alone.
+# llama.cpp without our attention kernel.
 _WITHOUT_OURS = ("-DTOKENSTREAM_ATTENTION=OFF",)
-# Flags of the compiler go before llama.cpp's -march=native, but what they name stays off.
+# -march=native follows these flags, but does not turn on features that they turn off.
 _PIP_WITHOUT_AMX = (
     *("-DGGML_CCACHE=OFF", "-DCMAKE_C_FLAGS=-mno-amx-tile -mno-amx-int8"),
     "-DCMAKE_CXX_FLAGS=-mno-amx-tile -mno-amx-int8",
@@ -59,7 +59,13 @@ _PIP_WITHOUT_AMX = (
 
 @dataclass(frozen=True)
 class Peer:
-    """One build of llama.cpp's programs: ``folder`` has them and their libraries, ``flags`` are CMake's."""
+    """One build of llama.cpp's programs.
+
+    Attributes:
+        name: ``same`` or ``pip``.
+        folder: Folder of the programs and their libraries.
+        flags: CMake definitions.
+    """
 
     name: str
     folder: Path
@@ -67,26 +73,24 @@ class Peer:
 
     @property
     def server(self) -> Path:
-        """The program llama-server."""
         return self.folder / "llama-server"
 
 
 def same_peer() -> Peer:
-    """The peer with the flags of the installed library; builds it where the cache has none (some 8 minutes).
+    """The peer with the flags of the installed library. Builds it if the cache has none (about 8 minutes).
 
     Raises:
-        BuildError: The library is not there, another compiler is than the one it was built with, or the
-            build fails.
+        BuildError: The library is not installed, was built with another compiler, or the build fails.
         NoCompilerError: There is no compiler.
     """
     try:
         manifest = json.loads(MANIFEST.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BuildError(f"{MANIFEST} is not there; run: make install") from None
+        raise BuildError(f"{MANIFEST} does not exist; run: make install") from None
     toolchain = find_toolchain()
     if toolchain.cxx.version != manifest["compiler"]:
         raise BuildError(
-            f"the library was built with {manifest['compiler']}, and the compiler now is "
+            f"the library was built with {manifest['compiler']}, but the compiler is "
             f"{toolchain.cxx.version}; run: make rebuild"
         )
     flags = (*manifest["flags"], *_WITHOUT_OURS)
@@ -98,7 +102,7 @@ def same_peer() -> Peer:
 
 
 def pip_peer() -> Peer:
-    """The peer as pip's defaults build the library, AMX left out; builds it where the cache has none.
+    """The peer with pip's default flags, without AMX. Builds it if the cache has none.
 
     Raises:
         BuildError: The build fails.
@@ -110,7 +114,7 @@ def pip_peer() -> Peer:
 
 
 def _folder(toolchain: Toolchain, flags: tuple[str, ...], forced: list[str]) -> Path:
-    """The place of one build in the cache, by everything that goes into it."""
+    """Folder of a build in the cache; its name is a hash of all inputs of the build."""
     source = (REQUIREMENTS / "native.txt").read_text()
     version = source.partition("==")[2].split()[0]
     compilers = [toolchain.c.version, toolchain.cxx.version]
@@ -124,7 +128,7 @@ def _obtain(peer: Peer, toolchain: Toolchain, includes: tuple[Path, ...]) -> Pee
         return peer
     peer.folder.parent.mkdir(parents=True, exist_ok=True)
     log = peer.folder.parent / f"{peer.folder.name}.log"
-    # Beside its final place, so that it gets there in one rename: whole or not at all.
+    # A rename within one folder is atomic, so an interrupted build leaves no folder of that name.
     with (
         tempfile.TemporaryDirectory(prefix=".building-", dir=peer.folder.parent) as unfinished,
         build_tools(REQUIREMENTS, toolchain, log) as tools,
@@ -135,7 +139,7 @@ def _obtain(peer: Peer, toolchain: Toolchain, includes: tuple[Path, ...]) -> Pee
 
 
 def _build(tools: BuildTools, folder: Path, flags: list[str], includes: tuple[Path, ...]) -> None:
-    """Compile into ``folder``/bin."""
+    """Compile into the folder ``bin`` in ``folder``."""
     tools.pip(
         "Fetching llama.cpp's sources",
         *("download", "--no-build-isolation", "--no-deps", "--no-binary", "llama-cpp-python"),

@@ -1,4 +1,4 @@
-"""The picture of the results: how many times as good as llama-server, load by load and model by model.
+"""Plot of the results: ratios to llama-server for each load and model.
 
 python -m bench.plot                 bench/results/*.json → docs/benchmark.svg
 """
@@ -23,17 +23,17 @@ _MODELS = {
     "default": ("SmolLM2-135M-Instruct, Q4_1", "#1b6e8a"),
     "1b": ("random weights in the shape of Llama-3.2-1B, Q4_K_M", "#e0a030"),
 }
-_BAR = 0.38  # of the distance between two loads
+_BAR = 0.38  # height of a bar; the distance between two loads is 1
 
 
 def advantages(figures: Results) -> dict[str, float]:
-    """By goal, for all that are held against llama-server, how many times as good: above 1 is better."""
+    """Ratios to llama-server by goal. Above 1, Tokenstream is better; ratios of latencies are inverted."""
     ratios = (row for row in rows(figures) if row.beside == "llama-server" and row.unit == "×")
     return {row.goal: row.compared if row.at_least else 1 / row.compared for row in ratios}
 
 
 def draw(by_model: dict[str, dict[str, float]], path: Path) -> None:
-    """Draw one bar for each model and goal; equal figures give an equal file."""
+    """Draw one bar for each model and goal. The file depends on the figures only."""
     plt.rcParams.update({"svg.hashsalt": "tokenstream", "font.size": 10, "font.family": "DejaVu Sans"})
     goals = list(dict.fromkeys(goal for figures in by_model.values() for goal in figures))
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.5 * len(goals)), layout="constrained")
@@ -42,7 +42,7 @@ def draw(by_model: dict[str, dict[str, float]], path: Path) -> None:
         shown = [goal for goal in goals if goal in figures]
         places = [goals.index(goal) + (number - (len(by_model) - 1) / 2) * _BAR for goal in shown]
         values = [figures[goal] for goal in shown]
-        # From 1 on, to the right or to the left: the scale is logarithmic and has no zero.
+        # Bars start at 1, because a logarithmic scale has no zero.
         axes.barh(places, [value - 1 for value in values], _BAR, left=1, label=title, color=color)
         for place, value in zip(places, values, strict=True):
             axes.annotate(
@@ -56,7 +56,7 @@ def draw(by_model: dict[str, dict[str, float]], path: Path) -> None:
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks(range(len(goals)), [goal.rpartition(" in ")[0] or goal for goal in goals])
     axes.invert_yaxis()
-    axes.set_xlabel("times as good as llama-server (1: equal)")
+    axes.set_xlabel("ratio to llama-server (higher is better)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=len(by_model), frameon=False)
     figure.savefig(path, format="svg", metadata={"Date": None})
@@ -64,10 +64,10 @@ def draw(by_model: dict[str, dict[str, float]], path: Path) -> None:
 
 
 def main() -> int:
-    """Draw what results there are; return the exit status."""
+    """Draw all stored results and return the exit status."""
     files = [path for model in _MODELS if (path := results.FOLDER / f"{model}.json").exists()]
     if not files:
-        print("error: there are no results yet; run: make bench", file=sys.stderr)
+        print("error: bench/results has no results; run: make bench", file=sys.stderr)
         return 1
     PICTURE.parent.mkdir(exist_ok=True)
     draw({path.stem: advantages(results.read(path)) for path in files}, PICTURE)

@@ -1,4 +1,4 @@
-"""A server's process: start it, wait until it is ready, weigh it, end it."""
+"""A server process: start, readiness, memory, CPU time and end."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pathlib import Path
 
 from bench.client import BenchError
 
-_START_LIMIT = 600.0  # seconds: a large model, contexts to be prefilled
+_START_LIMIT = 600.0  # seconds; a large model and the prefill of contexts take minutes
 _STOP_LIMIT = 30.0  # seconds
-_LOOK_EVERY = 0.01  # seconds
+_POLL_INTERVAL = 0.01  # seconds
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """An unused TCP port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -28,19 +28,19 @@ def free_port() -> int:
 
 
 class ServerProcess:
-    """A running server. It is ready when it answers 200 at ``ready_url``.
+    """A running server. It is ready when ``ready_url`` answers with status 200.
 
     Attributes:
-        ready_after: How long that took, in seconds.
+        ready_after: Time from start to readiness, in seconds.
     """
 
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], ready_url: str, log: Path
     ) -> None:
-        """Start it and wait.
+        """Start the process and wait until it is ready.
 
         Raises:
-            BenchError: It ends, or is not ready in ten minutes; the message has the end of its log.
+            BenchError: The process ends, or is not ready in ten minutes. The message has the end of its log.
         """
         started = time.perf_counter()
         with log.open("ab") as output:
@@ -53,11 +53,11 @@ class ServerProcess:
                 self.stop()
                 end = log.read_text("utf-8", "replace")[-2000:]
                 raise BenchError(f"{command[0]} {'ended' if ended else 'is not ready'}. Its log:\n{end}")
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_POLL_INTERVAL)
         self.ready_after = time.perf_counter() - started
 
     def _tree(self) -> Iterator[Path]:
-        """The folders in /proc of the process and all its descendants."""
+        """Folders in /proc of the process and its descendants."""
         pids = [str(self._process.pid)]
         while pids:
             folder = Path("/proc", pids.pop())
@@ -67,22 +67,22 @@ class ServerProcess:
 
     @property
     def resident_bytes(self) -> int:
-        """Resident memory of the process and its descendants; what they share is counted for each."""
+        """Resident memory of the process and its descendants. Shared pages count once per process."""
         pages = sum(int((folder / "statm").read_text().split()[1]) for folder in self._tree())
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     @property
     def cpu_seconds(self) -> float:
-        """Processor time of the process and its descendants since they started."""
+        """CPU time of the process and its descendants, in seconds."""
         ticks = 0
         for folder in self._tree():
-            # The name in parentheses may hold spaces; utime and stime are the 12th and 13th fields after it.
+            # The process name in parentheses may contain spaces. utime and stime are fields 12, 13 after it.
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> None:
-        """End it, with a signal that leaves it time to tidy up."""
+        """End the process with SIGTERM, and after 30 s with SIGKILL."""
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(_STOP_LIMIT)
@@ -95,5 +95,5 @@ def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
             return bool(response.status == 200)
-    except OSError:  # nobody listens yet, or a status that says so
+    except OSError:  # connection refused, or an error status
         return False

@@ -1,4 +1,4 @@
-"""What is asked: distinct texts made of words, as the very same prompt for every server."""
+"""Prompts of random words, equal for all servers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Context:
-    """A named context: its prompt becomes the system turn."""
+    """A named context. Its prompt becomes the system message."""
 
     name: str
     prompt: str
@@ -38,19 +38,19 @@ PLAIN = Context("plain", "You are a helpful assistant.")
 
 @dataclass(frozen=True)
 class Question:
-    """The turns of a conversation up to the one to be answered, behind a context."""
+    """A context and the messages of a conversation, up to the one to answer."""
 
     messages: tuple[Message, ...]
     context: Context = PLAIN
 
     @classmethod
     def of(cls, text: str, context: Context = PLAIN) -> Question:
-        """A question without turns before it."""
+        """A question without earlier messages."""
         return cls((Message("user", text),), context)
 
 
 class Prompts:
-    """Writes questions as the model's chat template has them, and counts tokens as llama.cpp does."""
+    """Renders questions with the model's chat template and counts tokens with llama.cpp's tokenizer."""
 
     def __init__(self, model_path: Path) -> None:
         self._model = Model(model_path, vocab_only=True)
@@ -62,34 +62,34 @@ class Prompts:
         )
 
     def render(self, question: Question) -> str:
-        """The prompt, up to where the answer begins."""
+        """The prompt text, up to the start of the answer."""
         system = Message("system", question.context.prompt)
         return self._template.render([system, *question.messages]).text
 
     def n_tokens(self, prompt: str) -> int:
-        """How many tokens a rendered prompt has."""
+        """Number of tokens of a rendered prompt."""
         vocab = self._model.vocab
         return len(vocab.tokenize(prompt, parse_special=True)) + vocab.add_bos
 
     def close(self) -> None:
-        """Free the vocabulary and end the template's process."""
+        """Free the vocabulary and end the process of the template."""
         self._template.close()
         self._model.close()
 
 
 class Texts:
-    """Texts that nobody sent before; equal seeds, equal texts."""
+    """Random texts. Equal seeds give equal texts."""
 
     def __init__(self, prompts: Prompts, seed: str) -> None:
         self._prompts = prompts
         self._random = random.Random(seed)
 
     def text(self, n_tokens: int) -> str:
-        """Words of ``n_tokens`` tokens, give or take two."""
+        """Words of ``n_tokens`` tokens, to within two."""
         return self._words(n_tokens, self._prompts.n_tokens)
 
     def question(self, n_tokens: int) -> Question:
-        """A question of ``n_tokens`` tokens, context and template included, give or take two."""
+        """A question of ``n_tokens`` tokens with context and template, to within two."""
 
         def measure(text: str) -> int:
             return self._prompts.n_tokens(self._prompts.render(Question.of(text)))
@@ -97,7 +97,7 @@ class Texts:
         return Question.of(self._words(n_tokens, measure))
 
     def records(self, n_tokens: int) -> str:
-        """Lines of JSON of at least ``n_tokens`` tokens: a text that even a small model copies well."""
+        """Lines of JSON with at least ``n_tokens`` tokens. Small models copy this format reliably."""
         lines: list[str] = []
         while self._prompts.n_tokens("\n".join(lines)) < n_tokens:
             name, place = self._random.sample(WORDS, 2)
@@ -105,13 +105,13 @@ class Texts:
         return "\n".join(lines)
 
     def shuffled(self, items: Sequence[Context]) -> list[Context]:
-        """The items in another order."""
+        """The items in random order."""
         return self._random.sample(items, len(items))
 
     def _words(self, n_tokens: int, measure: Callable[[str], int]) -> str:
         words: list[str] = []
         missing = n_tokens
-        for _ in range(8):  # a word may be two tokens: two or three attempts do
+        for _ in range(8):  # a word may have two tokens, so the first attempts may miss the length
             if missing > 0:
                 words += self._random.choices(WORDS, k=missing)
             else:

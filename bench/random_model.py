@@ -1,6 +1,6 @@
-"""A model of a size that users run, for its speed alone: the shape of Llama-3.2-1B, random weights, Q4_K_M.
+"""Writes a model with random weights in the shape of Llama-3.2-1B, Q4_K_M, for measurements of speed.
 
-The tokenizer and the chat template are another model's, so that both read the same prompts.
+Tokenizer and chat template are copied from the default model, so both models get the same prompts.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from app.engine.llama import start_backend
 from bench.client import BenchError
 from bench.native import CACHE
 
-# Attention of random weights looks everywhere alike, and then every token but the last is forgotten and
-# answers run in circles. Queries larger by this factor make it choose.
+# Random query weights give almost uniform attention, so answers repeat a few tokens. This factor on the query
+# weights makes attention selective.
 _SHARPNESS = 4.0
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama's shape. Source of the defaults: Llama-3.2-1B's config.json."""
+    """Dimensions of a Llama model. Source of the defaults: config.json of Llama-3.2-1B."""
 
     n_layers: int = 16
     width: int = 2048
@@ -40,7 +40,7 @@ class Shape:
     n_ctx: int = 131_072
 
     def matrices(self, n_vocab: int) -> Iterator[tuple[str, int, int]]:
-        """Name, rows and columns of every matrix; the embedding is the output's too."""
+        """Name, rows and columns of every matrix. The output layer uses the embedding matrix."""
         kv_width = self.width * self.n_kv_heads // self.n_heads
         yield "token_embd.weight", n_vocab, self.width
         for layer in range(self.n_layers):
@@ -53,7 +53,7 @@ class Shape:
             yield f"blk.{layer}.ffn_down.weight", self.width, self.feed_forward
 
     def norms(self) -> Iterator[str]:
-        """The name of every vector of ``width``."""
+        """Names of the normalization vectors, each of length ``width``."""
         yield "output_norm.weight"
         for layer in range(self.n_layers):
             yield f"blk.{layer}.attn_norm.weight"
@@ -61,10 +61,10 @@ class Shape:
 
 
 def random_model(tokenizer_of: Path) -> Path:
-    """The model in the cache; writes it where it is not there (a few minutes, 3 GB of disk meanwhile).
+    """Path of the model in the cache. Writes it if necessary: a few minutes, 3 GB of temporary disk space.
 
     Raises:
-        BenchError: llama.cpp cannot quantize it.
+        BenchError: llama.cpp cannot quantize the model.
     """
     contents = f"{Shape()} {_SHARPNESS} {tokenizer_of.name} {tokenizer_of.stat().st_size}"
     key = hashlib.sha256(contents.encode()).hexdigest()[:16]
@@ -77,10 +77,10 @@ def random_model(tokenizer_of: Path) -> Path:
 
 
 def write(path: Path, shape: Shape, source: Path) -> None:
-    """Write a model of ``shape`` with the tokenizer of ``source`` to ``path``: whole, or not at all.
+    """Write a model of ``shape`` with the tokenizer of ``source`` to ``path``, atomically.
 
     Raises:
-        BenchError: llama.cpp cannot quantize it.
+        BenchError: llama.cpp cannot quantize the model.
     """
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
         unquantized, finished = Path(folder, "f16.gguf"), Path(folder, path.name)
@@ -123,7 +123,7 @@ def _write_f16(path: Path, shape: Shape, source: gguf.GGUFReader) -> None:
 
 
 def _weights(generator: np.random.Generator, name: str, rows: int, columns: int) -> NDArray[np.float16]:
-    """Normal weights of variance 1 / columns: what comes out of a matrix is as large as what goes in."""
+    """Normal weights of variance 1 / columns, so that a product keeps the variance of its input."""
     weights = generator.standard_normal((rows, columns), np.float32)
     weights *= columns**-0.5 * (_SHARPNESS if "attn_q" in name else 1)
     return weights.astype(np.float16)

@@ -1,4 +1,4 @@
-"""The file of results: every figure, and on what, with what and when it was measured."""
+"""Files of results: all figures with date, commit, machine and build flags."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOLDER = ROOT / "bench" / "results"
 
 
 def record(suite: Suite, path: Path) -> None:
-    """Write what was measured into the file of one model; workloads that were not run stay as they are."""
+    """Update the file of one model. Workloads that were not run keep their stored results."""
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"workloads": {}}
     run = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -39,13 +39,13 @@ def record(suite: Suite, path: Path) -> None:
 
 
 def read(path: Path) -> Results:
-    """The medians in the file of one model."""
+    """Read the medians from the file of one model."""
     workloads = json.loads(path.read_text(encoding="utf-8"))["workloads"]
     return {name: entry["medians"] for name, entry in workloads.items()}
 
 
 def _commit() -> str:
-    """The commit that was measured; with a plus where files differ from it."""
+    """The measured commit, with a plus if the working tree differs from it."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip() or "unknown"
@@ -56,7 +56,7 @@ def _machine(n_threads: int) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    """The same with every figure cut to four digits: more were not measured."""
+    """Round every figure to four significant digits."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):

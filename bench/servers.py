@@ -1,4 +1,4 @@
-"""The servers under load, behind one small interface: ``start``, ``ask``, ``stop``."""
+"""The measured servers with a common interface: ``start``, ``ask``, ``stop``."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from bench.client import BenchError, Timing, exchange
 from bench.process import ServerProcess, free_port
 from bench.prompts import Context, Prompts, Question
 
-_TOLERANCE = 1  # tokens: whether the first one is counted
+_TOLERANCE = 1  # tokens; servers differ in whether they count the first one
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all servers of one run have in common.
+    """Options of all servers in a run.
 
     Attributes:
-        model: The GGUF.
-        prompts: Writes the prompts for it.
-        contexts: What questions may stand behind; the first is the default.
-        scratch: A folder of the server's own, for its log and its cache.
-        n_threads: Threads that compute.
-        n_slots: Requests decoded at once.
-        n_ctx: KV memory of all slots together, in tokens.
-        keep_prefixes: Whether prefixes may be kept outside the slots' KV memory.
+        model: Path of the GGUF file.
+        prompts: Renders prompts for the model.
+        contexts: Contexts of questions. The first is the default.
+        scratch: Folder for log and cache of the server.
+        n_threads: Number of compute threads.
+        n_slots: Maximum number of requests decoded at once.
+        n_ctx: KV cache size of all slots together, in tokens.
+        keep_prefixes: Whether the server may store prefixes outside the KV cache.
     """
 
     model: Path
@@ -44,7 +44,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Asked:
-    """One request: ``prompt`` is the question as the model reads it, ``n_tokens`` the answer's length."""
+    """A sent request. ``prompt`` is the rendered question, ``n_tokens`` the requested answer length."""
 
     question: Question
     prompt: str
@@ -53,7 +53,7 @@ class Asked:
 
 
 class Server(ABC):
-    """A server of one kind; answers are greedy, without penalties, and of exactly the length asked for."""
+    """A server. Requests ask for greedy answers without penalties, of an exact length."""
 
     route: str
     ready_route: str
@@ -67,20 +67,19 @@ class Server(ABC):
         """Start the process and wait until it is ready.
 
         Raises:
-            BenchError: It does not get ready.
+            BenchError: The server does not become ready.
         """
         log = self.setup.scratch / "server.log"
         self.process = ServerProcess(self.command(), self.environment(), self.url + self.ready_route, log)
 
     def stop(self) -> None:
-        """End the process."""
         self.process.stop()
 
     async def ask(self, question: Question, n_tokens: int, timing: Timing | None = None) -> Timing:
-        """Ask for an answer of ``n_tokens`` and receive it, into ``timing`` where one is given.
+        """Request an answer of ``n_tokens`` and receive it, into ``timing`` if given.
 
         Raises:
-            BenchError: The answer is not whole.
+            BenchError: The request failed or the answer is incomplete.
         """
         prompt = self.setup.prompts.render(question)
         asked = Asked(question, prompt, n_tokens, timing or Timing())
@@ -90,10 +89,10 @@ class Server(ABC):
         return asked.timing
 
     def check(self) -> None:
-        """See that every answer was as long as asked for, behind the prompt that was meant.
+        """Check the token counts of all prompts and answers.
 
         Raises:
-            BenchError: One was not: the figures could not be compared.
+            BenchError: A count differs from the request, so the figures are not comparable.
         """
         for asked in self._asked:
             read, meant = asked.timing.prompt_tokens, self.setup.prompts.n_tokens(asked.prompt)
@@ -105,23 +104,27 @@ class Server(ABC):
 
     @abstractmethod
     def command(self) -> list[str]:
-        """What to run."""
+        """The command that starts the server."""
 
     @abstractmethod
     def environment(self) -> Mapping[str, str]:
-        """Environment variables of it."""
+        """Environment variables of the command."""
 
     @abstractmethod
     def fields(self, asked: Asked) -> dict[str, Any]:
-        """The body of a request."""
+        """The JSON body of a request."""
 
     @abstractmethod
     def read(self, timing: Timing) -> None:
-        """Read pieces, text and figures from what was received, be it whole or cut off."""
+        """Fill ``timing`` from the received bytes, which may be incomplete.
+
+        Raises:
+            BenchError: The answer ends with an error.
+        """
 
 
 class Tokenstream(Server):
-    """This project's server, as it is in this tree."""
+    """The server of this working tree."""
 
     route = "/token_stream"
     ready_route = "/ready"
@@ -131,14 +134,13 @@ class Tokenstream(Server):
         self._settings = settings
 
     def command(self) -> list[str]:
-        """``python -m app serve``."""
         return [sys.executable, "-m", "app", "serve"]
 
     def environment(self) -> Mapping[str, str]:
-        """The settings; contexts are in a file of the bench's own."""
+        """The settings. Writes the contexts file that they name."""
         setup = self.setup
         contexts_file = setup.scratch / "contexts.toml"
-        # A JSON string of plain words is a TOML string too.
+        # A JSON string of plain words is also a TOML string.
         tables = (f"[contexts.{c.name}]\nprompt = {json.dumps(c.prompt)}\n" for c in setup.contexts)
         contexts_file.write_text("".join(tables))
         return {
@@ -155,7 +157,7 @@ class Tokenstream(Server):
         }
 
     def fields(self, asked: Asked) -> dict[str, Any]:
-        """The messages: this server applies context and template itself."""
+        """The messages without context and template, which this server applies."""
         messages = [{"role": m.role, "content": m.content} for m in asked.question.messages]
         return {
             **({"query": messages[0]["content"]} if len(messages) == 1 else {"messages": messages}),
@@ -168,7 +170,7 @@ class Tokenstream(Server):
         }
 
     def read(self, timing: Timing) -> None:
-        """The text as it came, then a line of figures behind a record separator."""
+        """Text, then a record separator and one JSON object with the token counts."""
         whole = b"".join(body for _, body in timing.received)
         text, separator, figures = whole.partition(b"\n\x1e")
         n_bytes = 0
@@ -180,13 +182,13 @@ class Tokenstream(Server):
         if separator:
             reported = json.loads(figures)
             if "error" in reported:
-                raise BenchError(f"{self.route} gave an answer up: {reported}")
+                raise BenchError(f"{self.route} ended an answer with an error: {reported}")
             timing.prompt_tokens = reported["prompt_tokens"]
             timing.generated_tokens = reported["generated_tokens"]
 
 
 class LlamaServer(Server):
-    """llama-server, with the flags given beyond the common ones."""
+    """llama-server. ``flags`` are added to the common ones."""
 
     route = "/completion"
     ready_route = "/health"
@@ -197,7 +199,7 @@ class LlamaServer(Server):
         self._flags = flags
 
     def command(self) -> list[str]:
-        """llama-server with equal threads, slots and KV memory."""
+        """llama-server with the same threads, slots and KV cache size."""
         setup = self.setup
         return [
             str(self._program),
@@ -209,11 +211,11 @@ class LlamaServer(Server):
         ]
 
     def environment(self) -> Mapping[str, str]:
-        """Nothing: all is said by flags."""
+        """Empty: llama-server is configured by flags."""
         return {}
 
     def fields(self, asked: Asked) -> dict[str, Any]:
-        """The rendered prompt; top_k 1 spares this server the rest of its sampler chain."""
+        """The rendered prompt. ``top_k`` 1 skips the rest of the sampler chain."""
         return {
             "prompt": asked.prompt,
             "n_predict": asked.n_tokens,
@@ -226,14 +228,14 @@ class LlamaServer(Server):
         }
 
     def read(self, timing: Timing) -> None:
-        """Server-sent events, the last of which has the figures."""
+        """Server-sent events. The last one has the token counts."""
         unread = b""
         for at, body in timing.received:
             *events, unread = (unread + body).split(b"\n\n")
             for event in events:
                 data = json.loads(event.removeprefix(b"data: "))
                 if "error" in data:
-                    raise BenchError(f"{self.route} gave an answer up: {data}")
+                    raise BenchError(f"{self.route} ended an answer with an error: {data}")
                 if data["content"]:
                     timing.pieces_at.append(at)
                     timing.text += data["content"]

@@ -1,4 +1,4 @@
-"""Which workload runs on which servers, and the rounds in which they take turns."""
+"""Workloads with their variants, and the rounds that run them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ALL = (OURS, NO_SPECULATION, PEER, PEER_FLASH_OFF)
 
 @dataclass(frozen=True)
 class Workload:
-    """A load, the variants that it is run on, and what they are started with."""
+    """A load, its variants, and options of their servers."""
 
     run: Callable[[Server, Texts, Scale], Coroutine[Any, Any, Figures]]
     variants: tuple[str, ...] = _ALL
@@ -58,12 +58,12 @@ class Suite:
     """One run of workloads on a model.
 
     Attributes:
-        model: The GGUF.
-        n_threads: Threads that compute, in every server.
-        scale: How much of each load.
-        peers: llama-server by the name of its build.
-        rounds: What was measured: by workload and variant the figures of each round.
-        failures: What could not be measured, in words.
+        model: Path of the GGUF file.
+        n_threads: Number of compute threads of every server.
+        scale: Share of each load.
+        peers: Builds of llama-server by name.
+        rounds: Figures of each round, by workload and variant.
+        failures: Error messages of failed measurements.
     """
 
     model: Path
@@ -74,7 +74,7 @@ class Suite:
     failures: list[str] = field(default_factory=list)
 
     def run(self, names: Iterable[str], variants: Iterable[str], n_rounds: int) -> None:
-        """Run the workloads on those of the variants that they are meant for, round by round."""
+        """Run each workload on the selected variants that it has, round by round."""
         wanted = set(variants)
         prompts = Prompts(self.model)
         try:
@@ -105,12 +105,12 @@ class Suite:
         command = [sys.executable, "-m", "bench.bare", str(self.model), str(self.n_threads)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
-            raise BenchError(f"the bare loop fails:\n{result.stderr[-2000:]}")
+            raise BenchError(f"the bare loop failed:\n{result.stderr[-2000:]}")
         figures: Figures = json.loads(result.stdout)
         return figures
 
     def _served(self, workload: Workload, variant: str, texts: Texts, prompts: Prompts) -> Figures:
-        """Start a server, run the workload on it and end it."""
+        """Run a workload on a new server process."""
         with tempfile.TemporaryDirectory(prefix="tokenstream-bench-") as scratch:
             setup = Setup(
                 model=self.model,
@@ -139,7 +139,7 @@ class Suite:
 
     @property
     def results(self) -> dict[str, dict[str, Figures]]:
-        """By workload and variant the medians over the rounds."""
+        """Medians over the rounds, by workload and variant."""
         return {
             workload: {variant: medians(rounds) for variant, rounds in variants.items()}
             for workload, variants in self.rounds.items()

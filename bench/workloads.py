@@ -1,4 +1,4 @@
-"""The loads that the servers are compared under. Each runs on a server that was just started."""
+"""The loads of the comparison. Each runs on a newly started server."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from bench.load import Figures, parallel, percentile, run_load, wave_rate
 from bench.prompts import PLAIN, Context, Prompts, Question, Texts
 from bench.servers import Server
 
-_PROMPT = 135  # tokens of an ordinary prompt
+_PROMPT = 135  # tokens of a typical prompt
 _PREFIX = 700  # tokens of a long prefix, such as a context
-_QUESTION = 12  # tokens of a short question behind it
+_QUESTION = 12  # tokens of a short question after it
 _ANSWER = 48  # tokens
 _AT_ONCE = 8
 _IDLE = 20.0  # seconds
@@ -27,22 +27,21 @@ _IDLE = 20.0  # seconds
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of a load is run: ``share`` of its requests, yet enough for every client to be busy."""
+    """Scale of a load: ``share`` of its requests, with a minimum that keeps every client busy."""
 
     share: float
 
     def n(self, requests: int, at_least: int) -> int:
-        """The number of requests."""
         return max(at_least, round(requests * self.share))
 
 
 def topics(prompts: Prompts) -> tuple[Context, ...]:
-    """A short context, and six long ones."""
+    """One short and six long contexts."""
     return (PLAIN, *(Context(f"topic{i}", Texts(prompts, f"topic{i}").text(_PREFIX)) for i in range(6)))
 
 
 def unique(at_once: int) -> Callable[[Server, Texts, Scale], Coroutine[Any, Any, Figures]]:
-    """The workload of prompts that have nothing in common, ``at_once`` clients."""
+    """Distinct prompts from ``at_once`` clients."""
 
     async def run(server: Server, texts: Texts, scale: Scale) -> Figures:
         n = scale.n({1: 8, 4: 16}.get(at_once, 4 * at_once), at_once)
@@ -53,7 +52,7 @@ def unique(at_once: int) -> Callable[[Server, Texts, Scale], Coroutine[Any, Any,
 
 
 async def shared(server: Server, texts: Texts, scale: Scale) -> Figures:
-    """A burst over one new prefix, and the same prefix once more."""
+    """A burst of requests with a new common prefix, then more with the same prefix."""
     prefix = texts.text(_PREFIX)
 
     def questions(n: int) -> list[Question]:
@@ -66,7 +65,7 @@ async def shared(server: Server, texts: Texts, scale: Scale) -> Figures:
 
 
 async def contexts(server: Server, texts: Texts, scale: Scale) -> Figures:
-    """Questions over six contexts in turn, from the moment that the server says it is ready."""
+    """Questions over six contexts in random order, sent as soon as the server is ready."""
     long_ones = server.setup.contexts[1:]
     order = [context for _ in range(6) for context in texts.shuffled(long_ones)]
     questions = [Question.of(texts.text(_QUESTION), context) for context in order[: scale.n(32, 8)]]
@@ -75,7 +74,7 @@ async def contexts(server: Server, texts: Texts, scale: Scale) -> Figures:
 
 
 async def long(server: Server, texts: Texts, scale: Scale) -> Figures:
-    """Prompts of 900 tokens arrive one after another while six answers stream."""
+    """Prompts of 900 tokens, sent one after another while six answers stream."""
     streams = [Timing() for _ in range(6)]
     questions = [texts.question(_PROMPT) for _ in streams]
     long_ones = [texts.question(900) for _ in range(scale.n(12, 2))]
@@ -99,7 +98,7 @@ async def long(server: Server, texts: Texts, scale: Scale) -> Figures:
     for timing in streams:
         server.read(timing)
         n_during = sum(started < at <= ended for at in timing.pieces_at)
-        # A stream that was cut has no figures: its tokens are counted in its text.
+        # A cancelled stream has no token counts, so the tokens of its text are counted.
         tokens += round(server.setup.prompts.n_tokens(timing.text) * n_during / len(timing.pieces_at))
         gaps += [1e3 * (b - a) for a, b in itertools.pairwise(timing.pieces_at) if started < b <= ended]
     return {
@@ -114,7 +113,7 @@ def _check_streaming(tasks: list[asyncio.Task[Timing]]) -> None:
     for task in tasks:
         if task.done():
             raise BenchError(
-                f"a stream ended before the long prompts did: {task.exception() or task.result()}"
+                f"a stream ended before the last long prompt: {task.exception() or task.result()}"
             )
 
 
@@ -126,12 +125,12 @@ async def copy(server: Server, texts: Texts, scale: Scale) -> Figures:
         timings.append(await server.ask(_please_repeat(text, texts), 64))
         copied.append(_copied_share(text, timings[-1].text))
     if median(copied) < 0.5:
-        raise BenchError(f"the model does not copy: of its answers {median(copied):.0%} are in the question")
+        raise BenchError(f"the model does not copy: only {median(copied):.0%} of its answers is copied")
     return {"decode_rate": median(timing.decode_rate for timing in timings), "copied": median(copied)}
 
 
 def _please_repeat(text: str, texts: Texts) -> Question:
-    """A question that small models understand too: two examples go before it."""
+    """A request to repeat a text, with two examples for small models."""
     turns: list[Message] = []
     for example in (texts.records(48), texts.records(48)):
         turns += [Message("user", f"Repeat this text:\n{example}"), Message("assistant", example)]
@@ -139,13 +138,13 @@ def _please_repeat(text: str, texts: Texts) -> Question:
 
 
 def _copied_share(text: str, answer: str) -> float:
-    """The share of the answer that stands in the text, word by word, in stretches of several words."""
+    """Share of the answer that is copied from the text, in matches of at least 24 characters."""
     matcher = difflib.SequenceMatcher(None, text, answer, autojunk=False)
     return sum(block.size for block in matcher.get_matching_blocks() if block.size >= 24) / len(answer)
 
 
 async def chat(server: Server, texts: Texts, scale: Scale) -> Figures:
-    """Conversations in turn, each question extending what was said, the server's own answers included."""
+    """Conversations of five turns. Each request has all earlier questions and answers."""
     said: list[tuple[Message, ...]] = [() for _ in range(scale.n(24, 8))]
 
     async def turn(number: int) -> Timing:
@@ -173,7 +172,7 @@ async def several(server: Server, texts: Texts, _scale: Scale) -> Figures:
 
 
 async def decode(server: Server, texts: Texts, scale: Scale) -> Figures:
-    """Decoding alone, of one sequence and of eight: what the bare loop does without a server."""
+    """Decode rate of one and of eight sequences, for comparison with the bare loop."""
     figures = {}
     for at_once in (1, _AT_ONCE):
         rates = []
@@ -185,7 +184,7 @@ async def decode(server: Server, texts: Texts, scale: Scale) -> Figures:
 
 
 async def memory(server: Server, texts: Texts, scale: Scale) -> Figures:
-    """Resident memory when every slot has been used for a long request."""
+    """Resident memory after every slot has had a long request."""
     questions = [texts.question(900) for _ in range(scale.n(16, 8))]
     started_with = server.process.resident_bytes
     await run_load(server, questions, _AT_ONCE, 64)
@@ -193,7 +192,7 @@ async def memory(server: Server, texts: Texts, scale: Scale) -> Figures:
 
 
 async def idle(server: Server, texts: Texts, _scale: Scale) -> Figures:
-    """The share of one core that a server takes that was busy and has nothing to do."""
+    """CPU use of an idle server after a load, as a share of one core."""
     await run_load(server, [texts.question(_PROMPT) for _ in range(_AT_ONCE)], _AT_ONCE, _ANSWER)
     await asyncio.sleep(2)
     before = server.process.cpu_seconds
@@ -202,7 +201,7 @@ async def idle(server: Server, texts: Texts, _scale: Scale) -> Figures:
 
 
 async def restart(server: Server, texts: Texts, _scale: Scale) -> Figures:
-    """The first request on a context after a restart, beside those on a warm one."""
+    """TTFT of the first request on a context after a restart, and of requests on a warm context."""
     context = server.setup.contexts[1]
 
     async def ttft() -> float:

@@ -1,4 +1,4 @@
-"""The prompts of the default model, for all tests of the bench."""
+"""Prompts of the default model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From figures to rows: what is compared with what, in which direction."""
+"""Rows of goals: reference, direction and bound of each comparison."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_complete_results_have_a_row_for_every_goal() -> None:
     assert len(table(RESULTS).splitlines()) == len(GOALS) + 2
 
 
-def test_what_was_not_run_has_no_row() -> None:
+def test_workloads_without_results_have_no_row() -> None:
     assert [row.goal for row in rows({"restart": RESULTS["restart"]})] == [
         "first request after a restart: TTFT in ms"
     ]
@@ -69,7 +69,7 @@ def test_the_peer_at_its_defaults_is_enough_for_a_row() -> None:
     assert row_of("burst on a new prefix: tokens/s", at_defaults).theirs == 30.0
 
 
-def test_a_speed_is_compared_with_the_peers_higher_one() -> None:
+def test_a_speed_is_compared_with_the_higher_figure_of_the_peer() -> None:
     figures = results(
         ("contexts", OURS, "tokens_per_second", 300.0),
         ("contexts", PEER_FLASH_OFF, "tokens_per_second", 120.0),
@@ -79,15 +79,15 @@ def test_a_speed_is_compared_with_the_peers_higher_one() -> None:
     assert row.is_reached
 
 
-def test_a_latency_is_compared_with_the_peers_lower_one() -> None:
+def test_a_latency_is_compared_with_the_lower_figure_of_the_peer() -> None:
     figures = results(("long", OURS, "gap_p99", 9.0), ("long", PEER, "gap_p99", 80.0))
     row = row_of("long prompts among", figures)
     assert (row.ours, row.theirs, row.compared) == (9.0, 80.0, pytest.approx(0.1125))
     assert not row.is_reached
 
 
-def test_speculation_may_cost_nothing_anywhere() -> None:
-    row = row_of("where speculation", results(("chat", OURS, "tokens_per_second", 90.0)))
+def test_the_worst_workload_decides_on_speculation() -> None:
+    row = row_of("least gain by speculation", results(("chat", OURS, "tokens_per_second", 90.0)))
     assert "(chat)" in row.goal
     assert row.compared == pytest.approx(0.9)
     assert not row.is_reached

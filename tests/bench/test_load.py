@@ -1,4 +1,4 @@
-"""Figures of a load."""
+"""Figures of a load, and parallel requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_a_percentile_is_the_value_at_the_nearest_rank(share: float, value: floa
     assert percentile(range(100, 0, -1), share) == value
 
 
-def test_a_percentile_of_few_values_is_one_of_them() -> None:
+def test_a_percentile_is_one_of_the_values() -> None:
     assert percentile([7.0], 0.99) == 7.0
     assert percentile([1.0, 2.0], 0.5) == 1.0
 
@@ -38,12 +38,12 @@ def test_a_load_has_the_figures_of_its_requests() -> None:
 
 def test_the_rate_of_a_wave_counts_while_all_decode() -> None:
     early = Timing(pieces_at=[0.0, 1.0, 2.0, 3.0], generated_tokens=4)
-    late = Timing(pieces_at=[1.0, 2.0, 3.0, 4.0], generated_tokens=8)  # two tokens in each piece
-    # From 1 (the last first piece) to 3 (the first last one): two pieces of each.
+    late = Timing(pieces_at=[1.0, 2.0, 3.0, 4.0], generated_tokens=8)  # two tokens per piece
+    # From 1 (both have a first piece) to 3 (the first answer ends): two pieces of each.
     assert wave_rate([early, late]) == pytest.approx((2 * 1 + 2 * 2) / 2)
 
 
-def test_requests_go_out_as_others_are_answered() -> None:
+def test_a_client_sends_its_next_request_after_an_answer() -> None:
     running, most, order = 0, 0, []
 
     async def send(item: int) -> Timing:

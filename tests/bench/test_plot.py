@@ -1,4 +1,4 @@
-"""The picture: better is always to the right, and equal figures give an equal file."""
+"""The plot: ratios above 1 are better, and equal figures give equal files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.goals import OURS, PEER, PEER_FLASH_OFF
 from bench.plot import advantages, draw
 
 
-def test_advantages_are_ratios_above_one_where_we_are_better() -> None:
+def test_ratios_above_one_are_better() -> None:
     peer = {"tokens_per_second": 100.0, "ttft_p99": 1000.0}
     figures = {
         "contexts": {
@@ -28,7 +28,7 @@ def test_advantages_are_ratios_above_one_where_we_are_better() -> None:
     )
 
 
-def test_a_picture_says_only_what_was_measured(tmp_path: Path) -> None:
+def test_the_file_depends_on_the_figures_only(tmp_path: Path) -> None:
     figures = {"default": {"chat: TTFT p50 in ms": 1.5, "long: tokens/s": 0.9}, "1b": {"long: tokens/s": 1.2}}
     draw(figures, tmp_path / "first.svg")
     draw(figures, tmp_path / "second.svg")

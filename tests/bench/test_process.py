@@ -1,4 +1,4 @@
-"""Servers are started, weighed and ended, children included."""
+"""Start, memory, CPU time and end of a server process with a child."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from bench.client import BenchError
 from bench.process import ServerProcess, free_port
 
-# A server that answers 503 once; its child holds 100 MB and keeps a core busy for half a second.
+# Answers 503 once. Its child holds 100 MB and uses half a second of CPU time.
 SERVER = """
 import http.server, signal, subprocess, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
@@ -30,7 +30,7 @@ finally:
 """  # noqa: E501
 
 
-def test_a_server_is_weighed_with_its_children(tmp_path: Path) -> None:
+def test_memory_and_cpu_time_include_children(tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-c", SERVER, str(port)]
     process = ServerProcess(command, {}, f"http://127.0.0.1:{port}/", tmp_path / "log")
@@ -44,7 +44,7 @@ def test_a_server_is_weighed_with_its_children(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text().count("GET / HTTP/1.1") == 2  # 503 did not count
 
 
-def test_a_server_that_ends_says_why(tmp_path: Path) -> None:
+def test_the_error_message_has_the_log_of_a_server_that_ended(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "raise SystemExit('no model')"]
     with pytest.raises(BenchError, match=r"ended\. Its log:\nno model"):
         ServerProcess(command, {}, f"http://127.0.0.1:{free_port()}/", tmp_path / "log")

@@ -1,4 +1,4 @@
-"""Every server reads the very same prompt, of the length that was meant."""
+"""Prompts are equal for all servers and have the requested length."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHAT = (Message("user", "Geese?"), Message("assistant", "Mostly."), Message("use
 
 @pytest.mark.parametrize("messages", [CHAT[:1], CHAT])
 @pytest.mark.parametrize("context", [PLAIN, Context("birds", "You know all birds.")])
-def test_the_prompt_has_the_tokens_that_our_server_makes_of_the_messages(
+def test_a_rendered_prompt_has_the_tokens_of_our_server(
     prompts: Prompts, context: Context, messages: tuple[Message, ...]
 ) -> None:
     model = Model(MODEL, vocab_only=True)
@@ -35,18 +35,18 @@ def test_the_prompt_has_the_tokens_that_our_server_makes_of_the_messages(
 
 
 @pytest.mark.parametrize("n_tokens", [12, 135, 700])
-def test_texts_have_the_length_that_was_asked_for(prompts: Prompts, n_tokens: int) -> None:
+def test_texts_have_the_requested_length(prompts: Prompts, n_tokens: int) -> None:
     texts = Texts(prompts, "a seed")
     assert prompts.n_tokens(texts.text(n_tokens)) == pytest.approx(n_tokens, abs=2)
 
 
-def test_the_length_of_a_question_counts_context_and_template(prompts: Prompts) -> None:
+def test_the_length_of_a_question_includes_context_and_template(prompts: Prompts) -> None:
     question = Texts(prompts, "a seed").question(135)
     assert prompts.n_tokens(prompts.render(question)) == pytest.approx(135, abs=2)
     assert PLAIN.prompt in prompts.render(question)
 
 
-def test_texts_differ_unless_their_seeds_are_equal(prompts: Prompts) -> None:
+def test_equal_seeds_give_equal_texts(prompts: Prompts) -> None:
     def some(seed: str) -> list[str]:
         texts = Texts(prompts, seed)
         return [texts.text(20) for _ in range(20)]
@@ -55,7 +55,7 @@ def test_texts_differ_unless_their_seeds_are_equal(prompts: Prompts) -> None:
     assert len({*some("a"), *some("b")}) == 40
 
 
-def test_the_topics_are_long_and_have_nothing_in_common(prompts: Prompts) -> None:
+def test_the_topics_are_long_and_have_no_common_prefix(prompts: Prompts) -> None:
     plain, *long_ones = topics(prompts)
     assert plain == PLAIN
     assert [prompts.n_tokens(context.prompt) for context in long_ones] == pytest.approx([700] * 6, abs=2)

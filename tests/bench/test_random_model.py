@@ -1,4 +1,4 @@
-"""A small one of its kind: it loads, and its answers neither stand still nor forget the prompt."""
+"""A small random model loads, and its answers vary and depend on the prompt."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def answer(model: Model, prompt: list[int], n_tokens: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def test_it_is_a_llama_in_q4_k_m_with_the_tokenizer_of_the_other(path: Path) -> None:
+def test_it_is_a_q4_k_m_llama_with_the_tokenizer_of_the_default_model(path: Path) -> None:
     model, other = Model(path), Model(MODEL, vocab_only=True)
     assert "Q4_K - Medium" in model.description
     assert model.chat_template == other.chat_template
@@ -56,9 +56,7 @@ def test_its_answers_vary_and_depend_on_the_prompt(path: Path) -> None:
     assert first != other
 
 
-def test_a_model_that_cannot_be_quantized_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_quantization_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random_model, "_write_f16", lambda path, *_: path.write_bytes(b"no GGUF"))
     with pytest.raises(BenchError, match="cannot be quantized"):
         write(tmp_path / "model.gguf", SMALL, MODEL)

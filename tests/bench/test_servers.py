@@ -1,4 +1,4 @@
-"""How the streams of the servers are read, and when their figures are not to be compared."""
+"""Streams of the servers, and checks that their figures are comparable."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def received(*parts: bytes) -> Timing:
     return Timing(received=[(float(at), part) for at, part in enumerate(parts)])
 
 
-def test_our_stream_ends_with_a_line_of_figures(setup: Setup) -> None:
+def test_our_stream_ends_with_token_counts(setup: Setup) -> None:
     timing = received(*OURS)
     Tokenstream(setup).read(timing)
     assert timing.text == "Hello you"
@@ -45,13 +45,13 @@ def test_our_stream_ends_with_a_line_of_figures(setup: Setup) -> None:
     assert (timing.prompt_tokens, timing.generated_tokens) == (5, 4)
 
 
-def test_our_stream_may_be_cut(setup: Setup) -> None:
+def test_our_stream_may_be_incomplete(setup: Setup) -> None:
     timing = received(*OURS[:2])
     Tokenstream(setup).read(timing)
     assert (timing.text, timing.pieces_at, timing.generated_tokens) == ("Hello ", [0, 1], 0)
 
 
-def test_an_answer_that_was_given_up_is_an_error(setup: Setup) -> None:
+def test_an_error_in_a_stream_is_raised(setup: Setup) -> None:
     with pytest.raises(BenchError, match="out of luck"):
         Tokenstream(setup).read(received(b"Hel", b'\n\x1e{"error": "out of luck"}'))
     with pytest.raises(BenchError, match="out of luck"):
@@ -59,7 +59,7 @@ def test_an_answer_that_was_given_up_is_an_error(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 10_000])
-def test_events_are_read_however_they_arrive(setup: Setup, size: int) -> None:
+def test_events_may_be_split_anywhere(setup: Setup, size: int) -> None:
     parts = [THEIRS[begin : begin + size] for begin in range(0, len(THEIRS), size)]
     timing = received(*parts)
     LlamaServer(setup, Path("x")).read(timing)
@@ -72,7 +72,7 @@ def test_events_are_read_however_they_arrive(setup: Setup, size: int) -> None:
     assert (timing.prompt_tokens, timing.generated_tokens) == (5, 4)
 
 
-def test_both_are_asked_for_the_same(setup: Setup, prompts: Prompts) -> None:
+def test_both_servers_get_equal_requests(setup: Setup, prompts: Prompts) -> None:
     question = Question.of("Which birds come by in March?")
     prompt = prompts.render(question)
     asked = Asked(question, prompt, 48, Timing())
@@ -89,7 +89,7 @@ def test_both_are_asked_for_the_same(setup: Setup, prompts: Prompts) -> None:
     ("off_prompt", "off_answer", "complaint"),
     [(0, 0, None), (1, -1, None), (2, 0, "read"), (-2, 0, "read"), (0, 2, "generated"), (0, -2, "generated")],
 )
-def test_other_prompts_and_lengths_are_not_compared(
+def test_wrong_token_counts_are_errors(
     setup: Setup, off_prompt: int, off_answer: int, complaint: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     question = Question.of("Which birds come by in March?")

@@ -1,4 +1,4 @@
-"""Servers take turns, and one that fails does not keep the others from being measured."""
+"""Order of servers, failed measurements, and stored results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def suite() -> Suite:
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Instead of servers: what was served, with which texts; llama-server without flash attention fails."""
+    """Variants and texts that were served. Replaces the servers; one variant fails."""
     asked: list[tuple[str, str]] = []
 
     def serve(_: Suite, workload: Workload, variant: str, texts: Texts, prompts: Prompts) -> Figures:
@@ -40,7 +40,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return asked
 
 
-def test_every_variant_has_a_turn_at_being_first_and_the_same_texts(
+def test_the_order_of_variants_rotates_and_texts_are_equal(
     suite: Suite, served: list[tuple[str, str]]
 ) -> None:
     suite.run(["long"], [OURS, NO_SPECULATION, PEER], 3)
@@ -53,7 +53,7 @@ def test_every_variant_has_a_turn_at_being_first_and_the_same_texts(
     }
 
 
-def test_a_failure_is_noted_and_the_others_go_on(suite: Suite, served: list[tuple[str, str]]) -> None:
+def test_a_failed_measurement_does_not_stop_the_others(suite: Suite, served: list[tuple[str, str]]) -> None:
     suite.run(["long"], [PEER_FLASH_OFF, PEER], 2)
     assert [variant for variant, _ in served] == [PEER, PEER_FLASH_OFF, PEER_FLASH_OFF, PEER]
     assert [*suite.results["long"]] == [PEER]
@@ -62,7 +62,7 @@ def test_a_failure_is_noted_and_the_others_go_on(suite: Suite, served: list[tupl
     ]
 
 
-def test_results_of_other_workloads_stay(suite: Suite, tmp_path: Path) -> None:
+def test_results_of_other_workloads_are_kept(suite: Suite, tmp_path: Path) -> None:
     path = tmp_path / "default.json"
     suite.rounds = {"idle": {OURS: [{"core_share": 0.00123456}]}}
     results.record(suite, path)
@@ -77,7 +77,7 @@ def test_results_of_other_workloads_stay(suite: Suite, tmp_path: Path) -> None:
     assert kept["run"]["machine"]["threads"] == 2
 
 
-def test_names_are_read_between_commas() -> None:
+def test_names_are_separated_by_commas() -> None:
     names = command_line._one_of(WORKLOADS)
     assert names("chat,unique-8") == ["chat", "unique-8"]
     assert names("unique") == ["unique-1", "unique-4", "unique-8", "unique-16"]

@@ -1,0 +1,81 @@
+"""The examples of README.md and docs/, run against a server with the sample document."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import ROOT, Server
+from tests.docs.pages import PAGES, blocks, commands, title
+
+DOCUMENTED_URL = "http://127.0.0.1:3030"
+
+CURL = [
+    pytest.param(command, id=f"{title(page)}-{number}")
+    for page in PAGES
+    for number, command in enumerate(c for c in commands(page) if c.startswith("curl "))
+]
+PYTHON = [
+    pytest.param(code, id=f"{title(page)}-{number}")
+    for page in PAGES
+    for number, code in enumerate(blocks(page, "python"))
+    if DOCUMENTED_URL in code
+]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("examples")
+    server = Server(
+        folder / "log",
+        **{"N_CTX": "16384", "MAX_SEQUENCES": "8", "KV_LAYOUT": "split"},
+        KNOWLEDGE="on",
+        DATA_PATH=str(ROOT / "data"),
+        KNOWLEDGE_INDEX=str(folder / "index"),
+    )
+    try:
+        server.wait_until(timeout=100)
+        end = time.monotonic() + 60
+        while httpx.get(f"{server.url}/v1/knowledge").json()["counts"]["indexed"] == 0:
+            assert time.monotonic() < end, server.output()
+            time.sleep(0.05)
+        yield server.url
+        assert server.stop() == 0, server.output()
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+def run_curl(command: str, url: str) -> str:
+    assert DOCUMENTED_URL in command
+    script = command.replace(DOCUMENTED_URL, url).replace("curl ", "curl --fail-with-body --silent ", 1)
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("command", CURL)
+def test_curl_commands_succeed(command: str, url: str) -> None:
+    answer = run_curl(command, url)
+    assert answer
+    if "Wren Bridge" in command:
+        assert "06:25" in answer  # README.md promises it
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_python_examples_run(code: str, url: str, tmp_path: Path) -> None:
+    script = tmp_path / "example.py"
+    script.write_text(code.replace(DOCUMENTED_URL, url))
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()

@@ -1,0 +1,74 @@
+"""Links, commands and code in README.md and docs/."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from app.config.settings import Settings
+from tests.conftest import ROOT
+from tests.docs.pages import PAGES, blocks, commands, prose, title
+
+_MAKEFILE = (ROOT / "Makefile").read_text()
+_PHONY = " ".join(re.findall(r"^\.PHONY: *(.*)$", _MAKEFILE, re.MULTILINE)).split()
+_TARGETS = {*re.findall(r"^([a-z][\w-]*):", _MAKEFILE, re.MULTILINE), *_PHONY}
+_ALSO_READ = {"WEIGHT_FILES", "N_GPU_LAYERS", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"}
+_OF_THE_BUILD = {"LLAMA_BUILD_FLAGS", "BUILDER", "PROMPT", "BENCH", "PYTHON", "NAME"}
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the page's headings."""
+    headings = re.findall(r"^#+ +(.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (page.parent / file).resolve() if file else page
+        assert linked.exists(), f"{title(page)}: {target}"
+        if anchor:
+            assert anchor in anchors(linked), f"{title(page)}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_make_targets_exist(page: Path) -> None:
+    quoted = re.findall(r"`(make [^`]+)`", prose(page))
+    for command in [*commands(page), *quoted]:
+        if command.startswith("make "):
+            named = [word for word in command.split()[1:] if re.fullmatch(r"[a-z][a-z-]*", word)]
+            assert set(named[:1]) <= _TARGETS, f"{title(page)}: {command}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_modules_of_python_commands_exist(page: Path) -> None:
+    for module in re.findall(r"python -m ([\w.]+)", page.read_text()):
+        assert importlib.util.find_spec(module.rstrip(".")), f"{title(page)}: {module}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_variables_are_settings(page: Path) -> None:
+    known = {name.upper() for name in Settings.model_fields} | _ALSO_READ | _OF_THE_BUILD
+    assigned = {
+        name
+        for command in commands(page)
+        for name in re.findall(r"(?<![\w-])([A-Z][A-Z_]+)=", command)
+        if command.startswith(("make ", "docker "))
+    }
+    assert assigned <= known, title(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_python_code_compiles(page: Path) -> None:
+    for code in blocks(page, "python"):
+        compile(code, title(page), "exec")
