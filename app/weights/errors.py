@@ -1,4 +1,4 @@
-"""What goes wrong between a hub and this disk, each as one line that says what to do."""
+"""Errors of finding and downloading models. Each message is one line with a remedy."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class ModelError(UserError):
-    """The model cannot be had; the message is one line that says what is wrong and what to do."""
+    """The model cannot be found, downloaded or read. The message is one line with a remedy."""
 
 
 class HubError(ModelError):
-    """The hub gave no answer, or refused; a copy on this disk may still serve."""
+    """The hub did not answer, or rejected the request. A local copy may still be usable."""
 
     def __init__(self, reason: str, advice: str) -> None:
         self.reason = " ".join(reason.split())
@@ -29,7 +29,7 @@ class HubError(ModelError):
 
 
 class FileNotInRepository(ModelError):
-    """The hub knows the repository, but not this file in it."""
+    """The repository exists on the hub and does not contain this file."""
 
     def __init__(self, file: str, repository: str) -> None:
         self.file = file
@@ -37,7 +37,7 @@ class FileNotInRepository(ModelError):
 
 
 def readable_size(size: int) -> str:
-    """A number of bytes as a reader wants it: ``4.7 GB``, ``98.0 MB``, ``512 bytes``."""
+    """Format a number of bytes: ``4.7 GB``, ``98.0 MB``, ``512 bytes``."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
             return f"{size / factor:,.1f} {unit}"
@@ -46,13 +46,13 @@ def readable_size(size: int) -> str:
 
 @contextmanager
 def explained_hub(variable: str, repository: str, revision: str, file: str = "") -> Iterator[None]:
-    """Turn what huggingface_hub raises into a HubError or FileNotInRepository; OSErrors of the disk pass.
+    """Turn exceptions of huggingface_hub into HubError or FileNotInRepository. OSErrors of the disk pass.
 
     Args:
-        variable: The setting that named the repository.
+        variable: The setting that names the repository.
         repository: ``owner/name``.
         revision: Branch, tag or commit.
-        file: The file that is asked for, if one is.
+        file: The requested file, if any.
     """
     import httpx2
     from huggingface_hub.errors import (
@@ -68,7 +68,9 @@ def explained_hub(variable: str, repository: str, revision: str, file: str = "")
     except HfHubHTTPError as error:
         raise _refusal(error, variable, repository, revision, file) from error
     except HFValidationError as error:
-        raise HubError(f"{variable}={repository} is not a repository's name", "it is owner/name") from error
+        raise HubError(
+            f"{variable}={repository} is not the name of a repository", "use owner/name"
+        ) from error
     except LocalEntryNotFoundError as error:
         raise _no_answer(error.__cause__ or error) from error
     except OSError as error:
@@ -79,23 +81,23 @@ def explained_hub(variable: str, repository: str, revision: str, file: str = "")
         raise _no_answer(error) from error
     except (FileMetadataError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise HubError(
-            f"{_endpoint()} does not answer as a Hugging Face hub does ({error})",
-            "check HF_ENDPOINT, and whether a proxy answers in its place",
+            f"{_endpoint()} does not behave like a Hugging Face hub ({error})",
+            "check HF_ENDPOINT, and whether a proxy responds in its place",
         ) from error
 
 
 @contextmanager
 def explained_disk(folder: Path, what: str) -> Iterator[None]:
-    """Turn an OSError while ``what`` is written to ``folder`` into a ModelError."""
+    """Turn an OSError during the download of ``what`` to ``folder`` into a ModelError."""
     try:
         yield
     except OSError as error:
-        problem, advice = f"cannot be written ({error.strerror})", "set MODELS_DIR to a folder that can"
+        problem, advice = f"cannot be written ({error.strerror})", "set MODELS_DIR to a writable folder"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = readable_size(shutil.disk_usage(folder).free)
             problem = f"{error.strerror} while downloading {what}, {free} free"
             advice = (
-                "free some space, or set MODELS_DIR to another disk; the download goes on where it stopped"
+                "free some space, or set MODELS_DIR to another disk; the download resumes where it stopped"
             )
         raise ModelError(f"MODELS_DIR={folder}: {problem}: {advice}") from error
 
@@ -112,13 +114,13 @@ def _no_answer(error: BaseException) -> HubError:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     if isinstance(error, OfflineModeIsEnabled):
-        return HubError("HF_HUB_OFFLINE is set", "unset it to download what is not on this disk yet")
+        return HubError("HF_HUB_OFFLINE is set", "unset it to download files that are not on this disk")
     said = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
     if isinstance(error, httpx2.TimeoutException):
         said = f"no answer within {constants.HF_HUB_ETAG_TIMEOUT} s"
     return HubError(
         f"{_endpoint()} cannot be reached ({said})",
-        "check the network and HF_ENDPOINT, or name files on this machine instead",
+        "check the network and HF_ENDPOINT, or name local files instead",
     )
 
 
@@ -128,7 +130,7 @@ def _refusal(error: HfHubHTTPError, variable: str, repository: str, revision: st
     status = error.response.status_code
     what, page = f"{variable}={repository}", f"{_endpoint()}/{repository}"
     has_token = "authorization" in error.response.request.headers
-    other_token = "set HF_TOKEN to a token that may read it"
+    other_token = "set HF_TOKEN to a token with read access"
     if isinstance(error, GatedRepoError):
         if has_token:
             return HubError(
@@ -147,8 +149,8 @@ def _refusal(error: HfHubHTTPError, variable: str, repository: str, revision: st
     if status == 404:
         return FileNotInRepository(file, repository)
     if status == 403:
-        return HubError(f"{_endpoint()} refuses {what} (403: {error.server_message})", other_token)
+        return HubError(f"{_endpoint()} denies access to {what} (403: {error.server_message})", other_token)
     said = f"{status} {error.response.reason_phrase}".strip()
     return HubError(
-        f"{_endpoint()} answers {said} for {what}", "try again later, or name files on this machine instead"
+        f"{_endpoint()} responds {said} for {what}", "try again later, or name local files instead"
     )

@@ -1,8 +1,7 @@
-"""all-MiniLM-L6-v2 as its package carries it (safetensors) → a GGUF file that llama.cpp reads.
+"""Conversion of all-MiniLM-L6-v2 from its package (safetensors) to GGUF.
 
-The tensors' and keys' names are those of BertModel in llama.cpp's ``convert_hf_to_gguf.py``. The packages
-``gguf`` and ``safetensors`` are imported where they are needed: only a first start with an embedding model
-needs them.
+Names of tensors and keys: BertModel in llama.cpp's ``convert_hf_to_gguf.py``. The packages ``gguf`` and
+``safetensors`` are imported in functions: only the first start with an embedding model needs them.
 """
 
 from __future__ import annotations
@@ -20,25 +19,25 @@ FOLDER = "model"  # in the package
 
 _WORD_START = "\u2581"
 _CONTINUES = "##"
-# Of BERT's tensors, those that vectors of sentences do not come from.
+# Tensors of BERT without effect on sentence embeddings.
 _UNUSED = ("embeddings.position_ids", "pooler.")
-# Small, and added to the tokens' vectors: in full precision, as llama.cpp's converter keeps them.
+# Small, and added to token embeddings: full precision, as in llama.cpp's converter.
 _F32 = ("position_embeddings", "token_type_embeddings")
-# As Q8_0 they made half of the error (cosine 0.9982 at worst, 0.9993 like this), for 2 to 5% of the time.
+# Q8_0 would double the error (worst cosine 0.9982, with F16 0.9993) and save 2 to 5% of the time.
 _F16 = ("attention.self.value.weight",)
 
 
 def convert(folder: Path, target: Path) -> None:
-    """Write the model in ``folder`` to ``target``, nearly all of its matrices as Q8_0.
+    """Write the model in ``folder`` to ``target``, most matrices as Q8_0.
 
     Args:
-        folder: ``model.safetensors``, ``config.json`` and ``tokenizer.json`` as transformers has them.
-        target: The GGUF file; an older one is overwritten.
+        folder: Contains ``model.safetensors``, ``config.json`` and ``tokenizer.json`` as in transformers.
+        target: The GGUF file; overwritten if it exists.
 
     Raises:
         ImportError: ``gguf`` or ``safetensors`` is not installed.
         OSError: A file cannot be read or written.
-        ValueError, KeyError: The files are damaged, or of another kind of model.
+        ValueError, KeyError: The files are damaged, or of another architecture.
     """
     import gguf
 
@@ -75,7 +74,7 @@ def _add_description(writer: GGUFWriter, config: dict[str, Any]) -> None:
 
 
 def _add_vocabulary(writer: GGUFWriter, tokenizer: dict[str, Any]) -> None:
-    """Add the WordPiece vocabulary: llama.cpp marks the beginnings of words, BERT the other pieces."""
+    """Add the WordPiece vocabulary: llama.cpp marks word starts, BERT marks continuations."""
     import gguf
 
     vocabulary: dict[str, int] = tokenizer["model"]["vocab"]
@@ -93,7 +92,7 @@ def _add_vocabulary(writer: GGUFWriter, tokenizer: dict[str, Any]) -> None:
     writer.add_token_list(texts)
     writer.add_token_types(types)
     writer.add_token_type_count(2)
-    writer.add_bos_token_id(control["[CLS]"])  # what llama.cpp puts before a text
+    writer.add_bos_token_id(control["[CLS]"])  # llama.cpp prepends it to texts
     writer.add_sep_token_id(control["[SEP]"])
     writer.add_unk_token_id(control["[UNK]"])
     writer.add_pad_token_id(control["[PAD]"])
@@ -108,12 +107,12 @@ def _add_tensors(writer: GGUFWriter, file: Path, n_layers: int) -> None:
     q8_0 = gguf.GGMLQuantizationType.Q8_0
     try:
         with safe_open(file, framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (it has no iterator of its own)
+            for name in tensors.keys():  # noqa: SIM118  (no iterator)
                 if name.startswith(_UNUSED):
                     continue
                 ours = names.get_name(name, try_suffixes=(".weight", ".bias"))
                 if ours is None:
-                    raise ValueError(f"{file.name} holds {name}, which is no tensor of such a model")
+                    raise ValueError(f"{file.name} contains {name}, which is no tensor of this architecture")
                 tensor = tensors.get_tensor(name)
                 if tensor.ndim == 1 or any(part in name for part in _F32):
                     writer.add_tensor(ours, tensor)

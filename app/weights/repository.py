@@ -1,8 +1,8 @@
-"""A Hugging Face repository → its files on this disk: resumed downloads, and the copy when the hub is away.
+"""Files of a Hugging Face repository on this disk: resumable downloads, and local copies without the hub.
 
-The folder is a cache as huggingface_hub keeps it (``models--owner--name/snapshots/<commit>/<file>``), so
-MODELS_DIR may be one that other programs fill. huggingface_hub is imported where it is needed: it takes
-half a second, which a model that is here already need not cost.
+The folder has the layout of huggingface_hub's cache (``models--owner--name/snapshots/<commit>/<file>``), so
+other programs may share it. huggingface_hub is imported in functions: the import takes half a second, and
+models on this disk do not need it.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ logger = logging.getLogger("tokenstream.hub")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ETAG = re.compile(r"[\w.-]+")
-_RETRIES = 5  # in a row without another byte, as in huggingface_hub
+_RETRIES = 5  # consecutive attempts without progress, as in huggingface_hub
 
 
 @functools.cache
 def prepare_library() -> None:
-    """Import huggingface_hub without its telemetry, with its warnings as lines of our own log.
+    """Import huggingface_hub without its telemetry, and route its warnings to our log.
 
     Raises:
         ModelError: HF_ENDPOINT is not a URL.
@@ -54,27 +54,27 @@ def prepare_library() -> None:
         usable = False
     if not usable:
         raise ModelError(
-            f"HF_ENDPOINT={endpoint}: should be the address of a hub, such as https://huggingface.co"
+            f"HF_ENDPOINT={endpoint}: should be the URL of a hub, such as https://huggingface.co"
         )
-    # Read at import. Without it every first request is preceded by one for a list of "agent harnesses".
+    # Read at import. Otherwise a request for a list of "agent harnesses" precedes the first one.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    import huggingface_hub.utils.logging  # noqa: F401  (gives its logger a handler, which is replaced here)
+    import huggingface_hub.utils.logging  # noqa: F401  (sets a log handler, which is replaced below)
 
     library = logging.getLogger("huggingface_hub")
     library.handlers = [_FirstLine()]
     library.propagate = False
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # else every request is a line
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every request
 
 
 class _FirstLine(logging.Handler):
-    """Passes on the first line of what huggingface_hub has to say about retries, as information."""
+    """Logs the first line of huggingface_hub's messages about retries at level INFO."""
 
     def emit(self, record: logging.LogRecord) -> None:
         logger.info("%s", record.getMessage().partition("\n")[0])
 
 
 class Repository:
-    """One repository at one revision, and the folder that keeps what was downloaded of it."""
+    """One repository at one revision, and the folder of its downloaded files."""
 
     def __init__(
         self,
@@ -85,14 +85,14 @@ class Repository:
         token: str | None = None,
         variable: str = "MODEL_REPO",
     ) -> None:
-        """Name a repository; nothing is asked or read yet.
+        """Neither the hub nor the disk is accessed yet.
 
         Args:
             name: ``owner/name`` on the hub.
-            folder: The cache folder; made when something is downloaded.
+            folder: The cache folder; created by the first download.
             revision: Branch, tag or commit.
-            token: Access token; None is the one that ``hf auth login`` has stored, if any.
-            variable: The setting that named the repository, for messages.
+            token: Access token; None uses the token stored by ``hf auth login``, if any.
+            variable: The setting that names the repository, for messages.
         """
         self.name = name
         self.revision = revision
@@ -102,13 +102,13 @@ class Repository:
         self._token = token
         self.variable = variable
         self._commit = revision if self.pinned else None
-        self.failure: ModelError | None = None  # once the hub has failed, all comes from this disk
+        self.failure: ModelError | None = None  # once set, only local files are used
 
     def files(self) -> list[str]:
-        """The names of the files in the repository, or of those on this disk when the hub is away.
+        """Names of the files in the repository; of the local files if the hub is unavailable.
 
         Raises:
-            HubError: The hub is away or refuses, and nothing is on this disk.
+            HubError: The hub is unavailable or rejects the request, and no file is on this disk.
         """
         try:
             return self._ask_files()
@@ -120,23 +120,23 @@ class Repository:
             return here
 
     def files_here(self) -> list[str]:
-        """The names of the files on this disk, of the revision as it was last downloaded."""
+        """Names of the local files, of the revision as last downloaded."""
         snapshot = self._snapshot()
         if snapshot is None:
             return []
         return sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
 
     def fetch(self, files: Sequence[str], *, verify: bool = False) -> list[Path]:
-        """The paths of ``files``, all of one commit, downloaded where they are not on this disk.
+        """Paths of ``files``, all of one commit; files that are not on this disk are downloaded.
 
         Args:
             files: Their names in the repository.
-            verify: Compare the sizes of those on this disk with the hub's, and download again what differs.
+            verify: Download local files again if their sizes differ from the hub's.
 
         Raises:
             FileNotInRepository: The repository has no such file.
-            HubError: The hub is away or refuses, and not all of them are on this disk.
-            ModelError: They cannot be written, and not all of them are on this disk.
+            HubError: The hub is unavailable or rejects the request, and a file is not on this disk.
+            ModelError: The files cannot be written, and one is not on this disk.
         """
         failure = self.failure
         if failure is None:
@@ -152,11 +152,11 @@ class Repository:
             raise failure
         self.failure = failure
         reason = failure.reason if isinstance(failure, HubError) else str(failure)
-        logger.warning("%s; using the copy of %s in %s", reason, self.name, snapshot)
+        logger.warning("%s; using the local copy of %s in %s", reason, self.name, snapshot)
         return [snapshot / file for file in files]
 
     def _snapshot(self) -> Path | None:
-        """The folder of the files on this disk."""
+        """Folder of the local files; None if there are none."""
         commit = self._commit
         reference = self.storage / "refs" / self.revision
         if commit is None and reference.is_file():
@@ -164,7 +164,7 @@ class Repository:
         folder = self.storage / "snapshots" / commit if commit else None
         return folder if folder and folder.is_dir() else None
 
-    # --- asking the hub
+    # --- requests to the hub
 
     def _ask_files(self) -> list[str]:
         prepare_library()
@@ -175,12 +175,12 @@ class Repository:
                 self.name, revision=self.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT
             )
             if not info.sha or info.siblings is None:
-                raise ValueError("an answer without commit or files")
+                raise ValueError("a response without commit or files")
         self._commit = info.sha
         return sorted(file.rfilename for file in info.siblings if _is_safe(file.rfilename))
 
     def _ask_file(self, file: str, revision: str) -> HfFileMetadata:
-        """One file's size, commit and ETag."""
+        """Size, commit and ETag of a file."""
         prepare_library()
         from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
@@ -191,7 +191,7 @@ class Repository:
                 timeout=constants.HF_HUB_ETAG_TIMEOUT,
             )
             if not found.commit_hash or not _ETAG.fullmatch(found.etag or ""):
-                raise ValueError("an answer without X-Repo-Commit or ETag")
+                raise ValueError("a response without X-Repo-Commit or ETag")
         return found
 
     def _fetch_online(self, files: Sequence[str], verify: bool) -> list[Path]:
@@ -231,7 +231,7 @@ class Repository:
 
     @contextmanager
     def _only_process(self, file: str, blob: Path) -> Iterator[None]:
-        """Hold the lock that huggingface_hub takes, too: two must not append to one partial file."""
+        """Hold huggingface_hub's lock, so that one process at a time appends to a partial file."""
         from filelock import Timeout
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
@@ -246,10 +246,10 @@ class Repository:
             yield
 
     def _receive(self, file: str, commit: str, metadata: HfFileMetadata) -> None:
-        """Download one blob, going on from what an earlier process has left of it.
+        """Download one blob, resuming the partial file of an earlier process.
 
-        huggingface_hub's own download goes on after a cut connection, but throws away what it has when
-        the process ends; here the partial file stays, and its SHA-256 is checked in the end.
+        huggingface_hub resumes after a broken connection, but deletes the partial file when the process
+        ends. Here the partial file stays, and its SHA-256 is checked at the end.
         """
         import httpx2
         from huggingface_hub import constants, hf_hub_url
@@ -258,7 +258,7 @@ class Repository:
 
         blob = self._blob(metadata)
         partial = _partial(blob)
-        # Sizes and ranges are of the file itself, so it must not be compressed on the way.
+        # Sizes and ranges refer to the uncompressed file.
         headers = {**build_hf_headers(token=self._token), "accept-encoding": "identity"}
         size = f" ({readable_size(metadata.size)})" if metadata.size else ""
         logger.info("downloading %s%s of %s from %s", file, size, self.name, constants.ENDPOINT)
@@ -278,7 +278,7 @@ class Repository:
                         displayed_filename=file,
                     )
                     break
-                except httpx2.ReadError:  # a reset connection; http_get goes on after other cuts itself
+                except httpx2.ReadError:  # a reset connection; http_get resumes after other failures itself
                     retries = _RETRIES if target.tell() > start else retries - 1
                     if retries == 0:
                         raise
@@ -290,12 +290,12 @@ class Repository:
         from huggingface_hub.utils.sha import sha_fileobj
 
         if not _SHA256.fullmatch(etag):
-            return  # a small file, kept in git itself: its ETag is another kind of hash
+            return  # the ETag of a small file, stored in git, is another kind of hash
         with partial.open("rb") as content:
             if sha_fileobj(content).hex() == etag:
                 return
         partial.unlink()
-        raise ModelError(f"{file} of {self.name} arrived damaged (its SHA-256 is not the hub's): start again")
+        raise ModelError(f"{file} of {self.name} was damaged in transfer (SHA-256 mismatch): start again")
 
     def _check_space(self, missing: dict[str, HfFileMetadata]) -> None:
         needed = 0
@@ -316,22 +316,22 @@ class Repository:
         return self.storage / "blobs" / str(metadata.etag)
 
     def _remember(self, commit: str) -> None:
-        """Note which commit the revision's files on this disk are of."""
+        """Record the commit of the revision's local files."""
         reference = self.storage / "refs" / self.revision
         if self.pinned or (reference.is_file() and reference.read_text().strip() == commit):
             return
         try:
             reference.parent.mkdir(parents=True, exist_ok=True)
             reference.write_text(commit)
-        except OSError as error:  # a cache mounted read-only serves as well as before
-            logger.debug("%s is not written: %s", reference, error)
+        except OSError as error:  # a cache mounted read-only is still usable
+            logger.debug("%s cannot be written: %s", reference, error)
 
     def _explained(self, file: str = "") -> AbstractContextManager[None]:
         return explained_hub(self.variable, self.name, self.revision, file)
 
 
 def _is_safe(file: str) -> bool:
-    """Whether a name that a hub gives stays inside the folder it is joined to."""
+    """Whether a path from a hub stays inside the folder that it is joined to."""
     path = PurePosixPath(file)
     return not path.is_absolute() and ".." not in path.parts
 

@@ -18,15 +18,15 @@ from app.weights.repository import Repository
 logger = logging.getLogger("tokenstream.hub")
 
 _FILES = ("chat_template.jinja", "tokenizer_config.json", "tokenizer.json")
-# Texts that converters give to ids that no tokenizer has: they only round the size up.
+# Texts of padding ids, which converters add to round up the size of the vocabulary.
 _PADDING = re.compile(r"\[PAD\d*\]|<\|?(dummy|unused|extra|reserved)\w*\|?>|\[unused\d+\]", re.IGNORECASE)
-# The share of ids that may have another text: fine-tunes rename reserved tokens.
+# Share of ids whose texts may differ: fine-tunes rename reserved tokens.
 _TOLERATED = 0.01
 
 
 @dataclass(frozen=True)
 class TokenizerRepo:
-    """What a tokenizer's files say; a text is None where they say nothing."""
+    """Contents of a tokenizer's files; missing entries are None."""
 
     name: str
     chat_template: str | None = None
@@ -34,23 +34,23 @@ class TokenizerRepo:
     eos_token: str | None = None
     pad_token: str | None = None
     unk_token: str | None = None
-    templates: Mapping[str, str] = field(default_factory=dict)  # the others by name, such as tool_use
+    templates: Mapping[str, str] = field(default_factory=dict)  # further templates by name, such as tool_use
     vocab: Mapping[int, str] = field(default_factory=dict, repr=False)  # token id → text
 
     @property
     def n_vocab(self) -> int:
-        """The size of the vocabulary, 0 when there is none: one more than the highest id."""
+        """Size of the vocabulary: highest id plus one, 0 without a vocabulary."""
         return max(self.vocab, default=-1) + 1
 
 
 def load_tokenizer_repo(settings: Settings) -> TokenizerRepo | None:
-    """Read the tokenizer that TOKENIZER_REPO names: a folder, or a repository of the hub.
+    """Read the tokenizer of TOKENIZER_REPO: a folder, or a repository of the hub.
 
     Returns:
-        None when TOKENIZER_REPO is unset.
+        None if TOKENIZER_REPO is not set.
 
     Raises:
-        ModelError: It cannot be had, or its files say nothing; one line that says what to do.
+        ModelError: The files cannot be found, downloaded or read.
     """
     name = settings.tokenizer_repo
     if name is None:
@@ -59,17 +59,17 @@ def load_tokenizer_repo(settings: Settings) -> TokenizerRepo | None:
     if folder.is_dir():
         files = {file: folder / file for file in _FILES if (folder / file).is_file()}
     elif folder.exists() or name.startswith((".", "~", "/")):
-        raise ModelError(f"TOKENIZER_REPO={name} is no folder: name the folder of tokenizer_config.json")
+        raise ModelError(f"TOKENIZER_REPO={name} is not a folder: name the folder of tokenizer_config.json")
     else:
         files = _download(settings, name)
     if not files:
         raise ModelError(
-            f"TOKENIZER_REPO={name} holds none of {', '.join(_FILES)}: name the model's own repository"
+            f"TOKENIZER_REPO={name} contains none of {', '.join(_FILES)}: name the model's own repository"
         )
     tokenizer = _read(name, files)
     if not tokenizer.vocab:
         logger.warning(
-            "TOKENIZER_REPO=%s has no tokenizer.json: whether it fits the model is not checked", name
+            "TOKENIZER_REPO=%s has no tokenizer.json: its vocabulary is not compared with the model's", name
         )
     return tokenizer
 
@@ -115,14 +115,14 @@ def _read_json(name: str, path: Path | None) -> dict[str, Any]:
     try:
         content = json.loads(_read_text(name, path))
     except ValueError as error:
-        raise ModelError(f"TOKENIZER_REPO={name}: {path} is not JSON ({error}): get it again") from error
+        raise ModelError(f"TOKENIZER_REPO={name}: {path} is not JSON ({error}): download it again") from error
     if not isinstance(content, dict):
         raise ModelError(f"TOKENIZER_REPO={name}: {path} should be a JSON object")
     return content
 
 
 def _templates(value: Any) -> dict[str, str]:
-    """A chat_template entry (one template, or a list of named ones) as name → template."""
+    """Name → template of a chat_template entry: one template, or a list of named ones."""
     if isinstance(value, str):
         return {"default": value}
     entries = value if isinstance(value, list) else []
@@ -136,7 +136,7 @@ def _templates(value: Any) -> dict[str, str]:
 
 
 def _token_text(value: Any) -> str | None:
-    """A special token (a text, or an AddedToken written as an object) as its text."""
+    """Text of a special token, given as a string or an AddedToken object."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
@@ -147,39 +147,39 @@ def _vocabulary(name: str, tokenizer: dict[str, Any]) -> dict[int, str]:
         entries = tokenizer.get("model", {}).get("vocab", {})
         if isinstance(entries, dict):  # BPE, WordPiece, WordLevel: text → id
             vocabulary = {int(token): text for text, token in entries.items()}
-        else:  # Unigram: (text, score) in the order of ids
+        else:  # Unigram: (text, score), ordered by id
             vocabulary = {token: str(text) for token, (text, _) in enumerate(entries)}
         added = tokenizer.get("added_tokens") or []
         return vocabulary | {int(token["id"]): str(token["content"]) for token in added}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"TOKENIZER_REPO={name}: tokenizer.json has a vocabulary of an unknown shape"
+            f"TOKENIZER_REPO={name}: the vocabulary of tokenizer.json has an unknown format"
         ) from error
 
 
-# --- comparing with the GGUF
+# --- comparison with the GGUF file
 
 
 def check_vocabulary(
     repo: TokenizerRepo, n_vocab: int, token_text: Callable[[int], str], is_unused: Callable[[int], bool]
 ) -> None:
-    """Refuse a tokenizer that is not the one of the GGUF; a tokenizer without vocabulary passes.
+    """Reject a tokenizer whose vocabulary differs from the model's. Without vocabulary it passes.
 
-    A GGUF may have more ids at its end: converters pad vocabularies, and fine-tunes add tokens.
+    The model may have more ids at the end: converters pad vocabularies, and fine-tunes add tokens.
 
     Args:
         repo: The tokenizer.
-        n_vocab: Tokens in the GGUF's vocabulary.
-        token_text: The text of one of its ids, as the vocabulary writes it.
-        is_unused: Whether one of its ids only pads the vocabulary.
+        n_vocab: Size of the model's vocabulary.
+        token_text: Text of an id of the model, in the notation of its vocabulary.
+        is_unused: Whether an id of the model is padding.
 
     Raises:
-        ModelError: They differ; names both sizes and, if the texts differ, an example.
+        ModelError: The vocabularies differ; the message has both sizes and an example.
     """
     if not repo.vocab:
         return
     sizes = f"{repo.n_vocab:,} tokens, the model's {n_vocab:,}"
-    mismatch = f"TOKENIZER_REPO={repo.name} does not fit the model: its vocabulary has {sizes}"
+    mismatch = f"TOKENIZER_REPO={repo.name} does not match the model: its vocabulary has {sizes}"
     advice = "name the repository that the GGUF was made from, or unset TOKENIZER_REPO"
     if repo.n_vocab > n_vocab:
         raise ModelError(f"{mismatch}: {advice}")
@@ -192,10 +192,10 @@ def check_vocabulary(
     padded = all(is_unused(token) or _PADDING.fullmatch(token_text(token)) for token in surplus)
     if len(differing) > (_TOLERATED * len(repo.vocab) if padded else 0):
         token = min(differing)
-        example = f"token {token} is {repo.vocab[token]!r} here and {token_text(token)!r} there"
+        example = f"token {token} is {repo.vocab[token]!r}, the model's {token_text(token)!r}"
         raise ModelError(f"{mismatch}, and {len(differing):,} differ ({example}): {advice}")
 
 
 def _same(text: str, gguf_text: str) -> bool:
-    # Converters write the spaces of some added tokens as SentencePiece does.
+    # Converters write spaces in some added tokens in the notation of SentencePiece.
     return text == gguf_text or text.replace("\u2581", " ") == gguf_text.replace("\u2581", " ")

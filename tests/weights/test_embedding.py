@@ -131,10 +131,8 @@ def test_a_cache_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     message = complaint()
-    assert "all-MiniLM-L6-v2 cannot be kept in" in message
-    assert message.endswith(
-        "set XDG_CACHE_HOME to a folder that can be written, or EMBEDDING_MODEL to a GGUF file"
-    )
+    assert "all-MiniLM-L6-v2 cannot be stored in" in message
+    assert message.endswith("set XDG_CACHE_HOME to a writable folder, or EMBEDDING_MODEL to a GGUF file")
 
 
 # --- a file on this machine
@@ -150,8 +148,7 @@ def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["no/such/a.gguf", "embedding/a.gguf", "all-MiniLM", "/a.gguf"])
 def test_what_is_no_file_and_no_repository(name: str) -> None:
     assert complaint(name) == (
-        f"EMBEDDING_MODEL={name}: there is no such file; "
-        "it may also be repo:file of the hub, or all-MiniLM-L6-v2"
+        f"EMBEDDING_MODEL={name}: no such file; other values are repo:file of the hub, or all-MiniLM-L6-v2"
     )
 
 
@@ -185,7 +182,7 @@ def test_mistakes_in_a_repository_name_the_setting(resolve: Resolve, fake_hub: F
     assert error("b.gguf") == f"{said}:b.gguf is not in {REPO} (revision main); GGUF files there: {there}"
     assert error("readme.md") == f"{said}:readme.md is not a GGUF file; GGUF files there: {there}"
     assert error("a-*") == f"{said}:a-* matches 2 models; set EMBEDDING_MODEL to one of them: {there}"
-    several = f"{REPO} (revision main) holds 2 models; set EMBEDDING_MODEL to one of them: {there}"
+    several = f"{REPO} (revision main) contains 2 models; set EMBEDDING_MODEL to one of them: {there}"
     assert error("") == several
     assert error("../a.gguf").startswith(f"{said}:../a.gguf should be a file in {REPO} (revision main)")
 

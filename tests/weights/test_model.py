@@ -51,7 +51,7 @@ def test_model_path_is_taken_as_it_is_and_goes_before_the_repository(tmp_path: P
 
 
 def test_model_path_that_is_not_there(tmp_path: Path) -> None:
-    assert complaint(model_path=tmp_path / "a.gguf") == f"MODEL_PATH={tmp_path}/a.gguf: there is no such file"
+    assert complaint(model_path=tmp_path / "a.gguf") == f"MODEL_PATH={tmp_path}/a.gguf: no such file"
 
 
 def test_model_path_that_is_a_folder_lists_its_models(tmp_path: Path) -> None:
@@ -143,14 +143,14 @@ def test_without_model_file_several_models_are_listed(resolve: Resolve, fake_hub
     fake_hub.add(REPO, {"a.gguf": TINY, "b.gguf": TINY})
     error = resolve(MODEL_REPO=REPO).error
     assert error.startswith(
-        f"MODEL_REPO={REPO} (revision main) holds 2 models; set MODEL_FILE to one of them"
+        f"MODEL_REPO={REPO} (revision main) contains 2 models; set MODEL_FILE to one of them"
     )
     assert error.endswith("a.gguf, b.gguf")
 
 
 def test_a_repository_without_gguf_files(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"model.safetensors": b"\x08"})
-    assert f"MODEL_REPO={REPO} (revision main) holds no GGUF file" in resolve(MODEL_REPO=REPO).error
+    assert f"MODEL_REPO={REPO} (revision main) contains no GGUF file" in resolve(MODEL_REPO=REPO).error
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="model.safetensors").error
     assert error == "MODEL_FILE=model.safetensors is not a GGUF file; GGUF files there: none"
     assert not fake_hub.gets()

@@ -90,7 +90,7 @@ def test_the_next_start_resumes_a_download_that_failed(resolve: Resolve, fake_hu
     fake_hub.add(REPO, {"a.gguf": BIG})
     fake_hub.cut_after, fake_hub.fail_after_cut = CUT, True
     failed = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf")
-    assert failed.error.startswith(f"{fake_hub.url} answers 500 Internal Server Error for MODEL_REPO={REPO}")
+    assert failed.error.startswith(f"{fake_hub.url} responds 500 Internal Server Error for MODEL_REPO={REPO}")
     fake_hub.status = None
     fake_hub.requests.clear()
     outcome = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf")
@@ -110,7 +110,7 @@ def test_a_partial_file_with_other_content_is_found_out(
     path.unlink()
     blob.unlink()
     blob.with_name(f"{blob.name}.incomplete").write_bytes(b"GGUF rubbish")
-    assert "arrived damaged" in resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf").error
+    assert "was damaged in transfer" in resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf").error
     assert resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf").path.read_bytes() == TINY
 
 
@@ -160,7 +160,7 @@ def test_a_wrong_repository(resolve: Resolve, fake_hub: FakeHub) -> None:
 
 def test_a_name_that_no_repository_has(resolve: Resolve) -> None:
     error = resolve(MODEL_REPO="https://huggingface.co/a/b").error
-    assert error == "MODEL_REPO=https://huggingface.co/a/b is not a repository's name: it is owner/name"
+    assert error == "MODEL_REPO=https://huggingface.co/a/b is not the name of a repository: use owner/name"
 
 
 def test_a_wrong_file_lists_what_is_there(resolve: Resolve, fake_hub: FakeHub) -> None:
@@ -203,7 +203,7 @@ def test_a_token_that_the_hub_does_not_know(resolve: Resolve, fake_hub: FakeHub)
 
 def test_a_token_that_is_none(resolve: Resolve) -> None:
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf", HF_TOKEN="hf_ä b").error
-    assert error == "HF_TOKEN: holds characters that no access token has; copy it again"
+    assert error == "HF_TOKEN: contains characters that are invalid in an access token; copy it again"
 
 
 # --- a hub that is away
@@ -224,14 +224,14 @@ def test_a_hub_that_is_away_with_a_copy(resolve: Resolve, fake_hub: FakeHub, fil
     fake_hub.status = 503
     cases = {
         f"{away} cannot be reached (Connection refused)": {"HF_ENDPOINT": away},
-        f"{fake_hub.url} answers 503 Service Unavailable for MODEL_REPO={REPO}": {},
+        f"{fake_hub.url} responds 503 Service Unavailable for MODEL_REPO={REPO}": {},
         "HF_HUB_OFFLINE is set": {"HF_HUB_OFFLINE": "1"},
     }
     for reason, variables in cases.items():
         outcome = resolve(MODEL_REPO=REPO, MODEL_FILE=file, **variables)
         assert outcome.path == path
         (warning,) = outcome.warnings
-        assert warning.startswith(f"{reason}; using the copy of {REPO} in ")
+        assert warning.startswith(f"{reason}; using the local copy of {REPO} in ")
 
 
 def test_a_name_that_does_not_resolve(resolve: Resolve) -> None:
@@ -251,13 +251,13 @@ def test_a_hub_that_never_answers(resolve: Resolve) -> None:
 def test_a_proxy_that_answers_in_the_hubs_place(resolve: Resolve, fake_hub: FakeHub, file: str) -> None:
     fake_hub.html = True
     error = resolve(MODEL_REPO=REPO, MODEL_FILE=file).error
-    assert error.startswith(f"{fake_hub.url} does not answer as a Hugging Face hub does")
+    assert error.startswith(f"{fake_hub.url} does not behave like a Hugging Face hub")
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:8080", "http://", "http://a:99999"])
 def test_an_endpoint_that_is_no_address(resolve: Resolve, endpoint: str) -> None:
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf", HF_ENDPOINT=endpoint).error
-    assert error.startswith(f"HF_ENDPOINT={endpoint}: should be the address of a hub")
+    assert error.startswith(f"HF_ENDPOINT={endpoint}: should be the URL of a hub")
 
 
 def test_a_newer_commit_that_cannot_be_had_leaves_the_copy(resolve: Resolve, fake_hub: FakeHub) -> None:
@@ -268,7 +268,7 @@ def test_a_newer_commit_that_cannot_be_had_leaves_the_copy(resolve: Resolve, fak
     for _ in ("while it is downloaded", "and at the next start"):
         outcome = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf")
         assert outcome.path == older
-        assert "answers 500 Internal Server Error" in outcome.warnings[0]
+        assert "responds 500 Internal Server Error" in outcome.warnings[0]
     fake_hub.status = None
     assert resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf").path.read_bytes() == BIG
 
@@ -279,7 +279,7 @@ def test_another_file_of_a_hub_that_is_away(resolve: Resolve, fake_hub: FakeHub)
     fake_hub.status = 500
     for file in ("b.gguf", "b*"):
         outcome = resolve(MODEL_REPO=REPO, MODEL_FILE=file)
-        assert outcome.error.startswith(f"{fake_hub.url} answers 500 Internal Server Error")
+        assert outcome.error.startswith(f"{fake_hub.url} responds 500 Internal Server Error")
         assert not outcome.warnings
 
 
@@ -321,7 +321,7 @@ def test_a_folder_that_cannot_be_written(resolve: Resolve, fake_hub: FakeHub, tm
     (tmp_path / "models").write_bytes(b"")
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf").error
     assert (
-        error == "MODELS_DIR=models: cannot be written (Not a directory): set MODELS_DIR to a folder that can"
+        error == "MODELS_DIR=models: cannot be written (Not a directory): set MODELS_DIR to a writable folder"
     )
 
 

@@ -105,13 +105,13 @@ def test_without_tokenizer_json_the_template_is_used_with_a_warning(tmp_path: Pa
 
 
 def test_a_folder_without_tokenizer_files(tmp_path: Path) -> None:
-    assert f"TOKENIZER_REPO={tmp_path} holds none of chat_template.jinja, " in complaint(tmp_path)
+    assert f"TOKENIZER_REPO={tmp_path} contains none of chat_template.jinja, " in complaint(tmp_path)
 
 
 def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
     file = write(tmp_path, config=CONFIG) / "tokenizer_config.json"
     for path in (file, tmp_path / "missing"):
-        assert complaint(path).startswith(f"TOKENIZER_REPO={path} is no folder")
+        assert complaint(path).startswith(f"TOKENIZER_REPO={path} is not a folder")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_repository_is_downloaded_and_its_copy_used(run: Run, fake_hub: FakeHu
     assert not [request for request in fake_hub.gets() if "safetensors" in request.path]
     away = run(HF_ENDPOINT=closed_port())
     assert away.stdout == "t\n"
-    assert "cannot be reached (Connection refused); using the copy of someone/tiny in " in away.stderr
+    assert "cannot be reached (Connection refused); using the local copy of someone/tiny in " in away.stderr
     assert away.stderr.count("\n") == 1
 
 
@@ -172,7 +172,7 @@ def test_a_repository_that_cannot_be_had(run: Run, fake_hub: FakeHub) -> None:
     assert wrong.returncode == 1
     assert wrong.stderr.startswith(f"TOKENIZER_REPO={REPO} is not a repository of {fake_hub.url}")
     empty = run(TOKENIZER_REPO="someone/else").stderr
-    assert empty.startswith("TOKENIZER_REPO=someone/else holds none of chat_template.jinja, ")
+    assert empty.startswith("TOKENIZER_REPO=someone/else contains none of chat_template.jinja, ")
     away = run(HF_ENDPOINT=closed_port()).stderr
     assert "cannot be reached (Connection refused)" in away
     assert [message.count("\n") for message in (wrong.stderr, empty, away)] == [1, 1, 1]
@@ -210,8 +210,8 @@ def test_a_few_renamed_tokens_fit() -> None:
 def test_other_texts_are_a_mismatch_with_an_example() -> None:
     message = mismatch(OURS, TEXTS[:-11] + ["renamed"] * 11)
     sizes = "its vocabulary has 1,000 tokens, the model's 1,000"
-    assert message.startswith(f"TOKENIZER_REPO=r does not fit the model: {sizes}, and 11 differ")
-    assert "token 989 is 't989' here and 'renamed' there" in message
+    assert message.startswith(f"TOKENIZER_REPO=r does not match the model: {sizes}, and 11 differ")
+    assert "token 989 is 't989', the model's 'renamed'" in message
 
 
 def test_a_larger_tokenizer_is_a_mismatch() -> None:
