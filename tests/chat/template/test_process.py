@@ -45,8 +45,9 @@ def start() -> Iterator[Callable[..., TemplateProcess]]:
 
 
 def pid_of(process: TemplateProcess) -> int:
-    assert process._child is not None
-    return process._child.process_id
+    pid = process._child.process_id
+    assert pid is not None
+    return pid
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,7 @@ def test_without_a_process_there_is_the_fallback(
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     assert choose(sample_templates.CHATML).name == "ChatML"
     (warning,) = warnings(caplog)
-    assert warning.startswith("the chat template fails (no process for it can be started ([Errno 2]")
+    assert warning.startswith("the chat template fails (it cannot start its process ([Errno 2]")
 
 
 @pytest.mark.parametrize("role", ["<|im_start|>", "", "root", "System"])

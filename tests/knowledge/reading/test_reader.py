@@ -313,7 +313,7 @@ LAUGHS = (
         ("a.docx", docx_of_parts(docx_body(b"<w:p/>" * (18 << 20))), r"unpacks to 108 MB .* at most 100 MB"),
         ("a.docx", docx_of_parts(docx_body(NESTED)), "is nested too deeply"),
         ("a.docx", docx_of_parts(LAUGHS + docx_body(b"<w:p><w:r><w:t>&i;</w:t></w:r></w:p>")), "is damaged"),
-        ("a.odt", b"Hello", "is of no format that is read: .docx, .htm, .html, .markdown, .md, .pdf, .txt"),
+        ("a.odt", b"Hello", "is of no supported format: .docx, .htm, .html, .markdown, .md, .pdf, .txt"),
     ],
 )
 def test_unreadable(read: Read, name: str, content: bytes, reason: str) -> None:
@@ -334,7 +334,7 @@ def test_too_large(tmp_path: Path) -> None:
 
 
 def test_not_there(tmp_path: Path, reader: DocumentReader) -> None:
-    with pytest.raises(UnreadableDocument, match="has vanished"):
+    with pytest.raises(UnreadableDocument, match="does not exist"):
         reader.read(tmp_path / "a.txt")
     (tmp_path / "folder.txt").mkdir()
     os.mkfifo(tmp_path / "pipe.txt")
@@ -351,7 +351,7 @@ def test_permission_denied() -> None:
     if user == 0:
         os.seteuid(65534)  # root may read anything
     try:
-        with pytest.raises(UnreadableDocument, match="may not be read: permission denied"):
+        with pytest.raises(UnreadableDocument, match="cannot be read: permission denied"):
             read_here(path)
     finally:
         os.seteuid(user)
@@ -373,7 +373,7 @@ def test_deeply_nested_html_ends(tmp_path: Path, markup: str) -> None:
             outcome = reader.read(path).blocks[-1].text[-5:]
         except UnreadableDocument as error:
             outcome = str(error)
-        assert outcome in ("after", "takes more than 2 s of processor time to read")
+        assert outcome in ("after", "cannot be read: the reader takes more than 2 s of CPU time")
         path.write_text("next")
         assert reader.read(path).blocks == (Block("next"),)
 
@@ -390,7 +390,7 @@ def test_a_reader_that_never_ends_is_ended(tmp_path: Path) -> None:
     path.write_bytes(pdf_of_objects(["<< /Type /Catalog /Pages 2 0 R >>", *pages, page]))
     with (
         DocumentReader(time_limit=1) as reader,
-        pytest.raises(UnreadableDocument, match="takes more than 1 s of processor time to read"),
+        pytest.raises(UnreadableDocument, match="cannot be read: the reader takes more than 1 s of CPU time"),
     ):
         reader.read(path)
 
@@ -399,7 +399,9 @@ def test_memory_is_limited(tmp_path: Path) -> None:
     path = tmp_path / "a.html"
     path.write_text("<p>" * 3_000_000)
     with DocumentReader(memory_limit=200 << 20) as reader:
-        with pytest.raises(UnreadableDocument, match=r"needs more than 200 MB of memory|ended the process"):
+        with pytest.raises(
+            UnreadableDocument, match=r"needs more than 200 MB|ended its process|SelectolaxError"
+        ):
             reader.read(path)
         path.write_text("next")
         assert reader.read(path).blocks == (Block("next"),)
