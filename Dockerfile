@@ -3,11 +3,11 @@
 #   docker build --tag tokenstream .
 #   docker run --rm -p 3030:3030 tokenstream
 #
-# Mount /srv/tokenstream/config for other contexts, /srv/tokenstream/models to keep downloaded models. Built with
-# --build-arg KNOWLEDGE=on it answers from the documents in /srv/tokenstream/data: mount your own there.
+# Mount /srv/tokenstream/config for other contexts and /srv/tokenstream/models to keep downloaded models. An image
+# built with --build-arg KNOWLEDGE=on answers from documents mounted on /srv/tokenstream/data. See docs/docker.md.
 #
-# llama.cpp is compiled for the CPU that builds the image. On one that lacks its instruction sets the server
-# says so and ends. For all CPUs with AVX2 (2013 and later), slower on those that have more, build with
+# llama.cpp is compiled for the CPU that builds the image. On a CPU without its instruction sets, the server ends
+# with an error message. For every CPU with AVX2 (2013 and later), at lower speed on newer ones, build with
 #
 #   --build-arg LLAMA_BUILD_FLAGS="-DGGML_AVX_VNNI=OFF -DGGML_AVX512=OFF -DGGML_AVX512_VBMI=OFF
 #     -DGGML_AVX512_VNNI=OFF -DGGML_AVX512_BF16=OFF -DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF"
@@ -20,8 +20,8 @@ RUN apt-get update \
 
 WORKDIR /srv/tokenstream
 
-# Only what the packages depend on, so that a change in app/ compiles nothing again. The cache mount keeps
-# downloads and the compiled library out of the layers, and at hand for the next build.
+# Only the inputs of `make install`, so that a change in app/ does not compile llama.cpp again. The cache mount
+# keeps downloads and the compiled library for the next build, outside the layers.
 COPY Makefile ./
 COPY requirements/ requirements/
 COPY native/ native/
@@ -29,10 +29,11 @@ ARG LLAMA_BUILD_FLAGS=""
 ARG KNOWLEDGE=""
 RUN --mount=type=cache,target=/root/.cache make install
 
-# The server installs nothing: one package less to patch.
+# pip is not needed at run time.
 RUN .venv/bin/python -m pip uninstall --quiet --yes pip
 
-# Readable for the server's user, whatever the umask of the checkout; compiled, because it may not write here.
+# Readable for the server's user, independent of the umask of the checkout. Compiled here, because that user
+# cannot write .pyc files.
 COPY app/ app/
 COPY config/ config/
 COPY data/ data/
@@ -53,16 +54,16 @@ RUN apt-get update \
 
 WORKDIR /srv/tokenstream
 
-# The same path and the same Python as in the first stage: a virtual environment knows both.
+# Same path and same Python as in the first stage: a virtual environment contains both as absolute paths.
 COPY --from=builder /srv/tokenstream/.venv .venv
 COPY --from=builder /srv/tokenstream/config config
 COPY --from=builder /srv/tokenstream/data data
 COPY --from=builder /srv/tokenstream/app app
 
-# By number, so that Kubernetes can tell that it is not root.
+# Numeric, so that Kubernetes (runAsNonRoot) can verify that it is not root.
 USER 10001:10001
 
-# Built with --build-arg KNOWLEDGE=on, it answers from the documents in /srv/tokenstream/data.
+# Knowledge base on documents in /srv/tokenstream/data.
 ARG KNOWLEDGE=""
 ENV KNOWLEDGE=$KNOWLEDGE
 
@@ -70,8 +71,7 @@ ENV PATH=/srv/tokenstream/.venv/bin:$PATH \
     HTTP_ADDRESS=0.0.0.0:3030
 EXPOSE 3030
 
-# Ready once the model is loaded; the start period allows for its download. http.client, because urllib would
-# ask HTTP_PROXY.
+# The start period allows for the download of a model. http.client, because urllib would use HTTP_PROXY.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m \
     CMD ["python", "-c", "import http.client, os; server = http.client.HTTPConnection(os.environ['HTTP_ADDRESS'], timeout=4); server.request('GET', '/ready'); raise SystemExit(server.getresponse().status != 200)"]
 

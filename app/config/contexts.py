@@ -1,4 +1,4 @@
-"""The task contexts: a prompt, and perhaps sampling defaults, for each job that the model is given."""
+"""Contexts: tasks of the model, each with a system prompt and optional examples and sampling defaults."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ else:
 
 
 class ContextsError(UserError):
-    """The contexts file cannot be used; the message names file, place and reason."""
+    """The contexts file is invalid. The message names file, key and reason."""
 
 
 class Example(BaseModel):
-    """A question and its answer, which show a model the form that answers should have."""
+    """An example turn, which shows the model the form of answers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -31,10 +31,10 @@ class Example(BaseModel):
 
 
 class Context(BaseModel):
-    """One task: its prompt becomes the system turn, its examples the first turns after it.
+    """One task. The prompt becomes the system message, the examples become the first turns.
 
-    What else is set goes before the general settings. ``knowledge`` is whether its answers draw on the
-    documents of a knowledge base, where there is one.
+    The sampling fields take precedence over the settings. ``knowledge`` is the default of a request's field
+    ``knowledge``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -50,7 +50,7 @@ class Context(BaseModel):
     repeat_last_n: Annotated[int, Field(ge=-1)] | None = None
 
     def sampling(self) -> dict[str, Any]:
-        """The sampling defaults that the context sets, by the names of SamplingParams."""
+        """Sampling defaults of the context, with the field names of SamplingParams."""
         fields = self.model_dump(exclude={"prompt", "examples", "knowledge"}, exclude_none=True)
         if "repeat_penalty" in fields:
             fields["repetition_penalty"] = fields.pop("repeat_penalty")
@@ -58,12 +58,12 @@ class Context(BaseModel):
 
 
 def load_contexts(path: Path) -> Mapping[str, Context]:
-    """Read the contexts file: tables ``[contexts.NAME]``, or the plain form ``context_NAME = "…"``.
+    """Read the contexts file: tables ``[contexts.NAME]``, or the short form ``context_NAME = "…"``.
 
-    The plain form stands in a table ``[prompt_config]``; of a context in both, the table counts.
+    The short form is in a table ``[prompt_config]``. If both define a context, ``[contexts.NAME]`` counts.
 
     Raises:
-        ContextsError: The file is missing, is not TOML, or has a key or value that cannot be used.
+        ContextsError: The file is missing, is not TOML, or has an invalid key or value.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))

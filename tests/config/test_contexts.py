@@ -1,4 +1,4 @@
-"""Reading the contexts file."""
+"""The contexts file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "contexts.toml"
 
 
-def test_the_shipped_contexts() -> None:
+def test_the_default_contexts() -> None:
     contexts = load_contexts(ROOT / "config/prompt_config.toml")
     assert list(contexts) == ["general", "sql", "classifier", "math"]
     assert all(context.prompt for context in contexts.values())
@@ -31,7 +31,7 @@ def test_a_context_with_examples_and_sampling_defaults(file: Path) -> None:
     assert context.sampling() == {"temperature": 0.5, "repetition_penalty": 1.0, "max_tokens": 9}
 
 
-def test_the_plain_form_is_read_and_tables_go_before_it(file: Path) -> None:
+def test_tables_take_precedence_over_the_short_form(file: Path) -> None:
     file.write_text(
         '[prompt_config]\ncontext_general = "one"\ncontext_sql = "two"\n[contexts.sql]\nprompt = "three"\n'
     )
@@ -58,7 +58,7 @@ def test_the_plain_form_is_read_and_tables_go_before_it(file: Path) -> None:
         ("[prompt_config]\ncontext_sql = 1", "prompt_config.context_sql should have the form"),
     ],
 )
-def test_a_mistake_is_named_with_file_and_place(file: Path, text: str, said: str) -> None:
+def test_the_error_message_names_file_and_key(file: Path, text: str, said: str) -> None:
     file.write_text(text)
     with pytest.raises(ContextsError) as error:
         load_contexts(file)

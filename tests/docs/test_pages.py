@@ -16,7 +16,7 @@ _MAKEFILE = (ROOT / "Makefile").read_text()
 _PHONY = " ".join(re.findall(r"^\.PHONY: *(.*)$", _MAKEFILE, re.MULTILINE)).split()
 _TARGETS = {*re.findall(r"^([a-z][\w-]*):", _MAKEFILE, re.MULTILINE), *_PHONY}
 _ALSO_READ = {"WEIGHT_FILES", "N_GPU_LAYERS", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"}
-_OF_THE_BUILD = {"LLAMA_BUILD_FLAGS", "BUILDER", "PROMPT", "BENCH", "PYTHON", "NAME"}
+_OF_MAKE = {"LLAMA_BUILD_FLAGS", "BUILDER", "BUILD", "PROMPT", "BENCH", "PYTHON", "PYTEST"}
 
 
 def anchors(page: Path) -> set[str]:
@@ -58,7 +58,7 @@ def test_modules_of_python_commands_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=title)
 def test_variables_are_settings(page: Path) -> None:
-    known = {name.upper() for name in Settings.model_fields} | _ALSO_READ | _OF_THE_BUILD
+    known = {name.upper() for name in Settings.model_fields} | _ALSO_READ | _OF_MAKE
     assigned = {
         name
         for command in commands(page)
