@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.config.errors import UserError
+from app.engine.cache.prefix_cache import transient_bytes
 from app.engine.engine import EngineOptions
 from app.engine.llama import KVOptions, ModelLoadError
 from app.engine.llama.simulation import SimulatedModel
@@ -54,7 +55,7 @@ class MemoryPlan:
         kv: KV cache.
         compute: Intermediate results and logits of the largest batch.
         process: Python and its packages, vocabulary, helper processes.
-        state_copy: One sequence's state, copied between slots or into the prefix cache.
+        state_copy: Copies between slots, beyond the prefix cache.
         prefix_budget: Limit of the prefix cache.
         available: Memory that this process may use.
     """
@@ -168,7 +169,7 @@ class _Planner:
             kv=kv_bytes,
             compute=compute,
             process=self._process,
-            state_copy=kv_bytes // max_sequences,
+            state_copy=transient_bytes(options.kv, kv_bytes, n_ctx, max_sequences),
             prefix_budget=self._prefix_budget or 0,
             available=self._available,
         )

@@ -30,8 +30,9 @@ _COST_OF_READING = 24
 # Fewer tokens beyond all other saved prefixes do not justify a copy.
 _LEAST_TO_SAVE = 16
 _ELSEWHERE = -1  # not a slot: sources are rated as if they had to be copied out of theirs
-# Bytes of a saved state for each cell beside keys and values: position, sequence ids.
-_RECORD = 16
+# Bytes of a saved state beside keys and values: for each cell its position and sequence ids, and a header.
+_CELL_RECORD = 16
+_HEADER = 1 << 16  # more than it takes, because llama.cpp reports the size of KV memory rounded
 
 
 def transient_bytes(kv: KVOptions, kv_bytes: int, n_ctx: int, n_sequences: int) -> int:
@@ -48,7 +49,7 @@ def transient_bytes(kv: KVOptions, kv_bytes: int, n_ctx: int, n_sequences: int) 
     """
     if kv.layout == "shared" or n_sequences == 1:
         return 0
-    return -(-(kv_bytes + n_ctx * _RECORD) // n_sequences)
+    return (kv_bytes + n_ctx * _CELL_RECORD) // n_sequences + _HEADER
 
 
 class KVMemory(Protocol):

@@ -1,0 +1,264 @@
+"""Faults of KV memory at every call leave the cache consistent; copies stay within budget and memory plan."""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from app.engine.cache.prefix_cache import MemoryKind, PrefixCache
+from app.engine.sequence import Sequence
+from tests.engine.cache.fake_memory import FakeMemory, sequence
+from tests.engine.cache.test_prefix_cache import PREFIX, Files, Rig
+
+
+class Fault(Exception):
+    pass
+
+
+FAILING = ["save_sequence", "restore_sequence", "truncate_sequence", "clear_sequence", "share_prefix"]
+
+
+class FaultyMemory(FakeMemory):
+    """Raises at a chosen call of a method, and leaves other tokens in the slot that it changes."""
+
+    failing: str | None = None
+    n_before = 0  # calls that succeed
+    error: type[Exception] = Fault
+
+    def _fail(self, method: str, slot: int | None) -> None:
+        if method != self.failing:
+            return
+        self.n_before -= 1
+        if self.n_before < 0:
+            self.failing = None
+            if slot is not None:
+                self.slots[slot] = [-1, -2]
+            raise self.error("forced")
+
+    def save_sequence(self, sequence: int) -> NDArray[np.uint8]:
+        self._fail("save_sequence", None)
+        return super().save_sequence(sequence)
+
+    def restore_sequence(self, sequence: int, state: NDArray[np.uint8]) -> bool:
+        self._fail("restore_sequence", sequence)
+        return super().restore_sequence(sequence, state)
+
+    def truncate_sequence(self, sequence: int, n_tokens: int) -> None:
+        self._fail("truncate_sequence", sequence)
+        super().truncate_sequence(sequence, n_tokens)
+
+    def clear_sequence(self, sequence: int) -> None:
+        self._fail("clear_sequence", sequence)
+        super().clear_sequence(sequence)
+
+    def share_prefix(self, source: int, target: int, n_tokens: int) -> None:
+        self._fail("share_prefix", target)
+        super().share_prefix(source, target, n_tokens)
+
+
+class FaultyRig(Rig):
+    """Two running sequences, two idle slots and a saved text, then a fault."""
+
+    def __init__(self, kind: MemoryKind, failing: str, n_before: int) -> None:
+        super().__init__(budget=3000)
+        self.memory = self.faulty = FaultyMemory(kind)
+        self.cache = PrefixCache(self.memory, kind, 3000)
+        self.run(3, list(range(300, 350)))
+        self.run(3, [*PREFIX, *range(500, 550)])
+        self.run(2, list(range(800, 860)))
+        self.running = [self.start(slot, [*PREFIX, 200 + slot]) for slot in (0, 1)]
+        self.faulty.failing, self.faulty.n_before = failing, n_before
+
+    def check(self) -> None:
+        """Every entry is true of KV memory, of its sequence and of the budget."""
+        cache, memory = self.cache, self.memory
+        for slot, resident in cache._residents.items():
+            held = memory.slots[slot]
+            assert held[: len(resident.tokens)] == resident.tokens
+            assert resident.sequence is None or resident.sequence.slot == slot
+        for one in self.running:
+            assert one.slot is None or cache._residents[one.slot].sequence is one
+        assert set(cache._tree) == {*cache._residents.values(), *cache._saved}
+        assert cache.figures.n_bytes == sum(saved.n_bytes for saved in cache._saved) <= cache.budget
+        assert cache.figures.n_states == len(cache._saved)
+
+
+PROMPTS = {
+    "goes on in the slot": [*PREFIX, *range(500, 550), 1],
+    "parts in the slot": [*PREFIX, *range(500, 520), 1],
+    "has a prefix elsewhere": [*range(300, 350), 1],
+    "has a running prefix": [*PREFIX, 200, 1],
+    "is new": list(range(5000, 5020)),
+}
+SHARED, SPLIT = MemoryKind(shares_cells=True), MemoryKind()
+KINDS = {"split": SPLIT, "shared": SHARED, "recurrent": MemoryKind(can_be_cut=False)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("failing", FAILING)
+@pytest.mark.parametrize("slot", [2, 3])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_fault_in_occupy_leaves_the_cache_consistent(
+    kind: str, failing: str, slot: int, prompt: str
+) -> None:
+    for n_before in range(3):
+        rig = FaultyRig(KINDS[kind], failing, n_before)
+        one = sequence(PROMPTS[prompt])
+        try:
+            rig.cache.occupy(slot, one)
+        except Fault:
+            assert one.slot is None
+            rig.check()
+            if n_before == 0:
+                rig.cache.drop(slot)
+                assert slot not in rig.memory.slots
+            rig.check()
+            rig.start(slot, PROMPTS[prompt])  # checks the tokens in the slot
+        else:
+            assert rig.memory.slots.get(slot, []) == one.tokens[: one.n_computed]
+            rig.memory.slots[slot] = list(one.prompt)
+        rig.check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("failing", FAILING)
+def test_a_fault_in_a_move_leaves_the_sequence_in_its_slot(kind: str, failing: str) -> None:
+    n_faults = 0
+    for n_before in range(3):
+        rig = FaultyRig(KINDS[kind], failing, n_before)
+        moving = rig.running[1]
+        try:
+            rig.cache.move(moving, 2)
+        except Fault:
+            n_faults += 1
+            assert moving.slot == 1
+            for slot in (2, 1):
+                rig.cache.drop(slot)
+            assert moving.slot is None
+            rig.check()
+            rig.start(2, [*PREFIX, 201, 5])
+        else:
+            assert moving.slot == 2
+        rig.check()
+    shares = KINDS[kind].shares_cells
+    unused = {"truncate_sequence"} | ({"restore_sequence"} if shares else {"share_prefix"})
+    assert bool(n_faults) == (failing not in unused)
+
+
+@pytest.mark.parametrize("failing", ["save_sequence", "clear_sequence"])
+def test_a_fault_in_an_eviction_leaves_the_slot_or_forgets_it(failing: str) -> None:
+    rig = FaultyRig(SHARED, failing, 0)
+
+    def evict_all() -> None:
+        while rig.cache.evict_idle():
+            pass
+
+    with pytest.raises(Fault):
+        evict_all()
+    rig.check()
+    evict_all()
+    assert rig.cache.n_idle == 0
+    rig.check()
+
+
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError])
+def test_a_copy_that_fails_costs_a_prefill_and_no_request(
+    error: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = FaultyRig(SPLIT, "save_sequence", 0)
+    rig.faulty.error = error
+    assert rig.start(2, list(range(5000, 5020))).n_cached == 0
+    assert "cannot be copied: forced" in caplog.text
+    rig.check()
+
+
+# --- copies and the budget
+
+
+class CountingMemory(FakeMemory):
+    """Notes how many bytes of states exist at once."""
+
+    def __init__(self, kind: MemoryKind) -> None:
+        super().__init__(kind)
+        self.alive = 0
+        self.peak = 0
+
+    def save_sequence(self, sequence: int) -> NDArray[np.uint8]:
+        state = super().save_sequence(sequence).copy()
+        self.note(state)
+        return state
+
+    def note(self, state: NDArray[np.uint8]) -> None:
+        n_bytes = state.nbytes
+        self.alive += n_bytes
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(state, self.free, n_bytes)
+
+    def free(self, n_bytes: int) -> None:
+        self.alive -= n_bytes
+
+
+class CountedFiles(Files):
+    def __init__(self, memory: CountingMemory) -> None:
+        super().__init__()
+        self.memory = memory
+
+    def load(self, tokens: object) -> NDArray[np.uint8] | None:
+        state = super().load(tokens)
+        if state is None:
+            return None
+        state = state.copy()
+        self.memory.note(state)
+        return state
+
+
+@pytest.mark.parametrize("shares_cells", [False, True])
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), budget=st.integers(0, 2000))
+def test_copies_beyond_the_budget_are_at_most_one_running_sequence(
+    data: st.DataObject, budget: int, shares_cells: bool
+) -> None:
+    """As ``transient_bytes`` says. A slot has 100 tokens here."""
+    memory = CountingMemory(MemoryKind(shares_cells=shares_cells))
+    cache = PrefixCache(memory, memory.kind, budget, CountedFiles(memory))
+    running: dict[int, Sequence] = {}
+    prompts = st.builds(lambda n, part: [*range(n), 900 + part], st.integers(0, 99), st.integers(0, 3))
+    for _ in range(25):
+        slot = data.draw(st.integers(0, 3))
+        if slot not in running:
+            one = running[slot] = sequence(data.draw(prompts))
+            if data.draw(st.integers(0, 4)) == 0 and cache.load_context(one.prompt):
+                del running[slot]
+                continue
+            cache.occupy(slot, one)
+            memory.slots[slot] = list(one.prompt)
+            one.n_computed = len(one.prompt)
+        elif (target := data.draw(st.integers(0, 3))) not in running:
+            running[target] = running.pop(slot)
+            cache.move(running[target], target)
+        else:
+            if data.draw(st.booleans()):
+                cache.save_context(running[slot])
+            cache.leave(running.pop(slot))
+        assert memory.alive == cache.figures.n_bytes <= budget
+    assert memory.peak <= budget + (0 if shares_cells else 4 * 100)
+
+
+def test_a_state_over_the_budget_is_measured_and_not_copied(caplog: pytest.LogCaptureFixture) -> None:
+    files = Files()
+    rig = Rig(budget=300, kind=MemoryKind(shares_cells=True), files=files)
+    rig.run(0, PREFIX)
+    rig.run(0, list(range(1000, 1010)))
+    context = rig.start(1, PREFIX)
+    rig.cache.save_prefix(context)
+    rig.cache.save_context(context)
+    assert rig.memory.n_saves == 0
+    assert not files.kept
+    assert "raise PREFIX_CACHE_MB" in caplog.text
+    files.save(PREFIX, np.zeros(400, np.uint8))
+    assert not rig.cache.load_context(PREFIX)
