@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 
 import numpy as np
@@ -106,7 +107,7 @@ KINDS = {"split": SPLIT, "shared": SHARED, "recurrent": MemoryKind(can_be_cut=Fa
 def test_a_fault_in_occupy_leaves_the_cache_consistent(
     kind: str, failing: str, slot: int, prompt: str
 ) -> None:
-    for n_before in range(3):
+    for n_before, drops in itertools.product(range(3), (True, False)):
         rig = FaultyRig(KINDS[kind], failing, n_before)
         one = sequence(PROMPTS[prompt])
         try:
@@ -114,7 +115,7 @@ def test_a_fault_in_occupy_leaves_the_cache_consistent(
         except Fault:
             assert one.slot is None
             rig.check()
-            if n_before == 0:
+            if drops:
                 rig.cache.drop(slot)
                 assert slot not in rig.memory.slots
             rig.check()
