@@ -44,6 +44,7 @@ FROM debian:trixie-slim
 
 LABEL org.opencontainers.image.title="Tokenstream" \
     org.opencontainers.image.description="Serves a quantized GGUF model on plain CPUs" \
+    org.opencontainers.image.licenses="MIT" \
     org.opencontainers.image.base.name="docker.io/library/debian:trixie-slim"
 
 RUN apt-get update \
@@ -59,6 +60,7 @@ COPY --from=builder /srv/tokenstream/.venv .venv
 COPY --from=builder /srv/tokenstream/config config
 COPY --from=builder /srv/tokenstream/data data
 COPY --from=builder /srv/tokenstream/app app
+COPY LICENSE LICENSE
 
 # Numeric, so that Kubernetes (runAsNonRoot) can verify that it is not root.
 USER 10001:10001
