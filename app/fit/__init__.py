@@ -1,1 +1,1 @@
-"""Memory plan, KV choice and start-up checks."""
+"""Memory plan, choice of the KV cache, and startup checks."""

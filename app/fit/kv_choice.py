@@ -1,7 +1,7 @@
-"""Layout of KV memory and kind of attention, chosen by measurement on this machine with this model.
+"""Choice of KV cache layout and attention kernel, by measurement of this model on this machine.
 
-None is best everywhere: with AMX a split memory and flash attention win by a factor of two, on the same CPU
-without it a shared memory and no flash attention.
+No choice is best everywhere. With AMX, the split layout with flash attention is twice as fast. On the same
+CPU without AMX, the shared layout without flash attention was faster.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ logger = logging.getLogger("tokenstream.kv_choice")
 
 Layout = Literal["split", "shared"]
 
-_N_PREFIX = 256  # tokens that all sequences begin with
-_N_STEPS = 5  # decodes, of which the fastest counts: whatever else runs here only makes them slower
-# What is weighed: a request that brings so many tokens of its own, and is answered in so many steps.
-_OWN_TOKENS, _ANSWER_STEPS = 100, 48
-# Timings vary by some percent from start to start, and so should not the choice.
-_LEAST_GAIN = 1.08
-_LONGEST = 40.0  # seconds; of a model that takes longer the weights dominate, and the choice matters little
+_N_PREFIX = 256  # tokens of the common prefix
+_N_STEPS = 5  # decode steps; the fastest counts, as other programs only slow them down
+# The typical request, by which candidates are compared: tokens to prefill, and decode steps.
+_PREFILL_TOKENS, _DECODE_STEPS = 100, 48
+# Timings vary by some percent between starts; the choice should not.
+_MIN_GAIN = 1.08
+_MAX_SECONDS = 40.0  # above, the weights dominate the time of a step, and the choice matters little
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One way to keep and attend to KV memory, in seconds.
+    """Speed of one layout and attention kernel.
 
     Attributes:
         layout: See KVOptions.
         flash_attention: See KVOptions.
-        prefill: One token of a prompt.
-        decode: A step of all sequences, on average over a common prefix and prefixes of their own.
-        n_sequences: How many sequences that are.
+        prefill: Seconds per prompt token.
+        decode: Seconds per step of all sequences; for the shared layout, the mean with and without a common
+            prefix.
+        n_sequences: Number of sequences.
     """
 
     layout: Layout
@@ -49,8 +50,8 @@ class Measurement:
 
     @property
     def request(self) -> float:
-        """Seconds of all threads' time that a typical request takes."""
-        return _OWN_TOKENS * self.prefill + _ANSWER_STEPS * self.decode / self.n_sequences
+        """Seconds of compute time per typical request."""
+        return _PREFILL_TOKENS * self.prefill + _DECODE_STEPS * self.decode / self.n_sequences
 
     def __str__(self) -> str:
         attention = "flash attention" if self.flash_attention else "plain attention"
@@ -67,24 +68,24 @@ def choose_kv(
     n_threads: int,
     remember: Path | None,
 ) -> tuple[KVOptions, str]:
-    """Choose what is left open.
+    """Choose the layout and the attention kernel, as far as they are not configured.
 
     Args:
         model: The model.
-        wanted: Its number format is taken over; a flash_attention of None is chosen here.
-        layout: None to choose it.
-        n_sequences: How many sequences are decoded at once.
-        n_threads: Threads that compute.
-        remember: A file for the measurements, from which they are read the next time.
+        wanted: Configured options. Their number format is kept; a flash_attention of None is chosen.
+        layout: Configured layout; None is chosen.
+        n_sequences: Sequences per decode step.
+        n_threads: Compute threads.
+        remember: File of the measurements, which later starts read.
 
     Returns:
-        The choice, and its reason in words.
+        The options, and the reason for the log.
     """
     if model.is_recurrent or model.n_window:
-        # In a shared memory others may take the cells that a window has left behind, and recurrent layers
-        # need sequences of equal lengths in either.
+        # Shared layout: other sequences may overwrite cells behind a window. Recurrent layers require
+        # batches of equally long sequences in either layout.
         layout = "split"
-    # llama.cpp attends to quantized values in one fused pass only.
+    # llama.cpp requires flash attention for a quantized KV cache.
     plain_type = wanted.type in ("f32", "f16", "bf16")
     layouts: list[Layout] = ["split", "shared"] if layout is None else [layout]
     flash = [True, False] if plain_type else [True]
@@ -92,21 +93,21 @@ def choose_kv(
         flash = [wanted.flash_attention]
     candidates = [KVOptions(one, fused, wanted.type) for fused in flash for one in layouts]
     if len(candidates) == 1:
-        return candidates[0], "as set"
+        return candidates[0], "as configured"
     measured = _remembered(remember, candidates)
     if measured is None:
-        logger.info("trying layouts of KV memory, once for this model on this machine")
+        logger.info("measuring layouts of the KV cache, once for this model on this machine")
         measured = _measure_all(model, candidates, min(n_sequences, 8), n_threads)
         if measured and remember is not None:
             _remember(remember, measured)
     if not measured:
-        return candidates[0], "not measured: that would take too long with this model"
+        return candidates[0], "not measured: this model takes too long"
     return _best(measured, wanted.type)
 
 
 def _best(measured: list[Measurement], kv_type: str) -> tuple[KVOptions, str]:
     usual, fastest = measured[0], min(measured, key=lambda m: m.request)
-    chosen = fastest if fastest.request * _LEAST_GAIN < usual.request else usual
+    chosen = fastest if fastest.request * _MIN_GAIN < usual.request else usual
     others = ", ".join(str(m) for m in measured if m is not chosen)
     return KVOptions(chosen.layout, chosen.flash_attention, kv_type), f"measured: {chosen}; {others}"
 
@@ -114,16 +115,16 @@ def _best(measured: list[Measurement], kv_type: str) -> tuple[KVOptions, str]:
 def _measure_all(
     model: Model, candidates: list[KVOptions], n_sequences: int, n_threads: int
 ) -> list[Measurement]:
-    """Measure every candidate, the usual one first; none if that would take too long."""
+    """Measure every candidate, the default first. Returns none if that takes too long."""
     measured: list[Measurement] = []
     for kv in candidates:
         started = time.perf_counter()
         try:
             measured.append(_measure(model, kv, n_sequences, n_threads))
-        except ModelLoadError as error:  # not every architecture can have every kind of attention
-            logger.info("KV memory %s cannot be had: %s", kv, error)
+        except ModelLoadError as error:  # not every architecture supports every kernel
+            logger.info("KV cache %s is not supported: %s", kv, error)
             continue
-        if (time.perf_counter() - started) * len(candidates) > _LONGEST:
+        if (time.perf_counter() - started) * len(candidates) > _MAX_SECONDS:
             return []
     return measured
 
@@ -182,7 +183,7 @@ def _remembered(path: Path | None, candidates: list[KVOptions]) -> list[Measurem
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        logger.info("%s cannot be used and is measured anew: %s", path, error)
+        logger.info("%s is invalid, measuring again: %s", path, error)
         return None
     wanted = {(kv.layout, kv.flash_attention) for kv in candidates}
     measured = [m for m in measured if (m.layout, m.flash_attention) in wanted]
@@ -196,4 +197,4 @@ def _remember(path: Path, measured: list[Measurement]) -> None:
         unfinished.write_text(json.dumps([asdict(m) for m in measured], indent=1), encoding="utf-8")
         unfinished.replace(path)
     except OSError as error:
-        logger.info("the measurements of KV memory cannot be kept in %s: %s", path, error.strerror)
+        logger.info("the measurements of the KV cache cannot be saved in %s: %s", path, error.strerror)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def physical_cores() -> int:
-    """Physical cores that this process may use, or the cgroup's CPU quota where that is less."""
+    """Physical cores that this process may use; at most the CPU quota of its cgroup, at least 1."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     siblings: set[str] = set()
     for cpu in allowed:
@@ -19,7 +19,7 @@ def physical_cores() -> int:
 
 
 def _cpu_quota(cgroup: Path) -> float | None:
-    """CPUs that the cgroup (v2, then v1) grants, or None where it sets no limit."""
+    """CPU quota of the cgroup (v2, then v1) in CPUs; None without a limit."""
     try:
         if (cgroup / "cpu.max").exists():
             quota, period = (cgroup / "cpu.max").read_text().split()
@@ -27,4 +27,4 @@ def _cpu_quota(cgroup: Path) -> float | None:
         v1_quota = int((cgroup / "cpu/cpu.cfs_quota_us").read_text())
         return v1_quota / int((cgroup / "cpu/cpu.cfs_period_us").read_text()) if v1_quota > 0 else None
     except (OSError, ValueError):
-        return None  # no cgroup file system here, or one of another shape: no limit is known
+        return None  # no cgroup file system, or an unknown format: no limit is known

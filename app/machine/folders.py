@@ -1,4 +1,4 @@
-"""Folders of this machine."""
+"""Folders of the user."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Where what can be computed again is kept, one folder a kind."""
+    """Folder for data that can be computed again, with one subfolder per purpose."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tokenstream"

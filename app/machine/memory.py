@@ -1,4 +1,4 @@
-"""How much memory this process may have."""
+"""Memory of this machine and of this process."""
 
 from __future__ import annotations
 
@@ -9,22 +9,20 @@ from pathlib import Path, PurePosixPath
 
 
 def machine_memory() -> int:
-    """Bytes of memory of this machine."""
+    """Physical memory in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this process may have, what it has already included.
+    """Memory that this process may use, in bytes, including its current use.
 
-    It is what the machine has free or can free at once (MemAvailable), or what the limits of the
-    process's cgroup and of those above it leave, where that is less. What other programs hold is not
-    counted on: if it were, the plan would end with the kernel killing this server, or them, in the middle
-    of an answer. Page cache counts as free, as the weights are read into it. Swap does not count: a decode
-    step walks over all weights and KV memory.
+    The minimum of MemAvailable and the remaining limits of the process's cgroups. Memory of other programs
+    is excluded: otherwise the kernel would kill this server or them. Page cache counts as available, since
+    the weights are read into it. Swap does not count: a decode step reads all weights and the KV cache.
 
     Args:
-        proc: Where the proc file system is.
-        cgroup: Where the cgroup file systems are, of version 2, version 1 or both.
+        proc: The proc file system.
+        cgroup: The cgroup file systems, of version 2, version 1 or both.
     """
     meminfo = _table(proc / "meminfo")
     if "MemAvailable" not in meminfo:
@@ -37,7 +35,7 @@ def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cg
 
 
 def _cgroup_folders(proc: Path, cgroup: Path) -> Iterator[Path]:
-    """The folders of the cgroups whose memory limits hold for this process, its own first."""
+    """Folders of the cgroups whose memory limits apply to this process, from its own to the root."""
     for line in _read(proc / "self/cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0":
@@ -46,15 +44,15 @@ def _cgroup_folders(proc: Path, cgroup: Path) -> Iterator[Path]:
             root = cgroup / "memory"
         else:
             continue
-        # Within a container the path may be one of the host's, which is not there: its root is ours then.
+        # In a container the path may be the host's and not exist: then the root is the container's cgroup.
         parts = PurePosixPath(path).parts[1:]
         for depth in range(len(parts), -1, -1):
             yield root.joinpath(*parts[:depth])
 
 
 def _cgroup_room(folder: Path) -> Iterator[int]:
-    """What the limits of one cgroup leave; nothing where it sets none or is not there."""
-    # Version 2, then version 1. The files that it has read count as used, but can be freed.
+    """Memory left by each limit of one cgroup; none if it sets no limit or does not exist."""
+    # Version 2, then version 1. Page cache counts as used, but can be freed.
     for limits, usage, prefix in (
         (("memory.max", "memory.high"), "memory.current", ""),
         (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_"),
@@ -68,13 +66,13 @@ def _cgroup_room(folder: Path) -> Iterator[int]:
 
 
 def _table(path: Path) -> dict[str, int]:
-    """The figures of a file with a name and a number in each line."""
+    """Name → number, for a file with one pair per line."""
     return {name: int(figure) for name, figure in re.findall(r"^(\w+):?\s+(\d+)", _read(path), re.MULTILINE)}
 
 
 def _read(path: Path) -> str:
-    """The text of a file of the kernel; empty where there is none or it may not be read."""
+    """Text of a kernel file; empty if it cannot be read."""
     try:
         return path.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
-        return ""  # another system, another version: no limit is known
+        return ""  # another system or kernel version: no limit is known

@@ -1,1 +1,1 @@
-"""A model's name to checked files on this disk."""
+"""From a model's name to checked files on this disk."""

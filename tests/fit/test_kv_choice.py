@@ -1,4 +1,4 @@
-"""The choice of KV layout and attention."""
+"""The choice of KV cache layout and attention kernel."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def measurement(layout: Any, flash: bool, prefill: float = 0.001, decode: float 
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, bool], tuple[float, float]]:
-    """Figures in place of measurements: (layout, flash attention) → seconds of prefill and decode."""
+    """Replaces measurements: (layout, flash attention) → seconds of prefill and decode."""
     table: dict[tuple[str, bool], tuple[float, float]] = {}
 
     def measure(_model: Model, kv: KVOptions, *_: object) -> Measurement:
@@ -39,7 +39,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, bool], tuple[flo
 def test_all_four_are_measured_on_the_real_model_and_remembered(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kv_choice, "_LONGEST", float("inf"))  # a busy machine may be slow
+    monkeypatch.setattr(kv_choice, "_MAX_SECONDS", float("inf"))  # a busy machine may be slow
     chosen, reason = choose(model, tmp_path)
     measured = [Measurement(**fields) for fields in json.loads((tmp_path / "kv.json").read_text())]
     assert {(m.layout, m.flash_attention) for m in measured} == {
@@ -75,7 +75,7 @@ def test_what_was_measured_is_read_the_next_time(
     figures.clear()
     assert choose(model, tmp_path)[0] == KVOptions("split", False)
     (tmp_path / "kv.json").write_text("[{")
-    assert choose(model, tmp_path)[0] == KVOptions("split", True), "a damaged file is measured anew"
+    assert choose(model, tmp_path)[0] == KVOptions("split", True), "a damaged file is ignored"
 
 
 def test_what_is_set_is_not_chosen(
@@ -85,7 +85,7 @@ def test_what_is_set_is_not_chosen(
     assert choose(model, tmp_path, layout="split")[0] == KVOptions("split", True)
     assert choose(model, tmp_path, wanted=KVOptions("split", True))[0].flash_attention is True
     chosen, reason = choose(model, tmp_path, layout="split", wanted=KVOptions("split", False))
-    assert (chosen, reason) == (KVOptions("split", False), "as set")
+    assert (chosen, reason) == (KVOptions("split", False), "as configured")
 
 
 def test_quantized_values_need_flash_attention(
@@ -98,7 +98,7 @@ def test_quantized_values_need_flash_attention(
 def test_a_model_that_takes_too_long_is_not_measured(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kv_choice, "_LONGEST", 0.0)
+    monkeypatch.setattr(kv_choice, "_MAX_SECONDS", 0.0)
     chosen, reason = choose(model, tmp_path)
     assert chosen == KVOptions("split", True)
     assert "too long" in reason

@@ -1,4 +1,4 @@
-"""Plans for the real model and small ones of other architectures, on machines of any size."""
+"""Memory plans for the real model and small ones of other architectures, on machines of any size."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def free_for_kv(found: MemoryPlan) -> int:
     return found.available - found.weights - found.process
 
 
-# --- what is chosen where nothing is set
+# --- nothing is configured
 
 
 def test_machine_with_plenty() -> None:
@@ -79,7 +79,7 @@ def test_shorter_sequences_before_fewer() -> None:
     assert 512 <= fewer.n_ctx // fewer.max_sequences < 1024
 
 
-def test_rather_little_left_free_than_no_service() -> None:
+def test_a_kv_cache_beyond_its_share_is_better_than_no_service() -> None:
     # The weights depend on the CPU: room for one sequence of 512 tokens, and little more.
     least = plan(n_ctx=512, max_sequences=1, prefix_mb=0)
     found = plan(mib=least.total / MIB + 1, prefix_mb=0)
@@ -100,7 +100,7 @@ def test_plan_is_as_large_as_the_rules_allow(mib: int, shared: bool) -> None:
     assert found.n_ctx == n_tokens * found.max_sequences
     assert n_tokens % 256 == 0
     assert 0 <= found.prefix_budget <= (free_for_kv(found) - found.kv - found.compute) / 10
-    if found.max_sequences * n_tokens > 512:  # nothing smaller is chosen, even if it is not modest
+    if found.max_sequences * n_tokens > 512:  # the minimum may exceed its share
         assert 4 * found.kv <= free_for_kv(found)
     longer = (n_tokens + 256) * found.max_sequences
     more = 512 * (found.max_sequences + 1)
@@ -116,7 +116,7 @@ def test_other_architectures(kind: Kind, tiny_model: TinyModel) -> None:
     assert found.fits
 
 
-# --- what is chosen where one figure is set
+# --- one size is configured
 
 
 @pytest.mark.parametrize(("n_ctx", "max_sequences"), [(16384, 8), (4096, 8), (2048, 4), (1024, 2), (256, 1)])
@@ -160,7 +160,7 @@ def test_kv_memory_makes_room_for_the_prefixes_that_were_asked_for() -> None:
     assert 512 <= found.n_ctx // 8 < without.n_ctx // 8
 
 
-# --- refusals
+# --- error messages
 
 
 def refusal(**wanted: object) -> str:
@@ -170,7 +170,7 @@ def refusal(**wanted: object) -> str:
 
 
 def remedies(message: str) -> list[dict[str, str]]:
-    """The settings of each alternative that a refusal offers."""
+    """The settings of each remedy in an error message."""
     advice = re.search(r"settings that fit: (.*); or give", message)
     assert advice is not None, message
     return [dict(re.findall(r"([A-Z_]+)=(\w+)", part)) for part in advice[1].split(", or ")]
@@ -233,7 +233,7 @@ def test_model_that_is_too_large() -> None:
 
 
 def test_context_that_no_machine_has_room_for() -> None:
-    """And that even its simulation could not bear: 600 GB of records."""
+    """Its simulation would exceed memory, too: 600 GB of records."""
     message = refusal(n_ctx=10**10, max_sequences=8)
     assert "KV 214576" in message
     assert int(remedies(message)[0]["N_CTX"]) > 1 << 20
@@ -262,7 +262,7 @@ def test_kv_type_that_the_model_cannot_have() -> None:
         plan(n_ctx=4096, kv=KVOptions(flash_attention=False, type="q8_0"))
 
 
-# --- how it reads, and whether it is true
+# --- the log line, and its truth
 
 
 def test_one_line_for_the_log() -> None:
@@ -334,7 +334,7 @@ print(Path("/proc/self/status").read_text())
 
 
 def test_real_process_stays_within_its_plan() -> None:
-    """Its anonymous memory: of the mapped model file the kernel keeps what it has room for."""
+    """Compares anonymous memory: the kernel may drop pages of the mapped model file."""
     found = plan()
     options = EngineOptions(n_ctx=found.n_ctx, max_sequences=found.max_sequences, n_threads=2)
     figures = (options.n_ctx, options.max_sequences, options.n_batch, options.n_outputs)

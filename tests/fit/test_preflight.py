@@ -1,6 +1,6 @@
-"""The test decode at start: what it says when the native library dies, and when it is run at all.
+"""The test decode at startup: its error messages, and when it runs.
 
-The deaths are real: a small library put in front of ggml's dies in the function that computes a graph.
+The crashes are real: a preloaded library replaces the function that computes a graph.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, list[str]], str], None]:
-    """Pretend: what the library was built with, and what the CPU has."""
+    """Fake the instruction sets of the build and of the CPU."""
 
     def pretend(built_with: dict[str, list[str]], cpu_flags: str) -> None:
         manifest, cpuinfo = tmp_path / "native-build.json", tmp_path / "cpuinfo"
@@ -56,7 +56,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[s
 
 @pytest.fixture
 def die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Die:
-    """Let every decode end with some lines of C."""
+    """Make every decode run these lines of C."""
 
     def preload(body: str) -> None:
         source, library = tmp_path / "die.c", tmp_path / "libdie.so"
@@ -72,7 +72,7 @@ def die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Die:
 
 
 def fault(n_gpu_layers: int = 0) -> str:
-    """The message with which the check of the default model fails."""
+    """The error message of the check of the default model."""
     with pytest.raises(preflight.NativeLibraryError) as caught:
         preflight.check(MODEL, n_threads=2, n_gpu_layers=n_gpu_layers)
     assert "\n" not in str(caught.value)
@@ -157,7 +157,7 @@ def test_other_faults_point_at_the_newest_set(machine: Callable[..., None], die:
     assert "MODEL_GPU_LAYERS=0" in message
 
 
-def test_a_library_of_unknown_origin_gets_the_cure_all_the_same(
+def test_a_library_of_unknown_origin_gets_the_remedy(
     die: Die, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(identity, "MANIFEST", tmp_path / "none.json")
@@ -174,21 +174,21 @@ def test_a_library_from_another_folder_is_named(die: Die, monkeypatch: pytest.Mo
     assert f"LLAMA_CPP_LIB_PATH={folder} and may be built for another CPU: unset it." in fault()
 
 
-def test_an_abort_brings_ggmls_last_words(die: Die) -> None:
+def test_an_abort_quotes_the_assertion_of_ggml(die: Die) -> None:
     die('fputs("ggml.c:1: GGML_ASSERT(a == b) failed\\nbye\\n", stderr); abort()')
     message = fault()
     assert "SIGABRT" in message
     assert "Its last words: ggml.c:1: GGML_ASSERT(a == b) failed." in message
 
 
-def test_being_killed_means_memory(die: Die) -> None:
+def test_sigkill_points_at_memory(die: Die) -> None:
     die("raise(SIGKILL)")
     message = fault()
     assert "memory ran out" in message
     assert "make rebuild" not in message
 
 
-def test_a_hanging_library_is_given_up(die: Die, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_library_times_out(die: Die, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "_STARTING_TIME", 2.0)
     monkeypatch.setattr(preflight, "_SLOWEST_DISK", float("inf"))
     die("sleep(60)")
@@ -230,13 +230,13 @@ def test_an_unwritable_cache_is_no_fault(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_child_leaves_no_core_file(die: Die) -> None:
-    # The dying process itself says how large its core file might become.
+    # The dying process itself prints the limit of its core file.
     die('struct rlimit r; getrlimit(RLIMIT_CORE, &r); fprintf(stderr, "core %lu\\n", r.rlim_max); abort()')
     assert "core 0" in fault()
 
 
 def test_a_library_that_dies_while_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before a model is even looked for: a library for another CPU may die in its static constructors."""
+    """A library for another CPU may die in its static constructors."""
     source = tmp_path / "constructor.c"
     source.write_text("__attribute__((constructor)) static void f(void) { __builtin_trap(); }\n")
     compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"

@@ -1,4 +1,4 @@
-"""Cores that this process may use."""
+"""Cores available to this process."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def test_the_cpu_quota_of_a_cgroup(tmp_path: Path, file: str, text: str, cpus: f
     assert cores._cpu_quota(tmp_path) == cpus
 
 
-def test_there_is_a_core_to_compute_on() -> None:
+def test_there_is_at_least_one_core() -> None:
     assert 1 <= cores.physical_cores() <= len(os.sched_getaffinity(0))

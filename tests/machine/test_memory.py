@@ -1,4 +1,4 @@
-"""The accounts of the kernel, as folders: which of its figures counts."""
+"""Available memory, from folders that imitate the kernel's files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def kernel(tmp_path: Path) -> FakeKernel:
 
 
 def test_machine_without_limits(kernel: FakeKernel) -> None:
-    """What is free or can be freed at once, not all there is; and what this process has already."""
+    """MemAvailable, and not MemTotal, plus the memory of this process."""
     assert kernel.available() == 8 * GIB + ANON
 
 
@@ -98,7 +98,7 @@ def test_version_1(kernel: FakeKernel) -> None:
 
 @pytest.mark.parametrize("path", ["/docker/abc", "/../abc"])
 def test_path_of_the_host_seen_in_a_container(kernel: FakeKernel, path: str) -> None:
-    """The container's own cgroup is mounted at the root; its name is the host's."""
+    """The container's cgroup is mounted at the root; its path is the host's."""
     kernel.write("proc/self/cgroup", f"4:memory:{path}\n0::{path}\n")
     kernel.version_1("", limit=GIB, used=100 * MIB)
     assert kernel.available() == GIB - 100 * MIB + ANON
@@ -109,7 +109,7 @@ def test_limit_that_is_overdrawn(kernel: FakeKernel) -> None:
     assert kernel.available() == ANON
 
 
-def test_system_without_these_accounts(tmp_path: Path) -> None:
+def test_system_without_these_files(tmp_path: Path) -> None:
     assert available_memory(tmp_path, tmp_path) == machine_memory()
 
 
