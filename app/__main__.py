@@ -19,9 +19,12 @@ from app.fit import preflight
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit status: 0 done, 1 impossible, 2 a wrong setting or argument."""
+    """Run a command and return its exit status.
+
+    0: success. 1: error. 2: wrong setting or argument. 3: the engine failed while serving. 128 + n: signal n.
+    """
     options = _parser().parse_args(arguments)
-    # Until the server handles it: the first process of a container ignores a SIGTERM that nobody handles.
+    # Until the server sets its own handler: a container's first process ignores an unhandled SIGTERM.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         overrides = {"model_path": options.model} if getattr(options, "model", None) else {}
@@ -29,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.basicConfig(
             level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
         )
-        if settings.log_level == "info":  # others' everyday lines are of no use to an operator
+        if settings.log_level == "info":  # routine lines of libraries are noise
             for name in ("httpx2", "uvicorn", "watchfiles"):
                 logging.getLogger(name).setLevel(logging.WARNING)
         preflight.check_library()
@@ -40,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # Whoever read standard output has gone; nothing may be written on the way out.
+        # The reader of standard output is gone: Python must not flush to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
@@ -93,28 +96,30 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "serve",
         help="serve over HTTP",
-        description="Serve over HTTP. Settings are read from the environment and from a file .env:",
+        description="Serve over HTTP until SIGTERM or SIGINT.\n\n"
+        "Exit status: 0 after a signal, 1 error at start, 2 wrong setting, 3 failed engine.\n"
+        "Settings are read from the environment and from a file .env:",
         epilog=reference.for_terminal(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     generate = commands.add_parser("generate", help="stream one answer to the terminal")
-    generate.add_argument("--prompt", required=True, help="what the model is asked")
-    generate.add_argument("--context", help="the context to answer in (default: CONTEXT_TYPE)")
-    generate.add_argument("--sample-len", "-n", type=int, help="longest answer in tokens")
-    generate.add_argument("--temperature", type=float, help="0 is greedy")
-    generate.add_argument("--top-p", type=float, help="nucleus sampling")
+    generate.add_argument("--prompt", required=True, help="the question")
+    generate.add_argument("--context", help="name of the context (default: CONTEXT_TYPE)")
+    generate.add_argument("--sample-len", "-n", type=int, help="maximum tokens of the answer")
+    generate.add_argument("--temperature", type=float, help="sampling temperature; 0 is greedy")
+    generate.add_argument("--top-p", type=float, help="nucleus sampling: share of probability kept")
     generate.add_argument("--seed", type=int, help="seed of the sampler")
-    generate.add_argument("--repeat-penalty", type=float, help="1 is off")
-    generate.add_argument("--repeat-last-n", type=int, help="how far back a token counts as repeated")
-    generate.add_argument("--model", help="a GGUF file (default: as serve chooses it)")
+    generate.add_argument("--repeat-penalty", type=float, help="repetition penalty; 1 is off")
+    generate.add_argument("--repeat-last-n", type=int, help="tokens within which a repetition is penalized")
+    generate.add_argument("--model", help="a GGUF file (default: the model of serve)")
     detect = commands.add_parser(
         "detect-watermark",
-        help="tell whether a text was generated with `watermark`",
-        description="Tell whether a text was generated with `watermark`, by the vocabulary of the model that "
-        "serve chooses and by WATERMARK_GAMMA; both should be those of the server.",
+        help="test whether a text carries a watermark",
+        description="Test whether a text was generated with `watermark`. The model and WATERMARK_GAMMA must "
+        "be those of the server that generated it.",
     )
-    detect.add_argument("file", nargs="?", type=Path, help="the text (default: standard input)")
-    detect.add_argument("--model", help="a GGUF file (default: as serve chooses it)")
+    detect.add_argument("file", nargs="?", type=Path, help="file of the text (default: standard input)")
+    detect.add_argument("--model", help="a GGUF file (default: the model of serve)")
     return parser
 
 

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,15 +91,15 @@ def free_port() -> int:
 
 
 class Server:
-    """``python -m app serve`` on a free port."""
+    """``python -m app serve`` on a free port; ``program`` replaces ``-m app``."""
 
-    def __init__(self, log: Path, **settings: str) -> None:
+    def __init__(self, log: Path, program: Sequence[str] = ("-m", "app"), **settings: str) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
         self.log = log
         environment = clean_environment(HTTP_ADDRESS=self.url.removeprefix("http://"), **settings)
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "app", "serve"],
+                [sys.executable, *program, "serve"],
                 cwd=ROOT,
                 env=environment,
                 stdout=output,
@@ -147,8 +147,8 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Start servers with settings of the test's own; they end with it."""
     started: list[Server] = []
 
-    def start(**settings: str) -> Server:
-        started.append(Server(tmp_path / f"log{len(started)}", **settings))
+    def start(program: Sequence[str] = ("-m", "app"), **settings: str) -> Server:
+        started.append(Server(tmp_path / f"log{len(started)}", program, **settings))
         return started[-1]
 
     yield start

@@ -8,7 +8,7 @@ from app.api.openai import dialect as openai
 from app.api.openapi import JSON, Answer, Operation, Operations, causes, document
 from app.api.tgi import dialect as tgi
 from app.api.tokenstream import knowledge
-from app.api.tokenstream.replies import Contexts, Figures, Health, NotReady, Problem, Ready
+from app.api.tokenstream.replies import Contexts, Failed, Figures, Health, NotReady, Problem, Ready
 from app.api.tokenstream.token_stream import TokenStreamRequest
 
 _OWN, _OPERATION, _PAGES = "Token stream", "Operation", "Pages"
@@ -111,7 +111,14 @@ _OTHERS: Operations = {
     ("GET", "/health"): Operation(
         tag=_OPERATION,
         summary="Whether the process serves",
-        answers={200: Answer("It does.", {JSON: Health})},
+        answers={
+            200: Answer("It does.", {JSON: Health}),
+            503: Answer(
+                "The engine failed.",
+                {JSON: Failed},
+                {"Retry-After": "Seconds after which trying again makes sense."},
+            ),
+        },
         error=Problem,
         errors=causes(500),
         is_open=True,
@@ -122,7 +129,7 @@ _OTHERS: Operations = {
         answers={
             200: Answer("They are.", {JSON: Ready}),
             503: Answer(
-                "The model is still loading.",
+                "The model is still loading, or the engine failed.",
                 {JSON: NotReady},
                 {"Retry-After": "Seconds after which trying again makes sense."},
             ),

@@ -30,11 +30,17 @@ class StartupError(UserError):
     """The server cannot start."""
 
 
+class EngineFailure(UserError):
+    """The engine thread ended by an exception while the server was running."""
+
+    exit_status = 3
+
+
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status.
 
     Raises:
-        UserError: The server cannot start.
+        UserError: The server cannot start, or the engine failed.
     """
     start = prepare(settings)
     listener = _listen("HTTP_ADDRESS", settings.http_address)
@@ -133,7 +139,7 @@ class _Server(uvicorn.Server):
 
     async def _load(self) -> None:
         try:
-            await self._start.load()
+            await self._start.load(on_failure=self._engine_failed)
         except UserError as error:
             self._fail(error)
         except Exception as error:
@@ -141,6 +147,9 @@ class _Server(uvicorn.Server):
             self._fail(StartupError(f"the start failed: {type(error).__name__}: {error}"))
         else:
             self._announce()
+
+    def _engine_failed(self, error: BaseException) -> None:
+        self._fail(EngineFailure(f"the engine failed: {error}"))
 
     def _fail(self, error: UserError) -> None:
         """Shut down, and let ``serve`` raise an error."""

@@ -9,7 +9,7 @@ class UserError(Exception):
     """An error with a message for the user at the terminal. It ends the command without a traceback.
 
     Attributes:
-        exit_status: Status of the process: 1, or 2 for a wrong setting or argument.
+        exit_status: Status of the process: 1; 2 for a wrong setting or argument; 3 for a failed engine.
     """
 
     exit_status: ClassVar[int] = 1

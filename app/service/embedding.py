@@ -1,4 +1,4 @@
-"""Vectors of texts, as requests ask for them."""
+"""Embedding requests: tokenize, check, compute."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from app.service.errors import BadRequest, GenerationFailed, TooLong
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """Vectors, (inputs, dimensions), and how many tokens all inputs have."""
+    """Vectors of shape (inputs, dimensions), and the number of tokens of all inputs."""
 
     vectors: NDArray[np.float32]
     n_tokens: int
@@ -30,7 +30,7 @@ async def embed(
     truncate: Literal["left", "right"] | None,
     normalize: bool,
 ) -> Embeddings:
-    """Embed texts, or tokens of the embedding model; as :meth:`Service.embed`."""
+    """Embed texts, or tokens of the embedding model; see ``Service.embed``."""
     sequences = await asyncio.to_thread(_tokenized, embedder, inputs, field, truncate)
     try:
         vectors = await asyncio.wrap_future(embedder.submit(sequences))
@@ -66,10 +66,10 @@ def _tokenized(
 
 
 def _check_tokens(embedder: Embedder, tokens: Sequence[int], place: str) -> None:
-    """Check that tokens can be the embedding model's: vectors of another vocabulary's would mean nothing.
+    """Reject tokens of another vocabulary: their vectors would be meaningless.
 
     Raises:
-        BadRequest: They cannot.
+        BadRequest: The tokens cannot come from the embedding model's tokenizer.
     """
     unknown = next((token for token in tokens if not 0 <= token < embedder.n_vocab), None)
     if unknown is not None:

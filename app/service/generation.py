@@ -1,4 +1,4 @@
-"""Answers on their way."""
+"""Answers in progress, with their measured times."""
 
 from __future__ import annotations
 
@@ -17,18 +17,25 @@ from app.telemetry.metrics import Metrics
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step of the engine added to an answer: tokens, and the text that became certain (or none)."""
+    """Output of one engine step: tokens, and the text that is complete (possibly none)."""
 
     outputs: Sequence[Output]
 
     @property
     def text(self) -> str:
-        """The text."""
         return "".join(output.text for output in self.outputs)
 
 
 class Generation:
-    """An answer on its way: iterate for its steps, ``close`` to leave it; then the figures are final."""
+    """An answer in progress. Iterating yields its steps; ``close`` cancels it.
+
+    Attributes:
+        prompt: Tokens of the prompt.
+        sources: Passages of documents in the prompt, best first.
+        n_cached: Prompt tokens from the prefix cache; final after the first step.
+        n_generated: Generated tokens.
+        finish_reason: None until the answer is complete.
+    """
 
     def __init__(
         self, answer: Answer, metrics: Metrics, requested_at: float, sources: Sequence[Passage] = ()
@@ -40,26 +47,25 @@ class Generation:
         self._last_token_at = requested_at
         self._is_over = False
         self.prompt: Sequence[int] = answer.sequence.prompt
-        self.sources = sources  # the passages of documents in the prompt, best first
+        self.sources = sources
         self.n_cached = 0
         self.n_generated = 0
         self.finish_reason: FinishReason | None = None
 
     @property
     def n_prompt(self) -> int:
-        """How many tokens the prompt has."""
         return len(self.prompt)
 
     @property
     def prompt_logprobs(self) -> Sequence[Logprobs]:
-        """Of every token of the prompt but the first, where asked for; from the first step on."""
+        """Of every prompt token but the first, if requested; complete at the first step."""
         return self._answer.prompt_logprobs
 
     async def __aiter__(self) -> AsyncIterator[Step]:
-        """Yield what every step of the engine adds.
+        """Yield the output of every engine step.
 
         Raises:
-            GenerationFailed: The engine gave the answer up.
+            GenerationFailed: The engine failed.
         """
         try:
             async for outputs in self._answer.steps():
@@ -69,7 +75,7 @@ class Generation:
             self._is_over = True
             raise GenerationFailed(str(error)) from error
         self._is_over = True
-        self.n_cached = self._answer.n_cached  # of a prompt behind which nothing was generated, too
+        self.n_cached = self._answer.n_cached  # also if nothing is generated
 
     def _note(self, outputs: Sequence[Output]) -> None:
         self._last_token_at = time.perf_counter()
@@ -85,27 +91,27 @@ class Generation:
 
     @property
     def time_to_first_token(self) -> float:
-        """Seconds from the request to its first token; 0 before that."""
+        """TTFT in seconds; 0 before the first token."""
         return self._first_token_at - self._requested_at if self._first_token_at is not None else 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """Decode speed: tokens after the first by the seconds that they took; 0 when there are none."""
+        """Decode speed, the first token excluded; 0 for fewer than two tokens."""
         if self._first_token_at is None or self.n_generated < 2:
             return 0.0
         return (self.n_generated - 1) / max(self._last_token_at - self._first_token_at, 1e-9)
 
     def close(self) -> None:
-        """Free what the answer holds, if it is not finished."""
+        """Cancel an unfinished answer."""
         if not self._is_over:
             self._answer.cancel()
 
 
 async def together(generations: Sequence[Generation]) -> AsyncIterator[list[tuple[int, Step]]]:
-    """Yield the steps of several answers with their indices, those of one step of the engine at once.
+    """Yield the steps of several answers with their indices, one list per engine step.
 
     Raises:
-        GenerationFailed: The engine gave one of them up.
+        GenerationFailed: The engine failed.
     """
     if len(generations) == 1:
         async for step in generations[0]:
@@ -127,17 +133,17 @@ async def together(generations: Sequence[Generation]) -> AsyncIterator[list[tupl
     try:
         while n_running:
             received = [await inbox.get()]
-            await asyncio.sleep(0)  # the others of this step are on their way
+            await asyncio.sleep(0)  # the other answers of this step arrive
             while not inbox.empty():
                 received.append(inbox.get_nowait())
             steps = []
-            for index, what in received:
-                if isinstance(what, Exception):
-                    raise what
-                if what is None:
+            for index, item in received:
+                if isinstance(item, Exception):
+                    raise item
+                if item is None:
                     n_running -= 1
                 else:
-                    steps.append((index, what))
+                    steps.append((index, item))
             if steps:
                 yield steps
     finally:

@@ -8,8 +8,9 @@ import inspect
 import json
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,16 +20,19 @@ from app.chat.template.template import choose_template, wrapping_template
 from app.config.contexts import Context, ContextsError
 from app.config.settings import Settings
 from app.engine import llama
+from app.engine.answer import EngineError, QueueFull, RequestTooLong
 from app.engine.cache.state_files import StateFiles
 from app.engine.engine import Engine, EngineOptions
-from app.engine.report import Observer
 from app.engine.sampling import grammar, params, samplers
 from app.fit.identity import identity
 from app.fit.kv_choice import choose_kv
 from app.fit.memory_plan import MemoryPlan, make_plan
 from app.machine.cores import physical_cores
 from app.machine.folders import cache_folder
-from app.service.preparation import Preparation, TokenLimits
+from app.service.errors import GenerationFailed, Overloaded, ServiceError, TooLong
+from app.service.generation import Generation
+from app.service.preparation import Preparation, Prepared, TokenLimits
+from app.telemetry.metrics import Metrics
 from app.weights.model import model_name
 from app.weights.tokenizer import TokenizerRepo, check_vocabulary
 
@@ -61,8 +65,9 @@ class Model:
         settings: Settings,
         contexts: Mapping[str, Context],
         *,
-        observer: Observer | None = None,
+        metrics: Metrics,
         lock: AbstractContextManager[None] | None = None,
+        on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
         """Load the weights and reserve the KV cache; blocking. ``load`` calls this in a thread.
 
@@ -73,6 +78,7 @@ class Model:
             SettingsError: A configured token limit exceeds the KV cache.
         """
         self._settings = settings
+        self._metrics = metrics
         self._contexts = contexts
         plan = memory_plan(settings, path)
         logger.info("%s", plan)
@@ -84,7 +90,7 @@ class Model:
             self.tokenizer = make_tokenizer(settings, self._weights, tokenizer_repo)
             stack.callback(self.tokenizer.template.close)
             options = engine_options(settings, plan, self._weights)
-            self.engine = Engine(self._weights, options, observer, lock)
+            self.engine = Engine(self._weights, options, metrics, lock, on_failure)
             # Its thread is not running yet, so that nothing is awaited here.
             stack.callback(lambda: asyncio.run(self.engine.close()))
             _log_model(self._weights, self.engine)
@@ -107,8 +113,9 @@ class Model:
         settings: Settings,
         contexts: Mapping[str, Context],
         *,
-        observer: Observer | None = None,
+        metrics: Metrics,
         lock: AbstractContextManager[None] | None = None,
+        on_failure: Callable[[BaseException], None] | None = None,
         warm: Collection[str] | None = None,
     ) -> Model:
         """Load a model, start its engine and prefill contexts.
@@ -118,8 +125,9 @@ class Model:
             tokenizer_repo: Replaces the chat template and special tokens of the GGUF file.
             settings: Sizes, limits and sampling defaults.
             contexts: The contexts by name.
-            observer: Receives a report of every engine step.
+            metrics: Receives a report of every engine step and answer.
             lock: A lock shared with other computations on the same cores.
+            on_failure: Called on the event loop if the engine thread ends by an exception.
             warm: Names of the contexts to prefill; None: all.
 
         Raises:
@@ -127,7 +135,16 @@ class Model:
             Exception: As the constructor raises.
         """
         opening = asyncio.ensure_future(
-            asyncio.to_thread(cls, path, tokenizer_repo, settings, contexts, observer=observer, lock=lock)
+            asyncio.to_thread(
+                cls,
+                path,
+                tokenizer_repo,
+                settings,
+                contexts,
+                metrics=metrics,
+                lock=lock,
+                on_failure=on_failure,
+            )
         )
         try:
             model = await asyncio.shield(opening)
@@ -144,6 +161,31 @@ class Model:
             await model.close()
             raise
         return model
+
+    def submit(self, prepared: Prepared, n: int, requested_at: float) -> list[Generation]:
+        """Start ``n`` answers to one prompt.
+
+        Args:
+            prepared: Tokens and sampling parameters.
+            n: Number of answers; each has the previous one's seed plus 1, if a seed is set.
+            requested_at: Arrival of the request, by ``time.perf_counter``.
+
+        Raises:
+            ServiceError: The request exceeds the limits, the queue is full, or the engine has failed.
+        """
+        params = prepared.params
+        generations: list[Generation] = []
+        try:
+            for index in range(n):
+                if index and params.seed is not None:
+                    params = replace(params, seed=(params.seed + 1) % 2**32)
+                answer = self.engine.submit(prepared.tokens, params)
+                generations.append(Generation(answer, self._metrics, requested_at, prepared.passages))
+        except (RequestTooLong, QueueFull, EngineError) as error:
+            for generation in generations:
+                generation.close()
+            raise _as_service_error(error) from error
+        return generations
 
     async def close(self) -> None:
         """End unfinished answers with an error, stop the engine, free the weights."""
@@ -191,32 +233,32 @@ class Model:
 
 
 def memory_plan(settings: Settings, path: Path) -> MemoryPlan:
-    """What fits into memory.
+    """Plan the memory of a model with the settings' sizes.
 
     Raises:
-        MemoryPlanError: What is set does not.
+        MemoryPlanError: The configured sizes exceed the available memory.
     """
     return make_plan(
         path,
         n_ctx=settings.n_ctx,
         max_sequences=settings.max_sequences,
         prefix_mb=settings.prefix_cache_mb,
-        kv=_kv_as_set(settings),
+        kv=_configured_kv(settings),
         gpu_layers=settings.model_gpu_layers,
         main_gpu=settings.main_gpu,
         n_threads=settings.model_threads or physical_cores(),
     )
 
 
-def _kv_as_set(settings: Settings) -> llama.KVOptions:
+def _configured_kv(settings: Settings) -> llama.KVOptions:
     flash = None if settings.flash_attention == "auto" else settings.flash_attention == "on"
     return llama.KVOptions("shared" if settings.kv_layout == "shared" else "split", flash, settings.kv_type)
 
 
 def engine_options(settings: Settings, plan: MemoryPlan, model: llama.Model) -> EngineOptions:
-    """How the engine is set up; KV memory is measured where nothing is set or known."""
+    """The engine's options. KV layout and attention are measured, unless configured or known."""
     n_threads = settings.model_threads or physical_cores()
-    kv, reason = _kv_as_set(settings), "as set, or llama.cpp's choice, with a GPU"
+    kv, reason = _configured_kv(settings), "as configured, or llama.cpp's choice, with a GPU"
     if settings.model_gpu_layers == 0:
         facts = [identity(model.path), n_threads, plan.max_sequences, kv.type]
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -244,14 +286,14 @@ def engine_options(settings: Settings, plan: MemoryPlan, model: llama.Model) -> 
 
 def _state_files(settings: Settings, path: Path, kv: llama.KVOptions, n_sequences: int) -> StateFiles:
     folder = settings.cache_dir or cache_folder() / "contexts"
-    # Of all this llama.cpp itself checks a part only, and takes what it does not check.
+    # llama.cpp itself checks only part of this, and loads states that differ in the rest.
     kv_key = f"{kv.layout} {kv.type} flash_attention={kv.flash_attention} n_sequences={n_sequences}"
     key = {"model and library": identity(path), "kv": kv_key}
-    return StateFiles(folder, key, max_bytes=2_000_000_000)
+    return StateFiles(folder, key, max_bytes=_MAX_STATE_FILES)
 
 
 def fingerprint(path: Path, kv: llama.KVOptions) -> str:
-    """A short text that changes with what may change an answer: model, library, KV memory, sampling."""
+    """Hash of everything that affects an answer: model, library, KV cache, sampling code."""
     code = hashlib.sha256()
     for module in (params, samplers, grammar):
         code.update(inspect.getsource(module).encode())
@@ -260,10 +302,10 @@ def fingerprint(path: Path, kv: llama.KVOptions) -> str:
 
 
 def make_tokenizer(settings: Settings, model: llama.Model, repo: TokenizerRepo | None) -> PromptTokenizer:
-    """The tokenizer of prompts, by the chat template of the settings, the repository or the model.
+    """Make the tokenizer, with the chat template of the settings, the repository or the model file.
 
     Raises:
-        ModelError: The repository's vocabulary is not the model's.
+        ModelError: The repository's vocabulary differs from the model's.
     """
     vocab = model.vocab
     source = model.chat_template
@@ -278,6 +320,14 @@ def make_tokenizer(settings: Settings, model: llama.Model, repo: TokenizerRepo |
         return PromptTokenizer(vocab, wrapping_template(wraps))
     known = vocab.control_tokens | vocab.added_tokens
     return PromptTokenizer(vocab, choose_template(source, special_tokens=special, vocabulary=known))
+
+
+def _as_service_error(error: Exception) -> ServiceError:
+    if isinstance(error, RequestTooLong):
+        return TooLong(str(error), field="max_tokens")
+    if isinstance(error, QueueFull):
+        return Overloaded(f"the server is busy: {error}; try again later")
+    return GenerationFailed(str(error))
 
 
 def _log_model(weights: llama.Model, engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""Passages of documents in a prompt: quoted, so that a model can tell them from what it is asked."""
+"""Passages of documents in a prompt, quoted to keep them apart from the question."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ _INSTRUCTION = (
 def with_passages(
     messages: Sequence[Message], passages: Sequence[Passage], template: str | None
 ) -> list[Message]:
-    """The messages with the passages in them: by the template in the last user's turn, else in the system's.
+    """Add passages to a conversation.
 
-    Equal sets of passages make equal texts, so that the prefix cache knows those of an earlier question.
+    Equal sets of passages give equal texts, which the prefix cache can reuse.
 
     Args:
         messages: The conversation.
-        passages: What was found; the messages stay as they are where that is nothing.
-        template: A text with ``{context}`` and ``{query}``; None is the system turn.
+        passages: Passages of documents; an empty sequence changes nothing.
+        template: New text of the last user turn, with ``{context}`` and ``{query}``. None: the passages
+            are appended to the system turn.
     """
     if not passages:
         return list(messages)
@@ -40,9 +41,9 @@ def with_passages(
 
 
 def quoted(passages: Sequence[Passage]) -> str:
-    """The passages in the order of their documents, each under its origin and between fences.
+    """Quote passages in document order, each below its origin and in a code fence.
 
-    A fence is longer than any row of backticks in the text, as in Markdown: a text cannot end its own.
+    As in Markdown, a fence is longer than any row of backticks in its text, which cannot close it.
     """
     chunks = sorted((passage.chunk for passage in passages), key=lambda chunk: (chunk.file, chunk.position))
     parts = []
@@ -57,6 +58,6 @@ def quoted(passages: Sequence[Passage]) -> str:
 def _with_template(messages: Sequence[Message], text: str, template: str) -> list[Message]:
     last = max(index for index, message in enumerate(messages) if message.role == "user")
     query = messages[last].content
-    # In one go: what stands in braces in a passage or a question is left alone.
+    # One pass: braces in passages and questions are not substituted.
     filled = re.sub(r"\{(context|query)\}", lambda m: text if m[1] == "context" else query, template)
     return [*messages[:last], replace(messages[last], content=filled), *messages[last + 1 :]]

@@ -1,4 +1,4 @@
-"""From what a request asks to what the engine is given: tokens, and how to go on from them."""
+"""From a prompt to the engine's input: tokens, sampling parameters, grammar."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from app.service.errors import BadRequest, TooLong, UnknownContext
 from app.service.passages import with_passages
 from app.service.prompts import ChatPrompt, Constraint, JSONSchema, Prompt, TextPrompt, ToolUse
 
-# What is to be quoted must not be penalized: with 1.15 a small model makes 06:27 of 06:25. Without any it
-# goes in circles where it does not know.
+# Repetition penalty of prompts with passages. A small model misquotes at 1.15 (06:27 for 06:25), and
+# repeats itself without a penalty where the passages hold no answer.
 _QUOTING_PENALTY = 1.05
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What the engine is given, and the passages of documents that are in it, best first."""
+    """Input of the engine, and the passages of documents in it, best first."""
 
     tokens: list[int]
     params: SamplingParams
@@ -38,17 +38,17 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class TokenLimits:
-    """The most tokens of a prompt, and of prompt and answer together."""
+    """Maximum tokens of a prompt (``input``), and of prompt plus answer (``total``)."""
 
     input: int
     total: int
 
     @classmethod
     def of(cls, settings: Settings, n_ctx_sequence: int) -> TokenLimits:
-        """What the settings allow within KV memory.
+        """The limits of the settings.
 
         Raises:
-            SettingsError: They want more than there is.
+            SettingsError: A limit exceeds the KV cache of a sequence.
         """
         total = n_ctx_sequence if settings.max_total_tokens is None else settings.max_total_tokens
         if total > n_ctx_sequence:
@@ -65,7 +65,7 @@ class TokenLimits:
 
 
 class Preparation:
-    """Prepares requests for one loaded model; from any thread."""
+    """Prepares requests for one model. Thread-safe."""
 
     def __init__(
         self,
@@ -85,16 +85,15 @@ class Preparation:
     def prepare(
         self, prompt: Prompt, overrides: Mapping[str, Any], constraint: Constraint | None = None
     ) -> Prepared:
-        """Tokenize a prompt and settle the parameters.
+        """Tokenize a prompt and merge the sampling parameters.
 
         Args:
-            prompt: What is asked.
-            overrides: The fields of SamplingParams that the request sets itself; of ``watermark`` whether
-                there is to be one.
-            constraint: What the answer has to keep to.
+            prompt: The conversation or text.
+            overrides: Fields of SamplingParams that the request sets; ``watermark`` is a boolean.
+            constraint: A grammar of the answer.
 
         Raises:
-            ServiceError: The request cannot be answered; its subclasses say why.
+            ServiceError: The request is rejected.
         """
         context = self._context(prompt)
         prompt, tokens = self._with_fitting_passages(prompt, context, overrides)
@@ -112,16 +111,20 @@ class Preparation:
         """Tokenize a prompt.
 
         Raises:
-            BadRequest: It cannot be: the chat template refuses it, or it has no tokens.
-            UnknownContext: It names a context that is not there.
+            BadRequest: The chat template refuses the prompt, or it has no tokens.
+            UnknownContext: The context is not defined.
         """
         if isinstance(prompt, ChatPrompt):
             return self._chat_tokens(prompt)
         return self._text_tokens(prompt)
 
     def common_prefix(self, context: Context) -> list[int]:
-        """The tokens that every prompt of a context begins with."""
-        # Questions that begin with nothing in common: a letter, a digit, a bracket.
+        """Tokens that begin every prompt of a context.
+
+        Raises:
+            TemplateRefusal: The chat template refuses the context.
+        """
+        # Three questions without a common first token: a letter, a digit, a bracket.
         first, *others = (
             self._tokenizer.tokens(in_context(context, [Message("user", question)]))
             for question in ("Why", "7", "(b)")
@@ -134,7 +137,7 @@ class Preparation:
         name = self._settings.context_type if prompt.context is None else prompt.context
         if name not in self._contexts:
             known = ", ".join(self._contexts)
-            raise UnknownContext(f"context {name!r} is not defined; known are: {known}", field="context")
+            raise UnknownContext(f"context {name!r} is not defined; defined are: {known}", field="context")
         return self._contexts[name]
 
     # --- tokens
@@ -142,7 +145,7 @@ class Preparation:
     def _with_fitting_passages(
         self, prompt: Prompt, context: Context | None, overrides: Mapping[str, Any]
     ) -> tuple[Prompt, list[int]]:
-        """The prompt and its tokens, without the last of its passages that leave no room for an answer."""
+        """Tokenize a prompt; drop its last passages until the answer fits."""
         tokens = self.tokens(prompt)
         if not isinstance(prompt, ChatPrompt):
             return prompt, tokens
@@ -187,7 +190,7 @@ class Preparation:
         return tokens if prompt.truncate is None else tokens[-prompt.truncate :]
 
     def _fill_in(self, before: str, behind: str) -> list[int]:
-        """A text with a gap, prefix first (Bavarian et al. 2022)."""
+        """Fill in the middle, in prefix-suffix-middle order (Bavarian et al. 2022)."""
         if min(self._vocab.fill_in) < 0:
             raise BadRequest("this model has no tokens to fill in the middle of a text", field="suffix")
         prefix, suffix, middle = self._vocab.fill_in
@@ -200,7 +203,7 @@ class Preparation:
     def _params(
         self, context: Context | None, overrides: Mapping[str, Any], n_prompt: int, prompt: Prompt
     ) -> SamplingParams:
-        """The request's own values before the context's before the settings'."""
+        """Merge sampling parameters: the request overrides the context, which overrides the settings."""
         limits, field = self._limits, prompt.field
         room = limits.total - n_prompt
         if room < min(1, overrides.get("max_tokens", 1)):
@@ -233,7 +236,7 @@ class Preparation:
             "repetition_penalty": settings.repeat_penalty,
             "repeat_last_n": settings.repeat_last_n,
         } | (context.sampling() if context else {})
-        # A default is only a wish: it gives way to a long prompt. What the request names does not.
+        # A long prompt reduces a default, but not the max_tokens of the request.
         merged["max_tokens"] = min(merged["max_tokens"], room)
         if isinstance(prompt, ChatPrompt) and prompt.passages:
             merged["repetition_penalty"] = min(merged["repetition_penalty"], _QUOTING_PENALTY)
@@ -281,7 +284,7 @@ class Preparation:
         return replace(params, grammar=grammar, visible=visible)
 
     def _refused_tool(self, use: ToolUse, error: GrammarError) -> BadRequest:
-        """Say which of the tools cannot be kept to: a grammar of all of them does not tell."""
+        """Find the tool at fault: the grammar of all tools does not name it."""
         for index, tool in enumerate(use.tools):
             try:
                 self._grammars.json_schema(tool.schema)
@@ -291,7 +294,7 @@ class Preparation:
 
 
 def in_context(context: Context, messages: Sequence[Message]) -> list[Message]:
-    """The messages behind the context's turns; a system turn of their own replaces those."""
+    """Prepend the context's turns, unless the messages have a system turn."""
     if any(message.role == "system" for message in messages):
         return list(messages)
     turns = [Message("system", context.prompt)] if context.prompt else []

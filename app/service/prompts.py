@@ -1,4 +1,4 @@
-"""What a request asks, and what its answer has to keep to. Every dialect maps to these."""
+"""Prompts and constraints. Every dialect maps its requests to these types."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from app.knowledge.chunk import Passage
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """The tools that the model may call.
+    """Tools of a request.
 
     Attributes:
-        tools: What there is.
-        must_call: Whether the answer has to be a call.
-        only: The name of the one tool that may be called; None where all may.
-        parallel: Whether one answer may call several.
+        tools: The declared tools.
+        must_call: Whether the answer must be a tool call.
+        only: Name of the only allowed tool; None allows all.
+        parallel: Whether one answer may hold several calls.
     """
 
     tools: tuple[Tool, ...]
@@ -29,11 +29,11 @@ class ToolUse:
 
 @dataclass(frozen=True, slots=True)
 class KnowledgeUse:
-    """Whether and from which documents an answer draws.
+    """Use of the knowledge base by a request.
 
     Attributes:
-        wanted: Whether the knowledge base is asked; None leaves it to the context.
-        files: The documents that are searched; None is all.
+        wanted: Whether documents are searched; None: as the context sets it.
+        files: The documents to search; None: all.
     """
 
     wanted: bool | None = None
@@ -42,16 +42,16 @@ class KnowledgeUse:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A conversation, written by the model's chat template.
+    """A conversation, rendered by the model's chat template.
 
     Attributes:
-        messages: The turns. Without a system turn among them the context's are put before.
-        context: Whose turns those are; None is the default context.
-        tools: What the model may call.
-        continues: Whether the answer goes on with the last message, which is the assistant's.
-        field: What the request calls the messages, for complaints.
-        knowledge: What it draws on.
-        passages: What was found there, best first.
+        messages: The turns. If none is a system turn, the context's turns precede them.
+        context: Name of the context; None: the default.
+        tools: Tools that the model may call.
+        continues: Whether the answer continues the last message, which is the assistant's.
+        field: Name of the request's field, for error messages.
+        knowledge: Use of the knowledge base.
+        passages: Passages to quote in the prompt, best first.
     """
 
     messages: tuple[Message, ...]
@@ -64,22 +64,22 @@ class ChatPrompt:
 
     @property
     def n_characters(self) -> int:
-        """How long its texts are."""
+        """Total length of the texts."""
         return sum(len(message.content) for message in self.messages)
 
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
-    """A text, or tokens, that the model goes on with; no template and no context.
+    """A text, or tokens, to continue without template and context.
 
-    Control tokens' texts in it are those tokens: who writes the whole prompt writes its markup too.
+    The text of a control token is parsed as that token, because the request writes the whole prompt.
 
     Attributes:
         text: The text.
-        tokens: In place of the text, its tokens.
-        truncate: How many of its last tokens are used; None is all.
-        suffix: What follows behind the gap that is to be filled; None where nothing does.
-        field: What the request calls the text, for complaints.
+        tokens: Tokens in place of the text.
+        truncate: Number of last tokens to keep; None: all.
+        suffix: Text after the gap to fill in; None: no gap.
+        field: Name of the request's field, for error messages.
     """
 
     text: str = ""
@@ -90,7 +90,7 @@ class TextPrompt:
 
     @property
     def n_characters(self) -> int:
-        """How long its texts are."""
+        """Total length of the texts."""
         return len(self.text) + len(self.suffix or "")
 
 
@@ -99,7 +99,7 @@ Prompt = ChatPrompt | TextPrompt
 
 @dataclass(frozen=True, slots=True)
 class JSONSchema:
-    """The answer is a JSON text that the schema validates."""
+    """The answer is JSON and valid against the schema."""
 
     schema: Mapping[str, Any] | bool
     field: str
@@ -107,7 +107,7 @@ class JSONSchema:
 
 @dataclass(frozen=True, slots=True)
 class Regex:
-    """The answer matches a regular expression as a whole."""
+    """The whole answer matches a regular expression."""
 
     pattern: str
     field: str

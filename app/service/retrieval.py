@@ -1,4 +1,4 @@
-"""What a server may have beside its model: an embedding model, and the knowledge base made with it."""
+"""The embedding model, and the knowledge base that is built with it."""
 
 from __future__ import annotations
 
@@ -22,24 +22,23 @@ from app.service.prompts import ChatPrompt
 from app.telemetry.metrics import Metrics
 from app.weights.errors import ModelError
 
-if TYPE_CHECKING:  # its packages are there with KNOWLEDGE=on alone
+if TYPE_CHECKING:  # its packages are installed for KNOWLEDGE=on only
     from app.knowledge.knowledge import Knowledge, KnowledgeOptions
 
-# Seconds for which a start waits until the documents are indexed; large folders go on beside serving.
+# Maximum seconds for which a start waits for the index. Large folders are indexed while serving.
 _START_WITHIN = 5.0
 _PACKAGES = ("mammoth", "markdown_it", "pypdfium2", "selectolax", "simsimd", "snowballstemmer", "watchfiles")
 
 
 class Retrieval:
-    """The embedding model, and the knowledge base where it is on."""
+    """The embedding model, and the knowledge base if it is on."""
 
     def __init__(self, settings: Settings, embedding_model: Path, metrics: Metrics, lock: FairLock) -> None:
         """Load the embedding model and open the index; blocking.
 
         Raises:
-            ModelLoadError: The embedding model cannot be loaded.
-            SettingsError: Passages would be longer than the embedding model reads, or the index cannot be
-                opened.
+            ModelError: The embedding model cannot be loaded.
+            SettingsError: Passages exceed the embedding model's input, or the index cannot be opened.
         """
         n_threads = settings.model_threads or physical_cores()
         try:
@@ -57,7 +56,7 @@ class Retrieval:
                 raise
 
     async def index(self) -> None:
-        """Begin to index the documents; return when they are indexed, where that is soon."""
+        """Start indexing; return when it is complete, or after a few seconds."""
         if self.knowledge is not None:
             self.knowledge.start()
             await self.knowledge.wait_until_indexed(_START_WITHIN)
@@ -70,28 +69,28 @@ class Retrieval:
 
 
 def check(settings: Settings) -> None:
-    """Check that a knowledge base is possible, where one is wanted.
+    """Check that the documents and packages of a configured knowledge base exist.
 
     Raises:
-        SettingsError: It is not; the message says what to do.
+        SettingsError: The folder or a package is missing. The message has a remedy.
     """
     if settings.knowledge == "off":
         return
     if not settings.data_path.is_dir():
         raise SettingsError(
-            f"DATA_PATH={settings.data_path}: there is no such folder; make it and put documents into it, or "
-            "set DATA_PATH to where they are"
+            f"DATA_PATH={settings.data_path}: there is no such folder; create it with documents in it, or "
+            "set DATA_PATH to their folder"
         )
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise SettingsError(
-            f"KNOWLEDGE=on: packages that it needs are not installed ({', '.join(missing)}); run "
+            f"KNOWLEDGE=on: required packages are not installed ({', '.join(missing)}); run "
             "`make install KNOWLEDGE=on`"
         )
 
 
 def knowledge_options(settings: Settings) -> KnowledgeOptions:
-    """How the settings want the knowledge base."""
+    """The options of the knowledge base, from the settings."""
     from app.knowledge.knowledge import KnowledgeOptions
 
     folder = settings.data_path.resolve()
@@ -115,7 +114,7 @@ def _open(settings: Settings, embedder: Embedder, metrics: Metrics) -> Knowledge
     if longest > embedder.max_tokens:
         raise SettingsError(
             f"KNOWLEDGE_CHUNK_TOKENS={settings.knowledge_chunk_tokens}: {embedder.name} reads at most "
-            f"{embedder.max_tokens} tokens, prefix and its own included"
+            f"{embedder.max_tokens} tokens, including prefix and control tokens"
         )
     if settings.knowledge_chunk_overlap >= settings.knowledge_chunk_tokens:
         raise SettingsError(
@@ -131,14 +130,17 @@ def _open(settings: Settings, embedder: Embedder, metrics: Metrics) -> Knowledge
 async def passages_for(
     prompt: ChatPrompt, knowledge: Knowledge | None, *, by_default: bool
 ) -> Sequence[Passage]:
-    """What a conversation's last question finds, best first; nothing where it is not to draw on documents.
+    """Search for passages on the last question of a conversation.
 
-    A question such as "and when does it close?" is understood with the one before it only, so it is looked
-    up with it as well.
+    A question such as "and when does it close?" depends on the one before it. A second search therefore
+    joins both.
+
+    Returns:
+        Passages, best first; empty if the request or its context searches no documents.
 
     Raises:
-        NotOffered: The request names documents, and there is no knowledge base.
-        BadRequest: It names a document that is not there.
+        NotOffered: The request requires the knowledge base, which is off.
+        BadRequest: The request names an unknown document.
         KnowledgeFailed: The index cannot be read.
         GenerationFailed: The question cannot be embedded.
     """
@@ -168,10 +170,10 @@ async def passages_for(
 
 
 def check_files(knowledge: Knowledge, files: Sequence[str] | None, field: str) -> None:
-    """Check that the documents that a request names are there.
+    """Check the documents that a request names.
 
     Raises:
-        BadRequest: One is not.
+        BadRequest: A document is not indexed.
         KnowledgeFailed: The index cannot be read.
     """
     if files is None:

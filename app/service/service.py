@@ -1,11 +1,10 @@
-"""One request's way: context, chat template, tokens, engine, text."""
+"""The operations behind every dialect: generate, tokenize, embed. Models do the work."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from app.config.contexts import Context
 from app.config.settings import Settings, SettingsError
-from app.engine.answer import EngineError, QueueFull, RequestTooLong
 from app.engine.embedder import Embedder
 from app.engine.fair_lock import FairLock
 from app.service.embedding import Embeddings, embed
-from app.service.errors import (
-    BadRequest,
-    GenerationFailed,
-    Loading,
-    NotOffered,
-    Overloaded,
-    ServiceError,
-    TooLong,
-)
+from app.service.errors import BadRequest, Loading, NotOffered, Overloaded
 from app.service.generation import Generation
 from app.service.model import Model
 from app.service.prompts import ChatPrompt, Constraint, Prompt
@@ -36,21 +26,19 @@ from app.weights.tokenizer import TokenizerRepo
 if TYPE_CHECKING:
     from app.knowledge.knowledge import Knowledge
 
-logger = logging.getLogger("tokenstream.service")
-
-# Rendering and tokenizing run beside the event loop: a long document takes milliseconds.
+# Templates and the tokenizer run outside the event loop: a long document takes milliseconds.
 _PREPARING_THREADS = 2
-_LONG_TEXT = 50_000  # characters: more than a millisecond or two
+_LONG_TEXT = 50_000  # characters; takes more than 1 to 2 ms
 
 
 class Service:
-    """A model with its contexts, ready to answer once it is model."""
+    """A model, its contexts, and optionally an embedding model with a knowledge base."""
 
     def __init__(self, settings: Settings, contexts: Mapping[str, Context], metrics: Metrics) -> None:
-        """Check that the default context exists.
+        """Create a service that loads nothing yet.
 
         Raises:
-            SettingsError: It does not.
+            SettingsError: CONTEXT_TYPE is not defined.
         """
         self.settings = settings
         self.contexts = contexts
@@ -62,23 +50,29 @@ class Service:
             )
         self._model: Model | None = None
         self._retrieval: Retrieval | None = None
-        self._n_embedding = 0  # requests for vectors that are not answered yet
+        self._n_embedding = 0  # unfinished embedding requests
         self._threads = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare")
-        # What takes long has a thread of its own, so that nobody else's start waits for it.
+        # Slow preparations have threads of their own and delay no other request.
         self._long_texts = ThreadPoolExecutor(1, thread_name_prefix="prepare-long")
         self._grammars = ThreadPoolExecutor(1, thread_name_prefix="prepare-grammar")
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests can be answered."""
-        return self._model is not None
+        """Whether the model is loaded and its engine runs."""
+        return self._model is not None and self.failure is None
+
+    @property
+    def failure(self) -> str | None:
+        """The error message of a failed engine; None as long as it runs."""
+        failure = self._model.engine.failure if self._model else None
+        return None if failure is None else f"the engine failed: {failure}"
 
     @property
     def model(self) -> Model:
-        """The model.
+        """The loaded model.
 
         Raises:
-            Loading: It is not there yet.
+            Loading: The model is not loaded yet.
         """
         if self._model is None:
             raise Loading("the model is still loading; GET /ready answers 200 when it is there")
@@ -86,27 +80,32 @@ class Service:
 
     @property
     def model_name(self) -> str:
-        """What the model is called; empty until it is model."""
+        """The model's name; empty until it is loaded."""
         return self._model.name if self._model else ""
 
     @property
+    def refused_contexts(self) -> Mapping[str, str]:
+        """The contexts that the chat template refuses, with its error messages."""
+        return self._model.refused if self._model else {}
+
+    @property
     def n_unfinished(self) -> int:
-        """How many requests run or wait."""
+        """Number of running and waiting requests."""
         return self._model.engine.n_unfinished if self._model else 0
 
     @property
     def knowledge(self) -> Knowledge | None:
-        """The knowledge base; None where it is off, or not there yet."""
+        """The knowledge base; None if it is off or not loaded yet."""
         return self._retrieval.knowledge if self._retrieval else None
 
     @property
     def embedder(self) -> Embedder | None:
-        """The embedding model; None where there is none, or it is not there yet."""
+        """The embedding model; None if it is off or not loaded yet."""
         return self._retrieval.embedder if self._retrieval else None
 
     @property
     def embedding_name(self) -> str | None:
-        """What the embedding model is called; None where there is none."""
+        """The embedding model's name; None without one."""
         return self._retrieval.embedder.name if self._retrieval else None
 
     async def load(
@@ -116,14 +115,20 @@ class Service:
         embedding_model: Path | None = None,
         *,
         warm: Collection[str] | None = None,
+        on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
-        """Load the models, start the engine, prefill the contexts named in ``warm`` (None: all).
+        """Load the models, start the engine and prefill contexts.
+
+        Args:
+            path: A GGUF file; of a split model, its first part.
+            tokenizer_repo: Replaces the chat template and special tokens of the GGUF file.
+            embedding_model: A GGUF file.
+            warm: Names of the contexts to prefill; None: all.
+            on_failure: Called on the event loop if the engine thread ends by an exception.
 
         Raises:
-            ModelLoadError: llama.cpp cannot load the model, or memory is short.
-            ModelError: The tokenizer's vocabulary is not the model's.
-            SettingsError: A limit is set to more than there is room for, or the documents' index cannot be
-                opened.
+            ModelLoadError: llama.cpp cannot load a model, or memory is short.
+            UserError: The settings, the contexts or the tokenizer do not fit the model.
         """
         lock = FairLock()
         if embedding_model is not None:  # before the model: its memory plan counts what is left
@@ -135,8 +140,9 @@ class Service:
             tokenizer_repo,
             self.settings,
             self.contexts,
-            observer=self.metrics,
+            metrics=self.metrics,
             lock=lock if self._retrieval else None,
+            on_failure=on_failure,
             warm=warm,
         )
         try:
@@ -165,21 +171,21 @@ class Service:
         truncate: Literal["left", "right"] | None = None,
         normalize: bool = True,
     ) -> Embeddings:
-        """Make vectors of texts, or of tokens of the embedding model.
+        """Embed texts, or tokens of the embedding model.
 
         Args:
-            inputs: The texts.
-            field: What the request calls them, for complaints.
-            truncate: From which side texts are cut that are longer than the model reads; None refuses them.
-            normalize: Whether vectors get length 1.
+            inputs: The texts or token lists.
+            field: Name of the request's field, for error messages.
+            truncate: The side at which too long texts are cut; None rejects them.
+            normalize: Whether to scale vectors to length 1.
 
         Raises:
             NotOffered: There is no embedding model.
-            BadRequest: One of them is empty, too long, or no text of this model's tokens.
-            Overloaded: As many requests for vectors run and wait as may.
-            GenerationFailed: The model cannot.
+            BadRequest: An input is empty, too long, or holds tokens of another vocabulary.
+            Overloaded: The maximum number of embedding requests is running or waiting.
+            GenerationFailed: The computation failed.
         """
-        model = self.model  # what loads may still bring an embedding model
+        model = self.model  # raises while the embedding model may still be loading
         if self._retrieval is None:
             raise NotOffered(
                 f"{model.name} makes no embeddings; start the server with KNOWLEDGE=on or EMBEDDING_MODEL"
@@ -197,27 +203,15 @@ class Service:
         finally:
             self._n_embedding -= 1
 
-    async def _with_passages(self, prompt: Prompt) -> Prompt:
-        """The prompt with what its question finds in the documents, where it is to draw on them."""
-        if not isinstance(prompt, ChatPrompt):
-            return prompt
-        context = self.contexts.get(prompt.context or self.settings.context_type)
-        by_default = context is not None and context.knowledge
-        passages = await passages_for(prompt, self.knowledge, by_default=by_default)
-        return replace(prompt, passages=tuple(passages)) if passages else prompt
-
     async def tokens(self, prompt: Prompt) -> list[int]:
-        """The tokens that the model reads for a prompt.
+        """Tokenize a prompt, with its context and passages.
 
         Raises:
-            ServiceError: It cannot be tokenized.
+            ServiceError: The prompt cannot be tokenized.
         """
         model, loop = self.model, asyncio.get_running_loop()
         prompt = await self._with_passages(prompt)
         return await loop.run_in_executor(self._thread_for(prompt), model.preparation.tokens, prompt)
-
-    def _thread_for(self, prompt: Prompt) -> ThreadPoolExecutor:
-        return self._long_texts if prompt.n_characters > _LONG_TEXT else self._threads
 
     async def generate(
         self,
@@ -230,13 +224,13 @@ class Service:
         """Start ``n`` answers to one prompt, which is prefilled once.
 
         Args:
-            prompt: What is asked.
-            overrides: The fields of SamplingParams that the request sets itself.
-            constraint: What the answers have to keep to.
-            n: How many; a seed is that of the first, and counts up.
+            prompt: The conversation or text.
+            overrides: Fields of SamplingParams that the request sets.
+            constraint: A grammar of the answers.
+            n: Number of answers; each has the previous one's seed plus 1, if a seed is set.
 
         Raises:
-            ServiceError: The request cannot be answered; its subclasses say why.
+            ServiceError: The request is rejected.
         """
         requested_at = time.perf_counter()
         model = self.model
@@ -254,24 +248,16 @@ class Service:
             overrides,
             constraint,
         )
-        params = prepared.params
-        generations: list[Generation] = []
-        try:
-            for index in range(n):
-                if index and params.seed is not None:
-                    params = replace(params, seed=(params.seed + 1) % 2**32)
-                answer = model.engine.submit(prepared.tokens, params)
-                generations.append(Generation(answer, self.metrics, requested_at, prepared.passages))
-        except (RequestTooLong, QueueFull, EngineError) as error:
-            for generation in generations:
-                generation.close()
-            raise _in_terms_of_the_service(error) from error
-        return generations
+        return model.submit(prepared, n, requested_at)
 
+    async def _with_passages(self, prompt: Prompt) -> Prompt:
+        """Add passages from the knowledge base, if the prompt or its context asks for them."""
+        if not isinstance(prompt, ChatPrompt):
+            return prompt
+        context = self.contexts.get(prompt.context or self.settings.context_type)
+        by_default = context is not None and context.knowledge
+        passages = await passages_for(prompt, self.knowledge, by_default=by_default)
+        return replace(prompt, passages=tuple(passages)) if passages else prompt
 
-def _in_terms_of_the_service(error: Exception) -> ServiceError:
-    if isinstance(error, RequestTooLong):
-        return TooLong(str(error), field="max_tokens")
-    if isinstance(error, QueueFull):
-        return Overloaded(f"the server is busy: {error}; try again later")
-    return GenerationFailed(str(error))
+    def _thread_for(self, prompt: Prompt) -> ThreadPoolExecutor:
+        return self._long_texts if prompt.n_characters > _LONG_TEXT else self._threads

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +30,25 @@ class Start:
     tokenizer_repo: TokenizerRepo | None
     embedding_model: Path | None
 
-    async def load(self, *, warm: Collection[str] | None = None) -> None:
-        """Load the models and prefill the contexts named in ``warm`` (None: all).
+    async def load(
+        self,
+        *,
+        warm: Collection[str] | None = None,
+        on_failure: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        """Load the models and prefill contexts.
+
+        Args:
+            warm: Names of the contexts to prefill; None: all.
+            on_failure: Called on the event loop if the engine thread ends by an exception.
 
         Raises:
             UserError: The models do not load, or the settings do not fit them.
         """
         with readable_load_errors():
-            await self.service.load(self.model, self.tokenizer_repo, self.embedding_model, warm=warm)
+            await self.service.load(
+                self.model, self.tokenizer_repo, self.embedding_model, warm=warm, on_failure=on_failure
+            )
 
 
 def prepare(settings: Settings) -> Start:

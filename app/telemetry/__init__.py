@@ -1,1 +1,1 @@
-"""What the process tells about itself: metrics and logs."""
+"""Metrics."""

@@ -49,7 +49,7 @@ def test_arguments_take_effect() -> None:
         (
             ("--prompt", "x", "--context", "cooking"),
             1,
-            "context 'cooking' is not defined; known are",
+            "context 'cooking' is not defined; defined are",
         ),
         (("--prompt", "x", "--model", "nowhere.gguf"), 1, "nowhere.gguf"),
         (("--prompt", "word " * 5000), 1, "the limit is 2048"),

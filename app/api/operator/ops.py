@@ -9,16 +9,24 @@ from starlette.responses import JSONResponse, Response
 from app.service import Service
 
 
-async def health(_request: Request) -> Response:
-    """Answer 200 as long as the process serves."""
-    return JSONResponse({"status": "ok"})
+async def health(request: Request) -> Response:
+    """200 unless the engine failed."""
+    failure = request.app.state.service.failure
+    return JSONResponse({"status": "ok"}) if failure is None else _failed(failure)
 
 
 async def ready(request: Request) -> Response:
-    """Answer 200 once the model is loaded, 503 before."""
-    if request.app.state.service.is_ready:
+    """200 once the model is loaded; 503 before, and after a failure of the engine."""
+    service: Service = request.app.state.service
+    if service.is_ready:
         return JSONResponse({"status": "ready"})
+    if service.failure is not None:
+        return _failed(service.failure)
     return JSONResponse({"status": "loading"}, 503, headers={"Retry-After": "2"})
+
+
+def _failed(reason: str) -> Response:
+    return JSONResponse({"status": "failed", "reason": reason}, 503, headers={"Retry-After": "2"})
 
 
 async def metrics(request: Request) -> Response:
@@ -40,5 +48,6 @@ async def contexts(request: Request) -> Response:
             "model": service.model_name,
             "knowledge": has_knowledge,
             "with_documents": drawing if has_knowledge else [],
+            "refused": dict(service.refused_contexts),
         }
     )

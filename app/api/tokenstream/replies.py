@@ -35,6 +35,10 @@ class Contexts(BaseModel):
         list[str],
         Field(description="The contexts whose answers draw on it where a request does not say."),
     ]
+    refused: Annotated[
+        dict[str, str],
+        Field(description="Contexts that the chat template refuses, with its error messages."),
+    ]
 
 
 class Health(BaseModel):
@@ -49,10 +53,18 @@ class Ready(BaseModel):
     status: Literal["ready"]
 
 
-class NotReady(BaseModel):
-    """The model is still loading."""
+class Failed(BaseModel):
+    """The engine failed. The process ends by itself."""
 
-    status: Literal["loading"]
+    status: Literal["failed"]
+    reason: str
+
+
+class NotReady(BaseModel):
+    """The model is still loading, or the engine failed."""
+
+    status: Literal["loading", "failed"]
+    reason: Annotated[str, Field(description="Error message of the engine; missing while loading.")] = ""
 
 
 class Problem(BaseModel):

@@ -21,6 +21,7 @@ def test_contexts(server_url: str) -> None:
         "model": "SmolLM2-135M-Instruct.Q4_1",
         "knowledge": False,
         "with_documents": [],
+        "refused": {},
     }
 
 

@@ -1,0 +1,103 @@
+"""Faults of a real server: in its engine thread, while its model loads, in one of its contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from tests.conftest import ROOT, Server
+
+Start = Callable[..., Server]
+
+# Nothing is measured at start.
+SMALL = {"N_CTX": "4096", "MAX_SEQUENCES": "2", "KV_LAYOUT": "split", "FLASH_ATTENTION": "on"}
+
+
+def program(folder: Path, fault: str) -> list[str]:
+    """The command line with a fault in it."""
+    script = folder / "faulty.py"
+    path = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+    script.write_text(f"{path}{fault}\nfrom app.__main__ import main\nsys.exit(main())\n")
+    return [str(script)]
+
+
+def test_a_fault_of_the_engine_thread_ends_the_process(start_server: Start, tmp_path: Path) -> None:
+    flag = tmp_path / "fail"
+    fault = (
+        "from pathlib import Path\n"
+        "from app.engine.core import EngineCore\n"
+        "step = EngineCore.step\n"
+        "def failing(core):\n"
+        f"    if Path({str(flag)!r}).exists():\n"
+        "        raise RuntimeError('forced')\n"
+        "    step(core)\n"
+        "EngineCore.step = failing\n"
+    )
+    server = start_server(program(tmp_path, fault), **SMALL).wait_until(timeout=300)
+    body = {
+        "messages": [{"role": "user", "content": "Tell me a story."}],
+        "max_tokens": 1500,
+        "stream": True,
+        "ignore_eos": True,
+    }
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
+        assert response.status_code == 200
+        lines = response.iter_lines()
+        first = next(lines)
+        flag.touch()
+        text = "\n".join([first, *lines])
+    assert '"error"' in text
+    assert "the engine failed: forced" in text
+    try:
+        ready = httpx.get(f"{server.url}/ready")
+    except httpx.TransportError:
+        pass  # the port is closed already
+    else:
+        assert (ready.status_code, ready.json()["status"]) == (503, "failed")
+    assert server.process.wait(60) == 3
+    assert "error: the engine failed: forced" in server.output()
+
+
+def test_an_unexpected_error_while_the_model_loads_ends_the_process(
+    start_server: Start, tmp_path: Path
+) -> None:
+    fault = (
+        "from app.engine import llama\n"
+        "def failing(*_arguments, **_options):\n"
+        "    raise OSError(5, 'Input/output error')\n"
+        "llama.Model.__init__ = failing\n"
+    )
+    server = start_server(program(tmp_path, fault), **SMALL)
+    assert server.process.wait(60) == 1
+    output = server.output()
+    assert "Traceback" in output
+    assert "error: the start failed: OSError: [Errno 5] Input/output error" in output
+
+
+def test_a_context_that_the_template_refuses_is_told_and_the_others_serve(
+    start_server: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}"
+        "{% if 'pirate' in m.content %}{{ raise_exception('no pirates') }}{% endif %}"
+        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    contexts = tmp_path / "contexts.toml"
+    contexts.write_text(
+        '[contexts.general]\nprompt = "Answer."\n[contexts.sea]\nprompt = "Speak like a pirate."\n'
+    )
+    server = start_server(TOKENIZER_REPO=str(tmp_path), CONTEXTS_FILE=str(contexts), **SMALL).wait_until(
+        timeout=300
+    )
+    answer = httpx.post(f"{server.url}/token_stream", json={"query": "Hi", "max_tokens": 3}, timeout=60)
+    assert answer.status_code == 200
+    refused = httpx.post(f"{server.url}/token_stream", json={"query": "Hi", "context": "sea"}, timeout=60)
+    assert refused.status_code == 422
+    assert "no pirates" in refused.json()["error"]
+    assert httpx.get(f"{server.url}/contexts").json()["refused"] == {"sea": "no pirates"}
+    assert server.stop() == 0
+    assert f"{contexts}: the chat template refuses context 'sea' (no pirates)" in server.output()

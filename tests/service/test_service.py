@@ -1,0 +1,124 @@
+"""A service with the real model, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.api.app import create_app
+from app.chat.messages import Message
+from app.config.contexts import load_contexts
+from app.config.settings import SettingsError, load
+from app.engine.core import EngineCore
+from app.fit import preflight
+from app.service import ChatPrompt, GenerationFailed, Loading, Service, start
+from app.service import model as model_module
+from app.telemetry.metrics import Metrics
+from tests.conftest import MODEL, ROOT
+
+PROMPT = ChatPrompt((Message("user", "Count to ten."),))
+
+
+def make_service(**settings: Any) -> Service:
+    small = {
+        "n_ctx": 1024,
+        "max_sequences": 2,
+        "prefix_cache_mb": 0,
+        "kv_layout": "split",
+        "flash_attention": "on",
+    }
+    contexts = load_contexts(ROOT / "config/prompt_config.toml")
+    return Service(load(None, **{**small, **settings}), contexts, Metrics("test"))
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Service]:
+    service = make_service()
+    yield service
+    await service.close()
+
+
+@pytest.mark.anyio
+async def test_a_failed_engine_is_told_and_the_service_closes(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[BaseException] = []
+    await service.load(MODEL, None, warm=(), on_failure=failures.append)
+    assert service.is_ready
+    assert service.failure is None
+
+    def failing(core: EngineCore) -> None:
+        raise RuntimeError("forced")
+
+    monkeypatch.setattr(EngineCore, "step", failing)
+    [generation] = await service.generate(PROMPT, {})
+    with pytest.raises(GenerationFailed, match="the engine failed: forced"):
+        async for _ in generation:
+            pass
+    assert [str(failure) for failure in failures] == ["forced"]
+    assert not service.is_ready
+    with pytest.raises(GenerationFailed, match="the engine failed: forced"):
+        await service.generate(PROMPT, {})
+    transport = httpx.ASGITransport(create_app(service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        for path in ("/ready", "/health"):
+            response = await client.get(path)
+            assert response.status_code == 503
+            assert response.json() == {"status": "failed", "reason": "the engine failed: forced"}
+
+
+@pytest.mark.anyio
+async def test_two_models_side_by_side() -> None:
+    services = [make_service(), make_service()]
+    try:
+        for one in services:
+            await one.load(MODEL, None, warm=())
+        texts = []
+        for one in services:
+            [generation] = await one.generate(PROMPT, {"max_tokens": 8})
+            texts.append("".join([step.text async for step in generation]))
+            await one.close()  # the other one still answers
+        assert texts[0] == texts[1] != ""
+    finally:
+        for one in services:
+            await one.close()
+
+
+@pytest.mark.anyio
+async def test_a_model_that_does_not_load_leaves_the_service_loading(service: Service) -> None:
+    too_long = make_service(max_total_tokens=4096)
+    with pytest.raises(SettingsError, match="MAX_TOTAL_TOKENS=4096"):
+        await too_long.load(MODEL, None, warm=())
+    with pytest.raises(Loading):
+        await too_long.generate(PROMPT, {})
+    await too_long.close()
+
+
+@pytest.mark.anyio
+async def test_a_split_model_is_named_without_its_part(service: Service, tmp_path: Path) -> None:
+    first = tmp_path / "tiny-00001-of-00001.gguf"
+    first.symlink_to(MODEL)
+    await service.load(first, None, warm=())
+    assert service.model_name == "tiny"
+
+
+@pytest.mark.anyio
+async def test_the_gpu_reaches_preflight_and_memory_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, int] = {}
+
+    def noting(name: str) -> Callable[..., None]:
+        def note(*_arguments: Any, main_gpu: int, **_options: Any) -> None:
+            asked[name] = main_gpu
+
+        return note
+
+    monkeypatch.setattr(preflight, "check", noting("preflight"))
+    monkeypatch.setattr(model_module, "make_plan", noting("memory plan"))
+    settings = load(None, main_gpu=3, contexts_file=ROOT / "config/prompt_config.toml")
+    path = start.prepare(settings).model
+    model_module.memory_plan(settings, path)
+    assert asked == {"preflight": 3, "memory plan": 3}
