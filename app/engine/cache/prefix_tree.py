@@ -1,4 +1,4 @@
-"""A radix tree over token ids: which of the stored texts share the longest prefix with a prompt."""
+"""Radix tree over token ids. Finds the stored items that share the longest prefix with a prompt."""
 
 from __future__ import annotations
 
@@ -14,42 +14,36 @@ Tokens = NDArray[np.int32]
 
 
 class _Node(Generic[T]):
-    """A stretch of tokens behind the parent's, the items whose text ends with it, and the texts that go on.
+    """A run of tokens after those of the parent, and the items whose tokens end with it.
 
-    Children differ in their first token, by which they are found.
+    Children are keyed by their first token.
     """
 
-    __slots__ = ("children", "items", "parent", "stretch")
+    __slots__ = ("children", "items", "parent", "run")
 
-    def __init__(self, stretch: Tokens, parent: _Node[T] | None) -> None:
-        self.stretch = stretch
+    def __init__(self, run: Tokens, parent: _Node[T] | None) -> None:
+        self.run = run
         self.parent = parent
         self.children: dict[int, _Node[T]] = {}
-        self.items: dict[T, None] = {}  # a set that remembers the order
+        self.items: dict[T, None] = {}  # an ordered set
 
 
 class PrefixTree(Generic[T]):
-    """Items, each filed under a text (its token ids); many may have the same text, each has one.
+    """Maps token sequences to items. Several items can have the same tokens.
 
-    Every node but the root has items or at least two children, so that all below a node share exactly the
-    tokens that lead to it, and a tree of n items has at most 2 n nodes (Morrison 1968, "PATRICIA").
+    Every node but the root has items or at least two children. So n items need at most 2 n nodes
+    (Morrison 1968, "PATRICIA").
     """
 
     def __init__(self) -> None:
         self._root: _Node[T] = _Node(np.empty(0, np.int32), None)
         self._nodes: dict[T, _Node[T]] = {}
 
-    def __len__(self) -> int:
-        return len(self._nodes)
-
-    def __contains__(self, item: T) -> bool:
-        return item in self._nodes
-
     def __iter__(self) -> Iterator[T]:
         return iter(self._nodes)
 
     def insert(self, tokens: Sequence[int], item: T) -> None:
-        """File ``item`` under ``tokens``; one that is filed already moves there."""
+        """Add ``item``, or change its tokens."""
         self.discard(item)
         rest = np.asarray(tokens, np.int32)
         node = self._root
@@ -58,15 +52,15 @@ class PrefixTree(Generic[T]):
             if child is None:
                 child = _Node(rest, node)
                 node.children[int(rest[0])] = child
-            n_shared = _n_shared(child.stretch, rest)
-            if n_shared < len(child.stretch):
+            n_shared = _n_shared(child.run, rest)
+            if n_shared < len(child.run):
                 child = self._split(child, n_shared)
             node, rest = child, rest[n_shared:]
         node.items[item] = None
         self._nodes[item] = node
 
     def discard(self, item: T) -> None:
-        """Take ``item`` out, if it is there."""
+        """Remove ``item`` if it is present."""
         node = self._nodes.pop(item, None)
         if node is None:
             return
@@ -75,23 +69,23 @@ class PrefixTree(Generic[T]):
         if parent is None or node.items:
             return
         if not node.children:
-            del parent.children[int(node.stretch[0])]
+            del parent.children[int(node.run[0])]
             node = parent
         self._merge(node)
 
     def matches(self, tokens: Sequence[int]) -> Iterator[tuple[int, T]]:
-        """All items that share a prefix with ``tokens``, those that share most first, with its length."""
+        """Items that share a prefix with ``tokens``, with its length, the longest first."""
         rest = np.asarray(tokens, np.int32)
-        path: list[tuple[int, _Node[T]]] = []  # how many tokens are shared with all below each node
+        path: list[tuple[int, _Node[T]]] = []  # number of tokens shared with all items below each node
         node, depth = self._root, 0
         while len(rest):
             child = node.children.get(int(rest[0]))
             if child is None:
                 break
-            n_shared = _n_shared(child.stretch, rest)
+            n_shared = _n_shared(child.run, rest)
             depth += n_shared
             path.append((depth, child))
-            if n_shared < len(child.stretch):
+            if n_shared < len(child.run):
                 break
             node, rest = child, rest[n_shared:]
         deeper: _Node[T] | None = None
@@ -100,30 +94,30 @@ class PrefixTree(Generic[T]):
                 yield depth, item
             deeper = node
 
-    def _below(self, node: _Node[T], apart_from: _Node[T] | None) -> Iterator[T]:
+    def _below(self, node: _Node[T], excluded: _Node[T] | None) -> Iterator[T]:
         pending = [node]
         while pending:
             node = pending.pop()
             yield from node.items
-            pending += [child for child in node.children.values() if child is not apart_from]
+            pending += [child for child in node.children.values() if child is not excluded]
 
     def _split(self, node: _Node[T], at: int) -> _Node[T]:
-        """Put a node for the first ``at`` tokens of a node's stretch above it."""
+        """Split a node after ``at`` tokens. Returns the upper part."""
         assert node.parent is not None
-        upper: _Node[T] = _Node(node.stretch[:at], node.parent)
-        node.parent.children[int(upper.stretch[0])] = upper
-        node.stretch, node.parent = node.stretch[at:], upper
-        upper.children[int(node.stretch[0])] = node
+        upper: _Node[T] = _Node(node.run[:at], node.parent)
+        node.parent.children[int(upper.run[0])] = upper
+        node.run, node.parent = node.run[at:], upper
+        upper.children[int(node.run[0])] = node
         return upper
 
     def _merge(self, node: _Node[T]) -> None:
-        """Join a node without items with its only child."""
+        """Join a node with its only child, unless it has items."""
         if node.parent is None or node.items or len(node.children) != 1:
             return
         [child] = node.children.values()
-        child.stretch = np.concatenate((node.stretch, child.stretch))
+        child.run = np.concatenate((node.run, child.run))
         child.parent = node.parent
-        node.parent.children[int(child.stretch[0])] = child
+        node.parent.children[int(child.run[0])] = child
 
 
 def n_shared_tokens(a: Sequence[int], b: Sequence[int]) -> int:

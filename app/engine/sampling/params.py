@@ -11,11 +11,10 @@ from app.engine.sampling.watermark import Watermark
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the tokens of one answer are chosen. Every dialect maps to these.
+    """How the tokens of one answer are sampled. Every dialect maps its parameters to these.
 
-    Penalties: ``repetition_penalty`` counts the last ``repeat_last_n`` tokens of prompt and answer
-    (Keskar et al. 2019); ``frequency_penalty`` and ``presence_penalty`` count the answer alone, as in
-    OpenAI's API.
+    ``repetition_penalty`` counts the last ``repeat_last_n`` tokens of prompt and answer (Keskar et al. 2019).
+    ``frequency_penalty`` and ``presence_penalty`` count only the answer, as in OpenAI's API.
     """
 
     max_tokens: int = 512
@@ -25,16 +24,16 @@ class SamplingParams:
     min_p: float = 0.0
     typical_p: float = 1.0
     repetition_penalty: float = 1.0
-    repeat_last_n: int = 64  # 0 is off, -1 everything
+    repeat_last_n: int = 64  # 0 turns the penalty off, -1 counts all tokens
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int | None = None  # None draws a new one
+    seed: int | None = None  # modulo 2^32; equal seeds give equal draws. None: a random one
     stop: tuple[str, ...] = ()
-    keeps_stop: bool = False  # whether the stop string is part of the answer, as in TGI
+    keeps_stop: bool = False  # the answer includes the stop string, as in TGI
     ignore_eos: bool = False
     watermark: Watermark | None = None
-    visible: frozenset[int] = frozenset()  # control tokens that are part of the answer's text
-    grammar: Grammar | None = None  # what the answer has to keep to
-    logprobs: int | None = None  # of every token of the answer, and as many of the likeliest beside it
-    prompt_logprobs: int | None = None  # the same of every token of the prompt but the first
+    visible: frozenset[int] = frozenset()  # control tokens whose text is part of the answer
+    grammar: Grammar | None = None  # constrains the answer
+    logprobs: int | None = None  # for every token of the answer: its logprob and those of so many top tokens
+    prompt_logprobs: int | None = None  # the same for every token of the prompt but the first

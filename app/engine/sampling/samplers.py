@@ -1,4 +1,4 @@
-"""Samplers: they choose the tokens of one answer."""
+"""Samplers of the tokens of one answer."""
 
 from __future__ import annotations
 
@@ -17,30 +17,32 @@ from app.engine.sampling.grammar import Matcher
 from app.engine.sampling.params import SamplingParams
 from app.engine.sampling.watermark import Watermark
 
-_LEAST_P = 1e-30  # of the likeliest token's probability; above what a single-precision number can tell from 0
-# Below it the likeliest token is certain, and logits divided by it come to be infinite.
+# Relative to the most likely token. Smaller probabilities underflow single precision.
+_LEAST_P = 1e-30
+# Below, sampling is greedy: the most likely token is certain, and divided logits overflow.
 _LEAST_TEMPERATURE = 1e-9
+_RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED, which llama.cpp replaces by a random one
+_REPLACED_SEED = 0x9E3779B9  # instead of that one; any number that users do not choose
 
 
 class Sampler(Protocol):
-    """Chooses the tokens of one answer, one after another."""
+    """Chooses the tokens of one answer, one at a time."""
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing can follow the last token."""
+        """Whether no token can follow the last one."""
 
     def forced(self, limit: int, /) -> list[int]:
-        """What must follow, as far as that is known: at most ``limit`` tokens."""
+        """The next tokens that are certain, at most ``limit``."""
 
     def sample(self, context: Context, row: int) -> int:
-        """Choose the token that follows, by a row of the last decode's logits."""
+        """Choose the next token from a row of the last decode's logits, which may be overwritten."""
 
     def close(self) -> None:
-        """Free what the sampler holds."""
+        """Free native memory."""
 
 
 def make_sampler(params: SamplingParams, vocab: Vocab, prompt: Sequence[int]) -> Sampler:
-    """Build the sampler of one answer."""
     kind = GreedySampler if params.temperature < _LEAST_TEMPERATURE else ChainSampler
     sampler: Sampler = kind(params, vocab, prompt)
     if params.watermark:
@@ -49,10 +51,10 @@ def make_sampler(params: SamplingParams, vocab: Vocab, prompt: Sequence[int]) ->
 
 
 class GreedySampler:
-    """The likeliest token after bias and penalties.
+    """Chooses the most likely token after bias and penalties.
 
-    llama.cpp's chain copies the whole vocabulary into an array of candidates for every token, which takes
-    some ten times as long as to look for the largest logit where it lies.
+    A chain of llama.cpp takes about ten times as long: it first copies the whole vocabulary into an array of
+    candidates.
     """
 
     def __init__(self, params: SamplingParams, vocab: Vocab, prompt: Sequence[int]) -> None:
@@ -68,11 +70,9 @@ class GreedySampler:
         self.is_finished = False
 
     def forced(self, _limit: int) -> list[int]:
-        """Nothing must follow."""
         return []
 
     def sample(self, context: Context, row: int) -> int:
-        """Choose the likeliest token and count it."""
         logits = context.logits[row]
         if not self._adjusts:
             return int(logits.argmax())
@@ -83,7 +83,7 @@ class GreedySampler:
         before = logits[ids]
         self.adjust(logits)
         token = int(logits.argmax())
-        logits[ids] = before  # as they came, for whoever reads them next
+        logits[ids] = before  # the original logits, for logprobs
         self.accept(token)
         return token
 
@@ -94,7 +94,7 @@ class GreedySampler:
             self._answer[token] += 1
 
     def adjust(self, logits: NDArray[np.float32]) -> None:
-        """Bias, then penalties, as ``llama_sampler_penalties_apply`` has them."""
+        """Add bias and penalties in place, as ``llama_sampler_penalties_apply`` does."""
         if len(self._biased):
             logits[self._biased] += self._bias
         recent = self._recent.distinct()
@@ -107,11 +107,11 @@ class GreedySampler:
             logits[ids] -= counts * self._frequency + self._presence
 
     def close(self) -> None:
-        """Nothing is held."""
+        pass
 
 
 class ConstrainedSampler:
-    """Another sampler, over those tokens only that keep the answer within a grammar."""
+    """Restricts another sampler to the tokens that a grammar allows."""
 
     def __init__(self, sampler: Sampler, matcher: Matcher) -> None:
         self._sampler = sampler
@@ -119,18 +119,18 @@ class ConstrainedSampler:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the answer is whole: then the model need not be asked for its end."""
+        """Whether the answer is complete, so that no end token is needed."""
         return self._matcher.is_finished
 
     def forced(self, limit: int) -> list[int]:
-        """What the grammar leaves no choice about, such as the keys of an object."""
+        """The text that the grammar determines, such as the keys of an object."""
         return self._matcher.forced(limit)
 
     def sample(self, context: Context, row: int) -> int:
-        """Choose among the tokens that may follow.
+        """Choose an allowed token.
 
         Raises:
-            GrammarError: What may follow is not known.
+            GrammarError: The allowed tokens cannot be computed.
         """
         self._matcher.mask(context.logits[row])
         token = self._sampler.sample(context, row)
@@ -138,12 +138,11 @@ class ConstrainedSampler:
         return token
 
     def close(self) -> None:
-        """Free what the sampler holds."""
         self._sampler.close()
 
 
 class WatermarkingSampler:
-    """Another sampler, whose answer carries a watermark."""
+    """Marks the answer of another sampler with a watermark."""
 
     def __init__(self, sampler: Sampler, watermark: Watermark, previous: int) -> None:
         self._sampler = sampler
@@ -152,21 +151,17 @@ class WatermarkingSampler:
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing can follow."""
         return self._sampler.is_finished
 
     def forced(self, limit: int) -> list[int]:
-        """What must follow."""
         return self._sampler.forced(limit)
 
     def sample(self, context: Context, row: int) -> int:
-        """Choose a token, green ones being likelier."""
         self._watermark.mark(context.logits[row], self._previous)
         self._previous = self._sampler.sample(context, row)
         return self._previous
 
     def close(self) -> None:
-        """Free what the sampler holds."""
         self._sampler.close()
 
 
@@ -197,9 +192,9 @@ class _Window:
 
 
 class ChainSampler:
-    """A draw by llama.cpp's samplers: what forbids and penalizes first, then what cuts, then the draw.
+    """Samples with a chain of llama.cpp: bias and penalties, then truncation, then a random draw.
 
-    The order of the cuts is llama.cpp's own (``common/sampling.cpp``).
+    The truncation samplers have the order of llama.cpp (``common/sampling.cpp``).
     """
 
     def __init__(self, params: SamplingParams, vocab: Vocab, prompt: Sequence[int]) -> None:
@@ -213,8 +208,8 @@ class ChainSampler:
         if params.frequency_penalty or params.presence_penalty:
             n_answer = max(params.max_tokens, 1)
             self._chain.penalties(n_answer, 1, params.frequency_penalty, params.presence_penalty, ())
-        if params.grammar:
-            # Candidates without probability are to be gone: typical_p would multiply 0 by infinity.
+        if params.grammar or params.typical_p < 1:
+            # Removes forbidden tokens. typical_p computes p·log p, which is NaN for p = 0.
             self._chain.min_p(_LEAST_P)
         if params.top_k > 0:
             self._chain.top_k(params.top_k)
@@ -225,18 +220,15 @@ class ChainSampler:
         if params.min_p > 0:
             self._chain.min_p(params.min_p)
         self._chain.temperature(params.temperature)
-        self._chain.draw(secrets.randbits(32) if params.seed is None else params.seed)
+        self._chain.draw(_draw_seed(params.seed))
 
     def forced(self, _limit: int) -> list[int]:
-        """Nothing must follow."""
         return []
 
     def sample(self, context: Context, row: int) -> int:
-        """Draw a token and let the chain know it."""
         return self._chain.sample(context, row)
 
     def close(self) -> None:
-        """Free the chain."""
         self._chain.close()
 
 
@@ -248,8 +240,13 @@ def _all_bias(params: SamplingParams, vocab: Vocab) -> dict[int, float]:
 
 
 def _look_back(params: SamplingParams, n_prompt: int) -> int:
-    """How many tokens back a repetition counts; 0 where none does."""
+    """Number of last tokens in which repetition is penalized; 0 if it is not."""
     if params.repetition_penalty == 1:
         return 0
-    n_most = n_prompt + params.max_tokens  # whoever looks back reserves memory for as much
+    n_most = n_prompt + params.max_tokens  # a limit, because memory is reserved for all
     return n_most if params.repeat_last_n < 0 else min(n_most, params.repeat_last_n)
+
+
+def _draw_seed(seed: int | None) -> int:
+    seed = (secrets.randbits(32) if seed is None else seed) % 2**32
+    return _REPLACED_SEED if seed == _RANDOM_SEED else seed

@@ -1,7 +1,7 @@
-"""Watermarks: text that a count can tell from text that nobody marked (Kirchenbauer et al. 2023).
+"""Watermarks: generated text that a statistical test can detect (Kirchenbauer et al. 2023).
 
-Before every token the one before it divides the vocabulary into a green and a red part, and green tokens
-are made likelier. Whoever divides it again can count the green ones.
+Each token seeds a pseudo-random split of the vocabulary for the next position. The tokens of one part are
+"green" and get a higher logit. A detector repeats the splits and counts green tokens.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-# The prime by which the authors' code, and TGI, seed their generators.
+# The prime in the seeds of the authors' code and TGI.
 _KEY = 15_485_863
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """What was counted.
+    """Result of a detection.
 
     Attributes:
-        n_tokens: Tokens that were looked at.
-        n_green: Those of them that are green.
-        gamma: The share that would be green by chance.
+        n_tokens: Number of tokens examined.
+        n_green: Number of green ones.
+        gamma: Expected share of green tokens in unmarked text.
     """
 
     n_tokens: int
@@ -34,48 +34,48 @@ class Detection:
 
     @property
     def z_score(self) -> float:
-        """By how many standard deviations the green tokens are more than chance would have it."""
+        """Excess of green tokens over the expectation, in standard deviations."""
         variance = self.n_tokens * self.gamma * (1 - self.gamma)
         return (self.n_green - self.gamma * self.n_tokens) / math.sqrt(variance) if variance else 0.0
 
     @property
     def p_value(self) -> float:
-        """The probability that a text that nobody marked has such a z-score or a higher one."""
+        """Probability of this or a higher z-score in unmarked text."""
         return math.erfc(self.z_score / math.sqrt(2)) / 2
 
     @property
     def highest_z_score(self) -> float:
-        """The z-score that as many tokens would have if all were green."""
+        """The z-score if all tokens were green."""
         return math.sqrt(self.n_tokens * (1 - self.gamma) / self.gamma)
 
 
 @dataclass(frozen=True, slots=True)
 class Watermark:
-    """How text is marked.
+    """Parameters of a watermark.
 
     Attributes:
-        gamma: The share of the vocabulary that is green, above 0 and below 1.
-        delta: What is added to the logits of green tokens.
+        gamma: Share of green tokens in the vocabulary, between 0 and 1 (exclusive).
+        delta: Added to the logits of green tokens.
     """
 
     gamma: float = 0.5
     delta: float = 2.0
 
     def green(self, previous: int, n_vocab: int) -> NDArray[np.bool_]:
-        """Which tokens are green after ``previous``, of the shape (vocabulary,)."""
-        # Raw bits, which numpy keeps the same from version to version; a uniform draw it does not.
+        """Mask of the tokens that are green after ``previous``, shape (vocabulary,)."""
+        # Raw bits, because numpy keeps them stable across versions, but not its distributions.
         bits = np.random.PCG64(_KEY * (previous + 1)).random_raw((n_vocab + 1) // 2)
         draws = bits.astype("<u8", copy=False).view("<u4")[:n_vocab]
         green: NDArray[np.bool_] = draws < np.uint32(self.gamma * 2**32)
         return green
 
     def mark(self, logits: NDArray[np.float32], previous: int) -> None:
-        """Make the tokens that are green after ``previous`` likelier, in place."""
-        # A product in between, because numpy adds under a mask a dozen times as slowly.
+        """Raise the logits of the tokens that are green after ``previous``, in place."""
+        # A product, because addition under a mask is about 12 times as slow in numpy.
         logits += self.green(previous, len(logits)) * np.float32(self.delta)
 
     def detect(self, tokens: Sequence[int], n_vocab: int) -> Detection:
-        """Count the green tokens of a text; a pair of tokens that comes again counts once."""
+        """Count the green tokens of a text. Repeated pairs of tokens count once."""
         by_previous: dict[int, list[int]] = {}
         for previous, token in dict.fromkeys(pairwise(tokens)):
             by_previous.setdefault(previous, []).append(token)
