@@ -1,1 +1,1 @@
-"""HTTP dialects: parse, call the service, encode."""
+"""HTTP: dialects parse requests, call the service and encode responses."""

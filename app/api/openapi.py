@@ -1,114 +1,43 @@
-"""Routes described as OpenAPI 3.1: what an operation is, and the document that a table of them makes.
-
-The dialects describe their operations with the pydantic models that validate their requests; the schemas
-are drawn from those.
-"""
+"""The OpenAPI 3.1 document of the dialects. Schemas come from the types that validate and encode bodies."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
+from starlette.routing import compile_path
 
 from app import __version__
+from app.api.dialect import JSON, Dialect, ErrorFormat, Operation, Reply
 
-JSON = "application/json"
-EVENTS = "text/event-stream"
-
-# What the statuses of errors say in every dialect.
-CAUSES = {
-    400: "The body is not valid JSON.",
-    404: "There is no context of that name.",
-    413: "The body is longer than MAX_BODY_BYTES.",
-    415: "The body is announced as another media type than application/json.",
-    422: "A field is missing, unknown or has a value that is not allowed; or there are too many tokens.",
-    424: "The model failed.",
-    429: "Too many requests run and wait (MAX_CONCURRENT_REQUESTS).",
-    500: "The server failed.",
-    501: "The server was started without an embedding model or knowledge base.",
-    503: "The model is still loading.",
-}
-
-_RETRY_AFTER = {"Retry-After": "Seconds after which trying again makes sense."}
+_RETRY_AFTER = {"Retry-After": "Seconds to wait before the next attempt."}
 _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: _RETRY_AFTER, 503: _RETRY_AFTER}
 
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A response that is no error.
-
-    Attributes:
-        description: What it is.
-        content: By media type, the type of a body; of ``text/event-stream``, the type of each event's data.
-        headers: By name, what they say.
-        may_have: The same of headers that may be missing.
-    """
-
-    description: str
-    content: Mapping[str, Any]
-    headers: Mapping[str, str] = field(default_factory=dict)
-    may_have: Mapping[str, str] = field(default_factory=dict)
+Dialects = Sequence[tuple[Dialect, Sequence[Operation]]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
-    """What a route does for one method.
-
-    Attributes:
-        tag: The group in which it is shown.
-        summary: One line.
-        description: The rest, in Markdown.
-        body: The type of the request's body; None where there is none.
-        examples: Bodies by what they show. Each is one that the server answers.
-        answers: Responses by status.
-        error: The type of the body of errors.
-        errors: Why it answers with each status of an error.
-        parameters: What the parts of the path say, by name.
-        is_open: Whether it is answered without the key.
-    """
-
-    tag: str
-    summary: str
-    description: str = ""
-    body: Any = None
-    examples: Mapping[str, Any] = field(default_factory=dict)
-    answers: Mapping[int, Answer]
-    error: Any = None
-    errors: Mapping[int, str] = field(default_factory=dict)
-    parameters: Mapping[str, str] = field(default_factory=dict)
-    is_open: bool = False
-
-
-Operations = Mapping[tuple[str, str], Operation]
-"""By method and path, as in ``("GET", "/v1/models/{name}")``."""
-
-
-def causes(*statuses: int) -> dict[int, str]:
-    """The common causes of some statuses."""
-    return {status: CAUSES[status] for status in statuses}
-
-
-def document(
-    operations: Operations, tags: Mapping[str, str], *, needs_key: bool, also: Sequence[type] = ()
-) -> dict[str, Any]:
-    """The OpenAPI document of some operations.
+def document(dialects: Dialects, *, needs_key: bool) -> dict[str, Any]:
+    """Describe the operations of the dialects.
 
     Args:
-        operations: What there is.
-        tags: The groups in their order, and what they are.
-        needs_key: Whether a key is asked for where an operation is not open.
-        also: Types that no body is of, but that a description names.
+        dialects: Each dialect with the operations that are served.
+        needs_key: Whether operations require API_KEY unless they are open.
     """
-    schemas = _Schemas(operations.values(), also)
+    schemas = _Schemas(_types(dialects))
     paths: dict[str, dict[str, Any]] = {}
-    for (method, path), operation in operations.items():
-        described = _described(operation, schemas, needs_key=needs_key)
-        described["operationId"] = _operation_id(method, path)
-        paths.setdefault(path, {})[method.lower()] = described
+    tags: dict[str, str] = {}
+    for dialect, operations in dialects:
+        tags |= {dialect.name: dialect.description, **dialect.groups}
+        for operation in operations:
+            path = compile_path(operation.path)[1]  # without the convertors of Starlette
+            paths.setdefault(path, {})[operation.method.lower()] = {
+                "tags": [operation.group or dialect.name],
+                **_described(operation, dialect.error, schemas, needs_key=needs_key),
+                "operationId": _operation_id(operation.method, path),
+            }
     components: dict[str, Any] = {"schemas": schemas.components}
     if needs_key:
         components["securitySchemes"] = {
@@ -119,7 +48,7 @@ def document(
         "info": {
             "title": "Tokenstream",
             "version": __version__,
-            "description": "One language model on plain CPUs, in several dialects.",
+            "description": "A language model served on CPUs, in several dialects of HTTP.",
         },
         "servers": [{"url": "/"}],
         "tags": [{"name": name, "description": description} for name, description in tags.items()],
@@ -128,36 +57,43 @@ def document(
     }
 
 
+def _types(dialects: Dialects) -> dict[Any, None]:
+    """All types of bodies, without duplicates, in a stable order."""
+    types: dict[Any, None] = {}
+    for dialect, operations in dialects:
+        types |= dict.fromkeys((dialect.error.schema, *dialect.schemas))
+        for operation in operations:
+            if operation.body is not None:
+                types[operation.body] = None
+            for reply in operation.replies.values():
+                types |= dict.fromkeys(reply.content.values())
+    return types
+
+
 class _SchemaGenerator(GenerateJsonSchema):
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
-        """Leave out titles that only repeat a field's name."""
+        """Omit titles, which only repeat the name of a field."""
         return False
 
 
 class _Schemas:
-    """The schemas of all types of all operations."""
-
-    def __init__(self, operations: Any, also: Sequence[type]) -> None:
-        kinds: dict[Any, None] = dict.fromkeys(also)
-        for operation in operations:
-            kinds |= dict.fromkeys(kind for kind in (operation.body, operation.error) if kind is not None)
-            for answer in operation.answers.values():
-                kinds |= dict.fromkeys(answer.content.values())
-        # As they are validated: what has a default may be missing, in requests and in answers.
+    def __init__(self, types: Iterable[Any]) -> None:
+        # Mode "validation": a field with a default may be missing in requests and in responses.
         self._schemas, definitions = TypeAdapter.json_schemas(
-            [(kind, "validation", TypeAdapter(kind)) for kind in kinds],
+            [(kind, "validation", TypeAdapter(kind)) for kind in types],
             ref_template="#/components/schemas/{model}",
             schema_generator=_SchemaGenerator,
         )
         self.components: dict[str, Any] = definitions["$defs"]
 
     def of(self, kind: Any) -> dict[str, Any]:
-        """The schema of a type that one of the operations has."""
         return dict(self._schemas[kind, "validation"])
 
 
-def _described(operation: Operation, schemas: _Schemas, *, needs_key: bool) -> dict[str, Any]:
-    described: dict[str, Any] = {"tags": [operation.tag], "summary": operation.summary}
+def _described(
+    operation: Operation, error: ErrorFormat, schemas: _Schemas, *, needs_key: bool
+) -> dict[str, Any]:
+    described: dict[str, Any] = {"summary": operation.summary}
     if operation.description:
         described["description"] = operation.description
     if operation.parameters:
@@ -175,27 +111,26 @@ def _described(operation: Operation, schemas: _Schemas, *, needs_key: bool) -> d
         }
         described["requestBody"] = {"required": True, "content": {JSON: content}}
     errors = dict(operation.errors)
-    asks_for_key = needs_key and not operation.is_open
-    if asks_for_key:
-        errors[401] = "The request does not name the key (API_KEY)."
+    if needs_key and not operation.is_open:
+        errors[401] = "The Authorization header lacks the key of the server (API_KEY)."
         described["security"] = [{"key": []}]
-    responses = {str(status): _answer(answer, schemas) for status, answer in operation.answers.items()}
+    responses = {str(status): _response(reply, schemas) for status, reply in operation.replies.items()}
     for status, cause in sorted(errors.items()):
-        answer = Answer(cause, {JSON: operation.error}, _HEADERS.get(status, {}))
-        responses[str(status)] = _answer(answer, schemas)
+        reply = Reply(cause, {JSON: error.schema}, _HEADERS.get(status, {}))
+        responses[str(status)] = _response(reply, schemas)
     described["responses"] = responses
     return described
 
 
-def _answer(answer: Answer, schemas: _Schemas) -> dict[str, Any]:
+def _response(reply: Reply, schemas: _Schemas) -> dict[str, Any]:
     described: dict[str, Any] = {
-        "description": answer.description,
-        "content": {media_type: {"schema": schemas.of(kind)} for media_type, kind in answer.content.items()},
+        "description": reply.description,
+        "content": {media_type: {"schema": schemas.of(kind)} for media_type, kind in reply.content.items()},
     }
-    headers = {**answer.headers, **answer.may_have}
+    headers = {**reply.headers, **reply.may_have}
     if headers:
         described["headers"] = {
-            name: {"description": text, "required": name in answer.headers, "schema": {"type": "string"}}
+            name: {"description": text, "required": name in reply.headers, "schema": {"type": "string"}}
             for name, text in headers.items()
         }
     return described

@@ -1,5 +1,12 @@
 """One request's way: context, chat template, tokens, engine, text."""
 
+from app.chat.tools import ArgumentsDelta, CallDelta, ContentDelta, Delta
+from app.engine.answer import Output
+from app.engine.llama import Vocab
+from app.engine.sampling.logprobs import Logprobs
+from app.engine.sequence import FinishReason
+from app.knowledge.chunk import Passage
+from app.service.answers import AnswerReader, Collected, best, collect, shown, token_bytes
 from app.service.embedding import Embeddings
 from app.service.errors import (
     BadRequest,
@@ -14,6 +21,7 @@ from app.service.errors import (
 )
 from app.service.generation import Generation, Step, together
 from app.service.model import Model
+from app.service.preparation import TokenLimits
 from app.service.prompts import (
     ChatPrompt,
     Constraint,
@@ -24,30 +32,50 @@ from app.service.prompts import (
     TextPrompt,
     ToolUse,
 )
+from app.service.retrieval import list_documents, required_knowledge, search_documents
 from app.service.service import Service
 
 __all__ = [
+    "AnswerReader",
+    "ArgumentsDelta",
     "BadRequest",
+    "CallDelta",
     "ChatPrompt",
+    "Collected",
     "Constraint",
+    "ContentDelta",
+    "Delta",
     "Embeddings",
+    "FinishReason",
     "Generation",
     "GenerationFailed",
     "JSONSchema",
     "KnowledgeFailed",
     "KnowledgeUse",
     "Loading",
+    "Logprobs",
     "Model",
     "NotOffered",
+    "Output",
     "Overloaded",
+    "Passage",
     "Prompt",
     "Regex",
     "Service",
     "ServiceError",
     "Step",
     "TextPrompt",
+    "TokenLimits",
     "TooLong",
     "ToolUse",
     "UnknownContext",
+    "Vocab",
+    "best",
+    "collect",
+    "list_documents",
+    "required_knowledge",
+    "search_documents",
+    "shown",
     "together",
+    "token_bytes",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,13 @@ class Embeddings:
 
     vectors: NDArray[np.float32]
     n_tokens: int
+
+    def shortened(self, dimensions: int, *, normalize: bool) -> Embeddings:
+        """The vectors' first dimensions, scaled to length 1 if ``normalize``."""
+        if dimensions == self.vectors.shape[1]:
+            return self
+        begin = self.vectors[:, :dimensions]
+        return replace(self, vectors=normalized(begin) if normalize else begin)
 
 
 async def embed(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from app.telemetry.metrics import Metrics
 from app.weights.errors import ModelError
 
 if TYPE_CHECKING:  # its packages are installed for KNOWLEDGE=on only
-    from app.knowledge.knowledge import Knowledge, KnowledgeOptions
+    from app.knowledge.knowledge import DocumentState, Knowledge, KnowledgeOptions
 
 # Maximum seconds for which a start waits for the index. Large folders are indexed while serving.
 _START_WITHIN = 5.0
@@ -145,28 +146,62 @@ async def passages_for(
         GenerationFailed: The question cannot be embedded.
     """
     use = prompt.knowledge
-    if knowledge is None:
-        if use.wanted:
-            raise NotOffered(
-                "the knowledge base is off; start the server with KNOWLEDGE=on", field="knowledge"
-            )
+    if knowledge is None and not use.wanted:
         return ()
+    knowledge = required_knowledge(knowledge, field="knowledge")
     wanted = by_default if use.wanted is None else use.wanted
     questions = [message.content for message in prompt.messages if message.role == "user"]
     if not wanted or not questions:
         return ()
     await asyncio.to_thread(check_files, knowledge, use.files, "knowledge.files")
     queries = [questions[-1], "\n".join(questions[-2:])] if len(questions) > 1 else questions
-    try:
+    with _in_terms_of_the_service():
         found = await asyncio.gather(*(knowledge.search(query, files=use.files) for query in queries))
-    except EmbeddingError as error:
-        raise GenerationFailed(str(error)) from error
-    except StoreError as error:
-        raise KnowledgeFailed(str(error)) from error
     best: dict[tuple[str, int], Passage] = {}
     for passage in sorted((p for passages in found for p in passages), key=lambda p: -p.score):
         best.setdefault((passage.chunk.file, passage.chunk.position), passage)
     return [*best.values()][: knowledge.options.top_k]
+
+
+def required_knowledge(knowledge: Knowledge | None, *, field: str | None = None) -> Knowledge:
+    """The knowledge base of a request that needs it.
+
+    Raises:
+        NotOffered: The knowledge base is off.
+    """
+    if knowledge is None:
+        raise NotOffered("the knowledge base is off; start the server with KNOWLEDGE=on", field=field)
+    return knowledge
+
+
+async def search_documents(
+    knowledge: Knowledge,
+    query: str,
+    *,
+    files: Sequence[str] | None = None,
+    top_k: int | None = None,
+    threshold: float | None = None,
+) -> Sequence[Passage]:
+    """Search as :meth:`Knowledge.search`, with the errors of the service.
+
+    Raises:
+        BadRequest: A file does not exist.
+        KnowledgeFailed: The index cannot be read.
+        GenerationFailed: The query cannot be embedded.
+    """
+    await asyncio.to_thread(check_files, knowledge, files, "files")
+    with _in_terms_of_the_service():
+        return await knowledge.search(query, files=files, top_k=top_k, threshold=threshold)
+
+
+def list_documents(knowledge: Knowledge) -> Sequence[DocumentState]:
+    """The documents and their state; blocking.
+
+    Raises:
+        KnowledgeFailed: The index cannot be read.
+    """
+    with _in_terms_of_the_service():
+        return knowledge.documents()
 
 
 def check_files(knowledge: Knowledge, files: Sequence[str] | None, field: str) -> None:
@@ -178,12 +213,19 @@ def check_files(knowledge: Knowledge, files: Sequence[str] | None, field: str) -
     """
     if files is None:
         return
-    try:
-        known = {document.name for document in knowledge.documents()}
-    except StoreError as error:
-        raise KnowledgeFailed(str(error)) from error
+    known = {document.name for document in list_documents(knowledge)}
     for name in files:
         if name not in known:
             raise BadRequest(
                 f"there is no document {name[:100]!r}; GET /v1/knowledge lists them", field=field
             )
+
+
+@contextlib.contextmanager
+def _in_terms_of_the_service() -> Iterator[None]:
+    try:
+        yield
+    except EmbeddingError as error:
+        raise GenerationFailed(str(error)) from error
+    except StoreError as error:
+        raise KnowledgeFailed(str(error)) from error

@@ -11,8 +11,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.routing import Route
 
-from app.api.app import create_app
-from app.api.operations import api_document
+from app.api.app import api_document, create_app
 from app.config.contexts import load_contexts
 from app.config.settings import load
 from app.service import Service
@@ -20,7 +19,7 @@ from app.telemetry.metrics import Metrics
 from tests.api.api_document import Checker, operations
 from tests.conftest import ROOT, Server, free_port
 
-DOCUMENT = api_document(metrics_here=True, needs_key=False)
+DOCUMENT = api_document(load(env_file=None))
 CHECKER = Checker(DOCUMENT)
 ALL = [pytest.param(*operation, id=f"{operation[0]} {operation[1]}") for operation in operations(DOCUMENT)]
 READING = [one for one in ALL if "requestBody" in one.values[2]]
@@ -58,11 +57,11 @@ def app_without_model(**settings: Any) -> Any:
 # --- the document itself
 
 
-@pytest.mark.parametrize("metrics_here", [True, False])
-@pytest.mark.parametrize("needs_key", [True, False])
-def test_it_is_valid(metrics_here: bool, needs_key: bool) -> None:
-    document = api_document(metrics_here=metrics_here, needs_key=needs_key)
-    OpenAPIV31SpecValidator(document).validate()
+@pytest.mark.parametrize("metrics_address", [None, "127.0.0.1:9"])
+@pytest.mark.parametrize("key", [None, "s3cret"])
+def test_it_is_valid(metrics_address: str | None, key: str | None) -> None:
+    settings = load(env_file=None, prometheus_http_address=metrics_address, api_key=key)
+    OpenAPIV31SpecValidator(api_document(settings)).validate()
 
 
 @pytest.mark.parametrize("metrics_address", [None, "127.0.0.1:9"])
@@ -75,7 +74,7 @@ def test_it_describes_every_route_and_no_other(metrics_address: str | None) -> N
     served = {
         (method, route.path_format) for route in routes for method in (route.methods or set()) - {"HEAD"}
     }
-    document = api_document(metrics_here=metrics_address is None, needs_key=False)
+    document = api_document(load(env_file=None, prometheus_http_address=metrics_address))
     assert {(method, path) for method, path, _ in operations(document)} == served
 
 
@@ -187,7 +186,7 @@ def locked_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_with_a_key_the_document_says_what_is_open(locked_url: str) -> None:
     document = httpx.get(f"{locked_url}/openapi.json").json()
-    assert document == api_document(metrics_here=True, needs_key=True)
+    assert document == api_document(load(env_file=None, api_key=KEY))
     checker = Checker(document)
     locked = 0
     for method, path, operation in operations(document):

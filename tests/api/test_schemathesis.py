@@ -29,7 +29,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from app.api.operations import api_document
+from app.api.app import api_document
+from app.config.settings import load
 from tests.api.api_document import Checker
 
 MOST_EXAMPLES = 15
@@ -63,7 +64,7 @@ ALIASES = [
 # Those that read the same bodies as others: every value at its bounds need not be tried again.
 SAME_BODIES = ["/", "/generate_stream", "/invocations", "/chat_tokenize"]
 
-DOCUMENT = api_document(metrics_here=True, needs_key=False)
+DOCUMENT = api_document(load(env_file=None))
 CHECKER = Checker(DOCUMENT)
 FEW = settings(
     max_examples=MOST_EXAMPLES,

@@ -1,1 +1,1 @@
-"""HTTP parts that all dialects share."""
+"""Code that all dialects share."""

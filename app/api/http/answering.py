@@ -1,4 +1,4 @@
-"""Responses that wait for the model: they are sent as it generates, and end it when the client goes away."""
+"""Responses that wait for generations. They cancel the generations when the client disconnects."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.api.dialect import JSON, Problem
 from app.api.http.errors import respond
-from app.api.http.problems import Problem, problem_of
+from app.api.http.problems import problem_of
 from app.service import Generation, GenerationFailed
 
 logger = logging.getLogger("tokenstream.api")
 
-# Seconds of silence after which a stream of events says that it is alive: proxies give up after 30 or 60.
+# Seconds of silence before a keep-alive comment. Proxies close silent connections after 30 to 60 s.
 KEEP_ALIVE_AFTER = 10.0
-ENDING = Problem(503, "shutting_down", "the server is shutting down")
+SHUTTING_DOWN = Problem(503, "shutting_down", "the server is shutting down")
 
 
 class Answering(Response):
-    """A response that depends on generations, which are freed with it."""
+    """A response made from generations, which are closed when it ends."""
 
     def __init__(self, request: Request, generations: Sequence[Generation], media_type: str) -> None:
         self._request = request
@@ -37,11 +38,11 @@ class Answering(Response):
         self.background = None
         self.body = b""
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        # The length is not known yet; init_headers saw an empty body.
+        # init_headers took the length of the empty body.
         self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer, or stop with it when the client is gone."""
+        """Send the response until it is complete or the client disconnects."""
         try:
             async with anyio.create_task_group() as tasks:
 
@@ -54,31 +55,31 @@ class Answering(Response):
                 await self._send_all(scope, receive, send)
                 tasks.cancel_scope.cancel()
         except asyncio.CancelledError:
-            # The server ends and the time of grace is over.
+            # The server shuts down and SHUTDOWN_GRACE is over.
             n_tokens = sum(generation.n_generated for generation in self._generations)
-            logger.warning("an answer was cut off after %d tokens", n_tokens)
-            await self._cut_off(scope, receive, send)
+            logger.warning("shutdown interrupted an answer after %d tokens", n_tokens)
+            await self._interrupt(scope, receive, send)
         finally:
             for generation in self._generations:
                 generation.close()
 
     @abstractmethod
     async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response; return when it is whole or cannot be."""
+        """Send the response; return when it is complete or has failed."""
 
     @abstractmethod
-    async def _cut_off(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Tell the client that the answer ends here, because the server does."""
+    async def _interrupt(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """End the response with an error, because the server shuts down."""
 
 
 class WholeAnswer(Answering):
-    """A JSON body that is sent when the answer is there."""
+    """A JSON body that is sent when the generations are complete."""
 
     def __init__(
         self, request: Request, generations: Sequence[Generation], body: Callable[[], Awaitable[Any]]
     ) -> None:
-        """Prepare the response; ``body`` makes what is sent."""
-        super().__init__(request, generations, "application/json")
+        """``body`` receives the generations and makes the body."""
+        super().__init__(request, generations, JSON)
         self._make_body = body
         self._is_started = False
 
@@ -93,15 +94,15 @@ class WholeAnswer(Answering):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _cut_off(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _interrupt(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._is_started:
-            await respond(scope, ENDING)(scope, receive, send)
+            await respond(scope, SHUTTING_DOWN)(scope, receive, send)
 
 
 class StreamedAnswer(Answering):
-    """Parts that are sent one by one.
+    """A body that is sent in parts.
 
-    Until the first there is nothing sent, so that a failure by then has a status of its own.
+    The headers are sent with the first part, so a failure before it has its own status.
     """
 
     def __init__(
@@ -118,14 +119,14 @@ class StreamedAnswer(Answering):
         """Prepare the response.
 
         Args:
-            request: Whose it is.
-            generations: What it depends on.
-            parts: The parts of its body, each sent at once.
-            media_type: Of the body.
-            error_part: Makes the last part of a body that cannot be completed. None: the body is left
-                without its end, which tells the client.
-            keep_alive: What is sent after ten seconds of silence.
-            headers: More of them.
+            request: The request.
+            generations: Closed when the response ends.
+            parts: Parts of the body, each sent at once.
+            media_type: Media type of the body.
+            error_part: Encodes the last part of a body that fails. None leaves the body without its last
+                chunk, which clients detect.
+            keep_alive: Sent after KEEP_ALIVE_AFTER seconds of silence.
+            headers: Further headers.
         """
         super().__init__(request, generations, media_type)
         self.headers.update(headers or {})
@@ -158,12 +159,11 @@ class StreamedAnswer(Answering):
         await self._start(send)
         await send({"type": "http.response.body", "body": b""})
 
-    async def _cut_off(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Without a part for errors the body stays without its end, which shows that it was cut."""
+    async def _interrupt(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._is_started:
-            await respond(scope, ENDING)(scope, receive, send)
+            await respond(scope, SHUTTING_DOWN)(scope, receive, send)
         elif self._error_part is not None:
-            await self._send(send, self._error_part(ENDING))
+            await self._send(send, self._error_part(SHUTTING_DOWN))
             await send({"type": "http.response.body", "body": b""})
 
     async def _start(self, send: Send) -> None:

@@ -1,38 +1,27 @@
-"""Who may ask: whoever knows API_KEY, where one is set."""
+"""Authentication with API_KEY."""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.api.dialect import Problem
 from app.api.http.errors import respond
-from app.api.http.problems import Problem
-
-# Open to all that only read: the pages (which ask for the key themselves), the document of the API, and what
-# tells whether the server is well. POST / is TGI's, and not open.
-_OPEN = (
-    "/",
-    "/docs",
-    "/swagger-ui",
-    "/openapi.json",
-    "/api-docs/openapi.json",
-    "/health",
-    "/ready",
-)
-_OPEN_FOLDERS = ("/ui/", "/docs/", "/swagger-ui/")
 
 
 class RequireKey:
-    """Answers 401 to requests without the key, which clients of OpenAI and TGI send as a Bearer token."""
+    """Middleware that rejects requests without the key (401). Clients send the key as a Bearer token."""
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    def __init__(self, app: ASGIApp, key: str, is_open: Callable[[str, str], bool]) -> None:
+        """``is_open`` tells for method and path whether a request needs no key."""
         self._app = app
         self._key = key.encode()
+        self._is_open = is_open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
         if scope["type"] == "http" and not self._may_pass(HTTPConnection(scope)):
             problem = Problem(401, "unauthorized", "Authorization: should be Bearer and the key (API_KEY)")
             await respond(scope, problem)(scope, receive, send)
@@ -40,10 +29,7 @@ class RequireKey:
         await self._app(scope, receive, send)
 
     def _may_pass(self, connection: HTTPConnection) -> bool:
-        path = connection.scope["path"]
-        if connection.scope["method"] in ("GET", "HEAD") and (
-            path in _OPEN or path.startswith(_OPEN_FOLDERS)
-        ):
+        if self._is_open(connection.scope["method"], connection.scope["path"]):
             return True
         scheme, _, key = connection.headers.get("authorization", "").partition(" ")
         return scheme.lower() == "bearer" and secrets.compare_digest(key.strip().encode("latin-1"), self._key)

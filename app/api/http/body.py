@@ -1,4 +1,4 @@
-"""Reading and validating request bodies."""
+"""Read and validate request bodies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.types import Message
 
-from app.api.http.problems import ApiError, Problem, complaint
+from app.api.dialect import JSON, Problem
+from app.api.http.problems import ApiError, complaint
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -18,11 +19,11 @@ async def read_json(request: Request, model: type[T]) -> T:
     """Read a JSON body into ``model``.
 
     Raises:
-        ApiError: 413 too long, 415 another media type, 400 malformed JSON, 422 a bad field.
+        ApiError: 413 body too long, 415 wrong media type, 400 malformed JSON, 422 invalid field.
     """
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        message = f"content-type: should be application/json, not {kind}"
+    kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    if kind != JSON:
+        message = f"content-type: should be {JSON}, not {kind}"
         raise ApiError(Problem(415, "unsupported_media_type", message))
     body = await read_body(request)
     try:
@@ -32,19 +33,19 @@ async def read_json(request: Request, model: type[T]) -> T:
 
 
 async def read_ahead(request: Request) -> tuple[Any, Request]:
-    """Look into a body before it is known who reads it.
+    """Parse a body to choose the endpoint that reads it.
 
     Returns:
-        Its JSON, None where it is none; and the request, to be read anew.
+        The JSON value, None if it is invalid; and a request with the body still to read.
 
     Raises:
-        ApiError: 413, it is too long.
+        ApiError: 413 body too long.
     """
     body = await read_body(request)
     try:
         fields: Any = from_json(body)
     except ValueError:
-        fields = None  # whoever reads it next says what is wrong
+        fields = None  # the endpoint reports the error
     is_read = False
 
     async def receive() -> Message:
@@ -58,10 +59,10 @@ async def read_ahead(request: Request) -> tuple[Any, Request]:
 
 
 async def read_body(request: Request) -> bytes:
-    """Read a body that may not be too long.
+    """Read a body of at most MAX_BODY_BYTES.
 
     Raises:
-        ApiError: 413, it is.
+        ApiError: 413 body too long.
     """
     limit: int = request.app.state.settings.max_body_bytes
     message = f"the body is longer than {limit} bytes (MAX_BODY_BYTES)"

@@ -1,10 +1,12 @@
-"""The fields of requests that several dialects share."""
+"""Request fields that several dialects share."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+MOST_CHOICES = 128  # answers to one request
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -18,22 +20,25 @@ StopStrings = Annotated[_StopList, BeforeValidator(_as_list, json_schema_input_t
 
 
 class SamplingFields(BaseModel):
-    """How an answer is chosen; what is left out is taken from the context or the settings."""
+    """Sampling parameters. Missing ones come from the context or the settings."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     temperature: Annotated[float | None, Field(ge=0, le=10, description="0 is greedy.")] = None
     top_p: Annotated[
-        float | None, Field(gt=0, le=1, description="The share of probability from which tokens are drawn.")
+        float | None, Field(gt=0, le=1, description="Nucleus sampling: share of probability to sample from.")
     ] = None
     top_k: Annotated[
-        int | None, Field(ge=-1, lt=2**31, description="Of how many tokens one is drawn; 0 and -1 are all.")
+        int | None,
+        Field(ge=-1, lt=2**31, description="Sample from the most likely tokens only; 0 and -1 are all."),
     ] = None
     min_p: Annotated[
-        float | None, Field(ge=0, le=1, description="Least probability, as a share of the likeliest token's.")
+        float | None,
+        Field(ge=0, le=1, description="Minimum probability, relative to the most likely token's."),
     ] = None
     typical_p: Annotated[
-        float | None, Field(gt=0, le=1, description="The share of typical tokens; 1 is off.")
+        float | None,
+        Field(gt=0, le=1, description="Locally typical sampling: share of probability to keep; 1 is off."),
     ] = None
     repetition_penalty: Annotated[
         float | None,
@@ -46,29 +51,31 @@ class SamplingFields(BaseModel):
     ] = None
     repeat_last_n: Annotated[
         int | None,
-        Field(ge=-1, lt=2**31, description="How far back a token counts as repeated; -1 is the whole text."),
+        Field(ge=-1, lt=2**31, description="Number of last tokens whose repetition is penalized; -1 is all."),
     ] = None
     presence_penalty: Annotated[
-        float | None, Field(ge=-2, le=2, description="Taken from the logits of tokens that the answer has.")
+        float | None, Field(ge=-2, le=2, description="Subtracted from the logits of tokens in the answer.")
     ] = None
     frequency_penalty: Annotated[
-        float | None, Field(ge=-2, le=2, description="The same for each time that it has them.")
+        float | None, Field(ge=-2, le=2, description="Subtracted for each occurrence in the answer.")
     ] = None
     logit_bias: Annotated[
         dict[Annotated[int, Field(ge=0, strict=False)], Annotated[float, Field(ge=-100, le=100)]] | None,
         Field(
-            description="Token ids, and what is added to their logits.",
+            description="Added to the logits, by token id.",
             json_schema_extra={"propertyNames": {"pattern": "^[0-9]+$"}},
         ),
     ] = None
     seed: Annotated[
-        int | None, Field(ge=-(2**63), lt=2**63, description="Equal seeds give equal draws; 32 bits count.")
+        int | None, Field(ge=-(2**63), lt=2**63, description="Equal seeds sample equally; 32 bits are used.")
     ] = None
-    stop: Annotated[StopStrings | None, Field(description="Where the answer ends, without it.")] = None
-    ignore_eos: Annotated[bool | None, Field(description="Go on where the model would end.")] = None
+    stop: Annotated[
+        StopStrings | None, Field(description="Texts that end the answer. The answer excludes them.")
+    ] = None
+    ignore_eos: Annotated[bool | None, Field(description="Continue past the end-of-sequence token.")] = None
 
     def sampling(self) -> dict[str, Any]:
-        """The SamplingParams fields that the request sets."""
+        """The fields of SamplingParams that the request sets."""
         fields = self.model_dump(include=_SAMPLING_FIELDS, exclude_none=True)
         if "stop" in fields:
             fields["stop"] = tuple(fields["stop"])

@@ -1,47 +1,19 @@
-"""What is wrong with a request, before a dialect puts it in its own shape."""
+"""Rejected requests: exceptions and validation errors as ``Problem``."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
 from app import service
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a request is not answered.
-
-    Attributes:
-        status: The HTTP status of ``/token_stream``; a dialect may have another for the same kind.
-        kind: What went wrong, in one word.
-        message: The same in a sentence for whoever wrote the request; it names the field.
-        field: The field at fault, where there is one.
-    """
-
-    status: int
-    kind: str
-    message: str
-    field: str | None = None
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Headers of the response."""
-        # Seconds after which trying again makes sense.
-        headers = {429: {"Retry-After": "1"}, 503: {"Retry-After": "2"}}.get(self.status, {})
-        if self.status == 401:
-            headers = {"WWW-Authenticate": "Bearer"}
-        if self.status == 413:  # nobody reads the rest of the body: the connection cannot be used again
-            headers = {"Connection": "close"}
-        return headers
+from app.api.dialect import Problem
 
 
 class ApiError(Exception):
-    """A request that is refused before the service sees it."""
+    """A request that is rejected before it reaches the service."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.message)
@@ -49,11 +21,11 @@ class ApiError(Exception):
 
 
 def invalid(message: str, field: str) -> ApiError:
-    """A field that cannot be used as it is."""
+    """An invalid value of a field."""
     return ApiError(Problem(422, "validation", f"{field}: {message}", field))
 
 
-_OF_THE_SERVICE: dict[type[service.ServiceError], tuple[int, str]] = {
+_STATUS_AND_KIND: dict[type[service.ServiceError], tuple[int, str]] = {
     service.UnknownContext: (404, "unknown_context"),
     service.TooLong: (422, "too_long"),
     service.BadRequest: (422, "validation"),
@@ -66,25 +38,26 @@ _OF_THE_SERVICE: dict[type[service.ServiceError], tuple[int, str]] = {
 
 
 def problem_of(error: service.ServiceError) -> Problem:
-    """What the service refused."""
-    status, kind = _OF_THE_SERVICE[type(error)]
+    status, kind = _STATUS_AND_KIND[type(error)]
     message = f"{error.field}: {error}" if error.field else str(error)
     return Problem(status, kind, message, error.field)
 
 
 def complaint(error: ValidationError) -> Problem:
-    """Put pydantic's first complaints about a body into one sentence that names field and value."""
+    """Summarize pydantic's first errors in one message that names fields and values."""
     errors = error.errors(include_url=False)
     if errors[0]["type"] == "json_invalid":
         return Problem(400, "malformed_json", f"the body is not valid JSON: {errors[0]['ctx']['error']}")
-    # Of alternatives each has a complaint of its own; those that got furthest are of use.
-    deepest = _without_alternatives(errors)
+    deepest = _deepest(errors)
     field = _field(deepest[0])
     return Problem(422, "validation", "; ".join(_one(e) for e in deepest[:5]), field or None)
 
 
-def _without_alternatives(errors: list[Any]) -> list[Any]:
-    """One complaint a field, and none about a field in which a more precise one is at fault."""
+def _deepest(errors: list[Any]) -> list[Any]:
+    """One error per field. A field with an error in a nested field is left out.
+
+    Pydantic reports an error for every member of a union; the most deeply nested ones are useful.
+    """
     by_field: dict[str, Any] = {}
     for error in errors:
         by_field.setdefault(_field(error), error)
@@ -92,36 +65,36 @@ def _without_alternatives(errors: list[Any]) -> list[Any]:
 
 
 def _field(error: Any) -> str:
-    """The place in the body. Names of pydantic's alternatives, such as ``list[Turn]``, are no part of it."""
+    """Dotted path of the field, without the names of union members such as ``list[Turn]``."""
     if not error["loc"] and (match := _NAMED.match(error["msg"])):
         return match[1]
     parts = [str(part) for part in error["loc"]]
-    return ".".join(part for part in parts if part.replace("_", "").isalnum() and not _is_alternative(part))
+    return ".".join(part for part in parts if part.replace("_", "").isalnum() and not _is_union_member(part))
 
 
-def _is_alternative(part: str) -> bool:
-    """Whether it names a type of ours, or a simple one; names of fields begin with a small letter."""
-    return part[0].isupper() or part in _ALTERNATIVES
+def _is_union_member(part: str) -> bool:
+    """Whether it names a class or a simple type. Names of fields begin with a small letter."""
+    return part[0].isupper() or part in _SIMPLE_TYPES
 
 
-# What a validator of several fields says: it names the one at fault itself.
+# Errors of validators that check several fields name the field in the message.
 _NAMED = re.compile(r"Value error, ([a-z_.]+): ")
-_ALTERNATIVES = {"str", "int", "float", "bool", "dict", "none"}
+_SIMPLE_TYPES = {"str", "int", "float", "bool", "dict", "none"}
 
 
 def _one(error: Any) -> str:
     field = _field(error) or "body"
     if error["type"] == "extra_forbidden":
-        return f"{field}: there is no such field"
+        return f"{field}: unknown field"
     if error["type"] == "missing":
         return f"{field}: is required"
     message = (
         error["msg"].removeprefix("Value error, ").replace("Input ", "").replace(" after validation", "")
     )
-    if not error["loc"]:  # of several fields: it names them itself
+    if not error["loc"]:  # of a validator of several fields: the message has the field
         return str(message)
     message = f"{field}: {message[0].lower()}{message[1:]}"
-    if error["type"] in ("too_long", "value_error"):  # it says what the value is
+    if error["type"] in ("too_long", "value_error"):  # the message has the value
         return message
     value = json.dumps(error["input"], ensure_ascii=False, default=str)
     return f"{message}, not {value if len(value) <= 60 else value[:57] + '...'}"

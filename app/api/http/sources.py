@@ -1,4 +1,4 @@
-"""The passages of documents that an answer draws on: how requests choose them, how answers name them."""
+"""Passages of documents: how requests choose documents and how responses cite them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from typing_extensions import TypedDict
 
-from app.knowledge.chunk import Passage
-from app.service import KnowledgeUse
+from app.service import KnowledgeUse, Passage
 
-# Names the sources of an answer before its first byte. Proxies refuse long headers, some from 4 KB in all.
+# Cites the sources of an answer before its first byte. Some proxies reject more than 4 KB of headers.
 HEADER = "X-Sources"
 _LONGEST_HEADER = 3000
 
 
 class KnowledgeChoice(BaseModel):
-    """Which documents an answer draws on."""
+    """The documents that an answer may use."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -36,52 +36,50 @@ KnowledgeField = Annotated[
     bool | KnowledgeChoice | None,
     BeforeValidator(_checked, json_schema_input_type=bool | KnowledgeChoice | None),
     Field(
-        description="Whether the answer draws on the documents of the knowledge base, or on which of them; "
-        "what is left out is up to the context."
+        description="Whether the answer uses the knowledge base, or the documents to use. Default: as the "
+        "context sets it."
     ),
 ]
 
 
-class Source(BaseModel):
+class Source(TypedDict):
     """A passage of a document."""
 
     file: str
     heading: Annotated[str, Field(description="The headings above it, outermost first.")]
     page: Annotated[int | None, Field(description="From 1, in formats that have pages.")]
-    position: Annotated[int, Field(description="From 0 among the passages of its document.")]
+    position: Annotated[int, Field(description="Index among the passages of its document, from 0.")]
     text: str
-    cosine: Annotated[float, Field(description="The cosine of its vector and the question's.")]
-    score: Annotated[float, Field(description="Vectors and words fused: by it passages are ranked.")]
+    cosine: Annotated[float, Field(description="Cosine similarity of passage and question.")]
+    score: Annotated[float, Field(description="Combined rank of vector and keyword search.")]
 
 
 def knowledge_use(choice: bool | KnowledgeChoice | None) -> KnowledgeUse:
-    """What a request asks of the knowledge base."""
     if isinstance(choice, KnowledgeChoice):
         return KnowledgeUse(True, tuple(choice.files))
     return KnowledgeUse(choice)
 
 
 def source(passage: Passage) -> Source:
-    """A passage, as answers have it."""
     chunk = passage.chunk
-    return Source(
-        file=chunk.file,
-        heading=chunk.heading,
-        page=chunk.page,
-        position=chunk.position,
-        text=chunk.text,
-        cosine=round(passage.cosine, 4),
-        score=round(passage.score, 6),
-    )
+    return {
+        "file": chunk.file,
+        "heading": chunk.heading,
+        "page": chunk.page,
+        "position": chunk.position,
+        "text": chunk.text,
+        "cosine": round(passage.cosine, 4),
+        "score": round(passage.score, 6),
+    }
 
 
 def header(passages: Sequence[Passage]) -> dict[str, str]:
-    """The header that names them: a JSON list in ASCII, best first, without their texts."""
-    named: list[str] = []
+    """The header that cites passages: an ASCII JSON list, best first, without their texts."""
+    cited: list[str] = []
     for passage in passages:
-        fields = source(passage).model_dump(include={"file", "heading", "page", "cosine"})
-        named.append(json.dumps(fields))
-        if sum(map(len, named)) > _LONGEST_HEADER:
-            named.pop()
+        fields = source(passage)
+        cited.append(json.dumps({name: fields[name] for name in ("file", "heading", "page", "cosine")}))
+        if sum(map(len, cited)) > _LONGEST_HEADER:
+            cited.pop()
             break
-    return {HEADER: f"[{', '.join(named)}]"} if named else {}
+    return {HEADER: f"[{', '.join(cited)}]"} if cited else {}

@@ -1,4 +1,4 @@
-"""Work that is left when the client goes away."""
+"""Cancel work when its client disconnects."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from app.api.http.answering import ENDING
+from app.api.http.answering import SHUTTING_DOWN
 from app.api.http.problems import ApiError
 
 T = TypeVar("T")
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do some work for a request whose body has been read; cancel it when the client goes away.
+    """Run ``work`` for a request whose body has been read, and cancel it on a disconnect.
 
     Raises:
-        ClientDisconnect: It has gone.
-        ApiError: The server ends and the time of grace is over.
+        ClientDisconnect: The client has disconnected.
+        ApiError: The server shuts down and SHUTDOWN_GRACE is over.
     """
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_until_disconnected(request))
@@ -29,7 +29,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
             raise ClientDisconnect
         return await working
     except asyncio.CancelledError:
-        raise ApiError(ENDING) from None
+        raise ApiError(SHUTTING_DOWN) from None
     finally:
         for task in (working, leaving):
             task.cancel()

@@ -1,10 +1,9 @@
-"""``POST /v1/chat/completions``: a conversation that the model answers."""
+"""``POST /v1/chat/completions``."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,37 +11,46 @@ from starlette.responses import Response
 from app.api.http.answering import WholeAnswer
 from app.api.http.body import read_json
 from app.api.http.problems import invalid
-from app.api.http.sources import knowledge_use, source
-from app.api.openai.answers import (
-    Collected,
-    Envelope,
-    best,
-    chat_logprobs,
-    collect,
-    finish_reason,
-    new_id,
-    usage,
-)
+from app.api.http.sources import Source, knowledge_use, source
+from app.api.openai.answers import chat_logprobs, envelope, finish_reason, usage
 from app.api.openai.events import event_stream
+from app.api.openai.replies import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChoiceDelta,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatFinishReason,
+    ChatLogprobs,
+    Envelope,
+    MessageDelta,
+    Usage,
+)
 from app.api.openai.requests import ChatMessage, ChatRequest, NamedToolChoice
 from app.chat.messages import Message, Tool, ToolCall
-from app.chat.tools import ArgumentsDelta, CallDelta, ContentDelta, Delta, ToolCallParser
 from app.service import (
+    AnswerReader,
+    CallDelta,
     ChatPrompt,
+    Collected,
     Constraint,
+    ContentDelta,
+    Delta,
     Generation,
     JSONSchema,
     Model,
+    Output,
     Regex,
     Service,
     Step,
     ToolUse,
+    best,
+    collect,
     together,
 )
 
 
 async def chat_completions(request: Request) -> Response:
-    """Answer a conversation."""
     service: Service = request.app.state.service
     body = await read_json(request, ChatRequest)
     prompt = chat_prompt(body)
@@ -55,14 +63,14 @@ async def chat_completions(request: Request) -> Response:
     return WholeAnswer(request, generations, answer.whole)
 
 
-# --- from the request to what is asked
+# --- request
 
 
 def chat_prompt(body: ChatRequest) -> ChatPrompt:
-    """What a request asks.
+    """The prompt of a request.
 
     Raises:
-        ApiError: A message cannot be used.
+        ApiError: A message or a tool is invalid.
     """
     messages = tuple(_message(i, message) for i, message in enumerate(body.messages))
     continues = messages[-1].role == "assistant" and not messages[-1].tool_calls
@@ -89,15 +97,15 @@ def _tool_use(body: ChatRequest) -> ToolUse | None:
     for i, function in enumerate(tool.function for tool in body.tools):
         with _naming(f"tools.{i}.function.parameters"):
             tools.append(Tool(function.name, function.description, function.parameters or {}))
-    wanted = body.tool_choice or "auto"
-    only = wanted.function.name if isinstance(wanted, NamedToolChoice) else None
+    choice = body.tool_choice or "auto"
+    only = choice.function.name if isinstance(choice, NamedToolChoice) else None
     parallel = body.parallel_tool_calls is not False and only is None
-    return ToolUse(tuple(tools), must_call=wanted != "auto", only=only, parallel=parallel)
+    return ToolUse(tuple(tools), must_call=choice != "auto", only=only, parallel=parallel)
 
 
 @contextlib.contextmanager
 def _naming(place: str) -> Iterator[None]:
-    """Say of a value that cannot be used where in the body it is."""
+    """Report a ValueError as an invalid value at this place of the body."""
     try:
         yield
     except ValueError as error:
@@ -115,149 +123,147 @@ def _constraint(body: ChatRequest) -> Constraint | None:
     return JSONSchema(wanted.value or {"type": "object"}, "response_format.value")
 
 
-# --- from what is generated to the response
+# --- response
 
 
 class ChatAnswer:
-    """One request's answers on their way."""
+    """The response to one request."""
 
     def __init__(
-        self,
-        model: Model,
-        body: ChatRequest,
-        prompt: ChatPrompt,
-        generations: Sequence[Generation],
+        self, model: Model, body: ChatRequest, prompt: ChatPrompt, generations: Sequence[Generation]
     ) -> None:
-        self._model = model
+        self.model = model
         self._body = body
-        self._tools = prompt.tools
-        # What the answer goes on from is part of it, if asked for.
-        self._begin = prompt.messages[-1].content if body.echo and prompt.continues else ""
+        self.tools = prompt.tools
+        # With "echo" the answer begins with the message that it continues.
+        self.beginning = prompt.messages[-1].content if body.echo and prompt.continues else ""
         self._generations = generations
-        sources = [source(passage).model_dump() for passage in generations[0].sources]
-        self._sources = {"sources": sources} if sources else {}
+        self._sources: list[Source] = [source(passage) for passage in generations[0].sources]
 
-    def _parser(self) -> ToolCallParser | None:
-        if self._tools is None:
-            return None
-        tool_format = self._model.tokenizer.template.tool_format
-        return ToolCallParser(tool_format, self._tools.tools)
-
-    async def whole(self) -> dict[str, Any]:
-        """The body of the response."""
+    async def whole(self) -> ChatCompletion:
         answers = best(await collect(self._generations), self._body.n_choices)
-        envelope = Envelope(new_id("chatcmpl-"), "chat.completion", self._model)
-        choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
-        return envelope.wrap(choices, usage=usage(self._generations), **self._sources)
+        head = envelope(self.model, "chatcmpl-")
+        body: ChatCompletion = {
+            "id": head["id"],
+            "created": head["created"],
+            "model": head["model"],
+            "system_fingerprint": head["system_fingerprint"],
+            "object": "chat.completion",
+            "choices": [self._choice(index, answer) for index, answer in enumerate(answers)],
+            "usage": usage(self._generations),
+        }
+        if self._sources:
+            body["sources"] = self._sources
+        return body
 
-    def _choice(self, index: int, answer: Collected) -> dict[str, Any]:
-        content = self._begin + answer.text
-        calls: list[dict[str, Any]] = []
-        if parser := self._parser():
-            content, calls = _gathered([*parser.feed(answer.text), *parser.finish()])
-            content = self._begin + content
-        message: dict[str, Any] = {
+    def _choice(self, index: int, answer: Collected) -> ChatChoice:
+        text, calls = AnswerReader(self.model, self.tools).read_all(answer.text)
+        content = self.beginning + text
+        message: AssistantMessage = {
             "role": "assistant",
             "content": None if calls and not content else content,
             "refusal": None,
         }
         if calls:
-            message["tool_calls"] = calls
+            message["tool_calls"] = [
+                {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+                for c in calls
+            ]
         return {
             "index": index,
             "message": message,
-            "logprobs": self._logprobs(answer.outputs),
-            "finish_reason": _reason(answer.generation, bool(calls)),
+            "logprobs": self.logprobs(answer.outputs),
+            "finish_reason": _finish_reason(answer.generation, has_calls=bool(calls)),
         }
 
-    def _logprobs(self, outputs: Sequence[Any]) -> dict[str, Any] | None:
-        return chat_logprobs(self._model.vocab, outputs) if self._body.logprobs else None
+    def logprobs(self, outputs: Sequence[Output]) -> ChatLogprobs | None:
+        return chat_logprobs(self.model.vocab, outputs) if self._body.logprobs else None
 
-    async def chunks(self) -> AsyncIterator[list[dict[str, Any]]]:
-        """The chunks of every step."""
-        envelope = Envelope(new_id("chatcmpl-"), "chat.completion.chunk", self._model)
-        # A stream that is to end with usage has the field, empty, in every chunk.
-        more: dict[str, Any] = {"usage": None} if self._body.includes_usage else {}
+    async def chunks(self) -> AsyncIterator[list[ChatCompletionChunk]]:
+        """The chunks of each step."""
+        head = envelope(self.model, "chatcmpl-")
         sources = self._sources  # in the first chunk
-        streams = [_Stream(index, self, generation) for index, generation in enumerate(self._generations)]
+        streams = [_ChoiceStream(index, self, one) for index, one in enumerate(self._generations)]
         async for steps in together(self._generations):
-            choices = [choice for index, step in steps for choice in streams[index].choices(step)]
-            chunks = [envelope.wrap([choice], **more) for choice in choices]
+            chunks = [
+                self._chunk(head, [choice])
+                for index, step in steps
+                for choice in streams[index].choices(step)
+            ]
             if chunks:
-                chunks[0].update(sources)
-                sources = {}
+                if sources:
+                    chunks[0]["sources"] = sources
+                    sources = []
                 yield chunks
         if self._body.includes_usage:
-            yield [envelope.wrap([], usage=usage(self._generations))]
+            yield [self._chunk(head, [], usage(self._generations))]
+
+    def _chunk(
+        self, head: Envelope, choices: list[ChatChoiceDelta], final: Usage | None = None
+    ) -> ChatCompletionChunk:
+        chunk: ChatCompletionChunk = {
+            "id": head["id"],
+            "created": head["created"],
+            "model": head["model"],
+            "system_fingerprint": head["system_fingerprint"],
+            "object": "chat.completion.chunk",
+            "choices": choices,
+        }
+        if self._body.includes_usage:  # OpenAI sends null before the last chunk
+            chunk["usage"] = final
+        return chunk
 
 
-class _Stream:
-    """One choice of a stream."""
+class _ChoiceStream:
+    """The chunks of one choice."""
 
     def __init__(self, index: int, answer: ChatAnswer, generation: Generation) -> None:
         self._index = index
         self._answer = answer
         self._generation = generation
-        self._parser = answer._parser()
+        self._reader = AnswerReader(answer.model, answer.tools)
         self._is_begun = False
-        self._has_calls = False
 
-    def choices(self, step: Step) -> list[dict[str, Any]]:
-        """What a step adds: the deltas, and the end behind them."""
-        deltas: list[dict[str, Any]] = []
+    def choices(self, step: Step) -> list[ChatChoiceDelta]:
+        deltas: list[MessageDelta] = []
         if not self._is_begun:
             self._is_begun = True
             deltas.append({"role": "assistant", "content": "", "refusal": None})
-            if self._answer._begin:
-                deltas.append({"content": self._answer._begin})
-        text, is_last = step.text, step.outputs[-1].finish_reason is not None
-        if self._parser is None:
-            deltas += [{"content": text}] if text else []
-        else:
-            parsed = [*self._parser.feed(text), *(self._parser.finish() if is_last else ())]
-            self._has_calls |= any(isinstance(delta, CallDelta) for delta in parsed)
-            deltas += map(_delta, parsed)
-        logprobs = self._answer._logprobs(step.outputs)
+            if self._answer.beginning:
+                deltas.append({"content": self._answer.beginning})
+        deltas += map(_delta, self._reader.read(step))
+        logprobs = self._answer.logprobs(step.outputs)
         if logprobs and not deltas:
             deltas.append({})  # the text of these tokens is held back
         choices = [self._choice(delta) for delta in deltas]
         if choices:
             choices[-1]["logprobs"] = logprobs
-        if is_last:
-            choices.append(self._choice({}, _reason(self._generation, self._has_calls)))
+        if step.outputs[-1].finish_reason is not None:
+            reason = _finish_reason(self._generation, has_calls=self._reader.has_calls)
+            choices.append(self._choice({}, reason))
         return choices
 
-    def _choice(self, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+    def _choice(self, delta: MessageDelta, reason: ChatFinishReason | None = None) -> ChatChoiceDelta:
         return {"index": self._index, "delta": delta, "logprobs": None, "finish_reason": reason}
 
 
-def _reason(generation: Generation, has_calls: bool) -> str:
+def _finish_reason(generation: Generation, *, has_calls: bool) -> ChatFinishReason:
     reason = finish_reason(generation)
     return "tool_calls" if has_calls and reason == "stop" else reason
 
 
-def _delta(delta: Delta) -> dict[str, Any]:
+def _delta(delta: Delta) -> MessageDelta:
     if isinstance(delta, ContentDelta):
         return {"content": delta.text}
     if isinstance(delta, CallDelta):
-        function = {"name": delta.name, "arguments": ""}
         return {
-            "tool_calls": [{"index": delta.index, "id": delta.id, "type": "function", "function": function}]
+            "tool_calls": [
+                {
+                    "index": delta.index,
+                    "id": delta.id,
+                    "type": "function",
+                    "function": {"name": delta.name, "arguments": ""},
+                }
+            ]
         }
     return {"tool_calls": [{"index": delta.index, "function": {"arguments": delta.text}}]}
-
-
-def _gathered(deltas: Sequence[Delta]) -> tuple[str, list[dict[str, Any]]]:
-    """Content and calls of a whole answer."""
-    content = ""
-    calls: list[dict[str, Any]] = []
-    for delta in deltas:
-        if isinstance(delta, ContentDelta):
-            content += delta.text
-        elif isinstance(delta, CallDelta):
-            calls.append(
-                {"id": delta.id, "type": "function", "function": {"name": delta.name, "arguments": ""}}
-            )
-        elif isinstance(delta, ArgumentsDelta):
-            calls[delta.index]["function"]["arguments"] += delta.text
-    return content, calls

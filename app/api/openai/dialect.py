@@ -1,32 +1,26 @@
-"""The routes of the OpenAI dialect, described."""
+"""The routes of the OpenAI dialect."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from app.api.openai.embedding_schemas import EmbeddingList, EmbeddingsRequest
-from app.api.openai.replies import (
-    ChatCompletion,
-    ChatCompletionChunk,
-    Completion,
-    CompletionChunk,
-    Model,
-    ModelList,
-    OpenAIErrorResponse,
-)
+from app.api.dialect import EVENTS, JSON, Dialect, Operation, Reply, causes
+from app.api.openai import knowledge
+from app.api.openai.chat import chat_completions
+from app.api.openai.completions import completions
+from app.api.openai.embeddings import EmbeddingList, EmbeddingsRequest, embeddings
+from app.api.openai.errors import ERRORS, OpenAIErrorResponse
+from app.api.openai.models import ModelEntry, ModelList, model, models
+from app.api.openai.replies import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from app.api.openai.requests import ChatRequest, CompletionRequest
-from app.api.openapi import EVENTS, JSON, Answer, Operation, Operations, causes
 
-TAG = "OpenAI"
+_KNOWLEDGE = "Knowledge base"
 
-_MISTAKES = (
-    "The request cannot be answered as it is: `param` names the field, `message` says what is allowed."
-)
-_ERRORS = causes(413, 415, 429, 500, 503) | {400: _MISTAKES}
-
+_INVALID = {400: "The request is invalid. `param` names the field, `message` the allowed values."}
 _STREAM = (
-    "\n\nWith `stream`, each event's `data` is a chunk, and the last event is `[DONE]`. An answer that "
-    "cannot be completed ends with an event of the name `error` instead."
+    "\n\nWith `stream`, the data of each event is a chunk, and the last event is `[DONE]`. If generation "
+    "fails, the last event has the name `error`."
 )
 
 _QUESTION = [{"role": "user", "content": "Where is located Paris ?"}]
@@ -79,7 +73,7 @@ CHAT_EXAMPLES: dict[str, Any] = {
         },
         "max_tokens": 60,
     },
-    "A tool that has to be called": {
+    "A required tool call": {
         "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
         "tools": [_WEATHER],
         "tool_choice": "required",
@@ -92,7 +86,7 @@ COMPLETION_EXAMPLES: dict[str, Any] = {
     "A text": {"model": "any", "prompt": "Once upon a time", "max_tokens": 20},
     "Streamed": {"prompt": "The sea is", "max_tokens": 12, "stream": True},
     "Several texts": {"prompt": ["One, two,", "Red, green,"], "max_tokens": 6, "stop": "\n"},
-    "A text's own log-probabilities": {
+    "Log-probabilities of a text": {
         "prompt": "Paris is in France.",
         "max_tokens": 0,
         "echo": True,
@@ -100,76 +94,125 @@ COMPLETION_EXAMPLES: dict[str, Any] = {
     },
 }
 
-EMBEDDING_EXAMPLES: dict[str, Any] = {
-    "A text": {"model": "any", "input": "The bridge opens at six."},
-    "Several texts, compactly": {
-        "input": ["When does the bridge open?", "The bridge opens at six."],
-        "encoding_format": "base64",
-    },
-}
-
 _CHAT = Operation(
-    tag=TAG,
+    method="POST",
+    path="/v1/chat/completions",
+    endpoint=chat_completions,
     summary="Answer a conversation",
     description=(
-        "A conversation without a system turn gets the default context; `context` chooses another. A last "
-        "message of the assistant's is continued. What is left out is taken from the context and the "
-        "settings." + _STREAM
+        "A conversation without a system message gets the prompt of the default context, or of `context`. "
+        "If the last message is the assistant's, the answer continues it. Missing parameters come from the "
+        "context and the settings." + _STREAM
     ),
     body=ChatRequest,
     examples=CHAT_EXAMPLES,
-    answers={
-        200: Answer("The answer.", {JSON: ChatCompletion, EVENTS: ChatCompletionChunk | OpenAIErrorResponse})
+    replies={
+        200: Reply("The answer.", {JSON: ChatCompletion, EVENTS: ChatCompletionChunk | OpenAIErrorResponse})
     },
-    error=OpenAIErrorResponse,
-    errors=_ERRORS,
+    errors=causes(413, 415, 429, 500, 503) | _INVALID,
 )
 
 _COMPLETIONS = Operation(
-    tag=TAG,
+    method="POST",
+    path="/v1/completions",
+    endpoint=completions,
     summary="Complete one or several texts",
-    description="No context and no chat template: the model goes on with the text." + _STREAM,
+    description="The model continues the text, without context and chat template." + _STREAM,
     body=CompletionRequest,
     examples=COMPLETION_EXAMPLES,
-    answers={200: Answer("The texts.", {JSON: Completion, EVENTS: CompletionChunk | OpenAIErrorResponse})},
-    error=OpenAIErrorResponse,
-    errors=_ERRORS,
+    replies={200: Reply("The texts.", {JSON: Completion, EVENTS: CompletionChunk | OpenAIErrorResponse})},
+    errors=causes(413, 415, 429, 500, 503) | _INVALID,
 )
 
 _EMBEDDINGS = Operation(
-    tag=TAG,
-    summary="Make vectors of texts",
+    method="POST",
+    path="/v1/embeddings",
+    endpoint=embeddings,
+    summary="Embed texts",
     description=(
-        "Texts that mean much the same have vectors with a high cosine. The server needs an embedding model "
-        "for that: KNOWLEDGE=on or EMBEDDING_MODEL. A text that is longer than the model reads is refused."
+        "Returns a vector for each text. Requires an embedding model: KNOWLEDGE=on or EMBEDDING_MODEL. Texts "
+        "longer than the maximum input of the model are rejected."
     ),
     body=EmbeddingsRequest,
-    examples=EMBEDDING_EXAMPLES,
-    answers={200: Answer("The vectors.", {JSON: EmbeddingList})},
-    error=OpenAIErrorResponse,
-    errors=causes(413, 415, 429, 500, 501, 503) | {400: _MISTAKES},
+    examples={
+        "A text": {"model": "any", "input": "The bridge opens at six."},
+        "Several texts, compactly": {
+            "input": ["When does the bridge open?", "The bridge opens at six."],
+            "encoding_format": "base64",
+        },
+    },
+    replies={200: Reply("The vectors.", {JSON: EmbeddingList})},
+    errors=causes(413, 415, 429, 500, 501, 503) | _INVALID,
 )
 
-OPERATIONS: Operations = {
-    ("POST", "/v1/chat/completions"): _CHAT,
-    ("POST", "/v1/completions"): _COMPLETIONS,
-    ("POST", "/v1/embeddings"): _EMBEDDINGS,
-    ("GET", "/v1/models"): Operation(
-        tag=TAG,
-        summary="List the models",
-        answers={200: Answer("What answers here.", {JSON: ModelList})},
-        error=OpenAIErrorResponse,
-        errors=causes(500, 503),
+_MODELS = Operation(
+    method="GET",
+    path="/v1/models",
+    endpoint=models,
+    summary="List the models",
+    replies={200: Reply("The models.", {JSON: ModelList})},
+    errors=causes(500, 503),
+)
+
+_MODEL = Operation(
+    method="GET",
+    path="/v1/models/{name:path}",
+    endpoint=model,
+    summary="Describe a model",
+    parameters={"name": "The id of the model in `/v1/models`."},
+    replies={200: Reply("The model.", {JSON: ModelEntry})},
+    errors=causes(500, 503) | {404: "The model does not exist."},
+)
+
+_KNOWLEDGE_STATE = Operation(
+    method="GET",
+    path="/v1/knowledge",
+    endpoint=knowledge.state,
+    group=_KNOWLEDGE,
+    summary="List the documents and their state",
+    replies={200: Reply("The knowledge base.", {JSON: knowledge.KnowledgeState})},
+    errors=causes(500, 501, 503),
+)
+
+_SEARCH = Operation(
+    method="POST",
+    path="/v1/knowledge/search",
+    endpoint=knowledge.search,
+    group=_KNOWLEDGE,
+    summary="Search the documents",
+    description=(
+        "Combines vector search (cosine similarity) and keyword search (BM25). Passages with a similarity "
+        "below `threshold` are omitted."
     ),
-    ("GET", "/v1/models/{name}"): Operation(
-        tag=TAG,
-        summary="Describe a model",
-        parameters={"name": "The model's id, as `/v1/models` lists it."},
-        answers={200: Answer("The model.", {JSON: Model})},
-        error=OpenAIErrorResponse,
-        errors=causes(500, 503) | {404: "There is no model of that name."},
+    body=knowledge.SearchRequest,
+    examples={
+        "A question": {"query": "When does the bridge open?"},
+        "The two nearest passages, at any distance": {"query": "opening hours", "top_k": 2, "threshold": -1},
+    },
+    replies={200: Reply("The passages.", {JSON: knowledge.PassageList})},
+    errors=causes(413, 415, 500, 501, 503)
+    | {400: "The body is invalid, or names a document that does not exist."},
+)
+
+
+def _without_version(operation: Operation) -> Operation:
+    """The same operation at a path without ``/v1``."""
+    return replace(operation, path=operation.path.removeprefix("/v1"))
+
+
+DIALECT = Dialect(
+    name="OpenAI",
+    description="The routes of OpenAI's API.",
+    error=ERRORS,
+    operations=(
+        _CHAT,
+        _COMPLETIONS,
+        _EMBEDDINGS,
+        _MODELS,
+        _MODEL,
+        *map(_without_version, (_CHAT, _COMPLETIONS, _EMBEDDINGS)),
+        _KNOWLEDGE_STATE,
+        _SEARCH,
     ),
-    ("POST", "/chat/completions"): _CHAT,
-    ("POST", "/completions"): _COMPLETIONS,
-    ("POST", "/embeddings"): _EMBEDDINGS,
-}
+    groups={_KNOWLEDGE: "The documents that answers use."},
+)

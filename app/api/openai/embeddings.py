@@ -1,44 +1,141 @@
-"""``POST /v1/embeddings``: texts as vectors."""
+"""``POST /v1/embeddings``."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
+from app.api.dialect import JSON
 from app.api.http.body import read_json
-from app.api.http.vectors import vectors
-from app.api.openai.embedding_schemas import EmbeddingsRequest
+from app.api.http.vectors import MOST_INPUTS, vectors
 from app.service import Embeddings, Service
+
+_Text = Annotated[str, Field(min_length=1)]
+_Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=MOST_INPUTS)]
+_Input = (
+    _Text
+    | Annotated[list[_Text], Field(min_length=1, max_length=MOST_INPUTS)]
+    | _Tokens
+    | Annotated[list[_Tokens], Field(min_length=1, max_length=MOST_INPUTS)]
+)
+
+
+def _checked(given: Any) -> Any:
+    """Report one error. Pydantic would report one for each member of the union."""
+    entries = given if isinstance(given, list) else [given]
+    if len(entries) > MOST_INPUTS:
+        raise ValueError(f"should have at most {MOST_INPUTS} entries, not {len(entries)}")
+    if not entries or given == "":
+        raise ValueError("should not be empty")
+    kinds = {type(entry) for entry in entries}
+    if len(kinds) > 1 or not kinds <= {str, int, list} or (kinds == {int} and entries is not given):
+        raise ValueError("should be a text, a list of texts, tokens, or a list of lists of tokens")
+    empty = next((index for index, entry in enumerate(entries) if entry in ("", [])), None)
+    if empty is not None:
+        raise ValueError(f"entry {empty} should not be empty")
+    if kinds != {str}:
+        tokens = [token for entry in entries for token in (entry if isinstance(entry, list) else [entry])]
+        wrong = [token for token in tokens if type(token) is not int or not 0 <= token < 2**31]
+        if wrong:
+            raise ValueError(f"tokens should be integers from 0, not {json.dumps(wrong[0])[:60]}")
+    return given
+
+
+class EmbeddingsRequest(BaseModel):
+    """The body of ``POST /v1/embeddings``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    input: Annotated[
+        _Input,
+        BeforeValidator(_checked, json_schema_input_type=_Input),
+        Field(
+            description="A text or its tokens, or a list of either. Tokens are those of the embedding model, "
+            "including its begin and end tokens."
+        ),
+    ]
+    model: Annotated[
+        str | None, Field(description="Any name. The embedding model of the server answers.")
+    ] = None
+    encoding_format: Annotated[
+        Literal["float", "base64"] | None,
+        Field(description="`base64` encodes little-endian 32-bit floats."),
+    ] = None
+    dimensions: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Dimensions of each vector. Fewer than the model's require a model trained for that.",
+        ),
+    ] = None
+    user: str | None = None  # ignored
+
+    @property
+    def inputs(self) -> list[str] | list[list[int]]:
+        """The texts or token lists."""
+        if isinstance(self.input, str):
+            return [self.input]
+        if isinstance(self.input[0], int):
+            return [self.input]
+        return self.input
+
+
+class Embedding(TypedDict):
+    """The vector of one text."""
+
+    object: Literal["embedding"]
+    index: Annotated[int, Field(description="Index of the text, from 0.")]
+    embedding: Annotated[list[float] | str, Field(description="Vector of length 1; a text with `base64`.")]
+
+
+class EmbeddingUsage(TypedDict):
+    """Tokens of the request."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(TypedDict):
+    """The vectors of all texts, in their order."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
 
 
 async def embeddings(request: Request) -> Response:
-    """Answer the vectors of one or several texts."""
     service: Service = request.app.state.service
     body = await read_json(request, EmbeddingsRequest)
     made = await vectors(request, body.inputs, field="input", dimensions=body.dimensions)
     is_base64 = body.encoding_format == "base64"
-    # A million numbers take a while to write: streams go on meanwhile.
-    content = await asyncio.to_thread(_written, made, service.embedding_name or "", is_base64=is_base64)
-    return Response(content, media_type="application/json")
+    # Encoding a million numbers takes long enough to delay streams: it has a thread.
+    content = await asyncio.to_thread(_encoded, made, service.embedding_name or "", is_base64=is_base64)
+    return Response(content, media_type=JSON)
 
 
-def _written(made: Embeddings, model: str, *, is_base64: bool) -> bytes:
-    data = b",".join(
-        to_json({"object": "embedding", "index": index, "embedding": _encoded(vector, is_base64=is_base64)})
+def _encoded(made: Embeddings, model: str, *, is_base64: bool) -> bytes:
+    """Encode an ``EmbeddingList`` vector by vector: Python lists of all numbers would take much memory."""
+    data: Iterator[Embedding] = (
+        {"object": "embedding", "index": index, "embedding": _vector(vector, is_base64=is_base64)}
         for index, vector in enumerate(made.vectors)
     )
-    usage = {"prompt_tokens": made.n_tokens, "total_tokens": made.n_tokens}
-    rest = to_json({"model": model, "usage": usage})
-    return b'{"object":"list","data":[' + data + b"]," + rest[1:]
+    usage: EmbeddingUsage = {"prompt_tokens": made.n_tokens, "total_tokens": made.n_tokens}
+    return to_json({"object": "list", "data": data, "model": model, "usage": usage})
 
 
-def _encoded(vector: NDArray[np.float32], *, is_base64: bool) -> str | list[float]:
+def _vector(vector: NDArray[np.float32], *, is_base64: bool) -> str | list[float]:
     if is_base64:
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     numbers: list[float] = vector.tolist()

@@ -1,14 +1,15 @@
-"""Problems in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``."""
+"""Errors of the OpenAI dialect."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
 
-from app.api.http.problems import Problem
+from pydantic import Field
+from typing_extensions import TypedDict
 
-_PATHS = ("/v1/", "/chat/completions", "/completions", "/embeddings")
+from app.api.dialect import ErrorFormat, Problem
 
-# Kind → type and code.
+# Type and code by kind.
 _NAMES = {
     "unauthorized": ("invalid_request_error", "invalid_api_key"),
     "unknown_model": ("invalid_request_error", "model_not_found"),
@@ -21,17 +22,29 @@ _NAMES = {
 }
 
 
-def is_openai(path: str) -> bool:
-    """Whether clients of this path expect OpenAI's shapes."""
-    return path.startswith(_PATHS)
+class OpenAIError(TypedDict):
+    """Why a request is rejected or failed."""
+
+    message: str
+    type: str
+    param: Annotated[str | None, Field(description="The invalid field.")]
+    code: str | None
+
+
+class OpenAIErrorResponse(TypedDict):
+    """An error as OpenAI encodes it."""
+
+    error: OpenAIError
 
 
 def openai_status(problem: Problem) -> int:
-    """OpenAI answers every mistake of the request's body with 400."""
+    """OpenAI responds 400 to every invalid body."""
     return 400 if problem.status == 422 or problem.kind == "unknown_context" else problem.status
 
 
-def openai_body(problem: Problem) -> dict[str, Any]:
-    """The body of an error, or the data of an error event."""
+def openai_body(problem: Problem) -> OpenAIErrorResponse:
     kind, code = _NAMES.get(problem.kind, ("invalid_request_error", None))
     return {"error": {"message": problem.message, "type": kind, "param": problem.field, "code": code}}
+
+
+ERRORS = ErrorFormat(OpenAIErrorResponse, openai_body, openai_status)

@@ -1,45 +1,67 @@
-"""``GET /v1/models``: what answers here."""
+"""``GET /v1/models``."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Literal
 
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from typing_extensions import TypedDict
 
-from app.api.http.problems import ApiError, Problem
+from app.api.dialect import Problem
+from app.api.http.problems import ApiError
 from app.service import Service
 
 
-def _described(name: str, created: int, n_tokens: int) -> dict[str, Any]:
+class ModelEntry(TypedDict):
+    """A model of this server."""
+
+    id: str
+    object: Literal["model"]
+    created: Annotated[int, Field(description="Modification time of its file, in seconds since 1970.")]
+    owned_by: str
+    max_model_len: Annotated[  # vLLM's name
+        int, Field(description="Maximum tokens of prompt and answer together, or of an embedded text.")
+    ]
+
+
+class ModelList(TypedDict):
+    """The models of this server."""
+
+    object: Literal["list"]
+    data: list[ModelEntry]
+
+
+def _entry(name: str, created: int, n_tokens: int) -> ModelEntry:
     return {
         "id": name,
         "object": "model",
         "created": created,
         "owned_by": "tokenstream",
-        "max_model_len": n_tokens,  # vLLM's name for the longest request
+        "max_model_len": n_tokens,
     }
 
 
-def _models(service: Service) -> list[dict[str, Any]]:
+def _entries(service: Service) -> list[ModelEntry]:
+    """The language model, then the embedding model."""
     model, embedder = service.model, service.embedder
-    there = [_described(model.name, model.created, model.limits.total)]
+    entries = [_entry(model.name, model.created, model.limits.total)]
     if embedder is not None:
-        there.append(_described(embedder.name, embedder.created, embedder.max_tokens))
-    return there
+        entries.append(_entry(embedder.name, embedder.created, embedder.max_tokens))
+    return entries
 
 
 async def models(request: Request) -> Response:
-    """List the models: the one that answers, then the one that makes vectors."""
-    return JSONResponse({"object": "list", "data": _models(request.app.state.service)})
+    body: ModelList = {"object": "list", "data": _entries(request.app.state.service)}
+    return JSONResponse(body)
 
 
 async def model(request: Request) -> Response:
-    """Describe one."""
-    there = _models(request.app.state.service)
+    entries = _entries(request.app.state.service)
     name = request.path_params["name"]
-    for one in there:
-        if one["id"] == name:
-            return JSONResponse(one)
-    only = " and ".join(repr(one["id"]) for one in there)
-    raise ApiError(Problem(404, "unknown_model", f"model: there is no {name!r} here, only {only}", "model"))
+    for entry in entries:
+        if entry["id"] == name:
+            return JSONResponse(entry)
+    served = " and ".join(repr(entry["id"]) for entry in entries)
+    raise ApiError(Problem(404, "unknown_model", f"model: {name!r} does not exist, only {served}", "model"))

@@ -1,30 +1,31 @@
-"""What the OpenAI dialect sends. Clients have models of their own: these describe, they do not encode."""
+"""Response bodies of the OpenAI dialect."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
+from typing_extensions import NotRequired, TypedDict
 
 from app.api.http.sources import Source
 
-# A list that is left out where it would be empty.
-_MAY_BE_MISSING: Any = Field(default_factory=list)
-_SOURCES: Any = Field(
-    default_factory=list,
-    description="The passages of documents that the answer draws on, best first (of a stream, in its first "
-    "chunk); missing where there are none.",
-)
+Sources = Annotated[
+    list[Source],
+    Field(
+        description="Passages of documents that the answer uses, best first. A stream has them in the "
+        "first chunk. Missing if there are none."
+    ),
+]
 
 
-class PromptTokensDetails(BaseModel):
-    """Of the tokens of a prompt."""
+class PromptTokensDetails(TypedDict):
+    """Details of the prompt's tokens."""
 
-    cached_tokens: Annotated[int, Field(description="Taken over from a prefix that was known.")]
+    cached_tokens: Annotated[int, Field(description="Tokens found in the prefix cache.")]
 
 
-class Usage(BaseModel):
-    """The tokens of a request; each prompt counts once, however many choices it has."""
+class Usage(TypedDict):
+    """Tokens of a request. Each prompt counts once, however many choices it has."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -32,22 +33,22 @@ class Usage(BaseModel):
     prompt_tokens_details: PromptTokensDetails
 
 
-class Envelope(BaseModel):
-    """What every answer and every chunk of a stream says."""
+class Envelope(TypedDict):
+    """Fields of every body and of every chunk."""
 
     id: str
     created: Annotated[int, Field(description="Seconds since 1970.")]
-    model: Annotated[str, Field(description="The model that answered, whatever name was asked for.")]
+    model: Annotated[str, Field(description="Name of the model that answered.")]
     system_fingerprint: Annotated[
-        str, Field(description="Another one when the model, the library or the sampling changes.")
+        str, Field(description="Changes with the model, the library and the sampling code.")
     ]
 
 
 # --- chat completions
 
 
-class TokenLogprob(BaseModel):
-    """A token and how likely it was."""
+class TokenLogprob(TypedDict):
+    """A token and its log-probability."""
 
     token: str
     logprob: float
@@ -55,49 +56,52 @@ class TokenLogprob(BaseModel):
 
 
 class ChosenTokenLogprob(TokenLogprob):
-    """A token of the answer, and what could have been in its place."""
+    """A token of the answer and its alternatives."""
 
     top_logprobs: list[TokenLogprob]
 
 
-class ChatLogprobs(BaseModel):
-    """The log-probabilities of an answer, or of a part of it."""
+class ChatLogprobs(TypedDict):
+    """Log-probabilities of an answer, or of a part of it."""
 
     content: list[ChosenTokenLogprob]
     refusal: None
 
 
-class CalledFunction(BaseModel):
-    """Which function is to be called, and with what."""
+class CalledFunction(TypedDict):
+    """Function and arguments of a tool call."""
 
     name: str
     arguments: Annotated[str, Field(description="A JSON object as text.")]
 
 
-class ToolCall(BaseModel):
-    """A call that the model wants made."""
+class ToolCall(TypedDict):
+    """A tool call."""
 
     id: str
     type: Literal["function"]
     function: CalledFunction
 
 
-class AssistantMessage(BaseModel):
+class AssistantMessage(TypedDict):
     """The answer to a conversation."""
 
     role: Literal["assistant"]
-    content: Annotated[str | None, Field(description="null where tools are called instead.")]
+    content: Annotated[str | None, Field(description="null if the answer only calls tools.")]
     refusal: None
-    tool_calls: list[ToolCall] = _MAY_BE_MISSING
+    tool_calls: NotRequired[list[ToolCall]]
 
 
-class ChatChoice(BaseModel):
-    """One of the answers."""
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class ChatChoice(TypedDict):
+    """One answer."""
 
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length", "tool_calls"]
+    finish_reason: ChatFinishReason
 
 
 class ChatCompletion(Envelope):
@@ -106,141 +110,100 @@ class ChatCompletion(Envelope):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     usage: Usage
-    sources: list[Source] = _SOURCES
+    sources: NotRequired[Sources]
 
 
-class FunctionDelta(BaseModel):
-    """The name comes first, then the arguments piece by piece."""
+class FunctionDelta(TypedDict):
+    """Part of a tool call: the name first, then the arguments in parts."""
 
-    name: str = ""
+    name: NotRequired[str]
     arguments: str
 
 
-class ToolCallDelta(BaseModel):
-    """A piece of a call; the first has its id and the name of the function."""
+class ToolCallDelta(TypedDict):
+    """Part of a tool call. The first part has the id and the name of the function."""
 
     index: int
-    id: str = ""
-    type: Literal["function"] = "function"
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
     function: FunctionDelta
 
 
-class Delta(BaseModel):
-    """What a chunk adds to a message."""
+class MessageDelta(TypedDict, total=False):
+    """What a chunk adds to an answer."""
 
-    role: Literal["assistant"] = "assistant"
-    content: str = ""
-    refusal: None = None
-    tool_calls: list[ToolCallDelta] = _MAY_BE_MISSING
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+    tool_calls: list[ToolCallDelta]
 
 
-class ChatChoiceDelta(BaseModel):
-    """What a chunk adds to one of the answers."""
+class ChatChoiceDelta(TypedDict):
+    """Part of one answer."""
 
     index: int
-    delta: Delta
+    delta: MessageDelta
     logprobs: ChatLogprobs | None
-    finish_reason: Annotated[
-        Literal["stop", "length", "tool_calls"] | None, Field(description="In the last chunk of a choice.")
-    ]
+    finish_reason: Annotated[ChatFinishReason | None, Field(description="In the last chunk of a choice.")]
 
 
 class ChatCompletionChunk(Envelope):
-    """A part of the answers to a conversation."""
+    """Part of the answers to a conversation."""
 
     object: Literal["chat.completion.chunk"]
-    choices: Annotated[list[ChatChoiceDelta], Field(description="Empty in the chunk that has the usage.")]
-    usage: Annotated[Usage | None, Field(description="With `stream_options.include_usage` alone.")] = None
-    sources: list[Source] = _SOURCES
+    choices: Annotated[list[ChatChoiceDelta], Field(description="Empty in the chunk with the usage.")]
+    usage: NotRequired[Annotated[Usage | None, Field(description="With `stream_options.include_usage`.")]]
+    sources: NotRequired[Sources]
 
 
 # --- completions
 
 
-class CompletionLogprobs(BaseModel):
-    """The log-probabilities of a text, or of a part of it: a list entry for each of its tokens."""
+class CompletionLogprobs(TypedDict):
+    """Log-probabilities of a text, or of a part of it: one list entry per token."""
 
     tokens: list[str]
-    token_logprobs: Annotated[list[float | None], Field(description="null for the first of a prompt.")]
+    token_logprobs: Annotated[list[float | None], Field(description="null for the first token of a prompt.")]
     top_logprobs: Annotated[
-        list[dict[str, float] | None] | None, Field(description="null where `logprobs` is 0.")
+        list[dict[str, float] | None] | None, Field(description="null if `logprobs` is 0.")
     ]
-    text_offset: Annotated[list[int], Field(description="Where each token begins, in characters.")]
+    text_offset: Annotated[list[int], Field(description="Start of each token, in characters.")]
 
 
-class CompletionChoice(BaseModel):
-    """One of the texts."""
+CompletionFinishReason = Literal["stop", "length"]
+
+
+class CompletionChoice(TypedDict):
+    """One text."""
 
     index: int
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: CompletionFinishReason
 
 
 class Completion(Envelope):
-    """The texts that prompts were completed with."""
+    """The completed texts."""
 
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
     usage: Usage
 
 
-class CompletionChoiceDelta(BaseModel):
-    """What a chunk adds to one of the texts."""
+class CompletionChoiceDelta(TypedDict):
+    """Part of one text."""
 
     index: int
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Annotated[
-        Literal["stop", "length"] | None, Field(description="In the last chunk of a choice.")
+        CompletionFinishReason | None, Field(description="In the last chunk of a choice.")
     ]
 
 
 class CompletionChunk(Envelope):
-    """A part of the texts."""
+    """Part of the texts."""
 
     object: Literal["text_completion"]
-    choices: Annotated[
-        list[CompletionChoiceDelta], Field(description="Empty in the chunk that has the usage.")
-    ]
-    usage: Annotated[Usage | None, Field(description="With `stream_options.include_usage` alone.")] = None
-
-
-# --- models
-
-
-class Model(BaseModel):
-    """A model that answers here."""
-
-    id: str
-    object: Literal["model"]
-    created: Annotated[int, Field(description="When its file was made, in seconds since 1970.")]
-    owned_by: str
-    max_model_len: Annotated[
-        int, Field(description="The most tokens of prompt and answer together, or of a text.")
-    ]
-
-
-class ModelList(BaseModel):
-    """The models that answer here."""
-
-    object: Literal["list"]
-    data: list[Model]
-
-
-# --- errors
-
-
-class OpenAIError(BaseModel):
-    """Why there is no answer."""
-
-    message: str
-    type: str
-    param: Annotated[str | None, Field(description="The field at fault.")]
-    code: str | None
-
-
-class OpenAIErrorResponse(BaseModel):
-    """An error in OpenAI's shape."""
-
-    error: OpenAIError
+    choices: Annotated[list[CompletionChoiceDelta], Field(description="Empty in the chunk with the usage.")]
+    usage: NotRequired[Annotated[Usage | None, Field(description="With `stream_options.include_usage`.")]]

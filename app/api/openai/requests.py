@@ -1,7 +1,7 @@
-"""What requests of the OpenAI dialect may say.
+"""Request bodies of the OpenAI dialect.
 
-Fields of OpenAI's API that cannot change the answer are accepted; what would change it and is not
-supported is refused by name.
+Fields of OpenAI's API without influence on the answer are accepted. Unsupported fields that would change the
+answer are rejected by name.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.api.http.fields import SamplingFields
+from app.api.http.fields import MOST_CHOICES, SamplingFields
 from app.api.http.sources import KnowledgeField
 
-MOST_CHOICES = 128
 _MOST_TOP_LOGPROBS = 20
 
 
@@ -23,21 +22,21 @@ class _Part(BaseModel):
 
 
 class TextPart(_Part):
-    """A piece of a message."""
+    """A text part of a message."""
 
     type: Literal["text"]
     text: str
 
 
 class FunctionCall(_Part):
-    """Which function, and with what."""
+    """A function and its arguments."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     arguments: Annotated[str, Field(description="A JSON object as text.")]
 
 
 class MessageToolCall(_Part):
-    """A call that the assistant made."""
+    """A tool call of the assistant."""
 
     id: Annotated[str, Field(min_length=1, max_length=256)]
     type: Literal["function"] = "function"
@@ -45,9 +44,9 @@ class MessageToolCall(_Part):
 
 
 class ChatMessage(BaseModel):
-    """One turn."""
+    """A message of a conversation."""
 
-    # What clients send back with an assistant's message, such as annotations, is of no use and no harm.
+    # Clients send back all fields of an assistant's message, such as annotations.
     model_config = ConfigDict(extra="ignore", strict=True)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -84,27 +83,27 @@ class FunctionDefinition(_Part):
 
 
 class ToolDefinition(_Part):
-    """A tool; only functions are supported."""
+    """A tool. Only functions are supported."""
 
     type: Literal["function"]
     function: FunctionDefinition
 
 
 class FunctionName(_Part):
-    """Which function."""
+    """Name of a function."""
 
     name: str
 
 
 class NamedToolChoice(_Part):
-    """The one tool that is to be called."""
+    """The one tool that the model must call."""
 
     type: Literal["function"] = "function"
     function: FunctionName
 
 
 class JSONSchemaFormat(BaseModel):
-    """A schema and its name."""
+    """A JSON schema and its name."""
 
     model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
 
@@ -115,7 +114,7 @@ class JSONSchemaFormat(BaseModel):
 
 
 class ResponseFormat(_Part):
-    """What the answer has to be; the types ``json`` and ``regex``, and ``value``, are TGI's."""
+    """Format of the answer. The types ``json`` and ``regex`` and the field ``value`` are TGI's."""
 
     type: Literal["text", "json_object", "json_schema", "json", "regex"]
     json_schema: JSONSchemaFormat | None = None
@@ -127,14 +126,14 @@ class ResponseFormat(_Part):
     @model_validator(mode="after")
     def _has_schema(self) -> ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError('json_schema goes with type "json_schema", and only with it')
+            raise ValueError('json_schema requires type "json_schema", and the reverse')
         kinds, in_words = _VALUES[self.type]
         if not isinstance(self.value, kinds):
             raise ValueError(f"value should be {in_words} with type {self.type!r}")
         return self
 
 
-# What goes with each type.
+# Types of ``value`` by type of format, and their description for error messages.
 _VALUES: dict[str, tuple[tuple[type, ...], str]] = {
     "text": ((NoneType,), "left out"),
     "json_object": ((dict, NoneType), "a schema, or left out,"),
@@ -145,27 +144,34 @@ _VALUES: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 class StreamOptions(_Part):
-    """What a stream holds beyond the answer."""
+    """Further content of a stream."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
 class OpenAIRequest(SamplingFields):
-    """What chat and completions have in common."""
+    """Fields of chat and completions."""
 
-    # Would change the answer, if it could be done: by name, the values that ask for nothing.
-    refused: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    # Unsupported fields, with the values that are harmless.
+    rejected: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
-    model: Annotated[str | None, Field(description="Any name: the model that is there answers.")] = None
-    n: Annotated[int | None, Field(ge=1, le=MOST_CHOICES, description="How many answers are given.")] = None
+    model: Annotated[str | None, Field(description="Any name. The model of the server answers.")] = None
+    n: Annotated[int | None, Field(ge=1, le=MOST_CHOICES, description="Number of answers.")] = None
     best_of: Annotated[
-        int | None, Field(ge=1, le=MOST_CHOICES, description="Of so many answers the n likeliest are given.")
+        int | None,
+        Field(
+            ge=1,
+            le=MOST_CHOICES,
+            description="Number of answers to generate; the `n` most likely are returned.",
+        ),
     ] = None
-    stream: Annotated[bool | None, Field(description="Answer piece by piece, as events.")] = None
+    stream: Annotated[bool | None, Field(description="Stream the answer as server-sent events.")] = None
     stream_options: StreamOptions | None = None
-    echo: Annotated[bool | None, Field(description="Begin the answer with what it goes on from.")] = None
-    # Accepted, and of no influence.
+    echo: Annotated[
+        bool | None, Field(description="Begin the answer with the prompt or the continued message.")
+    ] = None
+    # Accepted and ignored.
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
@@ -176,18 +182,18 @@ class OpenAIRequest(SamplingFields):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse(cls, fields: Any) -> Any:
+    def _reject(cls, fields: Any) -> Any:
         if not isinstance(fields, dict):
             return fields
-        for name, harmless in cls.refused.items():
+        for name, harmless in cls.rejected.items():
             if fields.get(name) is not None and fields[name] not in harmless:
                 raise ValueError(f"{name}: is not supported")
-        return {name: value for name, value in fields.items() if name not in cls.refused}
+        return {name: value for name, value in fields.items() if name not in cls.rejected}
 
     @model_validator(mode="after")
     def _streams(self) -> OpenAIRequest:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options: goes with stream only")
+            raise ValueError("stream_options: requires stream")
         if self.best_of is not None:
             if self.stream and self.best_of > self.n_choices:
                 raise ValueError("best_of: a stream cannot choose the best of several answers")
@@ -197,24 +203,24 @@ class OpenAIRequest(SamplingFields):
 
     @property
     def n_choices(self) -> int:
-        """How many answers are wanted."""
+        """Number of answers to return."""
         return self.n or 1
 
     @property
     def n_generated(self) -> int:
-        """How many are made for that."""
+        """Number of answers to generate."""
         return self.best_of or self.n_choices
 
     @property
     def includes_usage(self) -> bool:
-        """Whether a stream ends with a chunk of figures."""
+        """Whether a stream ends with a chunk of usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
 class ChatRequest(OpenAIRequest):
     """The body of ``POST /v1/chat/completions``."""
 
-    refused: ClassVar[dict[str, tuple[Any, ...]]] = {
+    rejected: ClassVar[dict[str, tuple[Any, ...]]] = {
         "audio": (),
         "function_call": ("none",),
         "functions": ([],),
@@ -226,7 +232,7 @@ class ChatRequest(OpenAIRequest):
     }
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
-    context: Annotated[str | None, Field(description="The context in place of the default one.")] = None
+    context: Annotated[str | None, Field(description="Context to use. Default: CONTEXT_TYPE.")] = None
     knowledge: KnowledgeField = None
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
@@ -236,12 +242,12 @@ class ChatRequest(OpenAIRequest):
     tools: Annotated[list[ToolDefinition] | None, Field(max_length=128)] = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    prediction: dict[str, Any] | None = None  # a hint for speed; of no influence
+    prediction: dict[str, Any] | None = None  # ignored: a hint for speed
 
     @model_validator(mode="after")
     def _fits(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs: goes with logprobs only")
+            raise ValueError("top_logprobs: requires logprobs")
         if isinstance(self.tool_choice, NamedToolChoice):
             names = [tool.function.name for tool in self.tools or ()]
             if self.tool_choice.function.name not in names:
@@ -250,14 +256,14 @@ class ChatRequest(OpenAIRequest):
                     f"not {self.tool_choice.function.name!r}"
                 )
         elif self.tool_choice == "required" and not self.tools:
-            raise ValueError("tool_choice: required goes with tools only")
+            raise ValueError("tool_choice: required needs tools")
         names = [tool.function.name for tool in self.tools or ()]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"tools: there are two of the name {twice!r}")
+            raise ValueError(f"tools: the name {twice!r} occurs twice")
         return self
 
     def overrides(self) -> dict[str, Any]:
-        """The SamplingParams fields that the request sets."""
+        """The fields of SamplingParams that the request sets."""
         fields = self.sampling()
         longest = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         if longest is not None:
@@ -265,7 +271,7 @@ class ChatRequest(OpenAIRequest):
         if self.logprobs:
             fields["logprobs"] = self.top_logprobs or 0
         elif self.n_generated > self.n_choices:
-            fields["logprobs"] = 0  # by them the best are chosen
+            fields["logprobs"] = 0  # to choose the best
         return fields
 
 
@@ -285,14 +291,14 @@ class CompletionRequest(OpenAIRequest):
         if isinstance(self.prompt, list) and not 1 <= len(self.prompts) <= MOST_CHOICES:
             raise ValueError(f"prompt: should have 1 to {MOST_CHOICES} entries, not {len(self.prompts)}")
         if self.suffix is not None and self.echo:
-            raise ValueError("echo: does not go with suffix")
+            raise ValueError("echo: cannot be combined with suffix")
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens: 0 goes with echo only")
+            raise ValueError("max_tokens: 0 requires echo")
         return self
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
-        """The prompts, one by one."""
+        """The prompts as a list."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and isinstance(self.prompt[0], int):
@@ -300,7 +306,7 @@ class CompletionRequest(OpenAIRequest):
         return cast("list[str] | list[list[int]]", self.prompt)
 
     def overrides(self) -> dict[str, Any]:
-        """The SamplingParams fields that the request sets."""
+        """The fields of SamplingParams that the request sets."""
         fields = self.sampling()
         if self.max_tokens is not None:
             fields["max_tokens"] = self.max_tokens
@@ -309,5 +315,5 @@ class CompletionRequest(OpenAIRequest):
             if self.echo:
                 fields["prompt_logprobs"] = self.logprobs
         elif self.n_generated > self.n_choices:
-            fields["logprobs"] = 0  # by them the best are chosen
+            fields["logprobs"] = 0  # to choose the best
         return fields

@@ -1,4 +1,4 @@
-"""Routes for operators and for the page: health, readiness, metrics, what contexts there are."""
+"""Routes for operators: health, readiness, metrics, contexts."""
 
 from __future__ import annotations
 
@@ -6,48 +6,56 @@ from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from app.api.operator.replies import Contexts, Failed, Health, Loading, Ready
 from app.service import Service
+
+_RETRY_AFTER = {"Retry-After": "2"}
 
 
 async def health(request: Request) -> Response:
-    """200 unless the engine failed."""
-    failure = request.app.state.service.failure
-    return JSONResponse({"status": "ok"}) if failure is None else _failed(failure)
+    """Respond 200 unless the engine failed."""
+    service: Service = request.app.state.service
+    if service.failure is not None:
+        return _failed(service.failure)
+    body: Health = {"status": "ok"}
+    return JSONResponse(body)
 
 
 async def ready(request: Request) -> Response:
-    """200 once the model is loaded; 503 before, and after a failure of the engine."""
+    """Respond 200 once the model is loaded; 503 before, and after a failure of the engine."""
     service: Service = request.app.state.service
     if service.is_ready:
-        return JSONResponse({"status": "ready"})
+        body: Ready = {"status": "ready"}
+        return JSONResponse(body)
     if service.failure is not None:
         return _failed(service.failure)
-    return JSONResponse({"status": "loading"}, 503, headers={"Retry-After": "2"})
+    loading: Loading = {"status": "loading"}
+    return JSONResponse(loading, 503, headers=_RETRY_AFTER)
 
 
 def _failed(reason: str) -> Response:
-    return JSONResponse({"status": "failed", "reason": reason}, 503, headers={"Retry-After": "2"})
+    body: Failed = {"status": "failed", "reason": reason}
+    return JSONResponse(body, 503, headers=_RETRY_AFTER)
 
 
 async def metrics(request: Request) -> Response:
-    """Answer what Prometheus scrapes."""
+    """Respond with the metrics, in the format of the Accept header."""
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     registry = request.app.state.service.metrics.registry
     return Response(encode(registry), headers={"Content-Type": content_type})
 
 
 async def contexts(request: Request) -> Response:
-    """Answer the contexts by name, the default one, the model, and whether there is a knowledge base."""
+    """List the contexts."""
     service: Service = request.app.state.service
     has_knowledge = service.settings.knowledge == "on"
-    drawing = [name for name, context in service.contexts.items() if context.knowledge]
-    return JSONResponse(
-        {
-            "default": service.settings.context_type,
-            "contexts": list(service.contexts),
-            "model": service.model_name,
-            "knowledge": has_knowledge,
-            "with_documents": drawing if has_knowledge else [],
-            "refused": dict(service.refused_contexts),
-        }
-    )
+    with_documents = [name for name, context in service.contexts.items() if context.knowledge]
+    body: Contexts = {
+        "default": service.settings.context_type,
+        "contexts": list(service.contexts),
+        "model": service.model_name,
+        "knowledge": has_knowledge,
+        "with_documents": with_documents if has_knowledge else [],
+        "refused": dict(service.refused_contexts),
+    }
+    return JSONResponse(body)

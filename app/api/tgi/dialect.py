@@ -1,50 +1,35 @@
-"""The routes of the TGI dialect, described."""
+"""The routes of Hugging Face's Text Generation Inference (TGI) and Text Embeddings Inference."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from app.api.openai.dialect import CHAT_EXAMPLES, COMPLETION_EXAMPLES
-from app.api.openai.replies import (
-    ChatCompletion,
-    ChatCompletionChunk,
-    Completion,
-    CompletionChunk,
-    OpenAIErrorResponse,
-)
-from app.api.openai.requests import ChatRequest, CompletionRequest
-from app.api.openapi import EVENTS, JSON, Answer, Operation, Operations, causes
-from app.api.tgi.requests import (
-    ChatTokenizeResponse,
-    CompatGenerateRequest,
-    EmbedRequest,
-    ErrorResponse,
-    GenerateRequest,
-    GenerateResponse,
-    Info,
-    SimpleToken,
-    StreamResponse,
-    TokenizeRequest,
-)
-
-TAG = "Text Generation Inference"
+from app.api.dialect import EVENTS, JSON, Dialect, Operation, Reply, causes
+from app.api.openai.dialect import CHAT_EXAMPLES
+from app.api.openai.requests import ChatRequest
+from app.api.tgi.embed import EmbedRequest, embed, embed_or_generate
+from app.api.tgi.errors import ERRORS, ErrorResponse
+from app.api.tgi.generate import generate, generate_stream
+from app.api.tgi.info import Info, info
+from app.api.tgi.replies import GenerateResponse, StreamResponse
+from app.api.tgi.requests import CompatGenerateRequest, GenerateRequest
+from app.api.tgi.tokens import ChatTokenizeResponse, SimpleToken, TokenizeRequest, chat_tokenize, tokenize
 
 _READING = causes(400, 413, 415, 422, 500, 503)
-_GENERATING = _READING | causes(424, 429)
+GENERATING = _READING | causes(424, 429)
 
-_NO_TEMPLATE = "No context and no chat template: the model goes on with the text. Unknown fields are ignored."
+_NO_TEMPLATE = "The model continues the text, without context and chat template. Unknown fields are ignored."
 _LAST_EVENT = (
-    " The last event has the whole text, and `details` where they were asked for; of an answer that cannot "
-    "be completed it is an error."
+    " The last event has the whole text, and `details` if requested. If generation fails, it is an error."
 )
 
-_PLAIN = {"inputs": "The capital of France is", "parameters": {"max_new_tokens": 10}}
-_DETAILED = {
+TEXT_EXAMPLE: dict[str, Any] = {
     "inputs": "The capital of France is",
-    "parameters": {"max_new_tokens": 5, "details": True, "decoder_input_details": True, "top_n_tokens": 2},
+    "parameters": {"max_new_tokens": 10},
 }
-_DRAWN = {
+STREAM_EXAMPLE: dict[str, Any] = {**TEXT_EXAMPLE, "stream": True}
+_SAMPLED: dict[str, Any] = {
     "inputs": "Once upon a time",
     "parameters": {
         "max_new_tokens": 20,
@@ -56,52 +41,92 @@ _DRAWN = {
         "stop": ["\n"],
     },
 }
-_BEST = {
-    "inputs": "My name is",
-    "parameters": {"max_new_tokens": 8, "best_of": 2, "do_sample": True, "details": True},
+_TEXT_EXAMPLES: dict[str, Any] = {
+    "A text": TEXT_EXAMPLE,
+    "With all details": {
+        "inputs": "The capital of France is",
+        "parameters": {
+            "max_new_tokens": 5,
+            "details": True,
+            "decoder_input_details": True,
+            "top_n_tokens": 2,
+        },
+    },
+    "Sampled": _SAMPLED,
+    "The better of two": {
+        "inputs": "My name is",
+        "parameters": {"max_new_tokens": 8, "best_of": 2, "do_sample": True, "details": True},
+    },
+    "By a regular expression": {
+        "inputs": "The year of the moon landing:",
+        "parameters": {"max_new_tokens": 8, "grammar": {"type": "regex", "value": "19[0-9]{2}"}},
+    },
 }
-_MATCHING = {
-    "inputs": "The year of the moon landing:",
-    "parameters": {"max_new_tokens": 8, "grammar": {"type": "regex", "value": "19[0-9]{2}"}},
-}
-
-_WHOLE_EXAMPLES: dict[str, Any] = {
-    "A text": _PLAIN,
-    "With all that is known of its tokens": _DETAILED,
-    "Drawn": _DRAWN,
-    "The better of two": _BEST,
-    "What a regular expression matches": _MATCHING,
-}
-_STREAM_EXAMPLES: dict[str, Any] = {
-    "A text": _PLAIN,
-    "With details": {"inputs": "The sea is", "parameters": {"max_new_tokens": 8, "details": True}},
-    "Drawn": _DRAWN,
-}
-_COMPAT_EXAMPLES: dict[str, Any] = {**_WHOLE_EXAMPLES, "Streamed": {**_PLAIN, "stream": True}}
-
 _EMBED_EXAMPLES: dict[str, Any] = {
     "A text": {"inputs": "The bridge opens at six.", "normalize": True},
-    "Several, cut where they are too long": {
+    "Several texts, truncated": {
         "inputs": ["When does the bridge open?", "The bridge opens at six."],
         "truncate": True,
         "truncation_direction": "right",
     },
 }
-_EMBEDDING = _READING | causes(429, 501)
+
+_GENERATE = Operation(
+    method="POST",
+    path="/generate",
+    endpoint=generate,
+    summary="Continue a text",
+    description=_NO_TEMPLATE,
+    body=GenerateRequest,
+    examples=_TEXT_EXAMPLES,
+    replies={200: Reply("The text.", {JSON: GenerateResponse})},
+    errors=GENERATING,
+)
+
+_GENERATE_STREAM = Operation(
+    method="POST",
+    path="/generate_stream",
+    endpoint=generate_stream,
+    summary="Continue a text, streamed by token",
+    description=_NO_TEMPLATE + _LAST_EVENT,
+    body=GenerateRequest,
+    examples={
+        "A text": TEXT_EXAMPLE,
+        "With details": {"inputs": "The sea is", "parameters": {"max_new_tokens": 8, "details": True}},
+        "Sampled": _SAMPLED,
+    },
+    replies={200: Reply("An event for each token.", {EVENTS: StreamResponse | ErrorResponse})},
+    errors=GENERATING,
+)
+
+_EMBED = Operation(
+    method="POST",
+    path="/embed",
+    endpoint=embed,
+    summary="Embed texts",
+    description=(
+        "As in Text Embeddings Inference. Requires an embedding model: KNOWLEDGE=on or EMBEDDING_MODEL."
+    ),
+    body=EmbedRequest,
+    examples=_EMBED_EXAMPLES,
+    replies={200: Reply("A vector for each text.", {JSON: list[list[float]]})},
+    errors=_READING | causes(429, 501),
+)
 
 _COMPAT = Operation(
-    tag=TAG,
-    summary="Go on with a text, whole or streamed; or make vectors of texts",
+    method="POST",
+    path="/",
+    endpoint=embed_or_generate,
+    summary="Continue a text, whole or streamed; or embed texts",
     description=(
-        "As `/generate_stream` with `stream`, else as `/generate`, with the answer in a list. "
-        f"{_NO_TEMPLATE}\n\nA body with a list of `inputs`, or with one of the other fields of `/embed`, is "
-        "answered as there; and so is one with `inputs` alone that huggingface_hub sends, for its "
-        "`feature_extraction`."
+        "As `/generate_stream` with `stream`; else as `/generate`, with the answer in a list. "
+        f"{_NO_TEMPLATE}\n\nA body with a list of `inputs`, or with another field of `/embed`, is answered "
+        "as by `/embed`. So is a body with `inputs` only from huggingface_hub, for its `feature_extraction`."
     ),
     body=CompatGenerateRequest | EmbedRequest,
-    examples={**_COMPAT_EXAMPLES, "Vectors": _EMBED_EXAMPLES["A text"]},
-    answers={
-        200: Answer(
+    examples={**_TEXT_EXAMPLES, "Streamed": STREAM_EXAMPLE, "Vectors": _EMBED_EXAMPLES["A text"]},
+    replies={
+        200: Reply(
             "The text, or the vectors.",
             {
                 JSON: list[GenerateResponse] | list[list[float]],
@@ -109,103 +134,57 @@ _COMPAT = Operation(
             },
         ),
     },
-    error=ErrorResponse,
-    errors=_GENERATING | causes(501),
+    errors=GENERATING | causes(501),
 )
-_NAMED = replace(_COMPAT, parameters={"name": "Any name: the model that is there answers."})
 
-OPERATIONS: Operations = {
-    ("POST", "/generate"): Operation(
-        tag=TAG,
-        summary="Go on with a text",
-        description=_NO_TEMPLATE,
-        body=GenerateRequest,
-        examples=_WHOLE_EXAMPLES,
-        answers={200: Answer("The text.", {JSON: GenerateResponse})},
-        error=ErrorResponse,
-        errors=_GENERATING,
+_NAMED = {"name": "Any name. The model of the server answers."}
+
+_TOKENIZE = Operation(
+    method="POST",
+    path="/tokenize",
+    endpoint=tokenize,
+    summary="List the tokens of a text",
+    body=TokenizeRequest,
+    examples={"A text": {"inputs": "Where is located Paris ?"}},
+    replies={200: Reply("The tokens.", {JSON: list[SimpleToken]})},
+    errors=_READING,
+)
+
+_CHAT_TOKENIZE = Operation(
+    method="POST",
+    path="/chat_tokenize",
+    endpoint=chat_tokenize,
+    summary="List the tokens of a conversation",
+    description="The prompt of the conversation: with its context, written by the chat template.",
+    body=ChatRequest,
+    examples={"A question": CHAT_EXAMPLES["A question"]},
+    replies={200: Reply("The tokens and the text.", {JSON: ChatTokenizeResponse})},
+    errors=_READING | causes(404),
+)
+
+_INFO = Operation(
+    method="GET",
+    path="/info",
+    endpoint=info,
+    summary="Describe the model and the limits of requests",
+    replies={200: Reply("The model and the limits.", {JSON: Info})},
+    errors=causes(500, 503),
+)
+
+DIALECT = Dialect(
+    name="Text Generation Inference",
+    description="The routes of Hugging Face's servers.",
+    error=ERRORS,
+    operations=(
+        _GENERATE,
+        _GENERATE_STREAM,
+        _EMBED,
+        _COMPAT,
+        # The longer path first: a path parameter matches slashes too.
+        replace(_COMPAT, path="/model/{name:path}/", parameters=_NAMED),
+        replace(_COMPAT, path="/model/{name:path}", parameters=_NAMED),
+        _TOKENIZE,
+        _CHAT_TOKENIZE,
+        _INFO,
     ),
-    ("POST", "/generate_stream"): Operation(
-        tag=TAG,
-        summary="Go on with a text, token by token",
-        description=_NO_TEMPLATE + _LAST_EVENT,
-        body=GenerateRequest,
-        examples=_STREAM_EXAMPLES,
-        answers={200: Answer("An event for every token.", {EVENTS: StreamResponse | ErrorResponse})},
-        error=ErrorResponse,
-        errors=_GENERATING,
-    ),
-    ("POST", "/embed"): Operation(
-        tag=TAG,
-        summary="Make vectors of texts",
-        description=(
-            "As Text Embeddings Inference does. The server needs an embedding model for that: KNOWLEDGE=on "
-            "or EMBEDDING_MODEL."
-        ),
-        body=EmbedRequest,
-        examples=_EMBED_EXAMPLES,
-        answers={200: Answer("A vector for each text.", {JSON: list[list[float]]})},
-        error=ErrorResponse,
-        errors=_EMBEDDING,
-    ),
-    ("POST", "/"): _COMPAT,
-    ("POST", "/model/{name}"): _NAMED,
-    ("POST", "/model/{name}/"): _NAMED,
-    ("POST", "/invocations"): Operation(
-        tag=TAG,
-        summary="Answer in the dialect of the body",
-        description=(
-            "SageMaker's one route: a body with `messages` is answered as by `/v1/chat/completions`, one "
-            "with `prompt` as by `/v1/completions`, any other as by `POST /`. Errors before the first byte "
-            "have TGI's shape."
-        ),
-        body=ChatRequest | CompletionRequest | CompatGenerateRequest | EmbedRequest,
-        examples={
-            "A question": CHAT_EXAMPLES["A question"],
-            "OpenAI's completion": COMPLETION_EXAMPLES["A text"],
-            "TGI's request": _PLAIN,
-            "TGI's request, streamed": _COMPAT_EXAMPLES["Streamed"],
-        },
-        answers={
-            200: Answer(
-                "The answer.",
-                {
-                    JSON: ChatCompletion | Completion | list[GenerateResponse] | list[list[float]],
-                    EVENTS: ChatCompletionChunk
-                    | CompletionChunk
-                    | OpenAIErrorResponse
-                    | StreamResponse
-                    | ErrorResponse,
-                },
-            )
-        },
-        error=ErrorResponse,
-        errors=_GENERATING | causes(404, 501),
-    ),
-    ("POST", "/tokenize"): Operation(
-        tag=TAG,
-        summary="List the tokens of a text",
-        body=TokenizeRequest,
-        examples={"A text": {"inputs": "Where is located Paris ?"}},
-        answers={200: Answer("Its tokens.", {JSON: list[SimpleToken]})},
-        error=ErrorResponse,
-        errors=_READING,
-    ),
-    ("POST", "/chat_tokenize"): Operation(
-        tag=TAG,
-        summary="List the tokens of a conversation",
-        description="As the model would read it, with the context and in the words of the chat template.",
-        body=ChatRequest,
-        examples={"A question": CHAT_EXAMPLES["A question"]},
-        answers={200: Answer("Its tokens and its text.", {JSON: ChatTokenizeResponse})},
-        error=ErrorResponse,
-        errors=_READING | causes(404),
-    ),
-    ("GET", "/info"): Operation(
-        tag=TAG,
-        summary="Describe the model and the limits of a request",
-        answers={200: Answer("What answers here.", {JSON: Info})},
-        error=ErrorResponse,
-        errors=causes(500, 503),
-    ),
-}
+)

@@ -1,36 +1,76 @@
-"""``POST /embed``, as Text Embeddings Inference has it, and requests at ``/`` that ask for the same."""
+"""``POST /embed`` as in Text Embeddings Inference, and requests to ``/`` for the same."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.dialect import JSON
 from app.api.http.body import read_ahead, read_json
 from app.api.http.vectors import MOST_INPUTS, vectors
 from app.api.tgi.generate import compat_generate
-from app.api.tgi.requests import EmbedRequest
-from app.api.tgi.validation import refusal
-from app.config.settings import Settings
-from app.service import Embeddings
+from app.api.tgi.requests import TgiFields
+from app.api.tgi.validation import rejection
+from app.service import Embeddings, Service
 
-_OF_GENERATING = {"parameters", "stream"}
+_OF_GENERATION = {"parameters", "stream"}
 _OF_EMBEDDING = {"normalize", "truncate", "truncation_direction", "prompt_name", "dimensions"}
 
 
+class EmbedRequest(TgiFields):
+    """The body of ``POST /embed``, as in Text Embeddings Inference."""
+
+    inputs: Annotated[
+        str | Annotated[list[str], Field(json_schema_extra={"minItems": 1, "maxItems": MOST_INPUTS})],
+        Field(description="A text, or a list of texts."),
+    ]
+    normalize: Annotated[bool | None, Field(description="Scale vectors to length 1 (default).")] = None
+    truncate: Annotated[
+        bool | None,
+        Field(description="Truncate texts longer than the maximum input of the model. Default: reject them."),
+    ] = None
+    truncation_direction: Annotated[
+        Literal["left", "right", "Left", "Right"] | None,
+        Field(description="Side to truncate. Default: right."),
+    ] = None
+    prompt_name: Annotated[
+        Literal["query", "passage", "document"] | None,
+        Field(
+            description="Prefix of each text: EMBEDDING_QUERY_PREFIX or EMBEDDING_PASSAGE_PREFIX. "
+            "Default: none."
+        ),
+    ] = None
+    dimensions: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Dimensions of each vector. Fewer than the model's require a model trained for that.",
+        ),
+    ] = None
+    encoding_format: Annotated[Literal["float"] | None, Field(description="Ignored.")] = None
+
+    @property
+    def direction(self) -> Literal["left", "right"] | None:
+        """Side to truncate; None to reject too long texts."""
+        if not self.truncate:
+            return None
+        return "left" if self.truncation_direction in ("left", "Left") else "right"
+
+
 async def embed(request: Request) -> Response:
-    """Answer the vectors of one or several texts, in a list."""
     body = await read_json(request, EmbedRequest)
-    prefix = _prefix(body.prompt_name, request.app.state.settings)
+    prefix = _prefix(body.prompt_name, request.app.state.service)
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     if not texts or "" in texts:
-        raise refusal("`inputs` cannot be empty")
+        raise rejection("`inputs` cannot be empty")
     if len(texts) > MOST_INPUTS:
-        raise refusal(f"batch size {len(texts)} > maximum allowed batch size {MOST_INPUTS}")
+        raise rejection(f"batch size {len(texts)} > maximum allowed batch size {MOST_INPUTS}")
     made = await vectors(
         request,
         [prefix + text for text in texts],
@@ -39,11 +79,11 @@ async def embed(request: Request) -> Response:
         truncate=body.direction,
         normalize=body.normalize is not False,
     )
-    return Response(await asyncio.to_thread(_written, made), media_type="application/json")
+    return Response(await asyncio.to_thread(_encoded, made), media_type=JSON)
 
 
 async def embed_or_generate(request: Request) -> Response:
-    """Answer what huggingface_hub's client sends to the server's own address: the body tells which."""
+    """Respond to requests at the address that huggingface_hub uses for both tasks, by the body."""
     fields, again = await read_ahead(request)
     if asks_for_vectors(fields, request.headers):
         return await embed(again)
@@ -51,24 +91,25 @@ async def embed_or_generate(request: Request) -> Response:
 
 
 def asks_for_vectors(fields: Any, headers: Mapping[str, str]) -> bool:
-    """Whether a body with ``inputs`` is to be embedded, not gone on with.
+    """Whether a body with ``inputs`` asks for vectors.
 
-    A text alone may be either: it is gone on with, as TGI does, unless it comes from huggingface_hub, whose
-    client says more of a text that is to be gone on with.
+    A single text is continued, as in TGI. From huggingface_hub it is embedded: that client sends
+    ``parameters`` for a text to continue.
     """
-    if not isinstance(fields, dict) or "inputs" not in fields or fields.keys() & _OF_GENERATING:
+    if not isinstance(fields, dict) or "inputs" not in fields or fields.keys() & _OF_GENERATION:
         return False
     if isinstance(fields["inputs"], list) or fields.keys() & _OF_EMBEDDING:
         return True
     return "hf_hub/" in headers.get("user-agent", "")
 
 
-def _prefix(prompt_name: str | None, settings: Settings) -> str:
-    """What is put before the texts of a kind (sentence-transformers calls that a prompt)."""
+def _prefix(prompt_name: str | None, service: Service) -> str:
+    """The prefix of texts of this kind, which sentence-transformers calls a prompt."""
+    settings = service.settings
     if prompt_name is None:
         return ""
     return settings.embedding_query_prefix if prompt_name == "query" else settings.embedding_passage_prefix
 
 
-def _written(made: Embeddings) -> bytes:
-    return b"[" + b",".join(to_json(vector.tolist()) for vector in made.vectors) + b"]"
+def _encoded(made: Embeddings) -> bytes:
+    return to_json(vector.tolist() for vector in made.vectors)

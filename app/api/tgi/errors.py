@@ -1,21 +1,12 @@
-"""Problems in TGI's shape: ``{"error", "error_type"}``, with its statuses and words."""
+"""Errors of the TGI dialect, with TGI's statuses and messages."""
 
 from __future__ import annotations
 
-from app.api.http.problems import Problem
+from typing_extensions import TypedDict
 
-_PATHS = (
-    "/generate",
-    "/generate_stream",
-    "/tokenize",
-    "/chat_tokenize",
-    "/embed",
-    "/info",
-    "/invocations",
-    "/model/",
-)
+from app.api.dialect import ErrorFormat, Problem
 
-# Kind → status, error_type, and what TGI's message begins with, where they are others than /token_stream's.
+# Status, error_type and beginning of the message by kind, where they differ from those of the Problem.
 _NAMES = {
     "validation": (422, "validation", "Input validation error: "),
     "too_long": (422, "validation", "Input validation error: "),
@@ -24,19 +15,23 @@ _NAMES = {
 }
 
 
-def is_tgi(path: str, method: str) -> bool:
-    """Whether clients of this route expect TGI's shapes."""
-    return path.startswith(_PATHS) or (path == "/" and method == "POST")
+class ErrorResponse(TypedDict):
+    """Why a request is rejected or failed."""
+
+    error: str
+    error_type: str
 
 
 def tgi_status(problem: Problem) -> int:
-    """TGI's status."""
     return _NAMES[problem.kind][0] if problem.kind in _NAMES else problem.status
 
 
-def tgi_body(problem: Problem) -> dict[str, str]:
+def tgi_body(problem: Problem) -> ErrorResponse:
     """The body of an error, or the data of an error event."""
     if problem.kind == "overloaded":
         return {"error": "Model is overloaded", "error_type": "overloaded"}
     _, kind, begin = _NAMES.get(problem.kind, (problem.status, problem.kind, ""))
     return {"error": begin + problem.message, "error_type": kind}
+
+
+ERRORS = ErrorFormat(ErrorResponse, tgi_body, tgi_status)

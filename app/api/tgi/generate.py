@@ -1,40 +1,57 @@
-"""``POST /generate``, ``/generate_stream`` and ``/``: a text that the model goes on with."""
+"""``POST /generate``, ``/generate_stream`` and ``/``: continue a text."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import cast
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.http.answering import StreamedAnswer, WholeAnswer
+from app.api.http.answering import WholeAnswer
 from app.api.http.body import read_json
+from app.api.http.events import event, event_stream
 from app.api.tgi.errors import tgi_body
+from app.api.tgi.replies import (
+    BestOfSequence,
+    Details,
+    Generated,
+    GenerateResponse,
+    PrefillToken,
+    StreamDetails,
+    StreamResponse,
+    Token,
+)
 from app.api.tgi.requests import CompatGenerateRequest, GenerateRequest
 from app.api.tgi.validation import too_long, validated
-from app.engine.answer import Output
-from app.engine.llama import Vocab
-from app.engine.sequence import FinishReason
-from app.service import Generation, Service, TooLong, together
+from app.service import (
+    Collected,
+    FinishReason,
+    Generation,
+    Output,
+    Service,
+    TooLong,
+    Vocab,
+    best,
+    collect,
+)
+
+_PREFIX = "data:"  # TGI writes no space behind it
 
 
 async def generate(request: Request) -> Response:
-    """Answer when the text is whole."""
     return await _whole(request, await read_json(request, GenerateRequest), in_list=False)
 
 
 async def generate_stream(request: Request) -> Response:
-    """Answer token by token."""
     return await _streamed(request, await read_json(request, GenerateRequest))
 
 
 async def compat_generate(request: Request) -> Response:
-    """Answer in either way, by the body's ``stream``; a whole answer is in a list.
+    """Respond with a stream or a list, by the field ``stream``.
 
-    On this route TGI puts the prompt before the answer unless it is told otherwise.
+    As in TGI, the default of ``return_full_text`` is true on this route.
     """
     body = await read_json(request, CompatGenerateRequest)
     if body.parameters.return_full_text is None:
@@ -44,68 +61,51 @@ async def compat_generate(request: Request) -> Response:
     return await _whole(request, body, in_list=True)
 
 
-@dataclass(slots=True)
-class _Answer:
-    """What is known of one answer."""
+@dataclass(frozen=True, slots=True)
+class TgiAnswer:
+    """Encodes one answer."""
 
     vocab: Vocab
     body: GenerateRequest
     seed: int | None
     generation: Generation
-    text: str = ""
-    tokens: list[dict[str, Any]] = field(default_factory=list)
-    top_tokens: list[list[dict[str, Any]]] = field(default_factory=list)
-    sum_of_logprobs: float = 0.0
 
-    def take(self, output: Output) -> dict[str, Any]:
-        """Take a token in; returns what a stream says of it."""
+    def token(self, output: Output) -> Token:
+        """A generated token. Its text is empty until its last character is complete."""
         assert output.logprobs is not None
-        self.text += output.text
-        self.sum_of_logprobs += output.logprobs.chosen
         token = self._token(output.token, output.logprobs.chosen)
         if not token["special"]:
-            token["text"] = output.text  # a character's last token has its text
-        self.tokens.append(token)
-        said: dict[str, Any] = {"index": len(self.tokens), "token": token}
-        if self.body.parameters.top_n_tokens:
-            top = [self._token(other, logprob) for other, logprob in output.logprobs.top]
-            self.top_tokens.append(top)
-            said["top_tokens"] = top
-        return said
+            token["text"] = output.text
+        return token
 
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+    def _token(self, token: int, logprob: float) -> Token:
         piece = self.vocab.piece(token)
         text = piece.decode("utf-8", "replace") if piece else self.vocab.text(token)
         return {"id": token, "text": text, "logprob": logprob, "special": not piece}
 
-    @property
-    def whole_text(self) -> str:
-        """The text, with the prompt where that was asked for."""
-        return self.body.inputs + self.text if self.body.parameters.return_full_text else self.text
+    def top_tokens(self, output: Output) -> list[Token]:
+        assert output.logprobs is not None
+        return [self._token(token, logprob) for token, logprob in output.logprobs.top]
 
-    @property
-    def mean_logprob(self) -> float:
-        """By which the best of several answers is chosen."""
-        return self.sum_of_logprobs / max(1, len(self.tokens))
+    def text(self, generated: str) -> str:
+        return self.body.inputs + generated if self.body.parameters.return_full_text else generated
 
-    def summary(self) -> dict[str, Any]:
-        """How it ended."""
-        generation = self.generation
-        reason = generation.finish_reason or FinishReason.LENGTH
-        return {
-            "finish_reason": reason.value,
-            "generated_tokens": generation.n_generated,
+    def finish_reason(self) -> FinishReason:
+        return self.generation.finish_reason or FinishReason.LENGTH
+
+    def generated(self, answer: Collected) -> Generated:
+        generated: Generated = {
+            "finish_reason": self.finish_reason().value,
+            "generated_tokens": self.generation.n_generated,
             "seed": self.seed,
+            "prefill": self._prefill(),
+            "tokens": [self.token(output) for output in answer.outputs],
         }
-
-    def details(self) -> dict[str, Any]:
-        """All that is known."""
-        details = {**self.summary(), "prefill": self._prefill(), "tokens": self.tokens}
         if self.body.parameters.top_n_tokens:
-            details["top_tokens"] = self.top_tokens
-        return details
+            generated["top_tokens"] = [self.top_tokens(output) for output in answer.outputs]
+        return generated
 
-    def _prefill(self) -> list[dict[str, Any]]:
+    def _prefill(self) -> list[PrefillToken]:
         if not self.body.parameters.decoder_input_details:
             return []
         logprobs = [None, *(one.chosen for one in self.generation.prompt_logprobs)]
@@ -115,11 +115,19 @@ class _Answer:
             for token, logprob in zip(tokens, logprobs, strict=True)
         ]
 
+    def stream_details(self) -> StreamDetails:
+        return {
+            "finish_reason": self.finish_reason().value,
+            "generated_tokens": self.generation.n_generated,
+            "seed": self.seed,
+            "input_length": self.generation.n_prompt,
+        }
 
-async def _start(request: Request, body: GenerateRequest, *, is_stream: bool) -> list[_Answer]:
+
+async def _start(request: Request, body: GenerateRequest, *, is_stream: bool) -> list[TgiAnswer]:
     service: Service = request.app.state.service
     model = service.model
-    asked = validated(body, service.settings, model.limits, is_stream=is_stream)
+    asked = validated(body, service, is_stream=is_stream)
     try:
         generations = await service.generate(
             asked.prompt, asked.overrides, constraint=asked.constraint, n=asked.n
@@ -128,7 +136,7 @@ async def _start(request: Request, body: GenerateRequest, *, is_stream: bool) ->
         n_tokens = len(await service.tokens(asked.prompt))
         raise too_long(body.parameters, n_tokens, model.limits) from None
     return [
-        _Answer(model.vocab, body, asked.seed_of(index), generation)
+        TgiAnswer(model.vocab, body, asked.seed_of(index), generation)
         for index, generation in enumerate(generations)
     ]
 
@@ -137,56 +145,62 @@ async def _whole(request: Request, body: GenerateRequest, *, in_list: bool) -> R
     answers = await _start(request, body, is_stream=False)
     generations = [answer.generation for answer in answers]
 
-    async def make() -> Any:
-        async for steps in together(generations):
-            for index, step in steps:
-                for output in step.outputs:
-                    answers[index].take(output)
-        response = _response(answers)
+    async def make() -> GenerateResponse | list[GenerateResponse]:
+        response = _response(answers, await collect(generations))
         return [response] if in_list else response
 
     return WholeAnswer(request, generations, make)
 
 
-def _response(answers: Sequence[_Answer]) -> dict[str, Any]:
-    best = max(answers, key=lambda answer: answer.mean_logprob)
-    others = [answer for answer in answers if answer is not best]
-    response: dict[str, Any] = {"generated_text": best.whole_text}
-    if best.body.parameters.details or best.body.parameters.decoder_input_details:
-        response["details"] = best.details()
+def _response(answers: Sequence[TgiAnswer], collected: Sequence[Collected]) -> GenerateResponse:
+    [chosen] = best(collected, 1)
+    encoded = list(zip(answers, collected, strict=True))
+    [answer] = [answer for answer, one in encoded if one is chosen]
+    response: GenerateResponse = {"generated_text": answer.text(chosen.text)}
+    if answer.body.parameters.details or answer.body.parameters.decoder_input_details:
+        details = cast(Details, answer.generated(chosen))
+        others: list[BestOfSequence] = [
+            {"generated_text": other.text(one.text), **other.generated(one)}
+            for other, one in encoded
+            if one is not chosen
+        ]
         if others:
-            response["details"]["best_of_sequences"] = [
-                {"generated_text": other.whole_text, **other.details()} for other in others
-            ]
+            details["best_of_sequences"] = others
+        response["details"] = details
     return response
 
 
 async def _streamed(request: Request, body: GenerateRequest) -> Response:
     [answer] = await _start(request, body, is_stream=True)
-    return StreamedAnswer(
+    return event_stream(
         request,
         [answer.generation],
         _events(answer),
-        media_type="text/event-stream",
-        error_part=lambda problem: event(tgi_body(problem)),
+        error_event=lambda problem: event(tgi_body(problem), prefix=_PREFIX),
         keep_alive=b":\n\n",
     )
 
 
-async def _events(answer: _Answer) -> AsyncIterator[bytes]:
-    """An event for every token; those of one step are sent at once."""
+async def _events(answer: TgiAnswer) -> AsyncIterator[bytes]:
+    """An event per token. Those of one step are one part."""
+    text, index = "", 0
+    parameters = answer.body.parameters
     async for step in answer.generation:
         events = []
         for output in step.outputs:
-            said = {**answer.take(output), "generated_text": None, "details": None}
+            index += 1
+            text += output.text
+            data: StreamResponse = {
+                "index": index,
+                "token": answer.token(output),
+                "generated_text": None,
+                "details": None,
+            }
+            if parameters.top_n_tokens:
+                data["top_tokens"] = answer.top_tokens(output)
             if output.finish_reason is not None:
-                said["generated_text"] = answer.whole_text
-                if answer.body.parameters.details:
-                    said["details"] = {**answer.summary(), "input_length": answer.generation.n_prompt}
-            events.append(event(said))
+                data["generated_text"] = answer.text(text)
+                if parameters.details:
+                    data["details"] = answer.stream_details()
+            events.append(event(data, prefix=_PREFIX))
         yield b"".join(events)
-
-
-def event(data: Any) -> bytes:
-    """A server-sent event, written as TGI writes it."""
-    return f"data:{json.dumps(data, ensure_ascii=False)}\n\n".encode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""``POST /tokenize`` and ``/chat_tokenize``: a text, or a conversation, as the model reads it."""
+"""``POST /tokenize`` and ``/chat_tokenize``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,35 @@ from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from typing_extensions import TypedDict
 
 from app.api.http.body import read_json
 from app.api.openai.chat import chat_prompt
 from app.api.openai.requests import ChatRequest
-from app.api.tgi.requests import ChatTokenizeResponse, SimpleToken, TokenizeRequest
-from app.engine.llama import Vocab
-from app.service import Service, TextPrompt
+from app.api.tgi.requests import TgiFields
+from app.service import Service, TextPrompt, Vocab, token_bytes
+
+
+class TokenizeRequest(TgiFields):
+    """The body of ``POST /tokenize``."""
+
+    inputs: str
+
+
+class SimpleToken(TypedDict):
+    """A token and the range of its bytes in the text, in UTF-8."""
+
+    id: int
+    text: str
+    start: int
+    stop: int
+
+
+class ChatTokenizeResponse(TypedDict):
+    """The prompt of a conversation."""
+
+    tokenize_response: list[SimpleToken]
+    templated_text: str
 
 
 async def tokenize(request: Request) -> Response:
@@ -20,19 +42,21 @@ async def tokenize(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, TokenizeRequest)
     tokens = await service.tokens(TextPrompt(body.inputs, field="inputs"))
-    described = located(service.model.vocab, tokens, body.inputs)
-    return JSONResponse([token.model_dump() for token in described])
+    return JSONResponse(located(service.model.vocab, tokens, body.inputs))
 
 
 async def chat_tokenize(request: Request) -> Response:
-    """List the tokens of a conversation, and write it as the chat template does."""
+    """List the tokens of a conversation and return its text from the chat template."""
     service: Service = request.app.state.service
     body = await read_json(request, ChatRequest)
     vocab = service.model.vocab
     tokens = await service.tokens(chat_prompt(body))
     text = written(vocab, tokens)
-    described = ChatTokenizeResponse(tokenize_response=located(vocab, tokens, text), templated_text=text)
-    return JSONResponse(described.model_dump())
+    response: ChatTokenizeResponse = {
+        "tokenize_response": located(vocab, tokens, text),
+        "templated_text": text,
+    }
+    return JSONResponse(response)
 
 
 def located(vocab: Vocab, tokens: Sequence[int], text: str) -> list[SimpleToken]:
@@ -42,9 +66,10 @@ def located(vocab: Vocab, tokens: Sequence[int], text: str) -> list[SimpleToken]
     the tokenizer added, such as a BOS, stands for none.
     """
     data = text.encode("utf-8", "replace")
-    found, at = [], 0
+    found: list[SimpleToken] = []
+    at = 0
     for token in tokens:
-        begin, at = at, at + _length(_bytes(vocab, token), data, at)
+        begin, at = at, at + _length(token_bytes(vocab, token), data, at)
         start, stop = begin, at
         if start < stop:
             while _is_within_character(data, start):
@@ -52,28 +77,24 @@ def located(vocab: Vocab, tokens: Sequence[int], text: str) -> list[SimpleToken]
             while _is_within_character(data, stop):
                 stop += 1
         shown = data[start:stop].decode("utf-8", "replace")
-        found.append(SimpleToken(id=token, text=shown, start=start, stop=stop))
+        found.append({"id": token, "text": shown, "start": start, "stop": stop})
     return found
 
 
 def written(vocab: Vocab, tokens: Sequence[int]) -> str:
-    """The text that was tokenized, control tokens included."""
-    # Some vocabularies put a space before a text, and before what follows a control token.
+    """The text of tokens, with the names of control tokens."""
+    # Some vocabularies add a space before a text, and after a control token.
     adds_space = b"".join(map(vocab.piece, vocab.tokenize("a", parse_special=False))).startswith(b" ")
     data, is_first = bytearray(), True
     for token in tokens:
-        piece = _bytes(vocab, token)
+        piece = token_bytes(vocab, token)
         data += piece.removeprefix(b" ") if adds_space and is_first else piece
         is_first = not vocab.piece(token)
     return data.decode("utf-8", "replace")
 
 
-def _bytes(vocab: Vocab, token: int) -> bytes:
-    return vocab.piece(token) or vocab.text(token).encode()
-
-
 def _length(piece: bytes, data: bytes, at: int) -> int:
-    """How many bytes of ``data`` from ``at`` on are the piece; without a space that the tokenizer added."""
+    """Number of bytes of the piece in ``data`` at ``at``, without a space that the tokenizer added."""
     if data.startswith(piece, at):
         return len(piece)
     without_space = piece.removeprefix(b" ")
@@ -81,5 +102,5 @@ def _length(piece: bytes, data: bytes, at: int) -> int:
 
 
 def _is_within_character(data: bytes, at: int) -> bool:
-    """Whether a character began before ``at`` and goes on there."""
+    """Whether ``at`` is within the bytes of a character."""
     return at < len(data) and data[at] & 0xC0 == 0x80

@@ -1,6 +1,6 @@
-"""Whether TGI would take a request, in the order in which TGI looks and the words with which it refuses.
+"""TGI's validation of a request, in TGI's order and with its messages.
 
-Its own are in ``router/src/validation.rs`` of huggingface/text-generation-inference.
+Source: ``router/src/validation.rs`` of huggingface/text-generation-inference.
 """
 
 from __future__ import annotations
@@ -11,23 +11,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from app.api.http.problems import ApiError, Problem
+from app.api.dialect import Problem
+from app.api.http.problems import ApiError
 from app.api.tgi.requests import GenerateParameters, GenerateRequest, Grammar
-from app.config.settings import Settings
-from app.service import Constraint, JSONSchema, Regex, TextPrompt
-from app.service.preparation import TokenLimits
+from app.service import Constraint, JSONSchema, Regex, Service, TextPrompt, TokenLimits
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request that TGI would take.
+    """A valid request.
 
     Attributes:
-        prompt: What the model goes on with.
-        overrides: The SamplingParams fields.
-        constraint: What the answer has to keep to.
-        n: How many answers are made, of which the best is given.
-        seed: By which the tokens of the first are drawn; None where none are.
+        prompt: The text to continue.
+        overrides: Fields of SamplingParams.
+        constraint: Format of the answer.
+        n: Number of answers to generate; the best is returned.
+        seed: Seed of the first answer; None for greedy sampling.
     """
 
     prompt: TextPrompt
@@ -37,45 +36,44 @@ class Asked:
     seed: int | None
 
     def seed_of(self, index: int) -> int | None:
-        """The seed that makes answer ``index`` again; of several, each has its own."""
+        """The seed that reproduces an answer. Each of several answers has its own."""
         return (self.seed + index) % 2**32 if self.seed is not None and index else self.seed
 
 
-def refusal(cause: str) -> ApiError:
-    """A request that TGI would not take."""
+def rejection(cause: str) -> ApiError:
     return ApiError(Problem(422, "validation", cause))
 
 
-def validated(request: GenerateRequest, settings: Settings, limits: TokenLimits, *, is_stream: bool) -> Asked:
-    """Check a request as TGI does.
+def validated(request: GenerateRequest, service: Service, *, is_stream: bool) -> Asked:
+    """Validate a request as TGI does.
 
     Raises:
-        ApiError: TGI would refuse it.
+        ApiError: The request is invalid.
     """
-    for cause in _causes(request, settings, limits, is_stream=is_stream):
-        raise refusal(cause)
+    for cause in _causes(request, service, is_stream=is_stream):
+        raise rejection(cause)
     given = request.parameters
     prompt = TextPrompt(request.inputs, truncate=given.truncate, field="inputs")
-    draws = _draws(given)
+    samples = _samples(given)
     n = given.best_of or 1
-    seed = (secrets.randbits(32) if given.seed is None else given.seed) if draws else None
-    return Asked(prompt, _overrides(given, seed, draws=draws), _constraint(given.grammar), n, seed)
+    seed = (secrets.randbits(32) if given.seed is None else given.seed) if samples else None
+    return Asked(prompt, _overrides(given, seed, samples=samples), _constraint(given.grammar), n, seed)
 
 
 def too_long(given: GenerateParameters, n_tokens: int, limits: TokenLimits) -> ApiError:
-    """The refusal of a prompt that does not fit, alone or with its answer."""
-    n_new = given.max_new_tokens or 0  # what is not named takes the room that is left
+    """The rejection of a prompt that exceeds a limit, alone or with its answer."""
+    n_new = given.max_new_tokens or 0  # the default is reduced to fit
     if n_tokens + n_new > limits.total:
-        return refusal(
+        return rejection(
             f"`inputs` tokens + `max_new_tokens` must be <= {limits.total}. "
             f"Given: {n_tokens} `inputs` tokens and {n_new} `max_new_tokens`"
         )
-    return refusal(f"`inputs` must have less than {limits.input} tokens. Given: {n_tokens}")
+    return rejection(f"`inputs` must have less than {limits.input} tokens. Given: {n_tokens}")
 
 
-def _overrides(given: GenerateParameters, seed: int | None, *, draws: bool) -> dict[str, Any]:
+def _overrides(given: GenerateParameters, seed: int | None, *, samples: bool) -> dict[str, Any]:
     overrides: dict[str, Any] = {
-        "temperature": (1.0 if given.temperature is None else given.temperature) if draws else 0.0,
+        "temperature": (1.0 if given.temperature is None else given.temperature) if samples else 0.0,
         "top_p": 1.0 if given.top_p is None else given.top_p,
         "top_k": given.top_k or 0,
         "typical_p": 1.0 if given.typical_p is None else given.typical_p,
@@ -95,8 +93,8 @@ def _overrides(given: GenerateParameters, seed: int | None, *, draws: bool) -> d
     return overrides
 
 
-def _draws(given: GenerateParameters) -> bool:
-    """Whether tokens are drawn; as TGI has it, whatever bends the distribution says so too."""
+def _samples(given: GenerateParameters) -> bool:
+    """Whether to sample. As in TGI, any parameter that changes the distribution implies it."""
     return (
         given.do_sample
         or given.temperature not in (None, 1.0)
@@ -104,11 +102,9 @@ def _draws(given: GenerateParameters) -> bool:
     )
 
 
-def _causes(
-    request: GenerateRequest, settings: Settings, limits: TokenLimits, *, is_stream: bool
-) -> Iterator[str]:
-    """Why TGI would refuse the request, in the order in which it looks."""
-    given = request.parameters
+def _causes(request: GenerateRequest, service: Service, *, is_stream: bool) -> Iterator[str]:
+    """TGI's error messages for the request, in TGI's order."""
+    given, settings, limits = request.parameters, service.settings, service.model.limits
     if is_stream:
         if given.best_of not in (None, 1):
             yield "`best_of` != 1 is not supported when streaming tokens"
@@ -139,7 +135,7 @@ def _causes_in_best_of(given: GenerateParameters, most: int) -> Iterator[str]:
         yield "`best_of` != 1 is not allowed for this endpoint"
     if not 0 < n <= most:
         yield f"`best_of` must be > 0 and <= {most}. Given: {n}"
-    if n > 1 and not _draws(given) and given.temperature is None:
+    if n > 1 and not _samples(given) and given.temperature is None:
         yield "you must use sampling when `best_of` is > 1"
 
 
@@ -170,7 +166,7 @@ def _constraint(grammar: Grammar | None) -> Constraint | None:
         return None
     if grammar.type == "regex":
         if not isinstance(grammar.value, str):
-            raise refusal("grammar is not valid: value should be a regular expression")
+            raise rejection("grammar is not valid: value should be a regular expression")
         return Regex(grammar.value, "grammar")
     return JSONSchema(_schema(grammar), "grammar")
 
@@ -183,7 +179,7 @@ def _schema(grammar: Grammar) -> dict[str, Any] | bool:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise refusal(f"grammar is not valid: {error}") from None
+            raise rejection(f"grammar is not valid: {error}") from None
     if not isinstance(value, (dict, bool)):
-        raise refusal("grammar is not valid: value should be a JSON Schema")
+        raise rejection("grammar is not valid: value should be a JSON Schema")
     return value

@@ -1,4 +1,4 @@
-"""``POST /token_stream``: a query in, the raw text of the answer out as it is generated."""
+"""``POST /token_stream``: streams the text of an answer."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.dialect import Problem
 from app.api.http.answering import StreamedAnswer
 from app.api.http.body import read_json
-from app.api.http.errors import own_body
+from app.api.http.errors import error_body
 from app.api.http.fields import SamplingFields
-from app.api.http.problems import Problem
 from app.api.http.sources import KnowledgeField, header, knowledge_use, source
+from app.api.tokenstream.replies import Figures
 from app.chat.messages import Message
 from app.service import ChatPrompt, Generation, Service
 
-# Separates the text from the figures of a request with "details": a character that text does not use.
+# Precedes the figures of a response with "details". Text does not contain it.
 RECORD_SEPARATOR = "\x1e"
 
 
 class Turn(BaseModel):
-    """One turn of a conversation."""
+    """A message of a conversation."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -33,28 +34,27 @@ class Turn(BaseModel):
 
 
 class TokenStreamRequest(SamplingFields):
-    """The body of ``POST /token_stream``; what it leaves out is taken from the context or the settings."""
+    """The body of ``POST /token_stream``. Missing fields come from the context or the settings."""
 
-    query: Annotated[str | None, Field(min_length=1, description="What the model is asked.")] = None
+    query: Annotated[str | None, Field(min_length=1, description="The question.")] = None
     messages: Annotated[
         list[Turn] | None,
-        Field(min_length=1, max_length=1024, description="A conversation, in place of the query."),
+        Field(min_length=1, max_length=1024, description="A conversation, instead of the query."),
     ] = None
-    context: Annotated[str | None, Field(description="The context to answer in.")] = None
-    details: Annotated[bool | None, Field(description="End the stream with a line of figures.")] = None
-    max_tokens: Annotated[int | None, Field(ge=1, description="Longest answer.")] = None
+    context: Annotated[str | None, Field(description="Context to use. Default: CONTEXT_TYPE.")] = None
+    details: Annotated[bool | None, Field(description="End the response with a line of figures.")] = None
+    max_tokens: Annotated[int | None, Field(ge=1, description="Maximum tokens of the answer.")] = None
     knowledge: KnowledgeField = None
 
     @model_validator(mode="after")
     def _ask_once(self) -> TokenStreamRequest:
         if self.query is None and self.messages is None:
-            raise ValueError("query: is required, or messages in its place")
+            raise ValueError("query: is required, or messages instead")
         if self.query is not None and self.messages is not None:
-            raise ValueError("messages: should not be given beside query")
+            raise ValueError("messages: cannot be combined with query")
         return self
 
     def prompt(self) -> ChatPrompt:
-        """What is asked."""
         knowledge = knowledge_use(self.knowledge)
         if self.messages is not None:
             messages = tuple(Message(turn.role, turn.content) for turn in self.messages)
@@ -63,12 +63,11 @@ class TokenStreamRequest(SamplingFields):
         return ChatPrompt((Message("user", self.query),), self.context, field="query", knowledge=knowledge)
 
     def overrides(self) -> dict[str, Any]:
-        """The SamplingParams fields that the request sets."""
+        """The fields of SamplingParams that the request sets."""
         return self.sampling() | ({} if self.max_tokens is None else {"max_tokens": self.max_tokens})
 
 
 async def token_stream(request: Request) -> Response:
-    """Answer a query as ``text/plain``, chunk by chunk."""
     service: Service = request.app.state.service
     body = await read_json(request, TokenStreamRequest)
     generations = await service.generate(body.prompt(), body.overrides())
@@ -92,19 +91,20 @@ async def _parts(generation: Generation, *, details: bool) -> AsyncIterator[byte
 
 
 def _error_part(problem: Problem) -> bytes:
-    return (RECORD_SEPARATOR + json.dumps(own_body(problem))).encode()
+    return (RECORD_SEPARATOR + json.dumps(error_body(problem))).encode()
 
 
-def figures(generation: Generation) -> dict[str, Any]:
+def figures(generation: Generation) -> Figures:
     """The figures of a finished answer."""
     assert generation.finish_reason is not None
-    sources = [source(passage).model_dump() for passage in generation.sources]
-    return {
+    body: Figures = {
         "finish_reason": generation.finish_reason.value,
         "prompt_tokens": generation.n_prompt,
         "cached_tokens": generation.n_cached,
         "generated_tokens": generation.n_generated,
         "time_to_first_token": round(generation.time_to_first_token, 6),
         "tokens_per_second": round(generation.tokens_per_second, 2),
-        **({"sources": sources} if sources else {}),
     }
+    if generation.sources:
+        body["sources"] = [source(passage) for passage in generation.sources]
+    return body

@@ -152,8 +152,8 @@ def test_tokens_of_another_vocabulary(embedding_url: str, tokens: list[int], why
 
 def test_vectors_of_other_sizes(embedding_url: str) -> None:
     shorter, longer = (error(embedding_url, input="a", dimensions=n) for n in (256, 385))
-    own = "as all-MiniLM-L6-v2 has them"
-    unknown = "it is not known to be trained for fewer"
+    own = "the dimensions of all-MiniLM-L6-v2"
+    unknown = "the model is not known to be trained for fewer dimensions"
     assert shorter["message"] == f"dimensions: should be 384, {own}, not 256: {unknown}"
     assert longer["message"] == f"dimensions: should be at most 384, {own}, not 385"
     assert shorter["param"] == "dimensions"
@@ -162,7 +162,7 @@ def test_vectors_of_other_sizes(embedding_url: str) -> None:
 def test_other_mistakes_name_the_field(embedding_url: str) -> None:
     assert error(embedding_url, input="a", encoding_format="int8")["param"] == "encoding_format"
     assert error(embedding_url, input="a", dimensions=0)["param"] == "dimensions"
-    assert error(embedding_url, input="a", prompt="b")["message"] == "prompt: there is no such field"
+    assert error(embedding_url, input="a", prompt="b")["message"] == "prompt: unknown field"
 
 
 def test_without_an_embedding_model(server_url: str) -> None:

@@ -263,6 +263,6 @@ def test_a_fault_of_ours(url_here: str, service: Service, monkeypatch: pytest.Mo
     response = post(url_here, inputs=FRANCE)
     assert response.status_code == 500
     assert response.json() == {
-        "error": "Incomplete generation: the server failed; its log says why",
+        "error": "Incomplete generation: internal server error; see the server's log",
         "error_type": "incomplete_generation",
     }

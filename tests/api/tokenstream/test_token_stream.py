@@ -107,14 +107,14 @@ def test_sampling_parameters_take_effect(server_url: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({}, "query: is required, or messages in its place"),
+        ({}, "query: is required, or messages instead"),
         ({"query": "x", "messages": [{"role": "user", "content": "x"}]}, "messages: should not be given"),
         ({"messages": []}, "messages: list should have at least 1 item"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role: should be 'system', 'user' or"),
         ({"messages": [{"role": "user"}]}, "messages.0.content: is required"),
         ({"query": ""}, "query: string should have at least 1 character"),
         ({"query": 5}, "query: should be a valid string, not 5"),
-        ({"query": "x", "temprature": 1}, "temprature: there is no such field"),
+        ({"query": "x", "temprature": 1}, "temprature: unknown field"),
         ({"query": "x", "temperature": -1}, "temperature: should be greater than or equal to 0, not -1"),
         ({"query": "x", "temperature": "hot"}, 'temperature: should be a valid number, not "hot"'),
         ({"query": "x", "max_tokens": 0}, "max_tokens: should be greater than or equal to 1, not 0"),

@@ -80,7 +80,7 @@ def test_what_is_found_is_limited_as_the_request_says(knowledge_url: str) -> Non
         ({"top_k": 0}, "top_k", "should be greater than or equal to 1"),
         ({"top_k": 101}, "top_k", "should be less than or equal to 100"),
         ({"threshold": 1.1}, "threshold", "should be less than or equal to 1"),
-        ({"text": "a"}, "text", "there is no such field"),
+        ({"text": "a"}, "text", "unknown field"),
     ],
 )
 def test_mistakes_name_the_field(

@@ -1,0 +1,211 @@
+"""A dialect: its operations and the format of its errors. Docs: docs/dialect.md."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Mount, Route
+from starlette.types import ASGIApp
+
+if TYPE_CHECKING:
+    from app.config.settings import Settings
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+JSON = "application/json"
+EVENTS = "text/event-stream"
+
+# Causes of error statuses that all dialects share.
+CAUSES = {
+    400: "The body is not valid JSON.",
+    404: "The context does not exist.",
+    413: "The body is longer than MAX_BODY_BYTES.",
+    415: "The Content-Type is not application/json.",
+    422: "A field is missing, unknown or invalid, or the request has too many tokens.",
+    424: "Generation failed.",
+    429: "MAX_CONCURRENT_REQUESTS requests are running or waiting.",
+    500: "Internal server error.",
+    501: "The server was started without an embedding model or knowledge base.",
+    503: "The model is loading.",
+}
+
+
+def causes(*statuses: int) -> dict[int, str]:
+    return {status: CAUSES[status] for status in statuses}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a request is rejected, independent of the dialect.
+
+    Attributes:
+        status: HTTP status. A dialect may map ``kind`` to another one.
+        kind: Machine-readable cause, such as ``too_long``.
+        message: Error message for the author of the request. It names the field, the value and the limit.
+        field: The invalid field, if there is one.
+    """
+
+    status: int
+    kind: str
+    message: str
+    field: str | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Response headers."""
+        if self.status == 401:
+            return {"WWW-Authenticate": "Bearer"}
+        if self.status == 413:  # the rest of the body stays unread: the connection cannot be reused
+            return {"Connection": "close"}
+        return {429: {"Retry-After": "1"}, 503: {"Retry-After": "2"}}.get(self.status, {})
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorFormat:
+    """How a dialect encodes a ``Problem``.
+
+    Attributes:
+        schema: Type of the body, for the OpenAPI document.
+        body: Makes the body of the response.
+        status: Makes the HTTP status.
+    """
+
+    schema: Any
+    body: Callable[[Problem], Any]
+    status: Callable[[Problem], int] = lambda problem: problem.status
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A successful response, described.
+
+    Attributes:
+        description: One sentence.
+        content: Type of the body by media type. For ``text/event-stream``: type of each event's data.
+        headers: Descriptions of headers that are always present.
+        may_have: Descriptions of optional headers.
+    """
+
+    description: str
+    content: Mapping[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    may_have: Mapping[str, str] = field(default_factory=dict)
+
+
+def _always(_settings: Settings) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One route with one method, and its description in the OpenAPI document.
+
+    Attributes:
+        method: HTTP method.
+        path: Starlette's path, such as ``/v1/models/{name:path}``.
+        endpoint: Answers the request.
+        group: Heading in the document. Default: the name of the dialect.
+        summary: One line.
+        description: Details, in Markdown.
+        body: Type of the request body; None for no body.
+        examples: Valid request bodies by title. Tests send each of them.
+        replies: Successful responses by status.
+        errors: Causes by error status.
+        parameters: Descriptions of the path parameters by name.
+        is_open: Whether the route is served without API_KEY.
+        is_served: Whether the route exists under given settings.
+    """
+
+    method: str
+    path: str
+    endpoint: Endpoint
+    group: str = ""
+    summary: str
+    description: str = ""
+    body: Any = None
+    examples: Mapping[str, Any] = field(default_factory=dict)
+    replies: Mapping[int, Reply]
+    errors: Mapping[int, str]
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    is_open: bool = False
+    is_served: Callable[[Settings], bool] = _always
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """A family of routes with one format of errors.
+
+    Attributes:
+        name: Heading of its operations in the document.
+        description: One sentence below that heading.
+        error: Encodes the errors of all its operations, and of unknown paths below its own.
+        operations: In order of matching.
+        groups: Further headings and their descriptions.
+        files: Static files by path. They are served without API_KEY.
+        schemas: Types that descriptions mention but no body has.
+    """
+
+    name: str
+    description: str
+    error: ErrorFormat
+    operations: Sequence[Operation]
+    groups: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, ASGIApp] = field(default_factory=dict)
+    schemas: Sequence[Any] = ()
+
+
+class RouteTable:
+    """The routes of all dialects, and the dialect of each path."""
+
+    def __init__(self, dialects: Sequence[Dialect], settings: Settings, default: ErrorFormat) -> None:
+        """Fold the dialects. ``default`` encodes the errors of paths without a dialect."""
+        self.dialects = [
+            (dialect, [operation for operation in dialect.operations if operation.is_served(settings)])
+            for dialect in dialects
+        ]
+        self._default = default
+        self._routes = [
+            (Route(operation.path, operation.endpoint, methods=[operation.method]), dialect)
+            for dialect, operations in self.dialects
+            for operation in operations
+        ]
+        self._files = {path: files for dialect in dialects for path, files in dialect.files.items()}
+        self._open = {
+            (operation.method, operation.path)
+            for _, operations in self.dialects
+            for operation in operations
+            if operation.is_open
+        }
+
+    @property
+    def routes(self) -> list[BaseRoute]:
+        routes: list[BaseRoute] = [route for route, _ in self._routes]
+        return routes + [Mount(path, files) for path, files in self._files.items()]
+
+    def is_open(self, method: str, path: str) -> bool:
+        """Whether a request is served without API_KEY."""
+        method = "GET" if method == "HEAD" else method
+        if (method, path) in self._open:
+            return True
+        return method == "GET" and any(path.startswith(f"{folder}/") for folder in self._files)
+
+    def error_format(self, method: str, path: str) -> ErrorFormat:
+        """The error format of a request: of its operation, else of the one dialect with this path.
+
+        An unknown path has the format of the first dialect with a path that begins with the same segment.
+        """
+        scope = {"type": "http", "method": method, "path": path}
+        matches = [(route.matches(scope)[0], dialect) for route, dialect in self._routes]
+        formats = [dialect.error for match, dialect in matches if match is Match.FULL]
+        if formats:
+            return formats[0]
+        owners = {dialect.name: dialect.error for match, dialect in matches if match is Match.PARTIAL}
+        if owners:
+            return owners.popitem()[1] if len(owners) == 1 else self._default
+        begin = path.split("/")[1]
+        related = (dialect.error for route, dialect in self._routes if route.path.split("/")[1] == begin)
+        return next(related, self._default)

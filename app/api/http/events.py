@@ -1,0 +1,48 @@
+"""Server-sent events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from starlette.requests import Request
+
+from app.api.dialect import EVENTS, Problem
+from app.api.http.answering import StreamedAnswer
+from app.service import Generation
+
+# One encoder for all events: json.dumps with an option makes a new one at each call.
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def event(data: Any, *, prefix: str = "data: ") -> bytes:
+    """Encode an event. ``prefix`` may hold a line with its name."""
+    return f"{prefix}{_encode(data)}\n\n".encode("utf-8", "replace")
+
+
+def event_stream(
+    request: Request,
+    generations: Sequence[Generation],
+    events: AsyncIterator[bytes],
+    *,
+    error_event: Callable[[Problem], bytes],
+    keep_alive: bytes = b": keep-alive\n\n",
+) -> StreamedAnswer:
+    """A response of encoded events.
+
+    Args:
+        request: The request.
+        generations: Closed when the response ends.
+        events: Parts of the body.
+        error_event: Encodes the last event of a stream that fails.
+        keep_alive: Comment for a silent connection.
+    """
+    return StreamedAnswer(
+        request,
+        generations,
+        events,
+        media_type=EVENTS,
+        error_part=error_event,
+        keep_alive=keep_alive,
+    )

@@ -1,0 +1,123 @@
+"""``/v1/knowledge``: the documents of the knowledge base, and a search in them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from typing_extensions import TypedDict
+
+from app.api.http.body import read_json
+from app.api.http.sources import Source, source
+from app.api.http.waiting import while_connected
+from app.service import Service, list_documents, required_knowledge, search_documents
+
+
+class SearchRequest(BaseModel):
+    """The body of ``POST /v1/knowledge/search``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    query: Annotated[str, Field(min_length=1, description="Text to search for.")]
+    files: Annotated[
+        list[str] | None,
+        Field(
+            min_length=1,
+            max_length=1000,
+            description="Documents to search, by the names of GET /v1/knowledge. Default: all.",
+        ),
+    ] = None
+    top_k: Annotated[
+        int | None, Field(ge=1, le=100, description="Maximum passages. Default: KNOWLEDGE_TOP_K.")
+    ] = None
+    threshold: Annotated[
+        float | None,
+        Field(
+            ge=-1,
+            le=1,
+            description="Minimum cosine similarity of query and passage. Default: KNOWLEDGE_THRESHOLD.",
+        ),
+    ] = None
+
+
+class PassageList(TypedDict):
+    """The passages found, best first."""
+
+    object: Literal["list"]
+    data: list[Source]
+
+
+class Document(TypedDict):
+    """A file in DATA_PATH."""
+
+    name: Annotated[str, Field(description="Path below DATA_PATH, with forward slashes.")]
+    state: Annotated[
+        Literal["indexed", "waiting", "skipped"],
+        Field(description="`indexed`: searchable. `waiting`: to be indexed. `skipped`: not readable."),
+    ]
+    chunks: Annotated[int, Field(description="Number of its passages.")]
+    bytes: int
+    problem: Annotated[str | None, Field(description="Why it is skipped.")]
+
+
+class Counts(TypedDict):
+    """Number of documents by state, and of passages."""
+
+    indexed: int
+    waiting: int
+    skipped: int
+    chunks: int
+
+
+class KnowledgeState(TypedDict):
+    """The knowledge base."""
+
+    embedding_model: str
+    indexing: Annotated[bool, Field(description="Whether indexing is in progress.")]
+    problem: Annotated[str | None, Field(description="Why indexing is not possible.")]
+    counts: Counts
+    documents: list[Document]
+
+
+async def search(request: Request) -> Response:
+    body = await read_json(request, SearchRequest)
+    knowledge = required_knowledge(_service(request).knowledge)
+    work = search_documents(
+        knowledge, body.query, files=body.files, top_k=body.top_k, threshold=body.threshold
+    )
+    passages = await while_connected(request, work)
+    found: PassageList = {"object": "list", "data": [source(passage) for passage in passages]}
+    return JSONResponse(found)
+
+
+async def state(request: Request) -> Response:
+    service = _service(request)
+    knowledge = required_knowledge(service.knowledge)
+    documents = await asyncio.to_thread(list_documents, knowledge)
+    in_state = Counter(document.state for document in documents)
+    body: KnowledgeState = {
+        "embedding_model": service.embedding_name or "",
+        "indexing": knowledge.is_indexing,
+        "problem": knowledge.problem,
+        "counts": {
+            "indexed": in_state["indexed"],
+            "waiting": in_state["waiting"],
+            "skipped": in_state["skipped"],
+            "chunks": sum(document.n_chunks for document in documents),
+        },
+        "documents": [
+            {"name": d.name, "state": d.state, "chunks": d.n_chunks, "bytes": d.n_bytes, "problem": d.problem}
+            for d in documents
+        ],
+    }
+    return JSONResponse(body)
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    _ = service.model  # raises Loading: the knowledge base opens before the model is ready
+    return service

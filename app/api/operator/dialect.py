@@ -1,0 +1,103 @@
+"""The routes for operators and browsers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.api.dialect import JSON, Dialect, Endpoint, Operation, Reply, causes
+from app.api.http.errors import ERRORS
+from app.api.operator import ops, pages
+from app.api.operator.replies import Contexts, Failed, Health, Loading, Ready
+
+_PAGES = "Pages"
+_RETRY_AFTER = {"Retry-After": "Seconds to wait before the next attempt."}
+
+_CONTEXTS = Operation(
+    method="GET",
+    path="/contexts",
+    endpoint=ops.contexts,
+    summary="List the contexts",
+    replies={200: Reply("The contexts.", {JSON: Contexts})},
+    errors=causes(500),
+)
+
+_HEALTH = Operation(
+    method="GET",
+    path="/health",
+    endpoint=ops.health,
+    summary="Liveness",
+    replies={
+        200: Reply("The process serves requests.", {JSON: Health}),
+        503: Reply("The engine failed.", {JSON: Failed}, _RETRY_AFTER),
+    },
+    errors=causes(500),
+    is_open=True,
+)
+
+_READY = Operation(
+    method="GET",
+    path="/ready",
+    endpoint=ops.ready,
+    summary="Readiness",
+    replies={
+        200: Reply("The model is loaded.", {JSON: Ready}),
+        503: Reply("The model is loading, or the engine failed.", {JSON: Loading | Failed}, _RETRY_AFTER),
+    },
+    errors=causes(500),
+    is_open=True,
+)
+
+_METRICS = Operation(
+    method="GET",
+    path="/metrics",
+    endpoint=ops.metrics,
+    summary="Metrics for Prometheus",
+    replies={
+        200: Reply(
+            "The metrics, in the format of the Accept header.",
+            {"text/plain": str, "application/openmetrics-text": str},
+        )
+    },
+    errors=causes(500),
+    is_served=lambda settings: settings.prometheus_http_address is None,
+)
+
+
+def _for_browsers(path: str, endpoint: Endpoint, summary: str, reply: Reply) -> Operation:
+    return Operation(
+        method="GET",
+        path=path,
+        endpoint=endpoint,
+        group=_PAGES,
+        summary=summary,
+        replies={200: reply},
+        errors=causes(500),
+        is_open=True,
+    )
+
+
+_PAGE = Reply("The page.", {"text/html": str})
+_DOCUMENT = Reply("An OpenAPI 3.1 document.", {JSON: dict[str, Any]})
+
+DIALECT = Dialect(
+    name="Operation",
+    description="For operators.",
+    error=ERRORS,
+    operations=(
+        _CONTEXTS,
+        _HEALTH,
+        _READY,
+        _METRICS,
+        _for_browsers("/", pages.page, "The page for questions", _PAGE),
+        *(
+            _for_browsers(path, pages.swagger_ui, "Swagger UI", _PAGE)
+            for path in ("/docs", "/swagger-ui", "/swagger-ui/")
+        ),
+        *(
+            _for_browsers(path, pages.openapi, "This description", _DOCUMENT)
+            for path in ("/openapi.json", "/api-docs/openapi.json")
+        ),
+    ),
+    groups={_PAGES: "For browsers."},
+    files=pages.FILES,
+)

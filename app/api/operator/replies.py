@@ -1,0 +1,50 @@
+"""Response bodies of the operator's routes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+
+class Contexts(TypedDict):
+    """The contexts that requests may name."""
+
+    default: Annotated[str, Field(description="The context of requests that name none.")]
+    contexts: list[str]
+    model: Annotated[str, Field(description="Name of the model; empty while it is loading.")]
+    knowledge: Annotated[bool, Field(description="Whether the knowledge base is on.")]
+    with_documents: Annotated[
+        list[str],
+        Field(description="Contexts that use the knowledge base unless the request says otherwise."),
+    ]
+    refused: Annotated[
+        dict[str, str],
+        Field(description="Contexts that the chat template refuses, with its error messages."),
+    ]
+
+
+class Health(TypedDict):
+    """The process serves requests."""
+
+    status: Literal["ok"]
+
+
+class Ready(TypedDict):
+    """The model is loaded and its contexts are prefilled."""
+
+    status: Literal["ready"]
+
+
+class Loading(TypedDict):
+    """The model is loading."""
+
+    status: Literal["loading"]
+
+
+class Failed(TypedDict):
+    """The engine failed. The process ends by itself."""
+
+    status: Literal["failed"]
+    reason: Annotated[str, Field(description="Error message of the engine.")]

@@ -1,0 +1,61 @@
+"""Tokenstream's own route."""
+
+from __future__ import annotations
+
+from app.api.dialect import Dialect, Operation, Reply, causes
+from app.api.http.errors import ERRORS
+from app.api.http.sources import HEADER
+from app.api.tokenstream.replies import Figures
+from app.api.tokenstream.token_stream import TokenStreamRequest, token_stream
+
+_TOKEN_STREAM = Operation(
+    method="POST",
+    path="/token_stream",
+    endpoint=token_stream,
+    summary="Answer a query, streamed as plain text",
+    description=(
+        "The response begins with the first token. Closing the connection cancels generation. Missing "
+        "parameters come from the context and the settings. With `details`, the character U+001E and one "
+        "JSON object follow the text: `Figures`, or `ErrorBody` if generation fails. Without `details`, a "
+        "response that fails ends without its last chunk."
+    ),
+    body=TokenStreamRequest,
+    examples={
+        "A question": {"query": "Where is located Paris ?"},
+        "In another context": {
+            "query": "List the names of all customers from Paris.",
+            "context": "sql",
+            "max_tokens": 60,
+        },
+        "A sampled conversation, with figures": {
+            "messages": [
+                {"role": "system", "content": "Answer in one sentence."},
+                {"role": "user", "content": "What is the capital of France?"},
+                {"role": "assistant", "content": "Paris."},
+                {"role": "user", "content": "And of Italy?"},
+            ],
+            "max_tokens": 40,
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "seed": 42,
+            "stop": ["\n\n"],
+            "details": True,
+        },
+    },
+    replies={
+        200: Reply(
+            "The text of the answer.",
+            {"text/plain": str},
+            may_have={HEADER: "JSON list of the passages that the answer uses, without their texts."},
+        )
+    },
+    errors=causes(400, 404, 413, 415, 422, 429, 500, 501, 503),
+)
+
+DIALECT = Dialect(
+    name="Token stream",
+    description="A query in, the text of the answer out.",
+    error=ERRORS,
+    operations=(_TOKEN_STREAM,),
+    schemas=(Figures,),
+)

@@ -1,0 +1,126 @@
+"""Complete answers, tool calls and token texts out of generations, for every dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from app.chat.tools import ArgumentsDelta, CallDelta, ContentDelta, Delta, ToolCallParser
+from app.engine.answer import Output
+from app.engine.llama import Vocab
+from app.service.generation import Generation, Step, together
+from app.service.model import Model
+from app.service.prompts import ToolUse
+
+
+@dataclass(slots=True)
+class Collected:
+    """The steps of one generation so far."""
+
+    generation: Generation
+    text: str = ""
+    outputs: list[Output] = field(default_factory=list)
+
+    def add(self, step: Step) -> None:
+        self.text += step.text
+        self.outputs += step.outputs
+
+    @property
+    def mean_logprob(self) -> float:
+        """Mean log-probability of the tokens; 0 without log-probabilities."""
+        logprobs = [output.logprobs.chosen for output in self.outputs if output.logprobs is not None]
+        return sum(logprobs) / len(logprobs) if logprobs else 0.0
+
+
+async def collect(generations: Sequence[Generation]) -> list[Collected]:
+    """Receive generations to their ends.
+
+    Raises:
+        GenerationFailed: One of them failed.
+    """
+    answers = [Collected(generation) for generation in generations]
+    async for steps in together(generations):
+        for index, step in steps:
+            answers[index].add(step)
+    return answers
+
+
+def best(answers: Sequence[Collected], n: int) -> list[Collected]:
+    """The ``n`` answers with the highest mean log-probability, best first; all ``n`` in their own order."""
+    if len(answers) == n:
+        return list(answers)
+    return sorted(answers, key=lambda answer: -answer.mean_logprob)[:n]
+
+
+# --- tool calls
+
+
+@dataclass(slots=True)
+class GatheredCall:
+    """A complete tool call.
+
+    Attributes:
+        id: Unique id.
+        name: Name of the function.
+        arguments: JSON text of an object; incomplete if the answer reached ``max_tokens``.
+    """
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
+class AnswerReader:
+    """Separates the tool calls of one answer from its text."""
+
+    def __init__(self, model: Model, tools: ToolUse | None) -> None:
+        """``tools`` are those of the prompt; without them all is text."""
+        self.has_calls = False
+        self._parser: ToolCallParser | None = None
+        if tools is not None:
+            tool_format = model.tokenizer.template.tool_format
+            self._parser = ToolCallParser(tool_format, tools.tools)
+
+    def read(self, step: Step) -> Sequence[Delta]:
+        """The text and the parts of tool calls that are certain after the next step."""
+        is_last = step.outputs[-1].finish_reason is not None
+        return self._read(step.text, is_last=is_last)
+
+    def read_all(self, text: str) -> tuple[str, list[GatheredCall]]:
+        """The content and the tool calls of a complete answer."""
+        return _gathered(self._read(text, is_last=True))
+
+    def _read(self, text: str, *, is_last: bool) -> Sequence[Delta]:
+        if self._parser is None:
+            return (ContentDelta(text),) if text else ()
+        deltas = self._parser.feed(text)
+        if is_last:
+            deltas += self._parser.finish()
+        self.has_calls = self.has_calls or any(isinstance(delta, CallDelta) for delta in deltas)
+        return deltas
+
+
+def _gathered(deltas: Iterable[Delta]) -> tuple[str, list[GatheredCall]]:
+    content: list[str] = []
+    calls: list[GatheredCall] = []
+    for delta in deltas:
+        if isinstance(delta, ContentDelta):
+            content.append(delta.text)
+        elif isinstance(delta, CallDelta):
+            calls.append(GatheredCall(delta.id, delta.name))
+        elif isinstance(delta, ArgumentsDelta):
+            calls[delta.index].arguments += delta.text
+    return "".join(content), calls
+
+
+# --- token texts
+
+
+def token_bytes(vocab: Vocab, token: int) -> bytes:
+    """UTF-8 bytes of a token's text, which may be part of a character. A control token gives its name."""
+    return vocab.piece(token) or vocab.text(token).encode()
+
+
+def shown(vocab: Vocab, outputs: Iterable[Output]) -> list[Output]:
+    """The outputs without end-of-generation tokens, which are no part of the answer."""
+    return [output for output in outputs if output.token not in vocab.end_of_generation]
