@@ -113,9 +113,6 @@ DIFFERENCES: dict[tuple[str, str], tuple[str, str]] = {
         "json or json_object or json_schema or regex",
         "TGI takes json_object for json too",
     ),
-    ("Details", "top_tokens"): ("[[Token]] | null", "left out where none were asked for, as TGI does"),
-    ("BestOfSequence", "top_tokens"): ("[[Token]] | null", "left out where none were asked for, as TGI does"),
-    ("StreamResponse", "top_tokens"): ("[Token] | null", "left out where none were asked for, as TGI does"),
 }
 
 
