@@ -16,7 +16,7 @@ from app.knowledge.sentences import sentences
 
 
 def count_words(text: str) -> int:
-    """Like a tokenizer of the BERT kind: whole words and signs, and two special tokens."""
+    """Count tokens like BERT: words, punctuation marks, and two special tokens."""
     return len(re.findall(r"\w+|[^\w\s]", text)) + 2
 
 
@@ -124,7 +124,7 @@ def test_words_are_cut_only_where_one_alone_is_too_large() -> None:
     assert len(chunks) <= 35
 
 
-def test_a_blob_that_is_one_token_is_not_one_chunk() -> None:
+def test_a_long_text_of_one_token_is_several_chunks() -> None:
     chunks = split(Block("A" * 20_000))
     assert len(chunks) > 20
     assert "".join(chunk.text for chunk in chunks) == "A" * 20_000
@@ -136,7 +136,7 @@ def test_a_cluster_of_code_points_stays_whole() -> None:
     assert all(len(chunk.text) % len(family) == 0 for chunk in chunks)
 
 
-def test_headings_that_leave_no_room_are_text_once() -> None:
+def test_headings_that_do_not_fit_become_text_once() -> None:
     title = words(30, "title")
     chunks = split(Block(title, 1), Block("Part", 2), Block(words(60)), Block("Other", 2), Block(words(30)))
     assert {chunk.heading for chunk in chunks} == {"Part", "Other"}
@@ -166,7 +166,7 @@ def test_sentences(text: str, expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize("max_tokens", [0, 2])
-def test_no_room_for_text_is_refused(max_tokens: int) -> None:
+def test_no_room_for_text_is_rejected(max_tokens: int) -> None:
     with pytest.raises(ValueError, match="have no room for text: 2 are special"):
         split(Block("a"), max_tokens=max_tokens)
     with pytest.raises(ValueError, match="overlap of 40 tokens is not within 0 to 39"):
@@ -211,7 +211,7 @@ BLOCKS = st.lists(
     st.builds(Block, PIECES.filter(lambda text: bool(text.strip())), st.sampled_from([0, 0, 0, 1, 2, 3, 6])),
     max_size=15,
 )
-# Counts that add up, that do not, and one by which nearly all is unknown.
+# Additive counts, non-additive ones, and one that maps nearly all text to one token.
 COUNTERS = [
     count_words,
     len,
@@ -234,11 +234,11 @@ def test_no_word_is_lost_and_no_budget_exceeded(
         assert chunk.text == chunk.text.strip() != ""
         embedded = embedded_text(chunk)
         assert counter(embedded) <= max_tokens or is_cluster(chunk.text)
-    # Without overlap and headings, the characters of the texts in their order.
+    # Without overlap and headings: all characters of the texts in order.
     plain = [block for block in blocks if not block.level]
     alone = split(*plain, max_tokens=max_tokens, n_tokens=counter)
     assert letters(chunk.text for chunk in alone) == letters(block.text for block in plain)
-    # With them, those of all blocks, among what is repeated.
+    # With them: the characters of all blocks, with repetitions in between.
     everything = iter(letters(chunk.text for chunk in chunks))
     assert all(letter in everything for letter in letters(block.text for block in plain))
     chunks = split(*blocks, max_tokens=max_tokens, n_tokens=counter)
@@ -249,7 +249,7 @@ def test_no_word_is_lost_and_no_budget_exceeded(
 
 
 def is_cluster(text: str) -> bool:
-    """One character with all that belongs to it."""
+    """One character with its combining code points."""
     return all(
         unicodedata.combining(character) or character in "\u200d\ufe0e\ufe0f" or before == "\u200d"
         for before, character in pairwise(text)

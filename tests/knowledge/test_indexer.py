@@ -1,4 +1,4 @@
-"""The index follows the folder: real files, the real embedding model, a real watch."""
+"""Synchronization of index and folder, with real files, embedding model and notifications."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from app.weights.embedding import resolve_embedding_model
 
 
 class Notes:
-    """An observer that remembers."""
+    """An observer that records its calls."""
 
     def __init__(self) -> None:
         self.indexed: list[tuple[int, str | None]] = []
@@ -75,7 +75,7 @@ def open_knowledge(
 def until(condition: Callable[[], object], seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come"
+        assert time.monotonic() < end, "timeout"
         time.sleep(0.05)
 
 
@@ -181,15 +181,15 @@ def test_a_restart_reads_what_has_changed_since(
     third, notes = open_knowledge()
     assert names(settled(third)) == ["bridge.md"]
     assert notes.indexed == []
-    assert notes.state == (1, 1, 0), "what is there is told all the same"
+    assert notes.state == (1, 1, 0), "the state is reported without changes, too"
     third.close()
-    # Vectors of other passages cannot stay.
+    # Another passage size rebuilds the index.
     fourth, notes = open_knowledge(chunk_tokens=100)
     assert names(settled(fourth)) == ["bridge.md"]
     assert notes.indexed == [(1, None)]
 
 
-def test_what_waits_is_told_and_closing_does_not_wait_for_it(
+def test_waiting_files_are_reported_and_do_not_delay_closing(
     open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path
 ) -> None:
     for number in range(40):
@@ -202,12 +202,12 @@ def test_what_waits_is_told_and_closing_does_not_wait_for_it(
     assert DocumentState("39.txt", "waiting", 0, (folder / "39.txt").stat().st_size) in knowledge.documents()
     knowledge.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "indexer"]
-    # What was finished by then is kept.
+    # Files indexed before are kept.
     again, _ = open_knowledge()
     assert len(names(again)) + len(names(again, "waiting")) <= 42
 
 
-def test_a_folder_that_vanishes_is_no_empty_one(
+def test_a_missing_folder_keeps_its_documents(
     open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path
 ) -> None:
     knowledge, notes = open_knowledge()
@@ -227,7 +227,7 @@ def test_a_folder_that_vanishes_is_no_empty_one(
     until(lambda: "newer.txt" in names(knowledge))
 
 
-def test_what_cannot_be_stored_waits_and_is_told(
+def test_files_that_cannot_be_stored_wait_and_are_reported(
     open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -235,7 +235,7 @@ def test_what_cannot_be_stored_waits_and_is_told(
         def full(*_: object) -> None:
             raise StoreError("the disk is full")
 
-        patch.setattr(Store, "replace", full)  # a full disk, which a test cannot have everywhere
+        patch.setattr(Store, "replace", full)  # a full disk cannot be produced everywhere
         knowledge, _ = open_knowledge()
         until(lambda: knowledge.problem)
         assert knowledge.problem == "the disk is full"

@@ -1,4 +1,4 @@
-"""The questions that retrieval is measured with: each has its answer in one place of the documents alone."""
+"""Questions of the retrieval benchmark: each answer occurs once in one document."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUESTIONS: list[dict[str, str]] = json.loads((Path(__file__).parent / "questions
 
 
 def read_documents() -> dict[str, str]:
-    """The text of the sample and of each document of the corpus, by its name below the documents' folder."""
+    """Text of the sample and of each document of the corpus, by path."""
     corpus = {path.relative_to(CORPUS).as_posix(): path for path in CORPUS.rglob("*") if path.is_file()}
     assert SAMPLE.name not in corpus
     return {name: path.read_text() for name, path in {SAMPLE.name: SAMPLE, **corpus}.items()}

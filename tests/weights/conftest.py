@@ -1,4 +1,4 @@
-"""What the tests of downloads share: a hub on loopback, and processes that resolve models against it."""
+"""Fixtures of download tests: a hub on loopback, and processes that resolve models against it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def cold() -> Iterator[Driver]:
 
 @pytest.fixture
 def resolve(warm: Driver, cold: Driver, fake_hub: FakeHub, tmp_path: Path) -> Resolve:
-    """Resolve in an empty folder with these variables; everything on stderr is accounted for."""
+    """Resolve in an empty folder with these variables. Fails on unexpected output on stderr."""
 
     def run(*, fresh_import: bool = False, **variables: str) -> Outcome:
         driver = cold if fresh_import or READ_AT_IMPORT & set(variables) else warm

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def resolve() -> int:
-    """Print the path of the model, or of the embedding model if one is named; else one line and status 1."""
+    """Print the path of the model, or of the embedding model if set. On an error: one line, status 1."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", force=True)
     try:
         chosen = settings.load()
@@ -59,7 +59,7 @@ def command(*options: str) -> list[str]:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's environment without its own models and hub, and with ``variables``."""
+    """The environment without model and hub settings, plus ``variables``."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -69,7 +69,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 class Driver:
-    """The process that forks; a context manager."""
+    """The process that forks."""
 
     def __init__(self, *options: str, **variables: str) -> None:
         self._process = subprocess.Popen(
@@ -89,7 +89,7 @@ class Driver:
     def run(
         self, folder: Path, variables: Mapping[str, str], output: Path
     ) -> subprocess.CompletedProcess[str]:
-        """Resolve in ``folder``; what is printed goes through files in ``output``."""
+        """Resolve in ``folder``. Output goes to files in ``output``."""
         assert self._process.stdin
         assert self._process.stdout
         printed = {name: str(output / name) for name in ("stdout", "stderr")}

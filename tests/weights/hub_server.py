@@ -1,4 +1,4 @@
-"""A hub on loopback that answers as huggingface_hub 2.4 asks, and GGUF files small enough to serve."""
+"""A hub on loopback with the protocol of huggingface_hub 2.4, and small GGUF files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Snapshot:
 
 @dataclass
 class Request:
-    """What was asked, and how much of the body went out."""
+    """A request, and the number of bytes sent in response."""
 
     method: str
     path: str
@@ -36,45 +36,45 @@ class Request:
 
 @dataclass
 class FakeHub:
-    """Repositories, and the ways in which a hub misbehaves."""
+    """Repositories and faults of a hub."""
 
     # repository → revision → files
     repositories: dict[str, dict[str, Snapshot]] = field(default_factory=dict)
-    gated: dict[str, str] = field(default_factory=dict)  # repository → the token that opens it
+    gated: dict[str, str] = field(default_factory=dict)  # repository → token with access
     known_tokens: set[str] = field(default_factory=set)
-    status: int | None = None  # the answer to everything
-    html: bool = False  # a proxy's page is the answer to everything
-    cut_after: int | None = None  # the next body breaks off after so many bytes
-    reset: bool = False  # ... with a reset connection, not one that is closed
-    fail_after_cut: bool = False  # ... and from then on everything is answered 500
-    claimed_size: int | None = None  # what HEAD says
-    etag: str | None = None  # what HEAD says
+    status: int | None = None  # status of all responses
+    html: bool = False  # all responses are a proxy's page
+    cut_after: int | None = None  # bytes after which the next body is cut
+    reset: bool = False  # ... by a reset instead of a close
+    fail_after_cut: bool = False  # ... and all later responses are 500
+    claimed_size: int | None = None  # in responses to HEAD
+    etag: str | None = None  # in responses to HEAD
     requests: list[Request] = field(default_factory=list)
     url: str = ""
 
     def add(self, repository: str, files: Mapping[str, bytes], revision: str = "main") -> str:
-        """Add a repository's revision, or move it to other files; returns its commit."""
+        """Add or replace a revision of a repository. Returns its commit."""
         names_and_contents = b"".join(name.encode() + content for name, content in files.items())
         commit = hashlib.sha1(names_and_contents).hexdigest()
         self.repositories.setdefault(repository, {})[revision] = Snapshot(commit, dict(files))
         return commit
 
     def gets(self) -> list[Request]:
-        """The downloads that were asked for."""
+        """The download requests."""
         return [
             request for request in self.requests if request.method == "GET" and "/resolve/" in request.path
         ]
 
 
 class HubServer:
-    """A server on loopback whose hub is changed from test to test."""
+    """A server on loopback with a new hub for each test."""
 
     def __init__(self, url: str, handler: type[_Handler]) -> None:
         self.url = url
         self._handler = handler
 
     def fresh(self) -> FakeHub:
-        """From now on an empty hub answers."""
+        """Replace the hub by an empty one."""
         self._handler.hub = FakeHub(url=self.url)
         return self._handler.hub
 
@@ -132,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404)
 
     def _find(self, repository: str, revision: str) -> Snapshot | None:
-        """The files of a branch or commit, or None after an error was sent."""
+        """Files of a branch or commit; None after an error response."""
         revisions = self.hub.repositories.get(repository)
         if revisions is None:
             self._error(401, "RepoNotFound", "Invalid username or password.")
@@ -204,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def closed_port() -> str:
-    """An address at which nobody listens."""
+    """An address without a server."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -220,7 +220,7 @@ def _text(value: str) -> bytes:
 
 
 def tiny_gguf(*, floats: int = 32, seed: int = 0, part: int = 0, parts: int = 1) -> bytes:
-    """A whole GGUF with one F32 tensor of random bytes; with ``parts``, one part of a split model."""
+    """A complete GGUF file with one F32 tensor of random bytes; with ``parts``, one part of a split model."""
     entries = [_text("general.architecture") + struct.pack("<I", _STRING) + _text("llama")]
     if parts > 1:
         split = (("split.no", part), ("split.count", parts), ("split.tensors.count", parts))

@@ -1,4 +1,4 @@
-"""EMBEDDING_MODEL stands for one whole GGUF: the package's, a file, or one of a repository."""
+"""EMBEDDING_MODEL: the default, a local file, or a file of a repository."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def complaint(name: str | Path | None = None) -> str:
     return message
 
 
-# --- the one of the package
+# --- the default
 
 
 def test_the_default_is_converted_once_and_has_its_own_name(cache: Path) -> None:
@@ -97,7 +97,7 @@ def test_processes_that_start_together_convert_once(cache: Path) -> None:
         ("safetensors", "pip install 'tokenstream[knowledge]'"),
     ],
 )
-def test_what_is_not_installed_is_named_with_the_command(
+def test_a_missing_package_is_named_with_the_command(
     cache: Path, monkeypatch: pytest.MonkeyPatch, missing: str, command: str
 ) -> None:
     def version_of(name: str) -> str:
@@ -111,12 +111,12 @@ def test_what_is_not_installed_is_named_with_the_command(
     assert f"run `make install KNOWLEDGE=on` (or {command})" in message
 
 
-def test_a_package_that_is_not_there_at_all(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_without_files(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minilm, "PACKAGE", "no_such_package")
     assert "needs the package no_such_package, which is not installed" in complaint()
 
 
-def test_weights_that_are_damaged(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_weights(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, _ = embedding_model._package()
     damaged = tmp_path / "model"
     damaged.mkdir()
@@ -127,7 +127,7 @@ def test_weights_that_are_damaged(cache: Path, tmp_path: Path, monkeypatch: pyte
     assert [file.suffix for file in (cache / "damaged").iterdir()] in ([".lock"], [])
 
 
-def test_a_cache_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_folder_that_cannot_be_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     message = complaint()
@@ -135,10 +135,10 @@ def test_a_cache_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.
     assert message.endswith("set XDG_CACHE_HOME to a writable folder, or EMBEDDING_MODEL to a GGUF file")
 
 
-# --- a file on this machine
+# --- a local file
 
 
-def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_path_is_used_as_it_is(tmp_path: Path) -> None:
     for name, content in {"a.gguf": TINY, **split_gguf("b", 2)}.items():
         (tmp_path / name).write_bytes(content)
     assert resolved(tmp_path / "a.gguf") == tmp_path / "a.gguf"
@@ -146,20 +146,20 @@ def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["no/such/a.gguf", "embedding/a.gguf", "all-MiniLM", "/a.gguf"])
-def test_what_is_no_file_and_no_repository(name: str) -> None:
+def test_neither_a_file_nor_a_repository(name: str) -> None:
     assert complaint(name) == (
         f"EMBEDDING_MODEL={name}: no such file; other values are repo:file of the hub, or all-MiniLM-L6-v2"
     )
 
 
-def test_a_path_that_is_no_whole_gguf(tmp_path: Path) -> None:
+def test_a_path_of_an_incomplete_gguf(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(TINY[:-1])
     message = complaint(tmp_path / "a.gguf")
     assert message.startswith(f"EMBEDDING_MODEL={tmp_path}/a.gguf: a.gguf cannot be used, it is cut off")
     assert complaint(tmp_path).startswith(f"EMBEDDING_MODEL={tmp_path} is a folder; name a GGUF file: a.gguf")
 
 
-# --- one of a repository
+# --- a repository
 
 
 def test_a_file_of_a_repository_is_downloaded(resolve: Resolve, fake_hub: FakeHub) -> None:
@@ -187,6 +187,6 @@ def test_mistakes_in_a_repository_name_the_setting(resolve: Resolve, fake_hub: F
     assert error("../a.gguf").startswith(f"{said}:../a.gguf should be a file in {REPO} (revision main)")
 
 
-def test_a_hub_that_is_away(resolve: Resolve) -> None:
+def test_an_unavailable_hub(resolve: Resolve) -> None:
     error = resolve(EMBEDDING_MODEL=f"{REPO}:a.gguf", HF_ENDPOINT=closed_port()).error
     assert "cannot be reached" in error

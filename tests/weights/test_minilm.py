@@ -20,13 +20,13 @@ from app.weights.embedding import resolve_embedding_model
 REFERENCE = json.loads((Path(__file__).parent / "minilm_reference.json").read_text(encoding="utf-8"))
 TEXTS: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in REFERENCE["texts"]}
 
-# Where llama.cpp's tokenizer for such vocabularies differs, and what it makes of a text instead.
+# Texts that llama.cpp's tokenizer for such vocabularies tokenizes differently.
 DIFFERENT = {
-    # Of a character that Unicode takes apart it keeps the first piece: of a Korean syllable, one letter.
+    # It keeps the first code point of a decomposition: one letter of a Korean syllable.
     "korean",
-    # It drops all marks, not just those without a width of their own: some vowels of Hindi.
+    # It drops all combining marks, including spacing ones such as vowels of Hindi.
     "hindi",
-    # It has no longest word; sentence-transformers knows none of more than 100 characters.
+    # It has no maximum word length; sentence-transformers maps words above 100 characters to [UNK].
     "a very long word",
 }
 
@@ -39,12 +39,12 @@ def embedder() -> Iterator[Embedder]:
 
 
 def cut(tokens: list[int]) -> list[int]:
-    """As sentence-transformers cuts: the last token stays."""
+    """Truncate like sentence-transformers, which keeps the last token."""
     longest = REFERENCE["max_tokens"]
     return tokens if len(tokens) <= longest else [*tokens[: longest - 1], tokens[-1]]
 
 
-def test_the_model_is_what_it_is_said_to_be(embedder: Embedder) -> None:
+def test_the_metadata_of_the_model(embedder: Embedder) -> None:
     assert embedder.name == "all-MiniLM-L6-v2"
     assert embedder.dimensions == 384
     assert embedder.max_tokens == 512
@@ -68,7 +68,7 @@ def test_where_the_tokenizer_differs_the_vector_of_the_references_tokens_is_righ
     assert vector @ np.array(TEXTS[name]["vector"]) >= 0.999
 
 
-def test_texts_of_one_batch_do_not_touch_each_other(embedder: Embedder) -> None:
+def test_texts_of_one_batch_do_not_affect_each_other(embedder: Embedder) -> None:
     entries = [TEXTS[name] for name in TEXTS]
     vectors = normalized(embedder.submit([entry["tokens"] for entry in entries]).result(60))
     cosines = np.sum(vectors * np.array([entry["vector"] for entry in entries]), axis=1)

@@ -1,4 +1,4 @@
-"""A model's name stands for one whole GGUF: a file, the default, or one of a repository."""
+"""Model settings: a local file, the default, or a file of a repository."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.weights import model as hub
 from tests.weights.hub_driver import Resolve
 from tests.weights.hub_server import REPO, TINY, FakeHub, closed_port, split_gguf
 
-# --- files on this machine
+# --- local files
 
 
 def test_the_default_model_is_the_packages_and_needs_no_hub(resolve: Resolve) -> None:
@@ -45,12 +45,12 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
         (folder / name).write_bytes(content)
 
 
-def test_model_path_is_taken_as_it_is_and_goes_before_the_repository(tmp_path: Path) -> None:
+def test_model_path_is_used_as_it_is_and_takes_precedence_over_the_repository(tmp_path: Path) -> None:
     write(tmp_path, {"a.gguf": TINY})
     assert local(model_path=tmp_path / "a.gguf", model_repo=REPO) == tmp_path / "a.gguf"
 
 
-def test_model_path_that_is_not_there(tmp_path: Path) -> None:
+def test_model_path_of_a_missing_file(tmp_path: Path) -> None:
     assert complaint(model_path=tmp_path / "a.gguf") == f"MODEL_PATH={tmp_path}/a.gguf: no such file"
 
 
@@ -81,7 +81,7 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
         (b"", "not a GGUF file"),
     ],
 )
-def test_a_file_that_is_no_whole_gguf(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_an_incomplete_gguf(tmp_path: Path, content: bytes, reason: str) -> None:
     write(tmp_path, {"a.gguf": content})
     message = complaint(model_path=tmp_path / "a.gguf")
     assert message.startswith(f"MODEL_PATH={tmp_path}/a.gguf: a.gguf cannot be used, it")
@@ -94,7 +94,7 @@ def test_a_later_part_that_is_cut_off_is_named(tmp_path: Path) -> None:
     assert "a-00002-of-00002.gguf cannot be used" in complaint(model_path=tmp_path / "a-00001-of-00002.gguf")
 
 
-def test_model_file_alone_is_looked_for_on_this_machine(tmp_path: Path) -> None:
+def test_model_file_alone_is_a_local_file(tmp_path: Path) -> None:
     models = tmp_path / "models"
     models.mkdir()
     write(models, {"a-Q4_0.gguf": TINY, "a-Q8_0.gguf": TINY})
@@ -106,12 +106,12 @@ def test_model_file_alone_is_looked_for_on_this_machine(tmp_path: Path) -> None:
     assert message.startswith(f"MODEL_FILE=c.gguf is not in MODELS_DIR={models}: set MODEL_REPO")
 
 
-def test_the_name_for_people() -> None:
+def test_the_name_of_a_split_model_has_no_part_number() -> None:
     assert hub.model_name(Path("models/a-Q4_0.gguf")) == "a-Q4_0"
     assert hub.model_name(Path("models/a-00001-of-00002.gguf")) == "a"
 
 
-# --- which file
+# --- selection
 
 
 def test_a_pattern_finds_the_one_model_it_matches(resolve: Resolve, fake_hub: FakeHub) -> None:

@@ -1,4 +1,4 @@
-"""Files of a repository arrive whole, or one line says why not: each case in a process of its own."""
+"""Downloads from a repository are complete or end with one error line; each case has its own process."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_the_next_start_resumes_a_download_that_failed(resolve: Resolve, fake_hu
     assert rest.sent == len(BIG) - WRITTEN
 
 
-def test_a_partial_file_with_other_content_is_found_out(
+def test_a_partial_file_with_other_content_is_detected(
     resolve: Resolve, fake_hub: FakeHub, tmp_path: Path
 ) -> None:
     fake_hub.add(REPO, {"a.gguf": TINY})
@@ -146,7 +146,7 @@ def test_a_terminal_shows_a_progress_bar(fake_hub: FakeHub, tmp_path: Path) -> N
     assert "24.0M/24.0M" in shown.decode()
 
 
-# --- refusals
+# --- rejected requests
 
 
 def test_a_wrong_repository(resolve: Resolve, fake_hub: FakeHub) -> None:
@@ -158,7 +158,7 @@ def test_a_wrong_repository(resolve: Resolve, fake_hub: FakeHub) -> None:
     assert resolve(MODEL_REPO="someone/nothing").error == error
 
 
-def test_a_name_that_no_repository_has(resolve: Resolve) -> None:
+def test_an_invalid_repository_name(resolve: Resolve) -> None:
     error = resolve(MODEL_REPO="https://huggingface.co/a/b").error
     assert error == "MODEL_REPO=https://huggingface.co/a/b is not the name of a repository: use owner/name"
 
@@ -201,15 +201,15 @@ def test_a_token_that_the_hub_does_not_know(resolve: Resolve, fake_hub: FakeHub)
     assert "hf_secret" not in error
 
 
-def test_a_token_that_is_none(resolve: Resolve) -> None:
+def test_an_invalid_token(resolve: Resolve) -> None:
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf", HF_TOKEN="hf_ä b").error
     assert error == "HF_TOKEN: contains characters that are invalid in an access token; copy it again"
 
 
-# --- a hub that is away
+# --- an unavailable hub
 
 
-def test_a_hub_that_is_away_without_a_copy(resolve: Resolve) -> None:
+def test_an_unavailable_hub_without_a_copy(resolve: Resolve) -> None:
     away = closed_port()
     for file in ("a.gguf", "*"):
         error = resolve(MODEL_REPO=REPO, MODEL_FILE=file, HF_ENDPOINT=away).error
@@ -217,7 +217,7 @@ def test_a_hub_that_is_away_without_a_copy(resolve: Resolve) -> None:
 
 
 @pytest.mark.parametrize("file", ["a.gguf", "*a*", ""])
-def test_a_hub_that_is_away_with_a_copy(resolve: Resolve, fake_hub: FakeHub, file: str) -> None:
+def test_an_unavailable_hub_with_a_copy(resolve: Resolve, fake_hub: FakeHub, file: str) -> None:
     fake_hub.add(REPO, {"a.gguf": TINY})
     path = resolve(MODEL_REPO=REPO, MODEL_FILE=file).path
     away = closed_port()
@@ -255,12 +255,12 @@ def test_a_proxy_that_answers_in_the_hubs_place(resolve: Resolve, fake_hub: Fake
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:8080", "http://", "http://a:99999"])
-def test_an_endpoint_that_is_no_address(resolve: Resolve, endpoint: str) -> None:
+def test_an_endpoint_that_is_no_url(resolve: Resolve, endpoint: str) -> None:
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf", HF_ENDPOINT=endpoint).error
     assert error.startswith(f"HF_ENDPOINT={endpoint}: should be the URL of a hub")
 
 
-def test_a_newer_commit_that_cannot_be_had_leaves_the_copy(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_a_failed_download_of_a_newer_commit_leaves_the_copy(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"a.gguf": TINY})
     older = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf").path
     fake_hub.add(REPO, {"a.gguf": BIG})
@@ -273,7 +273,7 @@ def test_a_newer_commit_that_cannot_be_had_leaves_the_copy(resolve: Resolve, fak
     assert resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf").path.read_bytes() == BIG
 
 
-def test_another_file_of_a_hub_that_is_away(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_another_file_of_an_unavailable_hub(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"a.gguf": TINY, "b.gguf": TINY})
     resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf")
     fake_hub.status = 500
@@ -283,11 +283,11 @@ def test_another_file_of_a_hub_that_is_away(resolve: Resolve, fake_hub: FakeHub)
         assert not outcome.warnings
 
 
-# --- what arrives, and where it goes
+# --- damaged files and full disks
 
 
 @pytest.mark.parametrize("content", [TINY[:-1], b"<html>quota exceeded</html>"])
-def test_a_download_that_is_no_whole_gguf(resolve: Resolve, fake_hub: FakeHub, content: bytes) -> None:
+def test_a_download_of_an_incomplete_gguf(resolve: Resolve, fake_hub: FakeHub, content: bytes) -> None:
     fake_hub.add(REPO, {"a.gguf": content})
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf").error
     assert error.startswith(f"MODEL_REPO={REPO}: a.gguf cannot be used, it is ")
@@ -296,7 +296,7 @@ def test_a_download_that_is_no_whole_gguf(resolve: Resolve, fake_hub: FakeHub, c
     )
 
 
-def test_too_little_room_is_seen_before_the_download(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_too_little_disk_space_is_reported_before_the_download(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"a.gguf": TINY})
     fake_hub.claimed_size = 10**18
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf").error

@@ -1,4 +1,4 @@
-"""A tokenizer's files give template and special tokens, and are refused when they are of another model."""
+"""Tokenizer files: template, special tokens, and rejection of another model's vocabulary."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ UNIGRAM = {
 
 
 def as_files(**files: Any) -> dict[str, bytes]:
-    """tokenizer_config, chat_template and tokenizer as the files of a repository."""
+    """Write tokenizer_config, chat_template and tokenizer as files of a repository."""
     names = {
         "config": "tokenizer_config.json",
         "template": "chat_template.jinja",
@@ -83,7 +83,7 @@ def test_everything_is_read(tmp_path: Path) -> None:
     assert repo.n_vocab == 4
 
 
-def test_the_jinja_file_goes_before_the_config(tmp_path: Path) -> None:
+def test_the_jinja_file_takes_precedence_over_the_config(tmp_path: Path) -> None:
     assert load(write(tmp_path, config=CONFIG, template="from the file")).chat_template == "from the file"
 
 
@@ -108,7 +108,7 @@ def test_a_folder_without_tokenizer_files(tmp_path: Path) -> None:
     assert f"TOKENIZER_REPO={tmp_path} contains none of chat_template.jinja, " in complaint(tmp_path)
 
 
-def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
+def test_a_path_of_a_file(tmp_path: Path) -> None:
     file = write(tmp_path, config=CONFIG) / "tokenizer_config.json"
     for path in (file, tmp_path / "missing"):
         assert complaint(path).startswith(f"TOKENIZER_REPO={path} is not a folder")
@@ -166,7 +166,7 @@ def test_a_repository_is_downloaded_and_its_copy_used(run: Run, fake_hub: FakeHu
     assert away.stderr.count("\n") == 1
 
 
-def test_a_repository_that_cannot_be_had(run: Run, fake_hub: FakeHub) -> None:
+def test_an_unavailable_repository(run: Run, fake_hub: FakeHub) -> None:
     fake_hub.add("someone/else", {"model.gguf": b""})
     wrong = run()
     assert wrong.returncode == 1
@@ -178,7 +178,7 @@ def test_a_repository_that_cannot_be_had(run: Run, fake_hub: FakeHub) -> None:
     assert [message.count("\n") for message in (wrong.stderr, empty, away)] == [1, 1, 1]
 
 
-# --- comparing with the GGUF
+# --- comparison with the GGUF file
 
 
 def check(ours: dict[int, str], theirs: list[str], unused: frozenset[int] = frozenset()) -> None:

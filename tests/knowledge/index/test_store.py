@@ -1,4 +1,4 @@
-"""The index on disk: what is found, and that it is whole whatever happens."""
+"""The index on disk: search results, and consistency after faults."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def put(store: Store, name: str, texts: list[str], vectors: Vectors | None = Non
 
 
 def ask(store: Store, text: str, *, top_k: int = 5, files: list[str] | None = None) -> list[str]:
-    """What the words alone find."""
+    """Search by words alone."""
     with store._reading() as (db, _):
         numbers = list(
             tables.ranked_by_words(db, text, top_k, None if files is None else tables.file_ids(db, files))
@@ -66,7 +66,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def test_what_was_put_is_found_with_its_true_cosine(store: Store) -> None:
+def test_chunks_are_found_with_their_exact_cosines(store: Store) -> None:
     vectors = some_vectors(300)
     for file in range(3):
         part = slice(file * 100, file * 100 + 100)
@@ -130,8 +130,8 @@ def test_fusion_is_that_of_a_naive_search(store: Store, threshold: float) -> Non
 
 
 @pytest.mark.parametrize("dimensions", [100, 384])
-def test_the_nearest_are_among_twice_as_many_packed_ones(dimensions: int) -> None:
-    spread = np.arange(1, dimensions + 1) ** -0.5  # embeddings vary more in some directions than in others
+def test_the_nearest_are_among_twice_as_many_by_packed_vectors(dimensions: int) -> None:
+    spread = np.arange(1, dimensions + 1) ** -0.5  # the variance of embeddings differs between directions
     chance = np.random.default_rng(1)
     turned = np.linalg.qr(chance.standard_normal((dimensions, dimensions)))[0]
     vectors = unit((chance.standard_normal((12_000, dimensions)) * spread @ turned).astype(np.float32))
@@ -148,7 +148,7 @@ def test_the_nearest_are_among_twice_as_many_packed_ones(dimensions: int) -> Non
         assert {*of_second[:20]} <= {*index.nearest(query, 40, [2])}
 
 
-def test_rows_of_what_is_deleted_are_used_again() -> None:
+def test_rows_of_deleted_chunks_are_reused() -> None:
     vectors = some_vectors(3000)
     index = VectorIndex.of_files(DIMENSIONS, [])
     for turn in range(60):
@@ -269,11 +269,11 @@ def test_any_text_is_a_query(store: Store, text: str) -> None:
     assert len(store.search(some_vectors(1)[0], text, top_k=3, threshold=-1)) == 3
 
 
-def test_words_that_stand_everywhere_do_not_hide_the_rare_one(store: Store) -> None:
+def test_frequent_words_do_not_hide_the_rare_one(store: Store) -> None:
     for file in range(7):
         put(store, f"{file}", [f"the yard has the number n{file}x{n}" for n in range(1000)])
     assert ask(store, "what number has the yard n3x77", top_k=1) == ["the yard has the number n3x77"]
-    assert ask(store, "the yard") == []  # each in more chunks than are walked over
+    assert ask(store, "the yard") == []  # each in more chunks than a search visits
 
 
 WRITER = """
@@ -303,7 +303,7 @@ def start_writer(folder: Path) -> subprocess.Popen[str]:
 
 
 def check_whole(store: Store) -> None:
-    """Every file's chunks, vectors and words are those of one turn."""
+    """Check that chunks, vectors and words of each file are of one turn."""
     for name, file in store.files().items():
         found = store.search(np.ones(DIMENSIONS, np.float32), "", top_k=1000, threshold=-1, files=[name])
         texts = sorted(passage.chunk.text for passage in found)
@@ -315,7 +315,7 @@ def check_whole(store: Store) -> None:
 
 @pytest.mark.parametrize("milliseconds", [0, 3, 11, 40, 170, 700])
 def test_a_kill_leaves_every_file_old_or_new(tmp_path: Path, milliseconds: int) -> None:
-    for more in range(2):  # the second time on what the first left
+    for more in range(2):  # the second run opens the index of the first
         with start_writer(tmp_path) as writer:
             time.sleep((milliseconds + more) / 1000)
             writer.send_signal(signal.SIGKILL)
@@ -331,7 +331,7 @@ def test_a_kill_leaves_every_file_old_or_new(tmp_path: Path, milliseconds: int) 
 
 
 class SlowToCommit:
-    """A connection that stops behind its commit, so that whoever does not wait for the writer is seen."""
+    """A connection with a delay after each commit, to reveal readers that do not wait for the writer."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -362,7 +362,7 @@ def test_readers_see_whole_files_while_one_writes(store: Store, monkeypatch: pyt
     def write_file(turn: int) -> None:
         texts = [f"turn{turn} common" for _ in range(15)]
         put(store, "a", texts, np.ones((15, DIMENSIONS), np.float32), str(turn))
-        put(store, "b", ["other"] * 5, -np.ones((5, DIMENSIONS), np.float32))  # numbers are not used again
+        put(store, "b", ["other"] * 5, -np.ones((5, DIMENSIONS), np.float32))  # ids are not reused
 
     def read(reader: int) -> None:
         try:
@@ -370,7 +370,7 @@ def test_readers_see_whole_files_while_one_writes(store: Store, monkeypatch: pyt
                 found = store.search(np.ones(DIMENSIONS, np.float32), "common", top_k=30, threshold=0.9)
                 assert len(found) == 15
                 assert len({passage.chunk.text for passage in found}) == 1
-                assert min(passage.score for passage in found) > 1.2  # by vector and by words
+                assert min(passage.score for passage in found) > 1.2  # found by vector and by words
                 assert list(store.files()) == ["a", "b"]
                 reads[reader] += 1
         except BaseException as error:
@@ -400,7 +400,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         open_store(tmp_path)
 
 
-def test_another_identity_starts_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_identity_creates_a_new_index(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with open_store(tmp_path) as store:
         put(store, "a", ["heron"])
     with open_store(tmp_path) as store:
@@ -415,7 +415,7 @@ def test_another_identity_starts_anew(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 @pytest.mark.parametrize("damage", ["garbage", "cut", "empty", "no table"])
-def test_a_damaged_index_starts_anew(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_index_is_replaced(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     with open_store(tmp_path) as store:
         put(store, "a", [f"heron {n}" for n in range(200)])
     file = tmp_path / "index.sqlite3"
@@ -492,7 +492,7 @@ def test_a_full_disk_changes_nothing(store: Store) -> None:
     assert ask(store, "wren") == ["wren"]
 
 
-def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(
         StoreError, match=r"KNOWLEDGE_INDEX=.*file/x cannot be used: .*set it to a writable folder"
@@ -503,7 +503,7 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
         open_store(tmp_path)
 
 
-def test_what_does_not_fit_is_refused(store: Store) -> None:
+def test_mismatched_arguments_are_rejected(store: Store) -> None:
     chunk = Chunk("a", 0, "", None, "text")
     with pytest.raises(ValueError, match="2 chunks announced, 1 given"):
         store.replace(IndexedFile("a", "1", 1, 2, None), [chunk], some_vectors(1))
