@@ -1,17 +1,25 @@
-# Read by CMake right after llama.cpp's project(), through CMAKE_PROJECT_llama.cpp_INCLUDE.
+# Read by CMake right after llama.cpp's project() command, through CMAKE_PROJECT_llama.cpp_INCLUDE.
 
-# llama.cpp's "common" library serves its own programs only, and llama-cpp-python switches it on in the cache:
-# a plain variable goes before. A third of the build's time.
+# The "common" library serves llama.cpp's programs alone and is a third of the build time. llama-cpp-python
+# switches it on in the cache; a plain variable takes precedence.
 set(LLAMA_BUILD_COMMON OFF)
 
-# Attention of our own: called by ggml-cpu.c in place of ggml's, part of ggml's library for the CPU.
-option(TOKENSTREAM_ATTENTION "Attend with flash_attention.cpp" ON)
+# Sources for ggml-cpu. The target does not exist at this point, so the calls are deferred to the end of llama.cpp's
+# CMakeLists.txt. exports.cpp includes llama.h.
+set(tokenstream_sources "${CMAKE_CURRENT_LIST_DIR}/exports.cpp")
+
+# OFF keeps ggml's attention: for comparisons.
+option(TOKENSTREAM_ATTENTION "Compute attention with flash_attention.cpp" ON)
 if(TOKENSTREAM_ATTENTION)
+  list(APPEND tokenstream_sources "${CMAKE_CURRENT_LIST_DIR}/flash_attention.cpp")
   add_compile_definitions(
     $<$<COMPILE_LANGUAGE:C>:ggml_compute_forward_flash_attn_ext=tokenstream_flash_attn_ext>)
-  cmake_language(EVAL CODE
-    "cmake_language(DEFER CALL target_sources ggml-cpu PRIVATE [[${CMAKE_CURRENT_LIST_DIR}/flash_attention.cpp]])")
 endif()
+foreach(source IN LISTS tokenstream_sources)
+  cmake_language(EVAL CODE "cmake_language(DEFER CALL target_sources ggml-cpu PRIVATE [[${source}]])")
+endforeach()
+cmake_language(EVAL CODE
+  "cmake_language(DEFER CALL target_include_directories ggml-cpu PRIVATE [[${PROJECT_SOURCE_DIR}/include]])")
 
 if(REPAIR_TILE_LOADCONFIG)
   add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:SHELL:-include \"${CMAKE_CURRENT_LIST_DIR}/amx_tile_config.h\">")

@@ -19,7 +19,7 @@ from probe import AMX_HEADER, HERE, INSTRUCTION_SETS, Findings
 
 CMAKE_INCLUDE = HERE / "llama_cpp.cmake"
 PAUSE_HEADER = HERE / "yielding_pause.h"
-ATTENTION = HERE / "flash_attention.cpp"
+_SOURCES = (HERE / "exports.cpp", HERE / "flash_attention.cpp", HERE / "attention_kernel.h")
 
 # OpenMP keeps a team of threads per calling thread: as soon as a second one has decoded, the teams outnumber
 # the cores and every decode is several times slower. LLAVA is for pictures, and this serves text. Whether
@@ -79,7 +79,7 @@ class Plan:
 
     def forced_files(self) -> tuple[Path, ...]:
         """The files of this folder that become part of the build."""
-        always = (CMAKE_INCLUDE, PAUSE_HEADER, ATTENTION)
+        always = (CMAKE_INCLUDE, PAUSE_HEADER, *_SOURCES)
         return (*always, AMX_HEADER) if self.repaired_tile_loadconfig else always
 
 

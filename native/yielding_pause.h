@@ -1,13 +1,13 @@
-/* An _mm_pause that gives the processor up now and then.
+/* Replaces _mm_pause in the C sources with a pause that yields the processor from time to time.
  *
- * ggml's threads wait for each other at a barrier after every tensor, some 500 times a token, spinning without
- * end. When another process needs a core, the thread that everybody waits for may be the one that does not
- * run, while those that spin use up its turns: two servers on two cores then get a quarter of their prefill
- * speed each instead of half. A spin that lasts longer than a barrier between running threads ever does (1,024
- * pauses are some 40 microseconds) therefore yields. Forced into the C sources with -include. */
+ * ggml's threads spin at a barrier after every tensor, about 500 times a token, without a limit. When another
+ * process needs a core, the spinning threads use the time slices of the one thread that the others wait for: two
+ * servers on two cores then prefill at a quarter of their speed each instead of half. This pause calls sched_yield
+ * every 1,024 times, about 40 microseconds: longer than any barrier between running threads takes.
+ * llama_cpp.cmake forces this file into every C source with -include. */
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
 #ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* before any header, as ggml's sources have it */
+#define _GNU_SOURCE /* must precede every header; ggml's sources define it too */
 #endif
 #include <immintrin.h>
 #include <sched.h>

@@ -1,7 +1,6 @@
-"""The low-level face of llama.cpp: model, vocabulary, context with its KV memory, batch, sampler chain.
+"""Typed wrappers of llama.cpp's objects: model, vocabulary, context with its KV cache, batch, sampler chain.
 
-The only package that imports llama_cpp. Everything in it is a thin, typed owner of one native
-object; what to compute, and when, is decided in scheduler.py and engine.py.
+The only package that imports llama_cpp. Each class owns one native object; scheduling is the engine's part.
 Source of every call: llama.cpp's ``include/llama.h`` and ``ggml-cpu.h``.
 """
 
@@ -17,6 +16,8 @@ from app.engine.llama.native import (
     DecodeAborted,
     DecodeError,
     ModelLoadError,
+    UnsupportedLibraryError,
+    attention_calls,
     last_complaint,
     native_function,
     start_backend,
@@ -36,7 +37,9 @@ __all__ = [
     "ModelLoadError",
     "Sampler",
     "ThreadPool",
+    "UnsupportedLibraryError",
     "Vocab",
+    "attention_calls",
     "context_params",
     "last_complaint",
     "native_function",
@@ -46,17 +49,16 @@ __all__ = [
 
 
 def smoke_decode(path: Path, *, n_threads: int, gpu_layers: int, main_gpu: int = 0) -> int:
-    """Load the model, decode one small batch, and choose a token: proof that the native library runs here.
+    """Load the model and decode one small batch, to show that the native library runs on this CPU.
 
     Returns:
-        The chosen token.
+        The sampled token.
     """
     model = Model(path, gpu_layers=gpu_layers, main_gpu=main_gpu)
     context = Context(model, n_ctx=256, n_sequences=1, n_batch=64, n_threads=n_threads)
     batch, sampler = Batch(64), Sampler(model.vocab)
     sampler.greedy()
-    # More than one token, so that the matrix-matrix kernels (AMX among them) run and not only the
-    # matrix-vector ones.
+    # 32 tokens, so that the matrix-matrix kernels (AMX among them) run too.
     batch.add([model.vocab.bos if model.vocab.bos >= 0 else 0] * 32, 0, 0, n_outputs=1)
     context.decode(batch)
     token = sampler.sample(context, 0)

@@ -1,4 +1,4 @@
-"""The tokens of one decode."""
+"""The input of one ``llama_decode``."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 
 
 class Batch:
-    """The tokens of one ``llama_decode``: which token, at which position, of which sequence.
+    """Tokens of one ``llama_decode``, each with its position and its sequence.
 
-    The arrays are numpy's and are filled by slices: one token costs no Python loop.
+    The arrays are numpy's, filled by slices, without a Python loop over tokens.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.n_tokens = 0
-        self.output_tokens: list[int] = []  # by row of the logits: which token of the batch they follow
+        self.output_tokens: list[int] = []  # index of the token before each row of logits
         self._token: NDArray[np.int32] = np.zeros(capacity, np.int32)
         self._position: NDArray[np.int32] = np.zeros(capacity, np.int32)
         self._sequence: NDArray[np.int32] = np.zeros(capacity, np.int32)
         self._wants_logits: NDArray[np.int8] = np.zeros(capacity, np.int8)
         self._one_each: NDArray[np.int32] = np.ones(capacity, np.int32)
-        # llama_batch.seq_id is an array of pointers, one list of sequence ids a token; each list here
-        # is one element of _sequence.
+        # llama_batch.seq_id has a pointer to a list of sequence ids for each token. Each list here is one
+        # element of _sequence.
         self._sequence_pointers: NDArray[np.uint64] = np.arange(capacity, dtype=np.uint64)
         self._sequence_pointers *= np.uint64(4)
         self._sequence_pointers += np.uint64(self._sequence.ctypes.data)
@@ -46,15 +46,14 @@ class Batch:
         )
 
     def clear(self) -> None:
-        """Empty the batch."""
         self.n_tokens = 0
         self.output_tokens.clear()
 
     def add(self, tokens: Sequence[int], position: int, sequence: int, *, n_outputs: int) -> int:
-        """Append consecutive ``tokens`` of a sequence and ask for the logits after the ``n_outputs`` last.
+        """Append consecutive ``tokens`` of a sequence and request logits for the last ``n_outputs``.
 
         Returns:
-            The row of the first of those logits in ``Context.logits``; the others follow.
+            The row of the first of these logits in ``Context.logits``. The others follow.
         """
         begin, end = self.n_tokens, self.n_tokens + len(tokens)
         self._token[begin:end] = tokens

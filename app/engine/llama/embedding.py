@@ -1,4 +1,4 @@
-"""A context that makes one vector of each text."""
+"""A context that computes one vector per text."""
 
 from __future__ import annotations
 
@@ -14,33 +14,32 @@ from app.engine.llama.context import ThreadPool
 from app.engine.llama.model import Model
 from app.engine.llama.native import DecodeError, ModelLoadError, last_complaint
 
-# How the vectors of a text's tokens become one, by llama.cpp's llama_pooling_type.
+# Reduction of a text's token vectors to one vector; values of llama.cpp's llama_pooling_type.
 POOLING = {"mean": 1, "cls": 2, "last": 3}
 
 
 class EmbeddingContext:
-    """Encodes texts: a batch holds whole ones, each as a sequence of its own.
+    """Encodes batches of complete texts, one sequence per text.
 
-    Encoders look at the whole text at once and keep nothing. Models that look back alone (pooling ``last``)
-    have KV memory, which is emptied for every batch.
+    Encoders have no KV cache. Causal models (pooling ``last``) have one, cleared before every batch.
     """
 
     def __init__(
         self, model: Model, *, n_batch: int, n_sequences: int, n_threads: int, pooling: str | None = None
     ) -> None:
-        """Reserve compute buffers.
+        """Allocate the compute buffers.
 
         Args:
-            model: The weights; to be closed after the context.
-            n_batch: Most tokens of one batch, and so of one text.
-            n_sequences: Most texts of one batch.
-            n_threads: Threads that compute.
-            pooling: A key of POOLING; None is what the model's file says.
+            model: Must be closed after the context.
+            n_batch: Maximum tokens per batch, and so per text.
+            n_sequences: Maximum texts per batch.
+            n_threads: Compute threads.
+            pooling: A key of POOLING. None: the default of the model's file.
 
         Raises:
-            ModelLoadError: llama.cpp cannot make the context, or the model is not one that embeds texts.
+            ModelLoadError: llama.cpp cannot create the context, or the model is no embedding model.
         """
-        # Its graph for the mean aborts the process where the sequences' shares are not whole numbers.
+        # Otherwise llama.cpp's graph for mean pooling aborts the process.
         n_batch = -(-n_batch // n_sequences) * n_sequences
         params = lib.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = params.n_outputs_max = n_batch
@@ -52,7 +51,7 @@ class EmbeddingContext:
         self._handle = lib.llama_init_from_model(model._handle, params)
         if not self._handle:
             reason = last_complaint("llama.cpp gave no reason")
-            raise ModelLoadError(f"no room for {n_batch} tokens: {reason}")
+            raise ModelLoadError(f"no compute buffers for {n_batch} tokens: {reason}")
         number = lib.llama_pooling_type(self._handle)
         known = {number: name for name, number in POOLING.items()}
         if number not in known:
@@ -64,20 +63,20 @@ class EmbeddingContext:
         self.pooling = known[number]
         self.dimensions: int = lib.llama_model_n_embd_out(model._handle)
         self._memory = lib.llama_get_memory(self._handle)
-        # Encoding comes in spurts beside another context's decodes: idle threads must not spin.
+        # Texts arrive in bursts, beside decodes of another context: idle threads must not spin.
         self._threads = ThreadPool(n_threads, poll=0)
         self._threads.attach(self._handle)
 
     def encode(self, batch: Batch) -> NDArray[np.float32]:
-        """The vectors of the batch's sequences, which are numbered from 0: (sequences, dimensions).
+        """The vectors of the batch's sequences, shape (sequences, dimensions). Sequence ids start at 0.
 
         Raises:
-            DecodeError: llama.cpp could not.
+            DecodeError: llama.cpp failed.
         """
         if self._memory:
             lib.llama_memory_clear(self._memory, False)
         batch.native.n_tokens = batch.n_tokens
-        code = lib.llama_decode(self._handle, batch.native)  # of an encoder: llama_encode
+        code = lib.llama_decode(self._handle, batch.native)  # calls llama_encode for an encoder
         if code != 0:
             raise DecodeError(code)
         n_sequences = int(batch._sequence[batch.n_tokens - 1]) + 1
@@ -87,7 +86,6 @@ class EmbeddingContext:
         return vectors
 
     def close(self) -> None:
-        """Free buffers and threads."""
         if self._handle:
             self._free()
             self._threads.close()

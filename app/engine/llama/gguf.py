@@ -1,4 +1,4 @@
-"""Whether a file is a whole GGUF, told by ggml's own reader (``gguf.h``)."""
+"""Check that a file is a complete GGUF, with ggml's reader (``gguf.h``)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ import ctypes
 from pathlib import Path
 
 from app.engine.llama import last_complaint, native_function, start_backend
+from app.engine.llama.native import GgufInitParams
 
 
 class ModelFileError(Exception):
-    """A file is not a whole GGUF; the message says why."""
-
-
-class _GgufInitParams(ctypes.Structure):
-    _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
+    """A file is not a complete GGUF. The message gives the reason."""
 
 
 def check_gguf(path: Path) -> None:
     """Check that ``path`` is a GGUF with all its tensors.
 
     Raises:
-        ModelFileError: It is another kind of file, damaged, or ends too early.
+        ModelFileError: It is another kind of file, damaged, or too short.
         OSError: It cannot be read.
     """
     start_backend()
@@ -28,8 +25,8 @@ def check_gguf(path: Path) -> None:
         if file.read(4) != b"GGUF":
             raise ModelFileError("it is not a GGUF file (it does not begin with the letters GGUF)")
     handle = ctypes.c_void_p
-    gguf = native_function("gguf_init_from_file", handle, ctypes.c_char_p, _GgufInitParams)(
-        str(path).encode(), _GgufInitParams(no_alloc=True, ctx=None)
+    gguf = native_function("gguf_init_from_file", handle, ctypes.c_char_p, GgufInitParams)(
+        str(path).encode(), GgufInitParams(no_alloc=True, ctx=None)
     )
     if not gguf:
         raise ModelFileError(f"its GGUF header is damaged or cut off ({last_complaint('no reason given')})")

@@ -9,25 +9,25 @@ from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
-from app.engine.llama.native import ModelLoadError, last_complaint, mapped_files_come_as_needed, start_backend
+from app.engine.llama.native import ModelLoadError, drop_mapped_pages, last_complaint, start_backend
 
 
 class Model:
-    """The weights of one GGUF. Close it after every Context made of it."""
+    """The weights of one GGUF. Close it after every Context that uses it."""
 
     def __init__(
         self, path: Path, *, gpu_layers: int = 0, main_gpu: int = 0, vocab_only: bool = False
     ) -> None:
-        """Load the weights of ``path`` (for a split model its first part).
+        """Load the weights.
 
         Args:
-            path: A GGUF file.
+            path: A GGUF file; of a split model the first part.
             gpu_layers: Layers to offload to a GPU; -1 is all.
-            main_gpu: The GPU that gets them.
-            vocab_only: Load the vocabulary and the metadata alone: it tokenizes, it cannot decode.
+            main_gpu: Index of that GPU.
+            vocab_only: Load vocabulary and metadata only: enough to tokenize.
 
         Raises:
-            ModelLoadError: llama.cpp refuses the file.
+            ModelLoadError: llama.cpp rejects the file.
         """
         start_backend()
         params = lib.llama_model_default_params()
@@ -35,7 +35,7 @@ class Model:
         params.main_gpu = main_gpu
         params.vocab_only = vocab_only
         self.path = path
-        with mapped_files_come_as_needed():
+        with drop_mapped_pages():
             self._handle = lib.llama_model_load_from_file(str(path).encode(), params)
         if not self._handle:
             raise ModelLoadError(last_complaint("llama.cpp gave no reason"))
@@ -43,9 +43,9 @@ class Model:
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(self._handle)
         self.n_params: int = lib.llama_model_n_params(self._handle)
         self.n_bytes: int = lib.llama_model_size(self._handle)
-        # How many tokens layers with a sliding window look back on; 0 where there are none.
+        # Tokens of the sliding window; 0: the model has none.
         self.n_window: int = lib.llama_model_n_swa(self._handle)
-        # A recurrent state is one for the whole text before: it cannot be cut back to an earlier token.
+        # A recurrent state covers the whole text and cannot be truncated.
         self.is_recurrent: bool = lib.llama_model_is_recurrent(self._handle) or lib.llama_model_is_hybrid(
             self._handle
         )
@@ -60,24 +60,22 @@ class Model:
         return buffer.value.decode("utf-8", "replace")
 
     def close(self) -> None:
-        """Free the weights."""
         if self._handle:
             lib.llama_model_free(self._handle)
             self._handle = None
 
 
 class Vocab:
-    """The vocabulary of a model: texts to token ids and token ids to bytes."""
+    """The vocabulary of a model: text to token ids, token ids to bytes."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
         self.n_tokens: int = lib.llama_vocab_n_tokens(handle)
-        self.bos: int = lib.llama_vocab_bos(handle)  # -1: there is none
+        self.bos: int = lib.llama_vocab_bos(handle)  # -1: none
         self.eos: int = lib.llama_vocab_eos(handle)
         self.add_bos: bool = lib.llama_vocab_get_add_bos(handle)
         self.is_sentencepiece: bool = lib.llama_vocab_type(handle) == lib.LLAMA_VOCAB_TYPE_SPM
-        # Tokens around what is to be filled in: before the text before it, before the text behind it, and
-        # at the gap; -1 where the model has not learned that.
+        # Fill-in-the-middle tokens: prefix, suffix, middle. -1: the model has none.
         self.fill_in: tuple[int, int, int] = (
             lib.llama_vocab_fim_pre(handle),
             lib.llama_vocab_fim_suf(handle),
@@ -86,13 +84,13 @@ class Vocab:
         self._pieces: dict[int, bytes] = {}
 
     def text(self, token: int) -> str:
-        """The token as the vocabulary writes it, such as ``<|im_end|>`` or ``Ġthe``; empty for no token."""
+        """The vocabulary's entry, such as ``<|im_end|>`` or ``Ġthe``; empty for an unknown id."""
         if not 0 <= token < self.n_tokens:
             return ""
         return str(lib.llama_vocab_get_text(self._handle, token).decode("utf-8", "replace"))
 
     def piece(self, token: int) -> bytes:
-        """The bytes that the token adds to a text; none for control tokens."""
+        """The bytes that the token adds to a text. Control tokens add none."""
         piece = self._pieces.get(token)
         if piece is None:
             piece = self._pieces[token] = self._read_piece(token)
@@ -110,9 +108,9 @@ class Vocab:
         """The tokens of ``text``.
 
         Args:
-            text: Any text; lone surrogates become replacement characters.
-            parse_special: Whether the strings of control tokens are read as those tokens.
-            add_special: Whether the vocabulary puts its own tokens around it, such as BOS or CLS and SEP.
+            text: Lone surrogates become replacement characters.
+            parse_special: Convert the strings of control tokens to these tokens.
+            add_special: Add the vocabulary's own tokens, such as BOS, or CLS and SEP.
         """
         data = text.encode("utf-8", "replace")
         tokens = (lib.llama_token * (len(data) + 2))()
@@ -124,28 +122,26 @@ class Vocab:
         return list(tokens[:count])
 
     def is_end_of_generation(self, token: int) -> bool:
-        """Whether the model ends its answer with this token."""
         return bool(lib.llama_vocab_is_eog(self._handle, token))
 
     @functools.cached_property
     def end_of_generation(self) -> frozenset[int]:
-        """All tokens with which the model may end its answer."""
         return frozenset(t for t in range(self.n_tokens) if self.is_end_of_generation(t))
 
     @functools.cached_property
     def control_tokens(self) -> dict[str, int]:
-        """Text to id of the tokens that are control tokens or unknown: none of them is plain text."""
+        """Text to id of control tokens and the unknown token. None of them stands for plain text."""
         marked = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
         return {self.text(t): t for t in range(self.n_tokens) if self._attributes(t) & marked}
 
     @functools.cached_property
     def added_tokens(self) -> dict[str, int]:
-        """Text to id of the tokens that were added to the vocabulary and are read even in plain text."""
+        """Text to id of user-defined tokens, which the tokenizer recognizes even in plain text."""
         marked = lib.LLAMA_TOKEN_ATTR_USER_DEFINED
         return {self.text(t): t for t in range(self.n_tokens) if self._attributes(t) & marked}
 
     def is_unused(self, token: int) -> bool:
-        """Whether the token only pads the vocabulary."""
+        """Whether the token is padding of the vocabulary."""
         return bool(self._attributes(token) & lib.LLAMA_TOKEN_ATTR_UNUSED)
 
     def _attributes(self, token: int) -> int:

@@ -1,4 +1,4 @@
-"""What of llama.cpp is there once a process: its logging, its set-up, its functions without a wrapper."""
+"""Process-wide parts of llama.cpp: setup, check of the library, logging, functions that llama_cpp lacks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import functools
 import logging
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,21 @@ _M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 class ModelLoadError(Exception):
-    """llama.cpp could not load a model or make a context for it; the message is its own last complaint."""
+    """llama.cpp could not load a model or create a context. The message is llama.cpp's last error."""
+
+
+class UnsupportedLibraryError(ModelLoadError):
+    """The llama.cpp library in use differs from the version that this code was written for."""
+
+    def __init__(self, difference: str) -> None:
+        super().__init__(
+            f"the llama.cpp library in use does not fit this version of Tokenstream: {difference}. "
+            "Run `make rebuild` and unset LLAMA_CPP_LIB_PATH"
+        )
 
 
 class DecodeError(Exception):
-    """``llama_decode`` failed; ``code`` is its return value (1: no room in KV memory, below 0: fatal)."""
+    """``llama_decode`` failed. ``code`` is its return value; 1: no free KV cells, below 0: fatal."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"llama_decode returned {code}")
@@ -34,7 +44,19 @@ class DecodeAborted(DecodeError):
     """``llama_decode`` was stopped by ``Context.abort``."""
 
 
-# llama.cpp's own lines go to debug level; the last complaint is kept for error messages.
+class GgufInitParams(ctypes.Structure):
+    """``gguf_init_params`` of gguf.h, which llama_cpp does not declare."""
+
+    _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
+
+
+class _Layout(ctypes.Structure):
+    """``tokenstream_layout`` of native/exports.cpp."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("value", ctypes.c_size_t))
+
+
+# Warnings and errors of llama.cpp are logged at level debug. The last error is kept for error messages.
 _last_complaint = ""
 
 
@@ -50,18 +72,80 @@ def _on_log(level: int, text: bytes, _user_data: object) -> None:
 
 @functools.cache
 def start_backend() -> None:
-    """Set llama.cpp up, once."""
-    _give_large_buffers_back()
+    """Initialize llama.cpp once per process.
+
+    Raises:
+        UnsupportedLibraryError: A struct of the library has another layout than its Python declaration.
+    """
+    check_layouts()
+    _return_large_buffers()
     lib.llama_log_set(_on_log, ctypes.c_void_p(0))
     lib.llama_backend_init()
 
 
-def _give_large_buffers_back() -> None:
-    """Have every allocation of a megabyte or more come from the system, and go back to it when freed.
+def has_exports() -> bool:
+    """Whether the library in use contains native/exports.cpp.
 
-    glibc raises that bound to the largest buffer freed so far, 32 MB at most (mallopt(3), M_MMAP_THRESHOLD).
-    Saved sequences and a model's vocabulary are just that large: their places stayed resident, 40 MB after
-    a few long requests. A bound that is set stays. Other C libraries have no such function, or no such habit.
+    Libraries that ``native/build.py`` did not build lack it, for example in LLAMA_CPP_LIB_PATH.
+    """
+    return hasattr(lib._lib, "tokenstream_layouts")
+
+
+def check_layouts() -> None:
+    """Compare size and field offsets of each struct with the headers that the library was compiled from.
+
+    A library without ``tokenstream_layouts`` cannot be checked: that is logged as a warning.
+
+    Raises:
+        UnsupportedLibraryError: They differ.
+    """
+    if not has_exports():
+        logger.warning(
+            "The llama.cpp library in use was not built by `make install`: its struct layouts are unchecked, "
+            "and every decode starts its threads anew"
+        )
+        return
+    entries = native_function("tokenstream_layouts", ctypes.POINTER(_Layout))()
+    layouts: dict[str, int] = {}
+    for entry in entries:  # endless: a pointer has no length
+        if entry.name is None:
+            break
+        layouts[entry.name.decode()] = entry.value
+    if difference := _first_difference(layouts):
+        raise UnsupportedLibraryError(difference)
+
+
+def _first_difference(layouts: Mapping[str, int]) -> str | None:
+    """The first struct or ``struct.field`` whose Python declaration has another size or offset."""
+    for name, value in layouts.items():
+        struct, _, field = name.partition(".")
+        declared = GgufInitParams if struct == "gguf_init_params" else getattr(lib, struct, None)
+        if declared is None or (field and not hasattr(declared, field)):
+            return f"llama_cpp does not declare {name}"
+        found = getattr(declared, field).offset if field else ctypes.sizeof(declared)
+        if found != value:
+            what = "is at offset" if field else "has a size of"
+            return f"{name} {what} {value} bytes in the library and {found} bytes in llama_cpp"
+    return None
+
+
+def attention_calls() -> int | None:
+    """Attention operations that native/flash_attention.cpp has computed in this process.
+
+    None: the library lacks it, or was built for a CPU without AVX2.
+    """
+    if not hasattr(lib._lib, "tokenstream_attention_calls"):
+        return None
+    calls = int(native_function("tokenstream_attention_calls", ctypes.c_int64)())
+    return None if calls < 0 else calls
+
+
+def _return_large_buffers() -> None:
+    """Make freed allocations of 1 MiB or more return to the operating system at once.
+
+    glibc raises this threshold to the largest freed buffer, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD).
+    Saved sequences are that large: 40 MB stayed resident after a few long requests. An explicit threshold is
+    fixed. Other C libraries lack mallopt.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -69,23 +153,22 @@ def _give_large_buffers_back() -> None:
 
 
 @contextmanager
-def mapped_files_come_as_needed() -> Iterator[None]:
-    """Have files that are mapped within leave memory; what is read of them again comes back by itself.
+def drop_mapped_pages() -> Iterator[None]:
+    """Drop the resident pages of files that the block maps. Later reads bring pages back.
 
-    llama.cpp maps a model's file and reads all of it in. Where the CPU computes with a copy of the weights
-    in another order (ggml's repacking, AMX), most of the file is never looked at again, and yet counts as
-    much as the copy does. Other systems than Linux keep it.
+    llama.cpp maps a model's file and reads all of it. ggml's repacking and AMX copy most weights into another
+    order; those pages of the file are not read again, but count as resident. Linux only.
     """
     before = _mapped_files()
     yield
     libc = ctypes.CDLL(None)
     for begin, end in _mapped_files() - before:
-        # Locked pages refuse, and stay.
+        # Fails for locked pages, which stay resident.
         libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
 
 
 def _mapped_files() -> set[tuple[int, int]]:
-    """Where files are mapped to be read and shared, as llama.cpp maps them (proc_pid_maps(5))."""
+    """Address ranges of read-only shared mappings, the kind llama.cpp makes (proc_pid_maps(5))."""
     try:
         lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
     except OSError:
@@ -95,16 +178,15 @@ def _mapped_files() -> set[tuple[int, int]]:
 
 
 def last_complaint(otherwise: str) -> str:
-    """The last error that llama.cpp logged."""
-    # llama.cpp prefixes its lines with the C function that complains: of no use to the reader.
+    """The last error that llama.cpp logged, without the C function's name in front of it."""
     return _last_complaint.partition(": ")[2] or otherwise
 
 
 def native_function(name: str, result: Any, *arguments: Any) -> Any:
-    """A function of ggml that llama_cpp does not wrap.
+    """A C function that llama_cpp does not wrap.
 
-    It is looked up through libllama, which depends on ggml. To load ggml's libraries by their paths would
-    load them twice: a wheel holds copies where a build has links to one file.
+    The lookup goes through libllama, which depends on ggml's libraries. Loading these by path would load a
+    second copy: a wheel contains copies where a build has symbolic links.
     """
     function = getattr(lib._lib, name)
     function.restype, function.argtypes = result, list(arguments)

@@ -1,8 +1,7 @@
-"""What a model and its contexts take of memory, found out without taking it.
+"""Memory of a model and its contexts, measured without allocating it.
 
-llama.cpp goes through loading and reserving as ever and logs the sizes; so they are right for every
-architecture and number format. Source: ``no_alloc`` in ``include/llama.h``, and ``common/fit.cpp``, which
-fits models into GPUs in the same way.
+llama.cpp runs its own loading and reserving code with ``no_alloc`` (``include/llama.h``) and logs the sizes.
+They are therefore correct for all architectures and number formats. ``common/fit.cpp`` does this for GPUs.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import contextlib
 import ctypes
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,29 +18,37 @@ from typing import Any
 import llama_cpp.llama_cpp as lib
 
 from app.engine.llama.context import KVOptions, context_params
-from app.engine.llama.native import ModelLoadError, _on_log, last_complaint, native_function, start_backend
+from app.engine.llama.native import (
+    ModelLoadError,
+    UnsupportedLibraryError,
+    _on_log,
+    last_complaint,
+    native_function,
+    start_backend,
+)
 
 _MIB = 1 << 20
 
-# "load_tensors:   AMX model buffer size =    95.34 MiB", and likewise for recurrent states (RS, in
-# DeepSeek-V4 "state"), for logits (output) and for intermediate results (compute).
+# "load_tensors:   AMX model buffer size =    95.34 MiB". Kinds: weights (model), recurrent states (RS, in
+# DeepSeek-V4 "state"), logits (output), intermediate results (compute).
 _BUFFER = re.compile(
     r": +(?P<name>\S+) +(?:\S+ )*?(?P<kind>model|RS|state|output|compute) buffer size = +(?P<mib>[\d.]+) MiB"
 )
-# A simulated KV cache has empty buffers; its tensors' size stands in a line of its own, after one line a
-# layer on where that is kept.
+# A simulated KV cache has empty buffers. The size of its tensors has a line of its own, which follows a line
+# with the device of each layer.
+_EMPTY_KV_BUFFER = re.compile(r" KV buffer size = +0\.00 MiB")
 _KV_CACHE = re.compile(r"llama_kv_cache: size = +(?P<mib>[\d.]+) MiB")
 _KV_LAYER = re.compile(r"llama_kv_cache: layer +\d+: dev = (?P<name>\S+)")
 
 
 @dataclass(frozen=True, slots=True)
 class ContextMemory:
-    """What one context takes of the machine's memory, in bytes.
+    """Host memory of one context, in bytes.
 
     Attributes:
-        n_ctx: Its cells, as llama.cpp rounds them up to 256 a sequence, or to 256 in all where shared.
-        kv: Keys and values, and the states of recurrent layers; resident from the start.
-        buffers: Intermediate results of the largest batch, and its logits.
+        n_ctx: Its cells, which llama.cpp rounds up to multiples of 256: per sequence, or in total if shared.
+        kv: Keys, values and the states of recurrent layers; resident from the start.
+        buffers: Intermediate results and logits of the largest batch.
     """
 
     n_ctx: int
@@ -50,33 +57,32 @@ class ContextMemory:
 
 
 class SimulatedModel:
-    """A model without weights: contexts of it take next to no memory and cannot compute.
+    """A model without weights. Its contexts cannot compute and need almost no memory.
 
-    The states of recurrent layers are an exception: llama.cpp allocates them for as long as
-    ``context_memory`` runs.
+    Exception: llama.cpp allocates the states of recurrent layers while ``context_memory`` runs.
     """
 
     def __init__(self, path: Path, *, gpu_layers: int = 0, main_gpu: int = 0) -> None:
-        """Read the metadata of ``path`` (for a split model its first part).
+        """Read the metadata.
 
         Args:
-            path: A GGUF file.
-            gpu_layers: Layers to offload to a GPU; -1 is all. What lies there is not counted.
-            main_gpu: The GPU that gets them.
+            path: A GGUF file; of a split model the first part.
+            gpu_layers: Layers to offload to a GPU; -1 is all. GPU memory is not counted.
+            main_gpu: Index of that GPU.
 
         Raises:
-            ModelLoadError: llama.cpp refuses the file.
+            ModelLoadError: llama.cpp rejects the file.
         """
         start_backend()
         self._path = path
         self._params = lib.llama_model_default_params()
         self._params.n_gpu_layers = 2**31 - 1 if gpu_layers < 0 else gpu_layers
         self._params.main_gpu = main_gpu
-        self._params.load_mode = lib.LLAMA_LOAD_MODE_NONE  # a mapping would count the whole file
+        self._params.load_mode = lib.LLAMA_LOAD_MODE_NONE  # mapped, the whole file would count
         self._params.no_alloc = True
-        # The vocabulary takes three quarters of the time of loading and has no part in any size but its
-        # own. Without it the metadata must tell how many tokens there are, which most do.
-        self._overrides = (lib.llama_model_kv_override * 2)()  # the second one ends the list
+        # Loading the vocabulary takes three quarters of the time and affects no other size. Without it the
+        # metadata must contain the number of tokens, which is common but optional.
+        self._overrides = (lib.llama_model_kv_override * 2)()  # the second ends the list
         self._overrides[0].tag = lib.LLAMA_KV_OVERRIDE_TYPE_STR
         self._overrides[0].key = b"tokenizer.ggml.model"
         self._overrides[0].value.val_str = b"none"
@@ -89,7 +95,7 @@ class SimulatedModel:
             raise ModelLoadError(last_complaint("llama.cpp gave no reason"))
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(self._handle)
         self.n_vocab: int = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._handle))
-        # Recurrent states come one a sequence, whatever its length.
+        # A sequence has one recurrent state, whatever its length.
         self.is_recurrent: bool = lib.llama_model_is_recurrent(self._handle) or lib.llama_model_is_hybrid(
             self._handle
         )
@@ -98,25 +104,25 @@ class SimulatedModel:
         return lib.llama_model_load_from_file(str(self._path).encode(), self._params)
 
     def weights_memory(self) -> int:
-        """Bytes that the weights need: every tensor once, in the form that is computed with.
+        """Bytes of the weights, each tensor counted once in its final form.
 
-        Loading begins for real here, and is called off when the buffers are there and nothing is in them:
-        only then does llama.cpp tell their sizes. What it repacks for the instructions of this CPU (AMX,
-        for one) it copies from the mapped file; of the file's pages only the other tensors' are needed
-        after that, the kernel may drop the rest. Of the default model are needed, on a CPU with AMX, 95
-        MiB repacked and 29 MiB in the file; resident after loading are these 95 and all 92 of the file.
+        llama.cpp logs these sizes only when it has allocated the buffers. So a real load is started, and
+        cancelled before any weight is read. Tensors that are repacked for this CPU (for example for AMX) are
+        copied from the mapped file. Afterwards only pages of the other tensors are needed. Example: with AMX
+        the default model needs 95 MiB repacked and 29 MiB of its 92 MiB file.
 
         Raises:
-            ModelLoadError: The GPU has no room for its layers.
+            ModelLoadError: The GPU lacks memory for its layers.
+            UnsupportedLibraryError: A size in the log is not understood.
         """
         params = lib.llama_model_params.from_buffer_copy(self._params)
         params.no_alloc = False
-        call_off = lib.llama_progress_callback(lambda _progress, _user_data: False)
-        params.progress_callback = call_off
+        cancel = lib.llama_progress_callback(lambda _progress, _user_data: False)
+        params.progress_callback = cancel
         with _captured_log() as lines:
             lib.llama_model_load_from_file(str(self._path).encode(), params)
         if not any("model buffer size" in line for line in lines):
-            # The kernel refuses what is larger than all its memory.
+            # The kernel rejects allocations larger than all memory.
             if self._params.n_gpu_layers:
                 raise ModelLoadError(last_complaint("llama.cpp gave no reason"))
             return int(lib.llama_model_size(self._handle))
@@ -125,10 +131,11 @@ class SimulatedModel:
     def context_memory(
         self, *, n_ctx: int, n_sequences: int, n_batch: int, n_outputs: int, kv: KVOptions
     ) -> ContextMemory:
-        """What a ``Context`` with these arguments takes.
+        """Memory of a ``Context`` with these arguments.
 
         Raises:
-            ModelLoadError: llama.cpp would not make such a context.
+            ModelLoadError: llama.cpp rejects the arguments.
+            UnsupportedLibraryError: A size in the log is missing or not understood.
         """
         params = context_params(
             n_ctx=n_ctx, n_sequences=n_sequences, n_batch=n_batch, n_outputs=n_outputs, kv=kv
@@ -138,14 +145,25 @@ class SimulatedModel:
         if not handle:
             raise ModelLoadError(last_complaint("llama.cpp gave no reason"))
         n_ctx = lib.llama_n_ctx(handle)
+        has_cache = bool(lib.llama_get_memory(handle))  # encoders have none
         lib.llama_free(handle)
         sizes = _host_bytes(lines)
-        # The logits begin with a row a sequence, and grow when a decode first asks for more.
+        if missing := self._missing(sizes, has_cache=has_cache):
+            raise UnsupportedLibraryError(f"its log has no size of {missing}")
+        # The buffer of logits starts with one row per sequence. It grows when a decode requests more.
         output = sizes["output"] * max(n_outputs, n_sequences) // n_sequences
         return ContextMemory(n_ctx, sizes["KV"] + sizes["RS"] + sizes["state"], sizes["compute"] + output)
 
+    def _missing(self, sizes: Mapping[str, int], *, has_cache: bool) -> str | None:
+        """The buffer that the log of a context should name and does not."""
+        needed = {"compute": "the compute buffer", "output": "the buffer of logits"}
+        if has_cache and self.is_recurrent:
+            needed["RS"] = "the recurrent states"
+        elif has_cache and "state" not in sizes:
+            needed["KV"] = "the KV cache"
+        return next((name for kind, name in needed.items() if kind not in sizes), None)
+
     def close(self) -> None:
-        """Free the metadata."""
         if self._handle:
             lib.llama_model_free(self._handle)
             self._handle = None
@@ -153,7 +171,7 @@ class SimulatedModel:
 
 @contextlib.contextmanager
 def _captured_log() -> Iterator[list[str]]:
-    """What llama.cpp logs meanwhile, of every level; it goes where it always goes, too."""
+    """Collect llama.cpp's log lines of all levels. They also reach the usual log."""
     lines: list[str] = []
 
     def keep(level: int, text: bytes, user_data: object) -> None:
@@ -169,19 +187,24 @@ def _captured_log() -> Iterator[list[str]]:
 
 
 def _host_bytes(lines: Iterable[str]) -> Counter[str]:
-    """The sizes that are logged, by kind of buffer, of what lies in the machine's own memory."""
+    """Logged sizes of buffers in host memory, by kind. A kind without an entry is not in the log.
+
+    Raises:
+        UnsupportedLibraryError: A line with a buffer's size has an unknown form.
+    """
     gpus = _gpu_names()
     sizes: Counter[str] = Counter()
-    on_host: list[bool] = []  # the layers of the KV cache that the lines are about
+    on_host: list[bool] = []  # per layer of the current KV cache
     for line in lines:
         if match := _BUFFER.search(line):
-            if not match["name"].startswith(gpus):
-                sizes[match["kind"]] += _bytes_in(match)
+            sizes[match["kind"]] += 0 if match["name"].startswith(gpus) else _bytes_in(match)
         elif match := _KV_LAYER.search(line):
             on_host.append(not match["name"].startswith(gpus))
         elif match := _KV_CACHE.search(line):
             sizes["KV"] += _bytes_in(match) * sum(on_host) // max(1, len(on_host))
             on_host.clear()
+        elif "buffer size =" in line and not _EMPTY_KV_BUFFER.search(line):
+            raise UnsupportedLibraryError(f"this line of its log is not understood: {line.strip()}")
     return sizes
 
 
@@ -190,7 +213,7 @@ def _bytes_in(match: re.Match[str]) -> int:
 
 
 def _gpu_names() -> tuple[str, ...]:
-    """The devices with memory of their own; their buffers' names begin with theirs (``CUDA0``)."""
+    """Names of devices with their own memory, such as ``CUDA0``. Names of their buffers begin with them."""
     device = ctypes.c_void_p
     count = native_function("ggml_backend_dev_count", ctypes.c_size_t)()
     get = native_function("ggml_backend_dev_get", device, ctypes.c_size_t)

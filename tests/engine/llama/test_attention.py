@@ -1,17 +1,19 @@
-"""Flash attention of our own against llama.cpp's plain attention, which computes the same another way."""
+"""Logits with flash attention against logits with llama.cpp's plain attention, on whole models."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.engine.llama import Batch, Context, KVOptions, Model, native_function
-from tests.engine.conftest import TinyModel
+from app.engine.llama import Batch, Context, KVOptions, Model, attention_calls
+from app.engine.llama.native import has_exports
+from tests.tiny_models import TinyModel
 
 Array = NDArray[np.float32]
 
@@ -25,7 +27,7 @@ def context_of(model: Model, layout: str, *, flash: bool, n_threads: int) -> Ite
 
 
 def logits_of(context: Context) -> list[Array]:
-    """Prefills long and short, alone and together, and decodes: all shapes that a batch may have."""
+    """Logits of long and short prefills, alone and together, and of decodes."""
     rng = random.Random(1)
     texts = [[rng.randrange(100, 40_000) for _ in range(800)] for _ in range(3)]
     lengths = [0, 0, 0]
@@ -47,7 +49,7 @@ def logits_of(context: Context) -> list[Array]:
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 @pytest.mark.parametrize("layout", ["split", "shared"])
 @pytest.mark.parametrize("kind", ["default", "sliding-window", "hybrid"])
-def test_it_computes_what_plain_attention_computes(
+def test_logits_of_flash_and_plain_attention_agree(
     model: Model, tiny_model: TinyModel, kind: str, layout: str, n_threads: int
 ) -> None:
     tested = model if kind == "default" else Model(tiny_model(kind))  # type: ignore[arg-type]
@@ -57,12 +59,34 @@ def test_it_computes_what_plain_attention_computes(
         plain = logits_of(context)
     for ours, theirs in zip(flash, plain, strict=True):
         assert np.isfinite(ours).all()
-        # With quantized weights what they are multiplied with is rounded, too: last digits grow.
+        # Quantized matrix products round their inputs, which enlarges small differences.
         least = 0.99 if kind == "default" else 0.9999
         assert all(np.corrcoef(a, b)[0, 1] > least for a, b in zip(ours, theirs, strict=True))
     if tested is not model:
         tested.close()
 
 
-def test_it_is_part_of_the_library() -> None:
-    assert native_function("tokenstream_flash_attn_ext", None)
+FLAGS = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+
+
+@pytest.mark.skipif(not has_exports(), reason="the library in use was not built by native/build.py")
+@pytest.mark.skipif("avx2" not in FLAGS, reason="our attention needs AVX2")
+@pytest.mark.parametrize("layout", ["split", "shared"])
+def test_our_attention_runs(model: Model, layout: str) -> None:
+    """Every layer of every decode counts; plain attention does not."""
+    batch = Batch(600)
+    with context_of(model, layout, flash=True, n_threads=2) as context:
+        before = attention_calls()
+        for tokens in ([1, 2, 3], [4]):
+            batch.clear()
+            batch.add(tokens, context.sequence_length(0), 0, n_outputs=1)
+            context.decode(batch)
+        after = attention_calls()
+    assert before is not None
+    assert after is not None
+    assert after - before >= 2 * 30  # layers of the default model
+    with context_of(model, layout, flash=False, n_threads=2) as context:
+        batch.clear()
+        batch.add([1, 2, 3], 0, 0, n_outputs=1)
+        context.decode(batch)
+    assert attention_calls() == after

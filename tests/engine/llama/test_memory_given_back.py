@@ -1,4 +1,4 @@
-"""Large buffers that are freed leave the process."""
+"""Memory of freed large buffers and of a loaded model's file returns to the operating system."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import MODEL, ROOT
 
-# A process of its own: what is resident here depends on every test before.
+# A separate process: resident memory here depends on earlier tests.
 _PROGRAM = """
 import os
 import numpy as np
@@ -24,7 +24,7 @@ before = resident_megabytes()
 for _ in range(4):
     buffers = [np.ones(20_000_000, np.uint8) for _ in range(3)]
     assert resident_megabytes() - before > 55
-    # What is allocated later, and stays, must not hold what lies below it.
+    # A later allocation that stays must not keep the memory below it resident.
     keep = [np.ones(100_000, np.uint8)]
     del buffers
 print(resident_megabytes() - before)
@@ -66,7 +66,7 @@ print(loaded)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep what is mapped")
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are dropped on Linux only")
 def test_a_models_file_leaves_memory_when_it_is_loaded() -> None:
     path = MODEL.resolve()
     result = subprocess.run(

@@ -1,0 +1,59 @@
+// Functions that app/engine/llama calls through ctypes, where a struct declared in Python could be wrong.
+//
+// Compiled into ggml-cpu by llama_cpp.cmake with the headers of the same llama.cpp.
+
+#include "ggml-cpu.h"
+#include "gguf.h"
+#include "llama.h"
+
+#include <cstddef>
+#include <cstdint>
+
+// A pool of threads that stay between decodes; null: it cannot be started. `poll`: how long idle threads spin,
+// 0 (never) to 100 (always). Free it with ggml_threadpool_free.
+extern "C" ggml_threadpool * tokenstream_threadpool_new(int n_threads, uint32_t poll) {
+    ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
+    params.poll = poll;
+    return ggml_threadpool_new(&params);
+}
+
+// Layout of structs that Python declares and passes. `name` is a struct (value: its size in bytes) or
+// struct.field (value: the field's offset). The last entry has no name.
+struct tokenstream_layout {
+    const char * name;
+    size_t value;
+};
+
+#define SIZE(type) {#type, sizeof(type)}
+#define FIELD(type, field) {#type "." #field, offsetof(type, field)}
+
+extern "C" const tokenstream_layout * tokenstream_layouts(void) {
+    static const tokenstream_layout layouts[] = {
+        SIZE(llama_batch),
+        FIELD(llama_batch, token), FIELD(llama_batch, embd), FIELD(llama_batch, pos),
+        FIELD(llama_batch, n_seq_id), FIELD(llama_batch, seq_id), FIELD(llama_batch, logits),
+        SIZE(llama_model_params),
+        FIELD(llama_model_params, n_gpu_layers), FIELD(llama_model_params, main_gpu),
+        FIELD(llama_model_params, load_mode), FIELD(llama_model_params, no_alloc),
+        FIELD(llama_model_params, vocab_only), FIELD(llama_model_params, kv_overrides),
+        FIELD(llama_model_params, progress_callback),
+        SIZE(llama_model_kv_override),
+        FIELD(llama_model_kv_override, tag), FIELD(llama_model_kv_override, key),
+        SIZE(llama_context_params),
+        FIELD(llama_context_params, n_ctx), FIELD(llama_context_params, n_seq_max),
+        FIELD(llama_context_params, n_batch), FIELD(llama_context_params, n_ubatch),
+        FIELD(llama_context_params, n_outputs_max), FIELD(llama_context_params, n_threads),
+        FIELD(llama_context_params, n_threads_batch), FIELD(llama_context_params, kv_unified),
+        FIELD(llama_context_params, flash_attn_type), FIELD(llama_context_params, type_k),
+        FIELD(llama_context_params, type_v), FIELD(llama_context_params, no_perf),
+        FIELD(llama_context_params, embeddings), FIELD(llama_context_params, pooling_type),
+        FIELD(llama_context_params, abort_callback), FIELD(llama_context_params, abort_callback_data),
+        SIZE(llama_sampler_chain_params),
+        SIZE(llama_logit_bias),
+        FIELD(llama_logit_bias, bias),
+        SIZE(gguf_init_params),
+        FIELD(gguf_init_params, ctx),
+        {nullptr, 0},
+    };
+    return layouts;
+}

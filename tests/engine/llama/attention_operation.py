@@ -1,0 +1,150 @@
+"""GGML_OP_FLASH_ATTN_EXT computed by the library in use, by ggml's reference, and by numpy in f64."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.engine.llama import native_function, start_backend
+
+F32, F16 = 0, 1  # ggml_type
+
+_P, _I64 = ctypes.c_void_p, ctypes.c_int64
+
+
+class _InitParams(ctypes.Structure):
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", _P), ("no_alloc", ctypes.c_bool))
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Inputs of one attention: q (streams, heads, rows, size), k and v (streams, KV heads, keys, size).
+
+    ``mask`` (streams, rows, keys) is added to the scores of every head.
+    """
+
+    q: NDArray[np.float32]
+    k: NDArray[np.float16]
+    v: NDArray[np.float16]
+    mask: NDArray[np.float16] | None
+    scale: float
+
+
+def make_operation(
+    rng: np.random.Generator,
+    *,
+    size: int,
+    rows: int,
+    keys: int,
+    group: int = 1,
+    kv_heads: int = 2,
+    streams: int = 1,
+    mask: NDArray[np.float16] | None = None,
+) -> Operation:
+    def normal(*shape: int) -> NDArray[np.float32]:
+        return rng.standard_normal(shape, np.float32)
+
+    return Operation(
+        q=normal(streams, kv_heads * group, rows, size),
+        k=normal(streams, kv_heads, keys, size).astype(np.float16),
+        v=normal(streams, kv_heads, keys, size).astype(np.float16),
+        mask=mask,
+        scale=float(2 / np.sqrt(size)),  # sharper than usual: errors in the weights show
+    )
+
+
+def causal_mask(rows: int, keys: int, *, window: int | None = None, streams: int = 1) -> NDArray[np.float16]:
+    """The rows are the last positions of ``keys``; of a window only its last keys are visible."""
+    position = np.arange(keys - rows, keys)[:, None] - np.arange(keys)[None, :]
+    hidden = position < 0 if window is None else (position < 0) | (position >= window)
+    mask = np.where(hidden, -np.inf, 0).astype(np.float16)
+    return np.repeat(mask[None], streams, axis=0)
+
+
+def expected(operation: Operation) -> NDArray[np.float64]:
+    """The result in f64: (streams, rows, heads, size). A row without visible keys is zero."""
+    group = operation.q.shape[1] // operation.k.shape[1]
+    k, v = (np.repeat(x.astype(np.float64), group, axis=1) for x in (operation.k, operation.v))
+    scores = operation.scale * (operation.q.astype(np.float64) @ k.swapaxes(2, 3))
+    visible = np.ones_like(scores, bool)
+    if operation.mask is not None:
+        mask = operation.mask.astype(np.float64)[:, None]
+        visible = np.broadcast_to(mask > -np.inf, scores.shape)
+        scores = np.where(visible, scores + np.where(mask > -np.inf, mask, 0), -np.inf)
+    highest = np.max(scores, axis=-1, keepdims=True)
+    weights = np.where(visible, np.exp(scores - np.where(np.isfinite(highest), highest, 0)), 0)
+    total = weights.sum(-1, keepdims=True)
+    # Values of hidden keys may be NaN.
+    hidden_everywhere = ~visible.any(axis=2)
+    result = weights / np.where(total == 0, 1, total) @ np.where(hidden_everywhere[..., None], 0, v)
+    return np.asarray(result.transpose(0, 2, 1, 3))
+
+
+class Computation:
+    """A graph of one operation on ggml's CPU backend, with its own copies of the inputs."""
+
+    def __init__(self, operation: Operation) -> None:
+        start_backend()
+        streams, heads, rows, size = operation.q.shape
+        inputs = sum(x.nbytes for x in (operation.q, operation.k, operation.v)) + operation.q.nbytes
+        inputs += 0 if operation.mask is None else operation.mask.nbytes
+        self._context = _call("ggml_init", _P, _InitParams(inputs + (1 << 20), None, False))
+        # As llama.cpp has them: heads beside each other at every position, seen through a permutation.
+        q = self._tensor(F32, operation.q.transpose(0, 2, 1, 3))
+        k = self._tensor(F16, operation.k.transpose(0, 2, 1, 3))
+        v = self._tensor(F16, operation.v.transpose(0, 2, 1, 3))
+        mask = None if operation.mask is None else self._tensor(F16, operation.mask[:, None])
+        numbers = (operation.scale, 0.0, 0.0)
+        self._result = _call(
+            "ggml_flash_attn_ext", _P, self._context, *map(self._permuted, (q, k, v)), mask, *numbers
+        )
+        self._graph = _call("ggml_new_graph", _P, self._context)
+        _call("ggml_build_forward_expand", None, self._graph, self._result)
+        self._shape = (streams, rows, heads, size)
+
+    def run(self, n_threads: int, *, reference: bool = False, times: int = 1) -> NDArray[np.float32]:
+        backend = _call("ggml_backend_cpu_init", _P)
+        _call("ggml_backend_cpu_set_n_threads", None, backend, n_threads)
+        _call("ggml_backend_cpu_set_use_ref", None, backend, reference)
+        for _ in range(times):
+            assert _call("ggml_backend_graph_compute", ctypes.c_int, backend, self._graph) == 0
+        _call("ggml_backend_free", None, backend)
+        data = _call("ggml_get_data", _P, self._result)
+        count = int(np.prod(self._shape))
+        values = np.ctypeslib.as_array(ctypes.cast(data, ctypes.POINTER(ctypes.c_float)), (count,))
+        return values.reshape(self._shape).copy()
+
+    def close(self) -> None:
+        _call("ggml_free", None, self._context)
+
+    def _tensor(self, kind: int, array: NDArray[Any]) -> int:
+        sizes = [_I64(n) for n in array.shape[::-1]]
+        tensor = _call("ggml_new_tensor_4d", _P, self._context, ctypes.c_int(kind), *sizes)
+        data = np.ascontiguousarray(array)
+        ctypes.memmove(_call("ggml_get_data", _P, tensor), data.ctypes.data, data.nbytes)
+        return int(tensor)
+
+    def _permuted(self, tensor: int) -> int:
+        axes = [ctypes.c_int(axis) for axis in (0, 2, 1, 3)]
+        return int(_call("ggml_permute", _P, self._context, tensor, *axes))
+
+
+def compute(operation: Operation, n_threads: int, *, reference: bool = False) -> NDArray[np.float32]:
+    computation = Computation(operation)
+    try:
+        return computation.run(n_threads, reference=reference)
+    finally:
+        computation.close()
+
+
+def _call(name: str, result: Any, *arguments: Any) -> Any:
+    kinds = {float: ctypes.c_float, bool: ctypes.c_bool, int: _P, type(None): _P}
+    types = [
+        ctypes.c_int if name.endswith("n_threads") and i == 1 else kinds.get(type(a), type(a))
+        for i, a in enumerate(arguments)
+    ]
+    return native_function(name, result, *types)(*arguments)

@@ -1,0 +1,137 @@
+"""The check of the library in use, and its thread pool."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import subprocess
+import sys
+
+import llama_cpp.llama_cpp as lib
+import pytest
+
+from app.engine.llama import Batch, Context, Model, UnsupportedLibraryError, native
+from app.engine.llama.context import ThreadPool
+from tests.conftest import ROOT
+
+built_by_us = pytest.mark.skipif(
+    not native.has_exports(), reason="the library in use was not built by native/build.py"
+)
+
+
+@built_by_us
+def test_layouts_of_this_library_agree() -> None:
+    native.check_layouts()
+
+
+class _Smaller(ctypes.Structure):
+    """llama_context_params of another version: without its last field."""
+
+    _fields_ = tuple(lib.llama_context_params._fields_[:-1])
+
+
+class _Reordered(ctypes.Structure):
+    """llama_context_params of another version: n_ctx and n_batch change places."""
+
+    _fields_ = tuple(
+        ({"n_ctx": "n_batch", "n_batch": "n_ctx"}.get(name, name), kind)
+        for name, kind in lib.llama_context_params._fields_
+    )
+
+
+class _Renamed(ctypes.Structure):
+    _fields_ = tuple(
+        (name.replace("kv_unified", "unified"), kind) for name, kind in lib.llama_context_params._fields_
+    )
+
+
+@built_by_us
+@pytest.mark.parametrize(
+    ("declared", "difference"),
+    [
+        (_Smaller, "llama_context_params has a size of"),
+        (_Reordered, "llama_context_params.n_ctx is at offset"),
+        (_Renamed, "llama_cpp does not declare llama_context_params.kv_unified"),
+    ],
+)
+def test_another_layout_is_an_error_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, declared: type[ctypes.Structure], difference: str
+) -> None:
+    monkeypatch.setattr(lib, "llama_context_params", declared)
+    with pytest.raises(UnsupportedLibraryError) as caught:
+        native.check_layouts()
+    assert difference in str(caught.value)
+    assert "Run `make rebuild`" in str(caught.value)
+
+
+_WITH_ANOTHER_LAYOUT = """
+import ctypes, sys
+import llama_cpp.llama_cpp as lib
+from pathlib import Path
+
+class Other(ctypes.Structure):
+    _fields_ = [*lib.llama_batch._fields_, ("more", ctypes.c_void_p)]
+
+lib.llama_batch = Other
+from app.engine.llama import Model, ModelLoadError
+try:
+    Model(Path("any.gguf"))
+except ModelLoadError as error:
+    print(error)
+"""
+
+
+@built_by_us
+def test_it_is_checked_before_a_model_is_loaded() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", _WITH_ANOTHER_LAYOUT],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "llama_batch has a size of" in result.stdout
+
+
+class _LibraryWithoutExports:
+    """The library in use as it would be without native/exports.cpp."""
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("tokenstream_"):
+            raise AttributeError(name)
+        return getattr(_LIBRARY, name)
+
+
+_LIBRARY = lib._lib
+
+
+@pytest.fixture
+def without_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lib, "_lib", _LibraryWithoutExports())
+
+
+@pytest.mark.usefixtures("without_exports")
+def test_a_library_of_another_build_computes_and_is_reported(
+    model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "tokenstream.llama")
+    native.check_layouts()
+    assert "not built by `make install`" in caplog.text
+    assert native.attention_calls() is None
+    context = Context(model, n_ctx=256, n_sequences=1, n_batch=64, n_threads=2)
+    batch = Batch(64)
+    batch.add([1, 2, 3], 0, 0, n_outputs=1)
+    context.decode(batch)
+    assert context.logits.std() > 0.5
+    context.close()
+
+
+@built_by_us
+def test_a_pool_has_its_threads() -> None:
+    def n_threads() -> int:
+        return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - only counted
+
+    native.start_backend()
+    before = n_threads()
+    pool = ThreadPool(3)
+    assert n_threads() == before + 2  # the calling thread is the third
+    pool.close()
+    assert n_threads() == before
