@@ -1,1 +1,1 @@
-"""The engine: tokens in, tokens out. It knows nothing of HTTP, prompts or JSON."""
+"""The inference engine: token ids in, token ids and text out. Independent of HTTP, prompts and JSON."""

@@ -1,4 +1,4 @@
-"""What the engine hands out: answers, token by token, and the ways in which there may be none."""
+"""Answers as streams of tokens, and the errors of the engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.engine.sequence import FinishReason, Sequence
 
 
 class RequestTooLong(ValueError):
-    """Prompt and answer do not fit into a sequence's KV memory."""
+    """Prompt and ``max_tokens`` exceed the KV memory of a sequence."""
 
     def __init__(self, n_prompt: int, max_tokens: int, limit: int) -> None:
         super().__init__(f"{n_prompt} prompt tokens and max_tokens {max_tokens} exceed the limit of {limit}")
@@ -19,16 +19,16 @@ class RequestTooLong(ValueError):
 
 
 class QueueFull(Exception):
-    """As many requests wait as may wait."""
+    """The maximum number of requests is running or waiting."""
 
 
 class EngineError(Exception):
-    """The engine could not compute an answer; other answers may go on."""
+    """An answer cannot be completed: a fault, a cancellation, or the end of the engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A token of one answer, and the text that has become certain with it."""
+    """A token of an answer, and the text that it completes."""
 
     token: int
     text: str
@@ -37,7 +37,7 @@ class Output:
 
 
 class Answer:
-    """One request's answer: iterate to receive it, cancel it to leave early."""
+    """The answer to one request, as an asynchronous iterator. Used on the event loop."""
 
     def __init__(self, sequence: Sequence, cancel: Callable[[Answer], None]) -> None:
         self.sequence = sequence
@@ -46,29 +46,32 @@ class Answer:
 
     @property
     def n_prompt(self) -> int:
-        """How many tokens the prompt has."""
+        """Number of prompt tokens."""
         return len(self.sequence.prompt)
 
     @property
     def n_cached(self) -> int:
-        """How many of them did not have to be computed; known from the first output on."""
+        """Number of prompt tokens taken from the prefix cache. Valid from the first output on."""
         return self.sequence.n_cached
 
     @property
     def prompt_logprobs(self) -> list[Logprobs]:
-        """Of every token of the prompt but the first, where asked for; from the first output on."""
+        """Log-probabilities of every prompt token but the first, if requested.
+
+        Valid from the first output on.
+        """
         return self.sequence.prompt_logprobs
 
     def put(self, output: Output | Exception | None) -> None:
-        """Hand in what comes next, None behind a prefix that only was to be prefilled; on the event loop."""
+        """Append an output. An exception, or None after a context, ends the answer."""
         self._inbox.put_nowait(output)
 
     def cancel(self) -> None:
-        """Free what the answer holds at the next step; nothing happens when it is finished."""
+        """End the answer before the next step. No effect on a finished answer."""
         self._cancel(self)
 
     async def __aiter__(self) -> AsyncIterator[Output]:
-        """Yield an Output for every token.
+        """Yield one Output per token.
 
         Raises:
             EngineError: The answer cannot be completed.
@@ -78,7 +81,7 @@ class Answer:
                 yield output
 
     async def steps(self) -> AsyncIterator[list[Output]]:
-        """Yield the outputs of every step, at least one each.
+        """Yield the outputs that have arrived since the last iteration, at least one.
 
         Raises:
             EngineError: The answer cannot be completed.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from app.engine.answer import EngineError, Output
 from app.engine.cache.prefix_cache import MemoryKind, PrefixCache, StateStore
 from app.engine.llama import Batch, Context, DecodeAborted, KVOptions, Model
-from app.engine.pacing import LEAST_CHUNK, Pacing
+from app.engine.pacing import MIN_CHUNK, Pacing
 from app.engine.report import StepReport
 from app.engine.sampling.grammar import GrammarError
 from app.engine.sampling.logprobs import logprobs_of
@@ -57,7 +57,7 @@ class EngineOptions:
     @property
     def n_batch(self) -> int:
         """Maximum tokens per step."""
-        return PREFILL_CHUNK + LEAST_CHUNK + self.max_sequences + DRAFT_TOKENS
+        return PREFILL_CHUNK + MIN_CHUNK + self.max_sequences + DRAFT_TOKENS
 
     @property
     def n_outputs(self) -> int:

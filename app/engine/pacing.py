@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 # Weight of the newest step in a moving average.
 _WEIGHT = 0.2
 # Minimum prefill chunk. A pass reads all weights, which takes as long as about six tokens.
-LEAST_CHUNK = 32
+MIN_CHUNK = 32
 _ROUND_TO = 16
 # Maximum seconds of a step while no answer streams. Requests are admitted and cancelled between steps.
 PREFILL_SECONDS = 0.5
 # Default maximum of a step while answers stream: 60 ms, or four decode steps if that is longer.
-_LEAST_BUDGET = 0.060
+_MIN_BUDGET = 0.060
 _BUDGET_IN_STEPS = 4
 
 
@@ -34,7 +34,7 @@ class Pacing:
         """Record the time of one step."""
         if n_prefill == 0:
             self._decode_seconds[n_decoding] = _average(self._decode_seconds.get(n_decoding), seconds)
-        elif n_prefill >= LEAST_CHUNK:
+        elif n_prefill >= MIN_CHUNK:
             # The first prefill also reads the weights from disk: the second one replaces its time.
             before = self._seconds_per_token if self._is_settled else None
             self._is_settled = self._seconds_per_token is not None
@@ -56,7 +56,7 @@ class Pacing:
     def chunk(self, n_decoding: int, largest: int) -> int:
         """Maximum prompt tokens of the next step beside ``n_decoding`` sequences.
 
-        At least LEAST_CHUNK, whatever it takes, and LEAST_CHUNK before prefill is measured.
+        At least MIN_CHUNK, whatever it takes, and MIN_CHUNK before prefill is measured.
         """
         decode = self.decode_seconds(n_decoding)
         if n_decoding == 0:
@@ -64,9 +64,9 @@ class Pacing:
         elif self.itl_budget is not None:
             budget = self.itl_budget
         else:
-            budget = max(_LEAST_BUDGET, _BUDGET_IN_STEPS * decode)
+            budget = max(_MIN_BUDGET, _BUDGET_IN_STEPS * decode)
         n_tokens = int((budget - decode) / self.prefill_seconds_per_token)
-        return max(LEAST_CHUNK, min(largest, n_tokens // _ROUND_TO * _ROUND_TO))
+        return max(MIN_CHUNK, min(largest, n_tokens // _ROUND_TO * _ROUND_TO))
 
 
 def _average(old: float | None, new: float) -> float:

@@ -1,4 +1,4 @@
-"""What the engine tells of its steps."""
+"""Figures of a step, for metrics."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from app.engine.cache.prefix_cache import CacheFigures
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one step did, for metrics. Seconds, tokens, sequences."""
+    """Work of one step, and requests and cache after it."""
 
     seconds: float = 0.0
-    prompt_tokens: int = 0  # prefilled
-    cached_tokens: int = 0  # of prompts, taken over from the prefix cache
+    prompt_tokens: int = 0  # computed
+    cached_tokens: int = 0  # of prompts that began in this step, taken from the prefix cache
     generated_tokens: int = 0
     draft_tokens: int = 0
-    accepted_tokens: int = 0  # of the draft
+    accepted_tokens: int = 0  # draft tokens that were sampled
     running: int = 0
     waiting: int = 0
     cache: CacheFigures = field(default_factory=CacheFigures)
 
 
 class Observer(Protocol):
-    """Is told of every step, on the event loop."""
+    """Receiver of step reports, on the event loop."""
 
-    def on_step(self, report: StepReport) -> None:
-        """Take one step's report."""
+    def on_step(self, report: StepReport) -> None: ...

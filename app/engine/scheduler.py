@@ -1,4 +1,4 @@
-"""Which tokens of which sequences go into the next batch."""
+"""Admission of sequences to slots, and the tokens of each step."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from app.engine.cache.prefix_cache import Prefix, PrefixCache, Resident
-from app.engine.pacing import LEAST_CHUNK, Pacing
+from app.engine.pacing import MIN_CHUNK, Pacing
 from app.engine.sequence import Sequence
 
-# A prefix that another sequence is about to have is waited for if it saves as many tokens.
-_LEAST_TO_WAIT_FOR = 32
+# A sequence waits for another one's prefix if that saves at least this many tokens.
+_MIN_SAVED_BY_WAITING = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The next ``n_tokens`` tokens of a sequence, and a guess at what follows them.
+    """The share of one sequence in a step.
 
-    ``samples`` says that they reach the sequence's end, so that logits are wanted there and behind every
-    token of the guess.
+    Attributes:
+        sequence: The sequence.
+        n_tokens: Number of its next tokens to compute.
+        samples: Whether these tokens complete the sequence. Its last token and its draft then need logits.
+        draft: Proposed tokens after the last one, to be verified.
     """
 
     sequence: Sequence
@@ -29,7 +32,7 @@ class Work:
 
     @property
     def n_outputs(self) -> int:
-        """Behind how many of its last tokens logits are wanted."""
+        """Number of last tokens whose logits are needed."""
         if self.sequence.wants_all_logits and not self.sequence.is_decoding:
             return self.n_tokens
         return 1 + len(self.draft) if self.samples else 0
@@ -37,16 +40,15 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a step may hold.
+    """Limits of a step.
 
     Attributes:
-        n_slots: Sequences that run at once.
-        n_cells: Tokens in KV memory, where sequences share it; None where each has cells of its own.
-        prefill_chunk: Prompt tokens of one step while nobody decodes.
-        dense: Whether a pass takes only slots that follow one another, with equally many tokens each.
-        speculate_up_to: The most sequences with which drafts still come nearly free.
-        draft_tokens: The most draft tokens of one step, or the most tokens beyond one a sequence that a
-            prompt may have in a step whose every token's logits are wanted.
+        n_slots: Maximum running sequences.
+        n_cells: KV cells of all sequences in the shared layout. None: every sequence has its own.
+        prefill_chunk: Maximum prompt tokens per step.
+        dense: Whether one pass requires contiguous slots with equal numbers of tokens.
+        speculate_up_to: Maximum decoding sequences with drafts.
+        draft_tokens: Maximum draft tokens per step. Also caps prompt tokens when all logits are requested.
     """
 
     n_slots: int
@@ -58,32 +60,23 @@ class Limits:
 
 
 class SequenceFault(Exception):
-    """Scheduling failed because of one sequence, which is to be dropped."""
+    """An exception in scheduling that concerns one sequence; the caller must drop it."""
 
     def __init__(self, sequence: Sequence, error: Exception) -> None:
         super().__init__(str(error))
         self.sequence, self.error = sequence, error
 
 
-@contextmanager
-def _concerning(sequence: Sequence) -> Iterator[None]:
-    """Attribute exceptions to a sequence."""
-    try:
-        yield
-    except Exception as error:
-        raise SequenceFault(sequence, error) from error
-
-
 class Scheduler:
-    """Admits sequences into slots and shares out each step.
+    """Admits sequences into slots and plans each step.
 
-    Least remaining prefill first, and waiting counts as progress: who has waited as long as its prefill
-    takes goes before any that come later. A prompt waits while another sequence computes a prefix that
-    they share, and takes it over then.
+    The order is least remaining prefill first, with waiting time counted as progress. So a sequence is
+    overtaken only by sequences that arrive within the time of its own prefill. A prompt waits while
+    another sequence computes a prefix that both share.
 
-    Prompts are prefilled in chunks that running streams can bear (``Pacing``). In the split layout the
-    slots in use are kept dense (0, 1, 2, …): a gap between them costs a second pass over the weights at
-    every step, moving the last sequence into the gap costs one copy.
+    ``Pacing`` bounds the prefill of a step. In the split layout the occupied slots stay contiguous
+    (0, 1, 2, …): a gap costs a second pass over the weights at every step, moving the last sequence into
+    the gap costs one copy.
     """
 
     def __init__(self, limits: Limits, cache: PrefixCache, pacing: Pacing) -> None:
@@ -91,11 +84,13 @@ class Scheduler:
         self._cache = cache
         self._pacing = pacing
         self._slots: list[Sequence | None] = [None] * limits.n_slots
-        self._waiting: dict[Sequence, tuple[int, Prefix] | None] = {}  # with the last lookup's result
+        self._waiting: dict[
+            Sequence, tuple[int, Prefix] | None
+        ] = {}  # with the last lookup and its cache version
 
     @property
     def running(self) -> list[Sequence]:
-        """The sequences that have a slot, in the order of slots."""
+        """Sequences with a slot, in slot order."""
         return [s for s in self._slots if s is not None]
 
     @property
@@ -110,7 +105,7 @@ class Scheduler:
         return sequence in self._slots or sequence in self._waiting
 
     def add(self, sequence: Sequence) -> None:
-        """Take in a sequence."""
+        """Queue a sequence for a slot."""
         self._waiting[sequence] = None
 
     def remove(self, sequence: Sequence) -> None:
@@ -132,18 +127,21 @@ class Scheduler:
         sequence.slot = None
 
     def schedule(self) -> list[Work]:
-        """Plan the next step, in the order of slots; empty when there is nothing to do.
+        """Plan the next step.
+
+        Returns:
+            The work in slot order. Empty if no sequence runs or waits.
 
         Raises:
-            SequenceFault: One sequence cannot be scheduled and must be dropped; the others are unaffected.
+            SequenceFault: Scheduling one sequence failed. The others are unaffected.
         """
         self._admit()
         self._save_branches()
         if self._limits.dense:
             self._close_gaps()
-        return list(self._share_out())
+        return list(self._plan())
 
-    # --- who runs
+    # --- admission
 
     def _admit(self) -> None:
         free = {slot for slot, holder in enumerate(self._slots) if holder is None}
@@ -152,37 +150,35 @@ class Scheduler:
         prefilling = [s for s in self.running if not s.is_decoding]
         room = self._chunk() - sum(s.n_pending for s in prefilling)
         for sequence in sorted(self._waiting, key=self._urgency):
-            if self._is_expecting(sequence):
+            if self._waits_for_prefix(sequence):
                 continue
             overtakes = all(self._urgency(sequence) < self._urgency(other) for other in prefilling)
             if not free or not (room > 0 or overtakes):
                 break
-            with _concerning(sequence):
-                if not self._has_cells(sequence):
+            with self._concerning(sequence):
+                if not self._reserve_cells(sequence):
                     break
                 slot = self._choose_slot(sequence, free)
-            self._occupy(slot, sequence)
+            with self._concerning(sequence, slot):
+                self._cache.occupy(slot, sequence)
+            del self._waiting[sequence]
+            self._slots[slot] = sequence
             free.remove(slot)
             prefilling.append(sequence)
             room -= sequence.n_pending
 
-    def _occupy(self, slot: int, sequence: Sequence) -> None:
-        with _concerning(sequence), self._erasing_on_fault(slot):
-            self._cache.occupy(slot, sequence)
-        del self._waiting[sequence]
-        self._slots[slot] = sequence
-
     @contextmanager
-    def _erasing_on_fault(self, slot: int) -> Iterator[None]:
-        """Erase a slot that an exception leaves in an unknown state."""
+    def _concerning(self, sequence: Sequence, slot: int | None = None) -> Iterator[None]:
+        """Attribute an exception to a sequence, and erase the slot that it leaves in an unknown state."""
         try:
             yield
-        except Exception:
-            self._cache.drop(slot)
-            raise
+        except Exception as error:
+            if slot is not None:
+                self._cache.drop(slot)
+            raise SequenceFault(sequence, error) from error
 
     def _urgency(self, sequence: Sequence) -> float:
-        """The time at which it would have its first token if it had run alone: earlier goes first."""
+        """Expected time of the first token if the sequence had run alone. The lowest value goes first."""
         n_known = sequence.n_computed
         if sequence in self._waiting:
             n_known = self._prefix(sequence).n_tokens
@@ -196,21 +192,21 @@ class Scheduler:
             provider = prefix.expected_from
             if provider is None or provider.n_computed < prefix.n_expected:
                 return prefix
-        with _concerning(sequence):
+        with self._concerning(sequence):
             prefix = Prefix() if sequence.wants_all_logits else self._cache.lookup(sequence.tokens)
         self._waiting[sequence] = (self._cache.version, prefix)
         return prefix
 
-    def _is_expecting(self, sequence: Sequence) -> bool:
+    def _waits_for_prefix(self, sequence: Sequence) -> bool:
         prefix = self._prefix(sequence)
-        return prefix.n_expected - prefix.n_tokens >= _LEAST_TO_WAIT_FOR
+        return prefix.n_expected - prefix.n_tokens >= _MIN_SAVED_BY_WAITING
 
-    def _has_cells(self, sequence: Sequence) -> bool:
-        """Reserve what the sequence may come to need, evicting what finished ones left."""
+    def _reserve_cells(self, sequence: Sequence) -> bool:
+        """Whether the cells for the maximum length are free, after evicting idle sequences if needed."""
         n_cells = self._limits.n_cells
         if n_cells is None:
             return True
-        n_reserved = sum(s.n_most for s in self.running) + sequence.n_most
+        n_reserved = sum(s.max_length for s in self.running) + sequence.max_length
         if n_reserved > n_cells:
             return False
         while n_reserved + self._cache.n_idle > n_cells and self._cache.evict_idle():
@@ -218,7 +214,10 @@ class Scheduler:
         return True
 
     def _choose_slot(self, sequence: Sequence, free: set[int]) -> int:
-        """The slot that holds the longest prefix, else the one that loses least; low ones, to stay dense."""
+        """The slot with the longest prefix of the prompt, otherwise the one with the fewest idle tokens.
+
+        Low slots are preferred, so that occupied slots stay contiguous.
+        """
         n_soon = len(self.running) + len(self._waiting)
         low = {slot for slot in free if slot < n_soon} or free
         held = self._cache.slot_with(sequence.tokens, low)
@@ -233,28 +232,28 @@ class Scheduler:
                 last = running.pop()
                 source = last.slot
                 assert source is not None
-                with _concerning(last), self._erasing_on_fault(gap):
+                with self._concerning(last, gap):
                     self._cache.move(last, gap)
                 self._slots[source], self._slots[gap] = None, last
 
-    # --- what runs
+    # --- the plan of a step
 
     def _chunk(self) -> int:
         n_decoding = sum(s.is_decoding for s in self.running)
         return self._pacing.chunk(n_decoding, self._limits.prefill_chunk)
 
-    def _share_out(self) -> Iterator[Work]:
+    def _plan(self) -> Iterator[Work]:
         running = self.running
         decoding = [s for s in running if s.is_decoding]
         grants = dict.fromkeys(decoding, 1)
         budget = self._chunk()
         n_logits = self._limits.draft_tokens
-        # Beside decodes every prompt gets at least one token: without it its slot would be a gap.
+        # A slot without tokens is a gap between decoding slots: every prompt gets at least one.
         least = 1 if decoding and self._limits.dense else 0
         for sequence in sorted((s for s in running if not s.is_decoding), key=self._urgency):
             n_tokens = max(budget, least)
-            if LEAST_CHUNK <= n_tokens < sequence.n_pending < n_tokens + LEAST_CHUNK:
-                n_tokens = sequence.n_pending  # a short rest would cost a pass of its own
+            if MIN_CHUNK <= n_tokens < sequence.n_pending < n_tokens + MIN_CHUNK:
+                n_tokens = sequence.n_pending  # a short rest would cost another pass
             n_tokens = min(n_tokens, sequence.n_pending, self._to_next_branch(sequence))
             if sequence.wants_all_logits:
                 n_tokens = min(n_tokens, n_logits + 1)
@@ -268,35 +267,35 @@ class Scheduler:
                 yield Work(sequence, n_tokens, samples, drafts.get(sequence, []))
 
     def _drafts(self, decoding: list[Sequence]) -> dict[Sequence, list[int]]:
-        """Guesses, where the batch is so small that verifying them costs little."""
+        """Drafts of decoding sequences. None in large batches, where verification costs too much."""
         if not 0 < len(decoding) <= self._limits.speculate_up_to:
             return {}
         drafts = {}
         for sequence in decoding:
             limit = self._limits.draft_tokens // len(decoding)
-            limit = min(limit, sequence.n_most - len(sequence.tokens) - 1)
-            with _concerning(sequence):
+            limit = min(limit, sequence.max_length - len(sequence.tokens) - 1)
+            with self._concerning(sequence):
                 drafts[sequence] = sequence.propose(limit)
         if self._limits.dense and len(decoding) > 1:
-            # Sequences with unequal numbers of tokens would take a pass over the weights for each number.
+            # Each distinct number of tokens would cost a pass over the weights.
             shortest = min(len(drafts.get(s, [])) for s in decoding)
             drafts = {s: draft[:shortest] for s, draft in drafts.items()}
         return drafts
 
-    # --- memory that cannot be cut back: prefixes are shared where they end
+    # --- memory that cannot be truncated: a prefix is shared only at its exact end
 
     def _save_branches(self) -> None:
-        """Save the prefixes that are complete now and whose takers found no slot."""
+        """Save complete prefixes of running sequences for waiting sequences that found no slot."""
         if self._cache.kind.can_be_cut:
             return
         for sequence in list(self._waiting):
             source = self._prefix(sequence).source
             if isinstance(source, Resident) and source.sequence is not None:
-                with _concerning(sequence):
+                with self._concerning(sequence):
                     self._cache.save_prefix(source.sequence)
 
     def _to_next_branch(self, sequence: Sequence) -> int:
-        """How many tokens there are to where a waiting sequence parts from this one."""
+        """Number of tokens up to the next position where a waiting sequence diverges from this one."""
         if self._cache.kind.can_be_cut:
             return sequence.n_pending
         prefixes = [known[1] for known in self._waiting.values() if known]

@@ -1,4 +1,4 @@
-"""One request's state, from waiting to finished."""
+"""State of one request in the engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.engine.sampling.samplers import Sampler
 
 
 class FinishReason(str, enum.Enum):
-    """Why an answer ended; the names are TGI's."""
+    """Reason for the end of an answer, named as in TGI."""
 
     EOS = "eos_token"
     STOP = "stop_sequence"
@@ -23,62 +23,77 @@ class FinishReason(str, enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A prompt and the answer that grows behind it.
+    """A prompt and its answer.
 
-    ``tokens`` is both; the first ``n_computed`` of them are in KV memory. The sequence decodes once all
-    but the newest token are there.
+    ``tokens`` has both. Its first ``n_computed`` tokens are in KV memory. Whenever all are computed, the
+    next token is sampled and appended.
+
+    Attributes:
+        prompt: Token ids.
+        params: Sampling parameters.
+        sampler: Chooses the tokens. To be closed at the end of the sequence.
+        detokenizer: Turns tokens into text and finds stop strings.
+        lookup: Source of drafts. None: no speculation.
+        is_context: Whether this is a shared prefix to be computed and kept, without an answer.
+        prompt_logprobs: Of every prompt token but the first, if requested.
+        tokens: Prompt and answer.
+        n_computed: Number of tokens in KV memory.
+        n_cached: Number of prompt tokens taken from the prefix cache.
+        slot: Sequence id in KV memory. None: not running.
+        finish_reason: Set by ``append`` at the last token.
+        submitted_at: Time of submission, as ``time.perf_counter``.
     """
 
     prompt: list[int]
     params: SamplingParams
     sampler: Sampler
     detokenizer: Detokenizer
-    lookup: PromptLookup | None = None  # None: no speculation
-    is_context: bool = False  # a prefix to be prefilled and kept; nothing is generated
-    prompt_logprobs: list[Logprobs] = field(default_factory=list)  # of its tokens but the first, if asked for
+    lookup: PromptLookup | None = None
+    is_context: bool = False
+    prompt_logprobs: list[Logprobs] = field(default_factory=list)
     tokens: list[int] = field(init=False)
     n_computed: int = 0
-    n_cached: int = 0  # prompt tokens that did not have to be computed
-    slot: int | None = None  # its sequence id in KV memory, while it runs
+    n_cached: int = 0
+    slot: int | None = None
     finish_reason: FinishReason | None = None
     submitted_at: float = field(default_factory=time.perf_counter)
-    _is_guess: bool = False  # whether the last draft was looked up
+    _is_guess: bool = False  # whether the last draft came from lookup
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
 
     @property
     def n_generated(self) -> int:
-        """How many tokens the answer has."""
+        """Number of answer tokens."""
         return len(self.tokens) - len(self.prompt)
 
     @property
     def n_pending(self) -> int:
-        """How many tokens are not in KV memory yet: 1 while decoding, more during prefill."""
+        """Number of tokens not in KV memory: 1 while decoding, more during prefill."""
         return len(self.tokens) - self.n_computed
 
     @property
-    def n_most(self) -> int:
-        """The most tokens that it may come to have."""
+    def max_length(self) -> int:
+        """Maximum tokens of prompt and answer."""
         return len(self.prompt) + self.params.max_tokens
 
     @property
     def is_decoding(self) -> bool:
-        """Whether the prompt is prefilled, so that a step costs one token."""
+        """Whether the answer has begun."""
         return self.n_generated > 0
 
     @property
     def wants_all_logits(self) -> bool:
-        """Whether the logits behind every token of the prompt are wanted, so that all must be computed."""
+        """Whether every prompt token must be computed, for its logits."""
         return self.params.prompt_logprobs is not None
 
     @property
     def generates(self) -> bool:
-        """Whether anything is to be generated behind the prompt."""
+        """Whether the answer has any tokens."""
         return self.params.max_tokens > 0
 
     def propose(self, limit: int) -> list[int]:
-        """Draft at most ``limit`` tokens that may come next: what must follow, or else followed before."""
+        """Draft at most ``limit`` next tokens: those that a grammar forces, otherwise by prompt lookup."""
         self._is_guess = False
         if self.lookup is None or limit <= 0:
             return []
@@ -88,16 +103,19 @@ class Sequence:
         return self.lookup.propose(self.tokens, limit)
 
     def report(self, n_proposed: int, n_accepted: int) -> None:
-        """Learn how the last draft fared."""
+        """Record the verification of the last draft."""
         if self.lookup is not None and self._is_guess:
             self.lookup.report(n_proposed, n_accepted)
 
     def append(self, token: int, *, ends: bool) -> str:
-        """Take the sampled token and say which text has become certain; may finish the sequence.
+        """Append a sampled token. Sets ``finish_reason`` if it is the last one.
 
         Args:
             token: The token.
-            ends: Whether the model ends its answer with it.
+            ends: Whether it is an end-of-generation token.
+
+        Returns:
+            The text that no later token can change.
         """
         self.tokens.append(token)
         if ends:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.engine.pacing import LEAST_CHUNK, PREFILL_SECONDS, Pacing
+from app.engine.pacing import MIN_CHUNK, PREFILL_SECONDS, Pacing
 
 
 def measured(itl_budget: float | None = None, *, decode: float = 0.02, token: float = 0.001) -> Pacing:
@@ -21,15 +21,15 @@ def test_chunks_are_full_while_no_answer_streams_on_a_fast_machine() -> None:
 
 def test_a_chunk_takes_half_a_second_while_no_answer_streams() -> None:
     assert measured(token=0.002).chunk(0, 512) * 0.002 == pytest.approx(PREFILL_SECONDS, rel=0.05)
-    assert measured(token=1 / 30).chunk(0, 512) == LEAST_CHUNK, "1 s, where 512 tokens take 17"
+    assert measured(token=1 / 30).chunk(0, 512) == MIN_CHUNK, "1 s, where 512 tokens take 17"
 
 
 def test_the_first_chunk_is_small() -> None:
-    assert Pacing().chunk(0, 512) == LEAST_CHUNK
+    assert Pacing().chunk(0, 512) == MIN_CHUNK
     pacing = Pacing()
-    pacing.observe(2.0, 0, LEAST_CHUNK)  # weights come from disk
-    assert pacing.chunk(0, 512) == LEAST_CHUNK
-    pacing.observe(0.03, 0, LEAST_CHUNK)
+    pacing.observe(2.0, 0, MIN_CHUNK)  # weights come from disk
+    assert pacing.chunk(0, 512) == MIN_CHUNK
+    pacing.observe(0.03, 0, MIN_CHUNK)
     assert pacing.chunk(0, 512) == 512
 
 
@@ -45,7 +45,7 @@ def test_the_default_budget_is_four_steps_and_at_least_60_ms() -> None:
 
 
 def test_chunks_have_a_minimum_under_any_budget() -> None:
-    assert measured(0.001).chunk(8, 512) == LEAST_CHUNK
+    assert measured(0.001).chunk(8, 512) == MIN_CHUNK
 
 
 def test_chunks_shrink_when_the_machine_becomes_slower() -> None:

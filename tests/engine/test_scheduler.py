@@ -421,7 +421,7 @@ def test_any_course_of_events_keeps_memory_and_books_in_step(data: st.DataObject
         assert bool(work) == bool(alive), "there is work and nothing is done"
         assert all(w.sequence.n_computed >= w.sequence.n_cached for w in work)
         if n_cells is not None:
-            assert sum(x.n_most for x in rig.scheduler.running) + rig.cache.n_idle <= n_cells
+            assert sum(x.max_length for x in rig.scheduler.running) + rig.cache.n_idle <= n_cells
         assert rig.cache.figures.n_bytes <= budget
         assert rig.cache.figures.n_bytes == sum(saved.n_bytes for saved in rig.cache._saved)
     for one in alive:
