@@ -88,8 +88,8 @@ def test_what_the_tokenizer_adds_stands_for_nothing(text: str, vocab: Vocab) -> 
     found = located(vocab, tokens, text)
     data = text.encode()
     bos = "<s>" if text.startswith("<s>") else ""
-    assert (found[0].text, found[0].start, found[0].stop) == (bos, 0, len(bos))
-    assert all(data[token.start : token.stop].decode() == token.text for token in found)
-    covered = {at for token in found for at in range(token.start, token.stop)}
+    assert (found[0]["text"], found[0]["start"], found[0]["stop"]) == (bos, 0, len(bos))
+    assert all(data[token["start"] : token["stop"]].decode() == token["text"] for token in found)
+    covered = {at for token in found for at in range(token["start"], token["stop"])}
     assert covered == set(range(len(data)))
     assert written(vocab, tokens) == (text if bos else f"<s>{text}")

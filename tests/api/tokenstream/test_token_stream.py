@@ -108,7 +108,10 @@ def test_sampling_parameters_take_effect(server_url: str) -> None:
     ("fields", "named"),
     [
         ({}, "query: is required, or messages instead"),
-        ({"query": "x", "messages": [{"role": "user", "content": "x"}]}, "messages: should not be given"),
+        (
+            {"query": "x", "messages": [{"role": "user", "content": "x"}]},
+            "messages: cannot be combined with query",
+        ),
         ({"messages": []}, "messages: list should have at least 1 item"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role: should be 'system', 'user' or"),
         ({"messages": [{"role": "user"}]}, "messages.0.content: is required"),
