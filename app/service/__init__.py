@@ -1,4 +1,4 @@
-"""One request's way: context, chat template, tokens, engine, text."""
+"""From a prompt to its answer, for every dialect."""
 
 from app.chat.tools import ArgumentsDelta, CallDelta, ContentDelta, Delta
 from app.engine.answer import Output

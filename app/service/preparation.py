@@ -53,8 +53,8 @@ class TokenLimits:
         total = n_ctx_sequence if settings.max_total_tokens is None else settings.max_total_tokens
         if total > n_ctx_sequence:
             raise SettingsError(
-                f"MAX_TOTAL_TOKENS={total}: KV memory gives a sequence {n_ctx_sequence} tokens; raise N_CTX "
-                "or lower MAX_SEQUENCES"
+                f"MAX_TOTAL_TOKENS={total}: the KV cache holds {n_ctx_sequence} tokens per sequence; raise "
+                "N_CTX or lower MAX_SEQUENCES"
             )
         longest = total - 1 if settings.max_input_length is None else settings.max_input_length
         if longest >= total:
@@ -257,7 +257,7 @@ class Preparation:
                 return self._grammars.json_schema(constraint.schema)
             return self._grammars.regex(constraint.pattern)
         except GrammarError as error:
-            raise BadRequest(f"cannot be kept to: {error}", field=constraint.field) from error
+            raise BadRequest(f"cannot be enforced: {error}", field=constraint.field) from error
 
     def _with_tools(
         self, prompt: ChatPrompt, params: SamplingParams, constraint: Constraint | None
@@ -272,7 +272,7 @@ class Preparation:
                 check_schema(tool.schema)
             except GrammarError as error:
                 field = f"tools.{index}.function.parameters"
-                raise BadRequest(f"cannot be kept to: {error}", field=field) from error
+                raise BadRequest(f"cannot be enforced: {error}", field=field) from error
         tools = [tool for tool in use.tools if use.only in (None, tool.name)]
         choice = "required" if use.must_call else "auto"
         lark = tool_grammar(tool_format, tools, choice=choice, parallel=use.parallel, special_tokens=special)
@@ -289,8 +289,8 @@ class Preparation:
             try:
                 self._grammars.json_schema(tool.schema)
             except GrammarError as reason:
-                return BadRequest(f"cannot be kept to: {reason}", field=f"tools.{index}.function.parameters")
-        return BadRequest(f"cannot be kept to: {error}", field="tools")
+                return BadRequest(f"cannot be enforced: {reason}", field=f"tools.{index}.function.parameters")
+        return BadRequest(f"cannot be enforced: {error}", field="tools")
 
 
 def in_context(context: Context, messages: Sequence[Message]) -> list[Message]:

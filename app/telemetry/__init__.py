@@ -1,1 +1,1 @@
-"""Metrics."""
+"""Metrics for Prometheus."""
