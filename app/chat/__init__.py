@@ -1,1 +1,1 @@
-"""Messages to prompt tokens."""
+"""From messages to prompt tokens."""

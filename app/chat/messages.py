@@ -1,4 +1,4 @@
-"""A conversation as data: its turns, the functions that the model may call, and its calls of them."""
+"""Conversations as data: messages, tools and tool calls."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-# Templates write roles between control tokens, or make control tokens of them (``'<|' + role + '|>'``).
-# A role is therefore one of these words, never a text of the user's.
+# Templates write roles between control tokens, or build control tokens from them (``'<|' + role + '|>'``).
+# A role is therefore one of these words, never user text.
 ROLES = ("system", "user", "assistant", "tool")
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_MAX_DEPTH = 100  # levels of JSON in JSON: more would exceed the interpreter's stack where it is written
+_MAX_DEPTH = 100  # JSON nesting levels; more would exceed the interpreter's stack in json.dumps
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +21,12 @@ class Tool:
     """A function that the model may call.
 
     Attributes:
-        name: Its name.
-        description: What it does, for the model.
-        parameters: The JSON schema of its arguments; an empty one is that of no arguments.
+        name: 1 to 64 letters, digits, ``_``, ``.`` and ``-``.
+        description: Purpose of the function, for the model.
+        parameters: JSON schema of the arguments object. An empty schema means no arguments.
 
     Raises:
-        ValueError: ``name`` is not 1 to 64 letters, digits and ``_.-``, or ``parameters`` is not a JSON
-            schema of an object.
+        ValueError: ``name`` or ``parameters`` is invalid.
     """
 
     name: str
@@ -45,7 +44,7 @@ class Tool:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """The JSON schema of its arguments, which says that they are an object."""
+        """JSON schema of the arguments, with an explicit ``type`` and ``properties``."""
         if not self.parameters:
             return {"type": "object", "properties": {}, "additionalProperties": False}
         return {"type": "object", "properties": {}, **self.parameters}
@@ -53,16 +52,16 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call of a function, by the assistant.
+    """A function call by the assistant.
 
     Attributes:
-        id: What the call's result refers to.
-        name: The function's name.
-        arguments: The JSON text of an object.
-        by_name: The arguments read from that text.
+        id: Id that the result's message refers to.
+        name: Name of the function.
+        arguments: JSON text of an object.
+        by_name: The parsed arguments.
 
     Raises:
-        ValueError: ``name`` is not 1 to 64 letters, digits and ``_.-``, or ``arguments`` is no such text.
+        ValueError: ``name`` or ``arguments`` is invalid.
     """
 
     id: str
@@ -81,13 +80,13 @@ class Message:
 
     Attributes:
         role: One of ROLES; ``tool`` is the result of a call.
-        content: The text.
-        tool_calls: What the assistant calls in this turn, after the text.
-        tool_call_id: The id of the call that a tool's message is the result of.
-        name: The name of the function that a tool's message is the result of.
+        content: Text of the turn.
+        tool_calls: Calls by the assistant, after the text.
+        tool_call_id: For role ``tool``: id of the call.
+        name: For role ``tool``: name of the called function.
 
     Raises:
-        ValueError: ``role`` or ``name`` is not what it should be, or another than the assistant calls.
+        ValueError: ``role`` or ``name`` is invalid, or a role other than the assistant has calls.
     """
 
     role: str

@@ -1,8 +1,8 @@
-"""From messages to the tokens of a prompt, in which no content is ever read as a control token.
+"""Tokenizes prompts so that control tokens in user text stay plain text.
 
-A template writes control tokens as text, such as ``<|im_end|>``, and the tokenizer finds them again. So
-that it finds none in what users and documents write, the template says which characters come from a
-content, and a control token's text with such a character in it is tokenized on its own, as text.
+A template writes control tokens as text, such as ``<|im_end|>``, and the tokenizer recognizes them. A
+rendering therefore reports which characters come from message contents. The text of a control token that
+contains such a character is tokenized separately, as plain text.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from app.chat.template.template import ChatTemplate
 from app.chat.tools.format import special_pattern
 from app.engine.llama import Vocab
 
-# A SentencePiece vocabulary puts a space in front of every text that it tokenizes. In front of a part of
-# a text there stands this character instead, whose tokens are taken off again. It is in no vocabulary
-# (it is no character of any language), and so never merges with what follows.
+# A SentencePiece vocabulary adds a space before every text that it tokenizes. To avoid that within a
+# prompt, this character is put first and its tokens are removed again. It is a Unicode noncharacter in
+# no vocabulary, so it never merges with the following text.
 _ANCHOR = "\ufdd0"
 
 Span = tuple[int, int]
 
 
 class PromptTokenizer:
-    """Tokenizes prompts for one model, whose chat template is ``template``."""
+    """Tokenizes prompts for one model and its chat template."""
 
     def __init__(self, vocab: Vocab, template: ChatTemplate) -> None:
         self._vocab = vocab
@@ -46,21 +46,21 @@ class PromptTokenizer:
         add_generation_prompt: bool = True,
         continue_final: bool = False,
     ) -> list[int]:
-        """The prompt for a conversation.
+        """Token ids of the prompt for a conversation.
 
-        Where no content holds (a part of) a special token's text, these are the tokens of the rendered
-        template, tokenized in one piece.
+        If no content contains (part of) a special token's text, the rendered template is tokenized in one
+        piece.
 
         Args:
             messages: The conversation.
-            tools: The functions that the model may call.
-            add_generation_prompt: Whether to end with the beginning of the assistant's turn.
-            continue_final: Whether the answer goes on with the last message instead, which is the
-                assistant's and calls nothing.
+            tools: Functions that the model may call.
+            add_generation_prompt: Whether to end with the start of the assistant's turn.
+            continue_final: Whether the answer continues the last message instead. It must be the
+                assistant's, without calls.
 
         Raises:
-            ValueError: There is no such last message to go on with.
-            TemplateRefusal: The template refuses the messages.
+            ValueError: The last message cannot be continued.
+            TemplateRefusal: The template rejects the messages.
         """
         if continue_final:
             if not messages or messages[-1].role != "assistant" or messages[-1].tool_calls:
@@ -73,8 +73,8 @@ class PromptTokenizer:
             )
         if rendering.text == rendering.traced:
             return self._tokens(rendering.text, rendering.contents)
-        # The template does something with a content that stand-ins do not show. Its text is used only
-        # where it has no special token beyond those that are known to be the template's.
+        # The template processes a content in a way that tracing cannot follow. Its plain text is used only
+        # if all special tokens in it are known to be the template's own.
         touches = _touching(rendering.contents)
         own = [m[0] for m in self._pattern.finditer(rendering.traced) if not touches(*m.span())]
         if own == self._pattern.findall(rendering.text):
@@ -82,11 +82,11 @@ class PromptTokenizer:
         return self._tokens(rendering.traced, rendering.contents)
 
     def text_tokens(self, text: str) -> list[int]:
-        """The prompt for a plain text, which is a content as a whole."""
+        """Token ids of a plain text, all of it content."""
         return self._tokens(text, [(0, len(text))])
 
     def markup_tokens(self, text: str) -> list[int]:
-        """The prompt for a text of which the whole is markup: special tokens' texts are those tokens."""
+        """Token ids of a text in which special tokens' texts become those tokens."""
         return self._tokens(text, ())
 
     def _tokens(self, text: str, contents: Sequence[Span]) -> list[int]:
@@ -99,7 +99,7 @@ class PromptTokenizer:
         return tokens
 
     def _parts(self, text: str, contents: Sequence[Span]) -> list[tuple[int, int, bool]]:
-        """The text in parts: begin, end, and whether special tokens' texts in it are text only."""
+        """Parts of the text: begin, end, and whether special tokens' texts are plain text there."""
         touches = _touching(contents)
         special = list(self._special_spans(text))
         touched = [span for span in special if touches(*span)]
@@ -108,13 +108,13 @@ class PromptTokenizer:
         as_text = bytearray(len(text))
         for begin, end in touched:
             as_text[begin:end] = b"\x01" * (end - begin)
-        for begin, end in special:  # the template's own stay what they are, even across another's text
+        for begin, end in special:  # the template's own tokens take precedence where they overlap
             if not touches(begin, end):
                 as_text[begin:end] = bytes(end - begin)
         return [(*m.span(), as_text[m.start()] == 1) for m in re.finditer(rb"\x00+|\x01+", as_text)]
 
     def _special_spans(self, text: str) -> Iterator[Span]:
-        """Where the texts of special tokens stand, those within and across each other included."""
+        """Spans of special tokens' texts, including nested and overlapping ones."""
         match = self._pattern.search(text)
         while match:
             begin = match.start()
@@ -124,12 +124,12 @@ class PromptTokenizer:
             match = self._pattern.search(text, begin + 1)
 
     def _text_part(self, text: str, is_first: bool) -> list[int]:
-        """The tokens of special tokens' texts as text."""
+        """Token ids of special tokens' texts as plain text."""
         tokens = self._part(text, is_first, False)
         if self._special_ids.isdisjoint(tokens):
             return tokens
-        # llama.cpp finds added tokens in any text, and SentencePiece may merge characters into a control
-        # token. Neither happens to a text in two parts.
+        # llama.cpp recognizes added tokens in any text, and SentencePiece may merge characters into a
+        # control token. Splitting the text prevents both.
         cuts = [0, *sorted({begin + 1 for begin, _ in self._special_spans(text)}), len(text)]
         parts = [text[begin:end] for begin, end in itertools.pairwise(cuts)]
         return [t for i, part in enumerate(parts) for t in self._part(part, is_first and i == 0, False)]
@@ -141,7 +141,7 @@ class PromptTokenizer:
 
 
 def _continued(rendering: Rendering, content: str) -> Rendering:
-    """What was rendered, with a content behind it."""
+    """The rendering with a content appended."""
     content = content.encode("utf-8", "replace").decode("utf-8")
     if not content:
         return rendering
@@ -151,7 +151,7 @@ def _continued(rendering: Rendering, content: str) -> Rendering:
 
 
 def _touching(contents: Sequence[Span]) -> Callable[[int, int], bool]:
-    """Whether a stretch of the text has a character of a content."""
+    """A function: whether the span from ``begin`` to ``end`` overlaps a content."""
     begins, ends = [begin for begin, _ in contents], [end for _, end in contents]
 
     def touches(begin: int, end: int) -> bool:
@@ -162,9 +162,9 @@ def _touching(contents: Sequence[Span]) -> Callable[[int, int], bool]:
 
 
 def _special_tokens(vocab: Vocab, template: ChatTemplate) -> dict[str, int]:
-    """Text to id of the control tokens and of the added tokens with which the template writes its markup.
+    """Control tokens, and added tokens that the template uses as markup; text to id.
 
-    Of the others, added tokens are words or white space that a vocabulary needs to read a text well.
+    Other added tokens are words or white space that belong to ordinary text.
     """
     markup = {
         text: token

@@ -1,4 +1,4 @@
-/** The page: what the user does, what the server answers, and what is shown and said of both. */
+/** The chat page: connects user actions, requests to the server, the display and screen-reader texts. */
 
 import { Follower } from "./follow.js";
 import { connect } from "./server.js";
@@ -7,26 +7,26 @@ import { spokenFigures, Turn } from "./turn.js";
 
 const element = (id) => document.getElementById(id);
 const [query, context, send, stop, clear] = ["query", "context", "send", "stop", "clear"].map(element);
-const documents = element("documents"); // whether to use them; disabled where the context has none
+const documents = element("documents"); // whether to use documents; disabled if the context has none
 const log = element("log");
 const follower = new Follower(element("latest"));
 const hasKeyboard = !matchMedia("(pointer: coarse)").matches;
 
 let ready = false;
-let running = null; // the AbortController of the answer that streams
+let running = null; // AbortController of the current answer
 let turns = 0;
-let withDocuments = []; // contexts whose answers draw on documents
+let withDocuments = []; // contexts that use documents
 let forgetSpoken = 0;
 
-// What is said, and when the controls can be used
+// Status texts and the state of controls
 
-/** Have a screen reader say one sentence, and the answer after it where there is one. */
+/** Announce a sentence to screen readers, followed by an optional answer. */
 function say(sentence, answer = "") {
   element("status").textContent = sentence;
   const spoken = element("spoken");
   spoken.textContent = answer;
   clearTimeout(forgetSpoken);
-  forgetSpoken = setTimeout(() => (spoken.textContent = ""), 5000); // or it would be found twice when browsing
+  forgetSpoken = setTimeout(() => (spoken.textContent = ""), 5000); // otherwise the page contains the answer twice
 }
 
 function update() {
@@ -42,14 +42,14 @@ function update() {
   fitQuery();
 }
 
-/** Where CSS cannot (field-sizing), let the field grow with its text. */
+/** Grow the field with its text in browsers without field-sizing. */
 function fitQuery() {
   if (CSS.supports("field-sizing", "content")) return;
   query.style.height = "auto";
   query.style.height = `${query.scrollHeight}px`;
 }
 
-/** On a touch screen the focus would bring up the keyboard over the answer. */
+/** Not on touch screens: the on-screen keyboard would cover the answer. */
 function focusQuery() {
   if (hasKeyboard) query.focus({ preventScroll: true });
 }
@@ -70,7 +70,7 @@ async function prepare() {
   ready = false;
   update();
   const server = await connect((obstacle) => {
-    if (notice.textContent === obstacle) return; // the same again would be read out again
+    if (notice.textContent === obstacle) return; // setting it again would announce it again
     notice.textContent = obstacle;
     notice.hidden = false;
   });
@@ -140,7 +140,7 @@ function show(turn, text) {
   follower.toEnd();
 }
 
-/** The answer ended early: the user stopped it, or something failed. */
+/** Show the reason for an early end: stopped by the user, or an error. */
 function conclude(turn, error, signal) {
   if (signal.aborted) {
     turn.stopped();
@@ -151,7 +151,7 @@ function conclude(turn, error, signal) {
     turn.failed("The page failed to show this answer.");
     throw error;
   }
-  say(""); // the error is an alert, which speaks for itself
+  say(""); // the error is an alert, announced on its own
   turn.failed(error.message);
   if (error.type === "loading" || error.type === "unauthorized") prepare();
 }
@@ -170,7 +170,7 @@ function startOver() {
 
 async function copy(turn) {
   const text = turn.answer.textContent;
-  // Browsers keep the clipboard from pages that came over plain HTTP from another machine.
+  // Browsers disable the clipboard API on pages loaded over plain HTTP from another host.
   const copied = navigator.clipboard ? await writeClipboard(text) : copySelection(turn.answer);
   if (copied) turn.showCopied();
   say(copied ? "Copied." : "The browser did not allow copying.");
@@ -181,7 +181,7 @@ async function writeClipboard(text) {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    return false; // the user or the browser denied it; said by the caller
+    return false; // denied by the user or the browser; the caller reports it
   }
 }
 
@@ -193,14 +193,14 @@ function copySelection(node) {
   return copied;
 }
 
-// What the user does
+// User actions
 
 element("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   submit();
 });
 query.addEventListener("keydown", (event) => {
-  const composing = event.isComposing || event.keyCode === 229; // 229: Safari's last Enter of a composition
+  const composing = event.isComposing || event.keyCode === 229; // 229: Enter that ends a composition in Safari
   if (event.key !== "Enter" || event.shiftKey || composing) return;
   event.preventDefault();
   if (!event.repeat) submit();
@@ -215,7 +215,7 @@ element("examples").addEventListener("click", (event) => {
   submit();
 });
 stop.addEventListener("click", (event) => {
-  if (event.detail < 2) running?.abort(); // the second click of a double click was meant for Send
+  if (event.detail < 2) running?.abort(); // ignores the second click of a double click on Send
 });
 clear.addEventListener("click", startOver);
 document.addEventListener("keydown", (event) => {

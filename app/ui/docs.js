@@ -1,4 +1,4 @@
-/** Swagger UI over what this server says of itself. */
+/** Swagger UI for this server's OpenAPI document. */
 
 window.SwaggerUIBundle({
   url: "/openapi.json",
@@ -7,5 +7,5 @@ window.SwaggerUIBundle({
   defaultModelsExpandDepth: 0,
   displayRequestDuration: true,
   tryItOutEnabled: true,
-  validatorUrl: null, // it would be another host's
+  validatorUrl: null, // an external service
 });

@@ -1,4 +1,4 @@
-/** Keeps the end of the page in view while text streams in, unless the reader has scrolled up. */
+/** Keeps the end of the page in view while text streams in, unless the user has scrolled up. */
 
 const NEAR_END_PX = 48;
 
@@ -8,7 +8,7 @@ export class Follower {
   #frame = 0;
   #button;
 
-  /** @param {HTMLElement} button leads back to the end; shown while the page does not follow */
+  /** @param {HTMLElement} button scrolls to the end; shown while the page does not follow */
   constructor(button) {
     this.#button = button;
     button.addEventListener("click", () => this.restart());
@@ -21,7 +21,7 @@ export class Follower {
     return page.scrollHeight - page.clientHeight - page.scrollTop;
   }
 
-  /** Only a way up ends the following: text that arrives below moves the end, not the reader. */
+  /** Only scrolling up ends following. New text moves the end of the page, not the position. */
   #onScroll() {
     const position = document.documentElement.scrollTop;
     if (this.#distance < NEAR_END_PX) this.#following = true;
@@ -30,7 +30,7 @@ export class Follower {
     this.#button.hidden = this.#following;
   }
 
-  /** Text was added: show it, once a frame, if the reader is at the end. */
+  /** Scroll to the end if following; at most once per frame. */
   toEnd() {
     if (!this.#following || this.#frame) return;
     this.#frame = requestAnimationFrame(() => {
@@ -39,7 +39,7 @@ export class Follower {
     });
   }
 
-  /** Go to the end, and follow again. */
+  /** Scroll to the end and follow again. */
   restart() {
     this.#following = true;
     this.#button.hidden = true;

@@ -1,24 +1,24 @@
-/** The key that the server may ask for (API_KEY): asked for once, kept until the tab is closed. */
+/** The API key (API_KEY) that the server may require: requested once, kept until the tab is closed. */
 
 const STORED_AS = "tokenstream-key";
 const element = (id) => document.getElementById(id);
 
-/** Headers that tell the key; none where none was asked for. */
+/** Request headers with the key; empty without a key. */
 export function authorization() {
   const key = sessionStorage.getItem(STORED_AS);
   return key === null ? {} : { Authorization: `Bearer ${key}` };
 }
 
 /**
- * Ask for the key, and keep what is given.
+ * Request the key from the user and store it.
  *
- * @returns {Promise<void>} when there is one to try
+ * @returns {Promise<void>} resolves once a key was entered
  */
 export function askForKey() {
   const [door, field, notice] = ["door", "key", "notice"].map(element);
   const wasWrong = sessionStorage.getItem(STORED_AS) !== null;
   sessionStorage.removeItem(STORED_AS);
-  notice.textContent = wasWrong ? "That is not the key." : "This server asks for a key.";
+  notice.textContent = wasWrong ? "Wrong key." : "This server requires a key.";
   notice.hidden = false;
   element("composer").hidden = true;
   door.hidden = false;
@@ -28,7 +28,7 @@ export function askForKey() {
     const enter = (event) => {
       event.preventDefault();
       if (!field.value) return;
-      // Headers hold Latin-1 alone; such a key is told as the bytes of its UTF-8, as other clients do.
+      // Headers are limited to Latin-1, so the key is sent as its UTF-8 bytes, as other clients do.
       sessionStorage.setItem(STORED_AS, String.fromCharCode(...new TextEncoder().encode(field.value)));
       door.removeEventListener("submit", enter);
       door.hidden = true;

@@ -1,13 +1,13 @@
-/** What the page must know before it can ask: that the server's model is loaded, and what it offers. */
+/** Waits for the server's model, and loads the list of contexts. */
 
 import { askForKey, authorization } from "./key.js";
 
 const RETRY_AFTER_MS = 1000;
 
 /**
- * Wait until the model is loaded, however long that takes.
+ * Wait until the model is loaded, without a time limit.
  *
- * @param {(obstacle: string) => void} onWait hears why there is a wait, at each attempt
+ * @param {(obstacle: string) => void} onWait receives the reason after each failed attempt
  * @returns {Promise<{default: string, contexts: string[], model: string, with_documents: string[]}>}
  */
 export async function connect(onWait) {
@@ -28,7 +28,7 @@ async function attempt(onWait) {
     const loading = contexts.status === 503;
     onWait(loading ? "The model is still loading…" : `The server answered ${contexts.status}. Trying again…`);
   } catch {
-    onWait("The server cannot be reached. Trying again…"); // at all, or to the end of its answer
+    onWait("The server cannot be reached. Trying again…"); // or the response was cut
   }
   return null;
 }

@@ -1,14 +1,14 @@
-/** The passages behind an answer, each on a card that opens. Their text goes in as text, never as HTML. */
+/** Retrieved passages of an answer, each on an expandable card. Inserted as text, never as HTML. */
 
 const percent = new Intl.NumberFormat("en", { style: "percent" });
 
-/** "2 sources": with the plural where it belongs. */
+/** For example "1 source" or "2 sources". */
 export function countSources(sources) {
   return `${sources.length} ${sources.length === 1 ? "source" : "sources"}`;
 }
 
 /**
- * Show the part of an answer that names its sources.
+ * Show the sources of an answer.
  *
  * @param {HTMLElement} section
  * @param {{file: string, heading: string, page: ?number, text: string, cosine: number}[]} sources

@@ -1,11 +1,11 @@
-/** The way of one question to the server: POST /token_stream, its text as it comes, its details at the end. */
+/** Sends one question to POST /token_stream, and reads the streamed text and the details at its end. */
 
 import { authorization } from "./key.js";
 
-/** The end of what has arrived, where it can still turn out to be the line of details. */
+/** End of the received text that may still become the line of details. */
 const DETAILS = /\n?\u001e(?:\{[^\u001e]*)?$|\n$/;
 
-/** Why there is no answer, or only a part of one: `type` is the server's error_type, "network" or "cut". */
+/** A failed or incomplete answer. `type` is the server's error_type, "network", "http" or "cut". */
 export class AnswerError extends Error {
   constructor(message, type) {
     super(message);
@@ -15,43 +15,43 @@ export class AnswerError extends Error {
 }
 
 /**
- * Tells the generated text from the line of details behind it.
+ * Separates generated text from the line of details after it.
  *
- * The details are one JSON object after the stream's last U+001E, on a line of their own. A model may write
- * that character too, so text is held back only where it can still turn out to be the details.
+ * The details are one JSON object after the stream's last U+001E, on a separate line. A model may generate
+ * U+001E too, so text is held back only while it may still become the details.
  */
 export class DetailsSplitter {
   #held = "";
 
-  /** The part of `text`, and of what was held back, that is surely generated text. */
+  /** Add received text; returns the part of all pending text that is certainly generated text. */
   push(text) {
     const seen = this.#held + text;
     this.#held = seen.match(DETAILS)?.[0] ?? "";
     return seen.slice(0, seen.length - this.#held.length);
   }
 
-  /** The details, once the stream has ended; null where it was cut before they were whole. */
+  /** The details after the end of the stream; null if the stream was cut before they were complete. */
   details() {
     try {
       const details = JSON.parse(this.#held.replace(/^\n?\u001e/, ""));
       return "finish_reason" in details || "error" in details ? details : null;
     } catch {
-      return null; // nothing held, or half an object: the stream was cut
+      return null; // nothing held back, or an incomplete object
     }
   }
 }
 
 /**
- * Ask, and hand on each piece of text as it arrives.
+ * Send a question, and pass on each piece of text as it arrives.
  *
  * @param {{query: string, context: string, knowledge?: boolean}} question
  * @param {(text: string) => void} onText
- * @param {AbortSignal} signal ends the request, and with it the generation
+ * @param {AbortSignal} signal ends the request and the generation
  * @returns {Promise<{finish_reason: string, prompt_tokens: number, generated_tokens: number,
  *   time_to_first_token: number, tokens_per_second: number, sources?: object[]}>} times in seconds; sources are
- *   the passages of documents that the answer was given
- * @throws {AnswerError} The server refused, failed or went away.
- * @throws {DOMException} AbortError: the signal was given.
+ *   the retrieved passages in the prompt
+ * @throws {AnswerError} The server rejected the request or failed, or the connection broke.
+ * @throws {DOMException} AbortError: the signal was aborted.
  */
 export async function ask(question, onText, signal) {
   const body = JSON.stringify({ ...question, details: true });
@@ -98,7 +98,7 @@ async function refusal(response) {
     const { error, error_type } = await response.json();
     if (typeof error === "string") return new AnswerError(error, error_type);
   } catch {
-    // not the server's own JSON: something in between, such as a proxy, has answered
+    // not this server's JSON: for example the response of a proxy
   }
   return new AnswerError(`The server answered ${status}.`, "http");
 }

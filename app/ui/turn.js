@@ -1,4 +1,4 @@
-/** One question and its answer on the screen. All text goes in as text, never as HTML. */
+/** One question and its answer on the page. Inserted as text, never as HTML. */
 
 import { countSources, showSources } from "./sources.js";
 
@@ -6,7 +6,7 @@ const number = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
 const integer = new Intl.NumberFormat("en");
 const TICK_MS = 100;
 
-/** "42 tokens": with the plural where it belongs. */
+/** For example "1 token" or "42 tokens". */
 function tokens(count) {
   return `${integer.format(count)} ${count === 1 ? "token" : "tokens"}`;
 }
@@ -15,7 +15,7 @@ function duration(seconds) {
   return seconds < 1 ? `${Math.round(seconds * 1000)}\u00a0ms` : `${number.format(seconds)}\u00a0s`;
 }
 
-/** What a screen reader says of a finished answer. */
+/** Figures of a finished answer, for screen readers. */
 export function spokenFigures(details) {
   const speed = details.tokens_per_second;
   const parts = [tokens(details.generated_tokens)];
@@ -55,12 +55,12 @@ export class Turn {
     return this.#element;
   }
 
-  /** The element that holds the answer's text. */
+  /** The element with the text of the answer. */
   get answer() {
     return this.#find(".answer .text");
   }
 
-  /** Seconds since the answer was asked for. */
+  /** Seconds since the request. */
   get elapsed() {
     return (performance.now() - this.#startedAt) / 1000;
   }
@@ -69,7 +69,7 @@ export class Turn {
     return this.#element.querySelector(selector);
   }
 
-  /** Wait for an answer; what an earlier attempt left is taken away. */
+  /** Wait for an answer; clears an earlier attempt. */
   begin() {
     this.#text = document.createTextNode("");
     this.answer.replaceChildren(this.#text);
@@ -98,7 +98,7 @@ export class Turn {
     this.#end(figures);
     if (details.sources) showSources(this.#find(".sources"), details.sources);
     if (details.finish_reason === "length") this.#remark(`The answer was cut at the limit of ${tokens(count)}.`);
-    if (!this.#text.length) this.#placeholder("The model had nothing to say.");
+    if (!this.#text.length) this.#placeholder("The model generated no text.");
   }
 
   stopped() {
@@ -106,7 +106,7 @@ export class Turn {
     if (!this.#text.length) this.#placeholder("Stopped before the first word.");
   }
 
-  /** Show why there is no answer, or no more of it, and offer to try again. */
+  /** Show the error, and a button to try again. */
   failed(message) {
     this.#end([this.question.context, "failed"]);
     const error = this.#find(".error");
@@ -132,7 +132,7 @@ export class Turn {
     this.answer.classList.add("empty");
   }
 
-  /** Confirm for a moment, on the button itself, that the answer was copied. */
+  /** Confirm the copy on the button for 2 seconds. */
   showCopied() {
     const label = this.#find(".copy span");
     label.textContent = "Copied";

@@ -1,4 +1,4 @@
-"""The page of a server that asks for a key."""
+"""The page of a server that requires a key."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def test_it_asks_for_the_key_until_it_is_the_right_one(
 ) -> None:
     server = start_server(API_KEY=KEY).wait_until()
     page.goto(server.url)
-    expect(page.get_by_text("This server asks for a key.")).to_be_visible()
+    expect(page.get_by_text("This server requires a key.")).to_be_visible()
     expect(page.locator("#composer")).to_be_hidden()
     page.get_by_label("Key", exact=True).fill("wrong")
     page.get_by_label("Key", exact=True).press("Enter")
-    expect(page.get_by_text("That is not the key.")).to_be_visible()
+    expect(page.get_by_text("Wrong key.")).to_be_visible()
     page.get_by_label("Key", exact=True).fill(KEY)
     page.get_by_role("button", name="Enter").click()
     page.get_by_label("Your question").fill("Where is located Paris ?")

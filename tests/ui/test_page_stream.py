@@ -71,7 +71,7 @@ def test_empty_answer_is_said_to_be_empty(chat: ChatPage) -> None:
     chat.play(lambda route: route.fulfill(body=TRAILER))
     chat.ask("Say nothing.")
     chat.wait_until_done()
-    expect(chat.answer(1)).to_have_text("The model had nothing to say.")
+    expect(chat.answer(1)).to_have_text("The model generated no text.")
 
 
 def test_markup_in_a_question_stays_text(chat: ChatPage) -> None:

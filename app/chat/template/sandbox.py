@@ -1,8 +1,8 @@
-"""Renders chat templates as Hugging Face's transformers does, and tells a template's text from contents.
+"""Renders chat templates as Hugging Face's transformers does, and traces message contents in the result.
 
 The environment is that of ``transformers/utils/chat_template_utils.py``: Jinja's immutable sandbox,
 ``trim_blocks``, ``lstrip_blocks``, loop controls, ``raise_exception``, ``strftime_now``, a ``tojson``
-without HTML escapes, and ``{% generation %}`` blocks, which mark an assistant's text for training.
+without HTML escapes, and ``{% generation %}`` blocks, which mark assistant text for training.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from app.chat.template.traced import TooManyCharacters, TracedText, Tracer
 
-MAX_CHARACTERS = 16 << 20  # of a rendering: more than any model's context holds
+MAX_CHARACTERS = 16 << 20  # of a rendering; exceeds the context of any model
 
 
 class TemplateRefusal(Exception):
-    """The template itself refuses the messages (``raise_exception``); the message is the template's."""
+    """The template rejects the messages with ``raise_exception``; the message is the template's."""
 
 
 class TemplateFailure(Exception):
-    """The template cannot be compiled or rendered; the message says why."""
+    """The template cannot be compiled or rendered; the message gives the reason."""
 
 
 class TemplateTimeout(TemplateFailure):
-    """The template took longer than it may."""
+    """Rendering exceeded the time limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,10 @@ class Rendering:
     """A rendered template.
 
     Attributes:
-        text: What the template writes.
-        traced: The text that ``contents`` is about. It is ``text``, save for a template that does with
-            a content what stand-ins of its characters cannot show.
-        contents: Begin and end of each stretch of ``traced`` that comes from a content, in order.
+        text: Rendered text.
+        traced: Text to which ``contents`` refers. It equals ``text`` unless the template processes a
+            content in a way that tracing cannot follow.
+        contents: Begin and end of each span of ``traced`` that comes from a content, in order.
     """
 
     text: str
@@ -58,7 +58,8 @@ class Rendering:
 class Sandbox:
     """One compiled template.
 
-    It limits neither time nor memory: a stranger's template belongs in a process of its own.
+    Time and memory are not limited here: run untrusted templates in a
+    :class:`~app.chat.template.process.TemplateProcess`.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
@@ -69,18 +70,18 @@ class Sandbox:
             special_tokens: Variables of the template, such as ``bos_token``, and their texts.
 
         Raises:
-            TemplateFailure: It is not a template.
+            TemplateFailure: The source cannot be compiled.
         """
         self._special_tokens = dict(special_tokens)
         self._now = datetime.now()
-        self._lock = threading.Lock()  # the clock and the tracer belong to one rendering at a time
+        self._lock = threading.Lock()  # guards the clock and the tracer of the current rendering
         self._tracing_environment = _TracingEnvironment(self._strftime_now)
         environment = _Environment(self._strftime_now)
         try:
             self._template = environment.from_string(source)
             self._tracing_template = self._tracing_environment.from_string(source)
             self.literals = _literals(environment, source)
-        except Exception as error:  # compiling a stranger's source may fail in any way
+        except Exception as error:  # an untrusted source may raise any exception
             raise TemplateFailure(_in_words(error)) from error
 
     def render(
@@ -90,16 +91,16 @@ class Sandbox:
         tools: Sequence[Mapping[str, Any]] = (),
         add_generation_prompt: bool,
     ) -> Rendering:
-        """Render the template, once with the contents and once with stand-ins for their characters.
+        """Render the template twice: with the contents, and with stand-ins for their characters.
 
         Args:
-            messages: The turns; every text in them but the role's is a content.
-            tools: The functions that the model may call; every text in them is a content.
-            add_generation_prompt: Whether to end with the beginning of the assistant's turn.
+            messages: The turns. Every string in them except the role is a content.
+            tools: Functions that the model may call. Every string in them is a content.
+            add_generation_prompt: Whether to end with the start of the assistant's turn.
 
         Raises:
-            TemplateRefusal: The template refuses the messages.
-            TemplateFailure: It fails in another way.
+            TemplateRefusal: The template rejects the messages.
+            TemplateFailure: Rendering failed in another way.
         """
         variables = {
             "documents": None,
@@ -115,7 +116,7 @@ class Sandbox:
                 text = self._template.render(variables, **plain)
             except TemplateRefusal:
                 raise
-            except Exception as error:  # a stranger's template may fail in any way
+            except Exception as error:  # an untrusted template may raise any exception
                 raise TemplateFailure(_in_words(error)) from error
             if len(text) > MAX_CHARACTERS:
                 raise TemplateFailure(f"it writes more than {MAX_CHARACTERS:,} characters")
@@ -128,7 +129,7 @@ class Sandbox:
         return Rendering(text, tracer.plain(stand_ins), tuple(tracer.spans(stand_ins)))
 
     def _strftime_now(self, form: str) -> str:
-        # Both renderings of the messages happen at the same time.
+        # Both renderings of a request show the same time.
         return self._now.strftime(form)
 
 
@@ -147,7 +148,7 @@ def _marked(
 
 
 def _literals(environment: jinja2.Environment, source: str) -> list[str]:
-    """The texts that stand in the template itself."""
+    """Literal texts of the template."""
     tree = environment.parse(source)
     texts = [node.data for node in tree.find_all(nodes.TemplateData)]
     return texts + [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
@@ -175,19 +176,18 @@ def _tojson(
 
 
 class _Generation(Extension):
-    """``{% generation %}…{% endgeneration %}``: its body is rendered as it is."""
+    """``{% generation %}…{% endgeneration %}``: renders its body unchanged."""
 
     tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """Parse the block."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox as transformers sets it up."""
+    """The sandbox with the settings of transformers."""
 
     def __init__(self, strftime_now: Callable[[str], str]) -> None:
         super().__init__(
@@ -200,14 +200,14 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 class _TracingCode(CodeGenerator):
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
-        """``a ~ b``, which Jinja joins without asking the environment."""
+        """``a ~ b``: Jinja joins strings without a call of the environment."""
         self.write("environment.tracer.trace(")
         super().visit_Concat(node, frame)
         self.write(")")
 
 
 class _TracingEnvironment(_Environment):
-    """Makes every text that holds stand-ins a TracedText again, after operations that forget what it was."""
+    """Converts strings with stand-ins back to TracedText after operations that return plain strings."""
 
     code_generator_class = _TracingCode
     intercepted_binops = frozenset("%")
@@ -220,7 +220,7 @@ class _TracingEnvironment(_Environment):
         self.concat = self._traced(self.concat)  # type: ignore[method-assign]
 
     def _tojson(self, value: Any, ensure_ascii: bool = False, *arguments: Any, **options: Any) -> str:
-        # Stand-ins are no ASCII, whatever they stand for.
+        # Stand-ins of ASCII characters are not ASCII.
         text = _tojson(value, False, *arguments, **options)
         return self.tracer.escape(text) if ensure_ascii else text
 
@@ -232,19 +232,15 @@ class _TracingEnvironment(_Environment):
         return traced
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """An attribute, or an item, of ``obj``."""
         if isinstance(obj, TracedText) and attribute in ("format", "format_map"):
             return super().getattr(str.__str__(obj), attribute)  # Jinja makes a new str of the same class
         return super().getattr(self.tracer.trace(obj), attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """An item, or an attribute, of ``obj``."""
         return super().getitem(self.tracer.trace(obj), argument)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """The result of a call in the template."""
         return __self.tracer.trace(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """The result of ``left operator right`` in the template."""
         return self.tracer.trace(super().call_binop(context, operator, left, right))

@@ -1,4 +1,4 @@
-"""From messages to the text that a model reads: its own chat template, or ChatML, or plain text."""
+"""Renders messages to a prompt text: with the model's own chat template, as ChatML, or as plain text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.chat.template.turns import ToolSupport, as_schema, as_turns, in_words
 
 logger = logging.getLogger("tokenstream.template")
 
-# A format of our own is rendered here, a stranger's template in a process of its own.
+# Built-in formats are rendered in this process, a model's template in a child process.
 Renderer = Sandbox | TemplateProcess
 
 
@@ -50,15 +50,15 @@ _TRIALS = ([_USER], [_SYSTEM, _USER], [_SYSTEM, _USER, _ASSISTANT, _USER])
 
 
 class ChatTemplate:
-    """A template that has been tried.
+    """A template that has passed its trials.
 
     Attributes:
-        name: The template in words, for people.
-        own_text: What the template itself writes: its literals and what it rendered when it was tried.
-        stop: Texts at which an answer ends because the format has no token for that.
-        folds_system: Whether system texts go into the user's turn, because the template has no other
-            place for them.
-        tool_format: How an assistant's calls are written.
+        name: Description of the template, for logs.
+        own_text: Text of the template itself: its literals, and its renderings in the trials.
+        stop: Stop strings, for a format without an end-of-turn token.
+        folds_system: Whether system texts are put into the user's turn, because the template has no
+            system turn.
+        tool_format: Format of the assistant's calls.
     """
 
     def __init__(
@@ -84,17 +84,17 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), add_generation_prompt: bool = True
     ) -> Rendering:
-        """Write the messages as the model knows them.
+        """Render messages to the text of a prompt.
 
-        A template that fails, or takes too long, is replaced for this once by ChatML or plain text.
+        If the template fails or exceeds its time limit, ChatML or plain text is used for this request.
 
         Args:
             messages: The conversation. Lone surrogates in it become question marks.
-            tools: The functions that the model may call.
-            add_generation_prompt: Whether to end with the beginning of the assistant's turn.
+            tools: Functions that the model may call.
+            add_generation_prompt: Whether to end with the start of the assistant's turn.
 
         Raises:
-            TemplateRefusal: The template itself refuses the messages.
+            TemplateRefusal: The template rejects the messages.
         """
         try:
             return _render(
@@ -109,14 +109,14 @@ class ChatTemplate:
             if not self._fallback:
                 raise
             logger.warning(
-                "the chat template fails for this request (%s): it is written as %s",
+                "the chat template failed for this request (%s): used %s instead",
                 error,
                 self._fallback.name,
             )
             return self._fallback.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
 
     def close(self) -> None:
-        """End the process that renders a stranger's template; rendering again would start another."""
+        """End the child process that renders the template. Another rendering would start a new one."""
         if isinstance(self._renderer, TemplateProcess):
             self._renderer.close()
 
@@ -128,20 +128,20 @@ def choose_template(
     vocabulary: Container[str],
     time_limit: float = 1.0,
 ) -> ChatTemplate:
-    """Try the model's template, and fall back to one that the model is likely to understand.
+    """Test the model's template with trial messages, and choose a fallback if it fails.
 
     Args:
-        source: The model's chat template (Hugging Face's kind, in Jinja), if it has one.
+        source: The model's chat template in Jinja, as in Hugging Face's repositories; None if it has none.
         special_tokens: Variables of the template, such as ``bos_token``, and their texts.
-        vocabulary: The model's special tokens as texts: with ``<|im_start|>`` and ``<|im_end|>`` among
-            them ChatML is the fallback, otherwise plain text.
-        time_limit: How long one rendering may take, in seconds.
+        vocabulary: Texts of the model's special tokens. The fallback is ChatML if ``<|im_start|>`` and
+            ``<|im_end|>`` are among them, otherwise plain text.
+        time_limit: Time limit of one rendering, in seconds.
     """
     knows_chatml = "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary
     known = _CHATML if knows_chatml else _PLAIN
     fallback = _known_format(known)
     if source is None or not source.strip():
-        logger.info("the model has no chat template: messages are written as %s", fallback.name)
+        logger.info("the model has no chat template: using %s", fallback.name)
         return fallback
     renderer = None
     try:
@@ -150,7 +150,7 @@ def choose_template(
     except (TemplateFailure, TemplateRefusal) as error:
         if renderer:
             renderer.close()
-        logger.warning("the chat template fails (%s): messages are written as %s", error, fallback.name)
+        logger.warning("the chat template failed (%s): using %s", error, fallback.name)
         return fallback
     folds_system, trials = _try_with_system(renderer)
     tool_support, tool_trials = _try_with_tools(renderer, fold=folds_system)
@@ -160,12 +160,12 @@ def choose_template(
         own_text="\n".join([*renderer.literals, trial, *trials, *tool_trials, fallback.own_text]),
         folds_system=folds_system,
         tool_support=tool_support,
-        # An answer is read in one format, whichever way its question was written.
+        # Answers are parsed in one format, including those to prompts from the fallback.
         fallback=_known_format(known, ToolSupport(format=tool_support.format)),
     )
 
 
-# Each kind of message between two texts, as the environment of TGI's fork has it.
+# Each role has a text before and after its messages, as in the environment of TGI's fork.
 _WRAPPED = (
     "{% for message in messages %}"
     "{% if message.role == 'system' %}{{ sys_pre + message.content + sys_post }}"
@@ -177,13 +177,13 @@ _WRAPPED = (
 
 
 def wrapping_template(texts: Mapping[str, str]) -> ChatTemplate:
-    """A template that puts every message between two texts, in which special tokens' texts are those tokens.
+    """A template that surrounds every message with two texts, which may contain special tokens.
 
     Args:
-        texts: By ``user_pre``, ``user_post``, ``ass_pre``, ``ass_post``, ``sys_pre`` and ``sys_post`` what
-            stands before and behind what the user, the assistant and the system say.
+        texts: Texts before (``_pre``) and after (``_post``) messages: ``user_pre``, ``user_post``,
+            ``ass_pre``, ``ass_post``, ``sys_pre`` and ``sys_post``.
     """
-    # A model that has no token for the end of its turn writes what it has read there, or the next turn.
+    # A model without an end-of-turn token generates the text after the turn, or the start of the next one.
     end = texts["ass_post"].strip() or texts["user_pre"].strip()
     return ChatTemplate(
         "messages between the texts of TGICHAT_*",
@@ -205,23 +205,23 @@ def _known_format(format_: _Format, tool_support: ToolSupport | None = None) -> 
 
 
 def _try_with_system(renderer: Renderer) -> tuple[bool, list[str]]:
-    """Whether system texts must be folded, and what the trials rendered."""
+    """Whether system texts must be folded, and the renderings of the trials."""
     trials: list[str] = []
     fold = False
     try:
         trials.append(_try(renderer, _TRIALS[1]))
     except (TemplateFailure, TemplateRefusal) as error:
         fold = True
-        logger.info("the chat template has no system turn (%s): it goes into the user's first", error)
+        logger.info("the chat template has no system turn (%s): system texts go into the user's turn", error)
     try:
         trials.append(_try(renderer, _TRIALS[2], fold=fold))
     except (TemplateFailure, TemplateRefusal) as error:
-        logger.warning("the chat template does not render conversations of several turns (%s)", error)
+        logger.warning("the chat template cannot render conversations of several turns (%s)", error)
     return fold, trials
 
 
 def _try_with_tools(renderer: Renderer, *, fold: bool) -> tuple[ToolSupport, list[str]]:
-    """What the template knows of tools, and what the trials rendered."""
+    """Tool features that the template supports, and the renderings of the trials."""
 
     def render(
         messages: Sequence[Message],
@@ -241,7 +241,7 @@ def _try(renderer: Renderer, messages: Sequence[Message], *, fold: bool = False)
     text = _render(renderer, messages, (), ToolSupport(), fold=fold, add_generation_prompt=True).text
     for message in messages:
         if message.content not in text:
-            raise TemplateFailure(f"it leaves out what the {message.role} says")
+            raise TemplateFailure(f"it omits the content of role {message.role!r}")
     return text
 
 
@@ -263,7 +263,7 @@ def _render(
 
 
 def _folded(messages: Sequence[Message]) -> list[Message]:
-    """The messages, with each system text at the beginning of the user's turn that follows it."""
+    """The messages, with each system text at the start of the next user turn."""
     folded: list[Message] = []
     system: list[str] = []
     for message in messages:

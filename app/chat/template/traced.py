@@ -1,10 +1,9 @@
-"""Text that remembers which of its characters come from a content.
+"""Traces the characters of message contents through a template.
 
-Every character of a content is replaced by a stand-in: a code point of the planes 4 to 16, which hold no
-letters. Whatever a template does with the text, the stand-ins show where the content went; replaced back
-they give the plain text again. A :class:`TracedText` holds stand-ins and answers as the text that they
-stand for, so that ``'</think>' in content`` or ``content.split('\\n')`` in a template go the same way
-as with the content itself.
+Every character of a content is replaced by a stand-in: a code point of Unicode planes 4 to 16, which hold
+no letters. The stand-ins in the rendered text mark the contents, and are then replaced by the original
+characters. A :class:`TracedText` contains stand-ins, but compares and searches like the original text:
+``'</think>' in content`` or ``content.split('\\n')`` in a template have the same result as with the content.
 """
 
 from __future__ import annotations
@@ -14,25 +13,25 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, SupportsIndex
 
-# A character of the basic plane has the one of plane 4 with the same last 16 bits for its stand-in; the
-# others, of which a text has few, get one of planes 5 to 16 each as they come.
+# The stand-in of a character of the basic plane is in plane 4, with the same low 16 bits. Other characters
+# are rare; they get stand-ins in planes 5 to 16 in order of appearance.
 _BASIC, _OTHERS, _END = 0x40000, 0x50000, 0x110000
 _STAND_INS = f"{chr(_BASIC)}-{chr(_END - 1)}"
 _STAND_IN = re.compile(f"[{_STAND_INS}]")
 _BEYOND_BASIC = re.compile(f"[{chr(0x10000)}-{chr(_END - 1)}]")
 _OTHER_STAND_IN = re.compile(f"[{chr(_OTHERS)}-{chr(_END - 1)}]")
 
-# White space stays as it is, because templates trim it, and so does what JSON escapes.
+# White space is kept because templates trim it. Characters that JSON escapes are kept too.
 _KEPT = frozenset(c for c in map(chr, range(0x10000)) if c.isspace() or c < " " or c in '"\\')
 _CONTENT = re.compile(f"[{_STAND_INS}](?:[{_STAND_INS}{re.escape(''.join(_KEPT))}]*[{_STAND_INS}])?")
 
-# On the third byte of a character's UTF-32, which is its plane.
+# For the third byte of a UTF-32-LE character, which is its plane.
 _BASIC_TO_4 = bytes.maketrans(b"\0", b"\4")
 _4_TO_BASIC = bytes.maketrans(b"\4", b"\0")
 
 
 class TooManyCharacters(ValueError):
-    """The contents have more different characters than there are stand-ins."""
+    """The contents have more distinct characters than there are stand-ins."""
 
 
 class Tracer:
@@ -43,7 +42,7 @@ class Tracer:
         self._other: dict[str, str] = {}
 
     def mark(self, text: str) -> TracedText:
-        """The text with all its characters marked as a content's.
+        """Replace the characters of a content by stand-ins.
 
         Raises:
             TooManyCharacters: No stand-in is left.
@@ -59,13 +58,13 @@ class Tracer:
         stand_in = self._stand_in.get(match[0])
         if stand_in is None:
             if _OTHERS + len(self._other) == _END:
-                raise TooManyCharacters(f"more than {len(self._other):,} different characters")
+                raise TooManyCharacters(f"more than {len(self._other):,} distinct characters")
             stand_in = self._stand_in[match[0]] = chr(_OTHERS + len(self._other))
             self._other[stand_in] = match[0]
         return stand_in
 
     def plain(self, text: str) -> str:
-        """The text with the characters of the contents themselves."""
+        """The text with stand-ins replaced by the original characters."""
         if str.isascii(text):
             return str.__str__(text)
         plain = _change_planes(text, _4_TO_BASIC)
@@ -74,7 +73,7 @@ class Tracer:
         return _OTHER_STAND_IN.sub(lambda match: self._other.get(match[0], match[0]), plain)
 
     def escape(self, text: str) -> str:
-        """A JSON text with what it holds beyond ASCII escaped."""
+        """A JSON text with characters beyond ASCII escaped."""
 
         def escaped(match: re.Match[str]) -> str:
             character = self.plain(match[0])
@@ -86,11 +85,11 @@ class Tracer:
         return re.sub("[^\0-\x7f]", escaped, text)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Begin and end of each stretch of ``text`` that comes from a content."""
+        """Begin and end of each span of ``text`` that comes from a content."""
         return [match.span() for match in _CONTENT.finditer(text)]
 
     def trace(self, value: Any) -> Any:
-        """``value``, as a :class:`TracedText` if it is a text that holds stand-ins."""
+        """``value``, as a :class:`TracedText` if it is a string with stand-ins."""
         if type(value) is str and not value.isascii() and _STAND_IN.search(value):
             return TracedText(value, self)
         return value
@@ -103,13 +102,12 @@ def _change_planes(text: str, planes: bytes) -> str:
 
 
 class TracedText(str):
-    """A text with stand-ins in it that answers, and is cut, as the text that they stand for."""
+    """A string with stand-ins whose methods behave as on the original text."""
 
     _tracer: Tracer
     _plain_text: str | None
 
     def __new__(cls, text: str, tracer: Tracer) -> TracedText:
-        """The text as it is, with its stand-ins."""
         self = super().__new__(cls, text)
         self._tracer, self._plain_text = tracer, None
         return self
@@ -124,7 +122,7 @@ class TracedText(str):
         return TracedText(text, self._tracer)
 
     def _cut(self, parts: Iterable[str], between: int) -> list[TracedText]:
-        """The stretches of this text that are ``parts`` in the plain text, ``between`` characters apart."""
+        """Spans of this text that correspond to ``parts`` of the plain text, ``between`` characters apart."""
         stretches, at = [], 0
         for part in parts:
             stretches.append(self[at : at + len(part)])
@@ -150,53 +148,42 @@ class TracedText(str):
         return self._same(str.__add__(other, self))
 
     def lstrip(self, chars: str | None = None, /) -> TracedText:
-        """As str.lstrip."""
         return self[len(self) - len(self._plain.lstrip(_plain(chars))) :]
 
     def rstrip(self, chars: str | None = None, /) -> TracedText:
-        """As str.rstrip."""
         return self[: len(self._plain.rstrip(_plain(chars)))]
 
     def strip(self, chars: str | None = None, /) -> TracedText:
-        """As str.strip."""
         return self.lstrip(chars).rstrip(chars)
 
     def removeprefix(self, prefix: str, /) -> TracedText:
-        """As str.removeprefix."""
         return self[len(self) - len(self._plain.removeprefix(_plain(prefix))) :]
 
     def removesuffix(self, suffix: str, /) -> TracedText:
-        """As str.removesuffix."""
         return self[: len(self._plain.removesuffix(_plain(suffix)))]
 
     def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
-        """As str.split."""
-        if sep is None:  # white space has no stand-ins
+        if sep is None:  # white space is kept
             return list(map(self._same, super().split(None, maxsplit)))
         return [*self._cut(self._plain.split(_plain(sep), maxsplit), len(sep))]
 
     def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
-        """As str.rsplit."""
         if sep is None:
             return list(map(self._same, super().rsplit(None, maxsplit)))
         return [*self._cut(self._plain.rsplit(_plain(sep), maxsplit), len(sep))]
 
     def splitlines(self, keepends: bool = False) -> list[str]:
-        """As str.splitlines."""
         return list(map(self._same, super().splitlines(keepends)))
 
     def partition(self, sep: str, /) -> tuple[str, str, str]:
-        """As str.partition."""
         before, found, after = self._cut(self._plain.partition(_plain(sep)), 0)
         return before, found, after
 
     def rpartition(self, sep: str, /) -> tuple[str, str, str]:
-        """As str.rpartition."""
         before, found, after = self._cut(self._plain.rpartition(_plain(sep)), 0)
         return before, found, after
 
     def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> TracedText:
-        """As str.replace."""
         if not old:
             return self._same(super().replace(old, new, count))
         return self._same(str.join(new, self.split(old, count)))
@@ -209,7 +196,7 @@ def _plain(value: Any) -> Any:
 
 
 def _answering(name: str) -> Callable[..., Any]:
-    """The method of the plain text: it compares or searches."""
+    """The method on the plain text, for comparisons and searches."""
     method = getattr(str, name)
 
     def answer(self: TracedText, *arguments: Any) -> Any:
@@ -219,7 +206,7 @@ def _answering(name: str) -> Callable[..., Any]:
 
 
 def _marking(name: str) -> Callable[..., Any]:
-    """The method of the plain text, whose result is a content's as a whole: it changes characters."""
+    """The method on the plain text, with the whole result traced, for changes of characters."""
     method = getattr(str, name)
 
     def changed(self: TracedText) -> TracedText:
@@ -229,7 +216,7 @@ def _marking(name: str) -> Callable[..., Any]:
 
 
 def _keeping(name: str) -> Callable[..., Any]:
-    """The method of the text with its stand-ins: it adds characters, or moves them."""
+    """The method on the text with stand-ins, for additions and moves of characters."""
     method = getattr(str, name)
 
     def kept(self: TracedText, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Finds out what a template knows of tools, by having it write some."""
+"""Detects the tool features of a template by trial renderings."""
 
 from __future__ import annotations
 
@@ -32,13 +32,11 @@ _SYSTEM = Message("system", "Speak like the keeper of a lighthouse")
 _USER = Message("user", "Which birds come by in spring")
 _ANSWER = Message("assistant", "Mostly swallows, and some herons")
 _RESULT = Message("tool", "Two hundred and eleven", tool_call_id=_CALLS[0].id, name="count_geese")
-# A list of tools that asks for calls in the format of our own.
+# A list of tools that requests calls in the Hermes format.
 _ASKS_FOR_HERMES = re.compile(r'<tool_call>\s*\{\s*"name"')
 
 
 class Render(Protocol):
-    """Renders the template."""
-
     def __call__(
         self,
         messages: Sequence[Message],
@@ -47,15 +45,15 @@ class Render(Protocol):
         *,
         add_generation_prompt: bool,
     ) -> str:
-        """What the template writes.
+        """Render the template.
 
         Raises:
-            TemplateRefusal, TemplateFailure: It does not take this.
+            TemplateRefusal, TemplateFailure: The template does not support the messages or tools.
         """
 
 
 def try_tools(render: Render) -> tuple[ToolSupport, list[str]]:
-    """What the template knows of tools, and what it wrote to show that."""
+    """Tool features that the template supports, and its renderings in the trials."""
     trials = _Trials(render)
     listing = trials.write([_SYSTEM, _USER], ToolSupport(lists=True))
     lists = listing is not None and all(
@@ -65,12 +63,12 @@ def try_tools(render: Render) -> tuple[ToolSupport, list[str]]:
     if support is None:
         lists = lists and bool(_ASKS_FOR_HERMES.search(listing or ""))
         support = ToolSupport(lists=lists)
-    if support.lists or support.calls:  # others may write any role's name, and mean nothing by it
+    if support.lists or support.calls:  # other templates may render any role without supporting it
         support = _try_results(trials, replace(support, results=True))
     known = [part for part in ("lists", "calls", "results") if getattr(support, part)]
     logger.info(
-        "of tools the chat template knows %s; calls are written as %r",
-        ", ".join(known) or "nothing",
+        "the chat template supports these tool features: %s; format of calls: %r",
+        ", ".join(known) or "none",
         support.format.write([("name", "{…}")]),
     )
     return support, trials.written
@@ -84,19 +82,19 @@ class _Trials:
     def write(
         self, messages: Sequence[Message], support: ToolSupport, *, add_generation_prompt: bool = False
     ) -> str | None:
-        """What the template writes; None if it does not take the messages, which is what a trial asks."""
+        """The rendering; None if the template does not support the messages, which is a result too."""
         tools = [_TOOL] if support.lists else []
         try:
             text = self.render(messages, tools, support, add_generation_prompt=add_generation_prompt)
         except (TemplateFailure, TemplateRefusal) as error:
-            logger.debug("the chat template does not take a trial of tools: %s", error)
+            logger.debug("a trial of tools failed: %s", error)
             return None
         self.written.append(text)
         return text
 
 
 def _try_calls(trials: _Trials, support: ToolSupport) -> ToolSupport | None:
-    """How the template takes calls, and how it writes them; None if it does not, or not as JSON."""
+    """The form of calls that the template accepts and renders; None if it renders none as JSON."""
     prompt = trials.write([_USER], support, add_generation_prompt=True)
     plain = trials.write([_USER, _ANSWER], support)
     if prompt is None or plain is None or _ANSWER.content not in plain:
@@ -106,7 +104,7 @@ def _try_calls(trials: _Trials, support: ToolSupport) -> ToolSupport | None:
         one = trials.write([_USER, Message("assistant", tool_calls=_CALLS[:1])], support)
         if one is None:
             continue
-        if one.count(_TOOL.name) == plain.count(_TOOL.name):  # it leaves calls out, whatever they are like
+        if one.count(_TOOL.name) == plain.count(_TOOL.name):  # it omits calls in any form
             return None
         two = trials.write([_USER, Message("assistant", tool_calls=_CALLS)], support)
         first, second = (replace(call, id=support.rendered_id(call.id)) for call in _CALLS)

@@ -1,4 +1,7 @@
-"""Messages and tools as a chat template takes them, with what it does not know written into the contents."""
+"""Converts messages and tools to the input of a chat template.
+
+Tools, calls and results that a template does not support are written into message contents.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,15 @@ _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 @dataclass(frozen=True, slots=True)
 class ToolSupport:
-    """What of tools a template knows; the rest is written in a format of our own.
+    """Tool features that a template supports. The others are written into contents by this project.
 
     Attributes:
-        format: How calls are written.
+        format: Format of calls.
         lists: Whether the template lists the tools.
-        calls: Whether it writes the assistant's calls.
-        results: Whether it writes what a call resulted in.
-        text_arguments: Whether it takes a call's arguments as a JSON text, not as an object.
-        short_ids: Whether it takes ids of nine letters and digits alone, as Mistral's do.
+        calls: Whether the template renders the assistant's calls.
+        results: Whether the template renders results of calls.
+        text_arguments: Whether the template expects arguments as JSON text, not as an object.
+        short_ids: Whether the template requires ids of nine letters and digits, as Mistral's do.
     """
 
     format: ToolFormat = HERMES
@@ -36,23 +39,23 @@ class ToolSupport:
     short_ids: bool = False
 
     def rendered_id(self, id_: str) -> str:
-        """An id as the template takes it."""
+        """An id in the form that the template accepts."""
         if not self.short_ids or _SHORT_ID.fullmatch(id_):
             return id_
         return hashlib.sha256(id_.encode("utf-8", "replace")).hexdigest()[:9]
 
 
 def as_schema(tool: Tool) -> dict[str, Any]:
-    """A tool as templates, and models, know it."""
+    """A tool in the form that templates and models expect."""
     function = {"name": tool.name, "description": tool.description or "", "parameters": tool.schema}
     schema: dict[str, Any] = _as_unicode({"type": "function", "function": function})
     return schema
 
 
 def in_words(messages: Sequence[Message], tools: Sequence[Tool], support: ToolSupport) -> list[Message]:
-    """The messages, with what the template does not know of tools written into their contents."""
+    """The messages, with unsupported tool features written into their contents."""
     written: list[Message] = []
-    after_results = False  # whether the last turn written holds results
+    after_results = False  # whether the last written turn contains results
     for message in _listing(messages, tools, support.format) if tools and not support.lists else messages:
         is_result = message.role == "tool" and not support.results
         if message.tool_calls and not support.calls:
@@ -60,7 +63,7 @@ def in_words(messages: Sequence[Message], tools: Sequence[Tool], support: ToolSu
             message = Message("assistant", "\n".join(filter(None, [message.content, calls])))
         elif is_result:
             message = Message("user", f"<tool_response>\n{message.content}\n</tool_response>")
-        if after_results and message.role == "user":  # templates want turns to alternate
+        if after_results and message.role == "user":  # many templates require alternating turns
             message = Message("user", f"{written.pop().content}\n{message.content}")
         written.append(message)
         after_results = is_result or (after_results and message.role == "user")
@@ -68,12 +71,12 @@ def in_words(messages: Sequence[Message], tools: Sequence[Tool], support: ToolSu
 
 
 def as_turns(messages: Sequence[Message], support: ToolSupport) -> list[dict[str, Any]]:
-    """The messages as ``apply_chat_template`` of Hugging Face's transformers takes them.
+    """The messages in the form of ``apply_chat_template`` of Hugging Face's transformers.
 
-    Texts that are no Unicode are replaced as the tokenizer would replace them.
+    Lone surrogates are replaced by question marks.
     """
     turns: list[dict[str, Any]] = []
-    names: dict[str, str] = {}  # of the functions, by the ids of their calls
+    names: dict[str, str] = {}  # functions by call id
     for message in messages:
         turn: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.tool_calls:
@@ -95,7 +98,7 @@ def _as_call(call: ToolCall, support: ToolSupport) -> dict[str, Any]:
 
 
 def _listing(messages: Sequence[Message], tools: Sequence[Tool], format_: ToolFormat) -> list[Message]:
-    """The messages, with the list of tools at the end of the first system turn."""
+    """The messages, with a list of tools at the end of the first system turn."""
     lines = "\n".join(json.dumps(as_schema(tool), ensure_ascii=False) for tool in tools)
     example = format_.write([("<name>", "<arguments>")])
     listing = (

@@ -1,4 +1,4 @@
-"""Calls of functions in a model's answer: the grammar that it keeps to, and the parser that finds them."""
+"""Tool calls in answers: the grammar that constrains them, and the parser that extracts them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a model writes its calls of functions: as JSON, with something before, between and after."""
+"""Text format of a model's tool calls: JSON objects with text before, between and after them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _BRACE = re.compile(r"\{")
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
-    """The text of an assistant's calls: ``begin``, the calls with ``separator`` between them, ``end``.
+    """Format of calls: ``begin``, the calls separated by ``separator``, ``end``.
 
     Each call is a JSON object: ``head``, the function's name, ``middle``, the arguments, ``tail``.
 
     Attributes:
-        begin: Before the first call, such as ``<tool_call>`` and a line break; may be empty.
-        head: From a call's brace up to its name.
-        middle: From the name to the arguments' brace.
-        tail: From behind the arguments to the call's closing brace.
-        end: Behind the last call.
-        separator: Between two calls; None where an answer has one call at most.
-        name_key: The key of the name in the call.
-        arguments_key: The key of the arguments in the call.
-        id_text: What surrounds the id that a call may have between its arguments and ``tail``.
+        begin: Text before the first call, such as ``<tool_call>`` and a line break; may be empty.
+        head: From the call's opening brace to the name.
+        middle: From the name to the arguments' opening brace.
+        tail: From the end of the arguments to the call's closing brace.
+        end: Text after the last call.
+        separator: Text between two calls; None if an answer can have only one call.
+        name_key: JSON key of the name.
+        arguments_key: JSON key of the arguments.
+        id_text: Text before and after an optional id, between the arguments and ``tail``.
     """
 
     begin: str
@@ -44,39 +44,36 @@ class ToolFormat:
 
     @property
     def marker(self) -> str:
-        """What tells that calls follow; empty where an answer that is a call begins with its JSON."""
+        """Text that announces calls; empty if calls begin with their JSON."""
         return re.sub(r"\s*\[?\s*\Z", "", self.begin).lstrip()
 
-    @property
-    def closing(self) -> str:
-        """What tells that the calls end; empty where nothing does."""
-        return re.sub(r"\A\s*\]?\s*", "", self.end).rstrip()
-
     def write(self, calls: Sequence[tuple[str, str]]) -> str:
-        """The text of calls, each a function's name and the JSON text of its arguments."""
+        """The text of calls.
+
+        Args:
+            calls: Name and JSON text of the arguments of each call.
+        """
         written = [self.head + name + self.middle + arguments + self.tail for name, arguments in calls]
         return self.begin + ("\n" if self.separator is None else self.separator).join(written) + self.end
 
     def markers(self, special: Collection[str]) -> frozenset[str]:
-        """The special tokens with which the model writes calls.
-
-        They have to be rendered for the calls to be found in its answer.
+        """Special tokens in the format. They must be visible in the answer for the parser.
 
         Args:
-            special: The texts of the vocabulary's special tokens.
+            special: Texts of the vocabulary's special tokens.
         """
         written = "\0".join([self.begin, self.head, self.middle, self.tail, self.end, self.separator or ""])
         return frozenset(special_pattern(special).findall(written))
 
 
 def special_pattern(special: Collection[str]) -> re.Pattern[str]:
-    """Finds special tokens' texts as a tokenizer does: of several at one place the longest."""
+    """Matches special tokens' texts; the longest of several at one position, as a tokenizer does."""
     longest_first = sorted(filter(None, special), key=len, reverse=True)
     # (?!) matches nowhere: a vocabulary may have no special tokens.
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
-# The format of the Hermes models, which many others were trained on too.
+# The format of the Hermes models. Many other models were trained on it too.
 HERMES = ToolFormat(
     begin="<tool_call>\n",
     head='{"name": "',
@@ -92,18 +89,18 @@ HERMES = ToolFormat(
 def learn_format(
     calls: tuple[ToolCall, ToolCall], content: str, *, prompt: str, plain: str, one: str, two: str | None
 ) -> ToolFormat | None:
-    """Read a template's format from what it writes.
+    """Derive a template's format from its renderings.
 
     Args:
         calls: Two calls.
-        content: A text.
-        prompt: What the template writes of a question, with the beginning of the assistant's turn.
-        plain: What it writes of the question and ``content`` for an answer.
-        one: The same with the first call for an answer.
-        two: The same with both calls; None where the template refuses that.
+        content: Text of an answer.
+        prompt: Rendering of a question, with the start of the assistant's turn.
+        plain: Rendering of the question and the answer ``content``.
+        one: Rendering of the question and the first call.
+        two: Rendering of the question and both calls; None if the template rejects it.
 
     Returns:
-        None where the calls are not written as JSON objects with a name and arguments.
+        None if calls are not rendered as JSON objects with a name and arguments.
     """
     plain, one, two = plain.rstrip(), one.rstrip(), two.rstrip() if two else None
     begin = _begin(prompt, plain, one, content)
@@ -117,12 +114,12 @@ def learn_format(
 
 
 def _begin(prompt: str, plain: str, one: str, content: str) -> int:
-    """Where the answer begins in ``one``."""
+    """Position of the answer in ``one``."""
     differ = (at for at, (a, b) in enumerate(zip(plain, one, strict=False)) if a != b)
     n_common = next(differ, min(len(plain), len(one)))
     if plain[n_common:].lstrip().startswith(content):
         return n_common
-    # What both have in common goes on into the markup that tells them apart.
+    # The common prefix includes the start of the markup in which they differ.
     if plain.startswith(prompt) and one.startswith(prompt):
         return len(prompt)
     return len(_BEGUN_MARKUP.sub("", one[:n_common]))
@@ -132,11 +129,11 @@ def _begin(prompt: str, plain: str, one: str, content: str) -> int:
 class _Found:
     begin: int
     end: int
-    format: ToolFormat  # of the one call
+    format: ToolFormat  # without begin, end and separator
 
 
 def _find_call(text: str, begin: int, call: ToolCall) -> _Found | None:
-    """The JSON object of a call at or behind ``begin``."""
+    """Find the JSON object of a call, from ``begin``."""
     name_at = text.find(f'"{call.name}"', begin) + 1
     if name_at < 1:
         return None
@@ -147,7 +144,9 @@ def _find_call(text: str, begin: int, call: ToolCall) -> _Found | None:
             continue
         arguments = _find_arguments(text, name_end, end, call)
         if arguments is None or call.id in text[at : arguments[0]]:
-            return None  # the arguments stand first, or are no object, or an id comes before them
+            return (
+                None  # arguments before the name, arguments that are no object, or an id before the arguments
+            )
         tail, id_text = text[arguments[1] : end], None
         if call.id in tail:
             before, _, after = tail.partition(call.id)
@@ -158,7 +157,7 @@ def _find_call(text: str, begin: int, call: ToolCall) -> _Found | None:
 
 
 def _keys_of_call(text: str, at: int, call: ToolCall) -> tuple[tuple[str, str] | None, int]:
-    """The keys of name and arguments in the object at ``at``, if it is the call's, and where it ends."""
+    """Keys of the name and the arguments in the object at ``at``, if it is the call's, and its end."""
     try:
         value, end = _DECODER.raw_decode(text, at)
     except ValueError:
@@ -179,7 +178,7 @@ def _find_arguments(text: str, begin: int, end: int, call: ToolCall) -> tuple[in
 def _separator(
     turn: str, calls: tuple[ToolCall, ToolCall], format_: ToolFormat, end_of_turn: str
 ) -> str | None:
-    """What stands between two calls, if all else is as with one."""
+    """Text between two calls, if the rest equals the rendering of one call."""
     first = _find_call(turn, 0, calls[0])
     second = _find_call(turn, first.end, calls[1]) if first else None
     if first is None or second is None or first.format != second.format:

@@ -1,4 +1,4 @@
-"""The grammar of an answer that may, or has to, call functions, in llguidance's dialect of Lark.
+"""Grammar of answers with optional or required tool calls, in llguidance's dialect of Lark.
 
 Syntax: https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
 """
@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from app.chat.messages import Tool
 from app.chat.tools.format import ToolFormat, special_pattern
 
-# Compact JSON costs the fewest tokens, and a model cannot lose itself in white space.
+# Compact JSON costs the fewest tokens, and prevents endless white space.
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-# A string that is not ended yet, a whole one, or another character that is no white space.
+# A complete string, or another character except white space, such as the quote of an incomplete string.
 _JSON_TOKENS = re.compile(r'"[^"]*"|\S')
 _SPACE = "[ \\t\\n]{0,8}"
-# Llama's models write this too, whatever their template shows them.
+# Llama models write this regardless of their template.
 _TYPE = f'({_SPACE}"type"{_SPACE}:{_SPACE}"function"{_SPACE},)?'
 _ANY_TEXT = "TEXT: /(?s:.*)/"
 
@@ -30,18 +30,17 @@ def tool_grammar(
     parallel: bool,
     special_tokens: Mapping[str, int],
 ) -> str:
-    """The grammar of answers whose calls have arguments that the parameters' schemas validate.
+    """Grammar of answers. The arguments of each call conform to the schema of the function's parameters.
 
-    It is not compiled: whether llguidance can keep to the schemas shows when it is.
+    The grammar is not compiled here. llguidance reports unsupported schemas when it compiles the grammar.
 
     Args:
-        format_: How the model writes calls.
-        tools: The functions, at least one.
-        choice: ``required`` is a call of any function, a function's name a call of that one, and ``auto``
-            a text, which turns into calls where the format's marker stands in it.
-        parallel: Whether one answer may have several calls, if the format has.
-        special_tokens: Text to id of the vocabulary's control tokens. Where one of these texts stands in
-            the format it is that token.
+        format_: Format of calls.
+        tools: At least one function.
+        choice: ``required`` for a call of any function, a name for a call of that function, ``auto`` for
+            text that calls may follow.
+        parallel: Whether an answer may have several calls, if the format supports that.
+        special_tokens: Text to id of control tokens. Their texts in the format become those tokens.
 
     Raises:
         ValueError: ``choice`` names no function of ``tools``.
@@ -63,7 +62,7 @@ def tool_grammar(
 
 
 class _Writer:
-    """Writes the rules for one format."""
+    """Writes the rules of one format."""
 
     def __init__(self, format_: ToolFormat, special_tokens: Mapping[str, int]) -> None:
         self._format = format_
@@ -71,7 +70,7 @@ class _Writer:
         self._special = special_pattern(special_tokens.keys())
 
     def literal(self, text: str) -> str:
-        """A text, in which special tokens are those tokens."""
+        """A text as a rule; texts of special tokens become those tokens."""
         parts: list[str] = []
         end = 0
         for match in self._special.finditer(text):
@@ -80,10 +79,10 @@ class _Writer:
         return " ".join(filter(None, [*parts, _quoted(text[end:])]))
 
     def auto(self, rest: str) -> list[str]:
-        """Rules of a text that may turn into calls; ``rest`` is what follows the first of them."""
+        """Rules of text that calls may follow; ``rest`` follows the first call."""
         begin, marker = self._format.begin, self._format.marker
         special = self._special.search(begin)
-        if special:  # no text holds a control token: nothing has to be told apart
+        if special:  # ordinary text has no control token, so the token alone marks a call
             return [f"start: TEXT | TEXT? {self.literal(begin[special.start() :])} call {rest}", _ANY_TEXT]
         if marker:
             return [
@@ -91,7 +90,7 @@ class _Writer:
                 f"marked[lazy]: TEXT {_quoted(marker)}",
                 _ANY_TEXT,
             ]
-        # An answer is a call if it begins as one, whatever white space the model puts there.
+        # Without a marker, an answer is a call if it begins like one, regardless of white space.
         opening = _SPACE + _SPACE.join(map(re.escape, _JSON_TOKENS.findall(begin + self._format.head)))
         opening = opening.replace("\\{", f"\\{{{_TYPE}", 1)
         return [
@@ -101,13 +100,13 @@ class _Writer:
         ]
 
     def named(self, number: int, tool: Tool) -> list[str]:
-        """Rules of a call from its name on."""
+        """Rules of a call, from the name to the end."""
         format_ = self._format
         id_ = ""
         if format_.id_text:
             before, after = map(self.literal, format_.id_text)
             id_ = f"({before} /[A-Za-z0-9]{{9}}/ {after})?"
-        # A document of its own, not a part of the call's: references in it are to its own parts.
+        # A separate schema document: its references are relative to itself.
         schema = json.dumps({**tool.schema, "x-guidance": _JSON_STYLE}, ensure_ascii=False)
         name = f"{_quoted(tool.name)} {self.literal(format_.middle)}"
         return [

@@ -1,4 +1,4 @@
-"""What a file of any format becomes: headings and paragraphs in their order."""
+"""Format-independent documents: headings and paragraphs in reading order."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A heading, or a piece of text that belongs together.
+    """A heading, paragraph, group of list items, table or code block.
 
     Attributes:
-        text: Not empty. A paragraph, a group of list items, a table (its cells separated by `` | ``) or
-            code, with line breaks where they matter.
-        level: 1 to 6 for a heading, 0 for everything else.
-        page: The page it begins on, counted from 1, in formats that have pages.
+        text: Not empty. Cells of a table are separated by `` | ``. Line breaks are kept where they matter.
+        level: 1 to 6 for a heading, 0 otherwise.
+        page: Page on which the block begins, from 1; None for formats without pages.
     """
 
     text: str
@@ -23,10 +22,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The blocks of a file; at least one."""
+    """Blocks of a file, at least one."""
 
     blocks: tuple[Block, ...]
 
 
 class UnreadableDocument(Exception):
-    """A file that gives no text. Its message, one line, is the reason and follows the file's name."""
+    """A file without readable text. The message is a one-line predicate of the file, such as ``is empty``."""

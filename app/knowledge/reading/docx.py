@@ -1,4 +1,4 @@
-"""Word's .docx, by way of HTML: headings by style, lists, tables, text boxes and notes in their place."""
+"""Reads .docx files: converts them to HTML with headings by style, lists, tables, text boxes and notes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import mammoth  # type: ignore[import-untyped]
 from app.knowledge.reading import html
 from app.knowledge.reading.document import Block, UnreadableDocument
 
-_LARGEST_PART = 100 << 20  # bytes of XML, unpacked; a thousand pages have some 10 MB
+_MAX_XML_BYTES = 100 << 20  # unpacked; a thousand pages have about 10 MB
 _MOST_PARTS = 20_000
-_BACK_LINKS = re.compile(
-    r'<a href="#[^"]*note-ref[^"]*">↑</a>'
-)  # from the notes, at the end, to where they are referred to
+# Links from footnotes back to their references.
+_BACK_LINKS = re.compile(r'<a href="#[^"]*note-ref[^"]*">↑</a>')
 _STYLES = """
 p[style-name='Title'] => h1.title:fresh
 p[style-name='Subtitle'] => p:fresh
@@ -29,12 +28,12 @@ p[style-name='List Number'] => ol > li:fresh
 
 
 def read(data: bytes) -> list[Block]:
-    """The text with all tracked changes accepted; a title stands above all headings.
+    """Blocks of the document with all tracked changes accepted. The title is the only heading of level 1.
 
     Raises:
-        UnreadableDocument: It is not a .docx, encrypted, damaged, or unpacks to too much.
+        UnreadableDocument: The file is no .docx, is encrypted or damaged, or exceeds a size limit.
     """
-    if data.startswith(b"\xd0\xcf\x11\xe0"):  # the old container: .doc, or an encrypted .docx
+    if data.startswith(b"\xd0\xcf\x11\xe0"):  # OLE container: an old .doc, or an encrypted .docx
         raise UnreadableDocument("is encrypted, or an old .doc: save it as .docx without a password")
     try:
         _check_parts(data)
@@ -43,7 +42,7 @@ def read(data: bytes) -> list[Block]:
         )
     except (MemoryError, RecursionError, UnreadableDocument):
         raise
-    except Exception as error:  # the library raises what its parsers and look-ups raise
+    except Exception as error:  # the library does not wrap the exceptions of its parsers
         raise UnreadableDocument("is damaged, or no .docx") from error
     markup = _BACK_LINKS.sub("", converted.value)
     found = html.blocks(markup)
@@ -61,11 +60,11 @@ def _check_parts(data: bytes) -> None:
         parts = archive.infolist()
     if len(parts) > _MOST_PARTS:
         raise UnreadableDocument(f"has {len(parts)} parts; at most {_MOST_PARTS} are read")
-    # A part that is larger than it says fails its checksum: never is more than this unpacked.
+    # The declared size is a hard limit: zipfile unpacks no more than that.
     size = sum(part.file_size for part in parts if part.filename.endswith((".xml", ".rels")))
-    if size > _LARGEST_PART:
+    if size > _MAX_XML_BYTES:
         raise UnreadableDocument(
-            f"unpacks to {size >> 20} MB of text and markup; at most {_LARGEST_PART >> 20} MB are read"
+            f"unpacks to {size >> 20} MB of text and markup; at most {_MAX_XML_BYTES >> 20} MB are read"
         )
 
 

@@ -1,4 +1,4 @@
-"""HTML; also what Markdown and .docx are turned into on their way."""
+"""Reads HTML, including the HTML that Markdown and .docx files are converted to."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _BLOCKS = _LISTS | _ITEMS | _HEADINGS.keys() | frozenset({
 # fmt: on
 _INVISIBLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.I)
 _DECLARED = re.compile(rb"""<meta\b[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{1,40})""", re.I)
-_BREAK = "\f"  # a <br>; a form feed of the page itself may as well be one
+_BREAK = "\f"  # stands for <br>; a form feed in the page is treated as <br> too
 
 
 def read(data: bytes) -> list[Block]:
-    """A page's text; its title is the first heading if there is no other of the first level."""
+    """Blocks of a page. Its title becomes the first heading if the page has no heading of level 1."""
     declared = _DECLARED.search(data[:4096])
     return blocks(decode(data, declared[1].decode("ascii") if declared else None))
 
 
 def blocks(markup: str) -> list[Block]:
-    """The blocks of an HTML page or a piece of one."""
+    """Blocks of an HTML page or fragment."""
     parser = LexborHTMLParser(markup)
     writer = _Writer()
     for node, tag, opens in _walk(parser.root):
@@ -56,7 +56,7 @@ def blocks(markup: str) -> list[Block]:
 
 
 def _walk(root: LexborNode | None) -> Iterator[tuple[LexborNode, str, bool]]:
-    """Texts and visible elements, these at their begin (True) and their end. No depth is too deep."""
+    """Yield texts, and the start (True) and end (False) of visible elements. Not recursive."""
     node, above = root, list[tuple[LexborNode, str]]()
     while node is not None or above:
         if node is None:
@@ -76,7 +76,7 @@ def _is_hidden(node: LexborNode) -> bool:
     attributes = node.attributes
     if not attributes:
         return False
-    hidden = attributes.get("hidden", "until-found")  # of that value, the browser's search finds it
+    hidden = attributes.get("hidden", "until-found")  # browsers can search text with this value
     unseen = hidden != "until-found" or attributes.get("role") == "navigation"
     return unseen or bool(_INVISIBLE.search(attributes.get("style") or ""))
 
@@ -85,12 +85,12 @@ def _is_hidden(node: LexborNode) -> bool:
 class _List:
     tag: str
     number: int
-    marker: str = ""  # of the item that has no line yet
+    marker: str = ""  # of the item whose first line is not written yet
 
 
 @dataclass(slots=True)
 class _Table:
-    """A table. One that holds headings, code or tables is there for the layout: its cells are paragraphs."""
+    """A table. If it contains headings, code or tables, it is a layout table, with paragraphs as cells."""
 
     rows: list[str] = field(default_factory=list)
     row: list[str] = field(default_factory=list)
@@ -99,16 +99,16 @@ class _Table:
 
 
 class _Writer:
-    """Turns begins, texts and ends of elements into blocks, in one pass."""
+    """Converts a sequence of element starts, texts and element ends to blocks."""
 
     def __init__(self) -> None:
         self._blocks: list[Block] = []
-        self._inline: list[str] = []  # of the line that is being written
-        self._items: list[str] = []  # lines of the list that is being written
+        self._inline: list[str] = []  # parts of the current line
+        self._items: list[str] = []  # lines of the current list
         self._lists: list[_List] = []
         self._tables: list[_Table] = []
-        self._level = 0  # of the heading that is being written
-        self._code = 0  # depth of <pre>
+        self._level = 0  # of the current heading; 0 outside
+        self._code = 0  # 1 within <pre>
 
     def text(self, text: str) -> None:
         self._inline.append(text)
@@ -188,7 +188,7 @@ class _Writer:
             self._add("\n".join(table.rows))
 
     def _flush(self) -> None:
-        """Put the line that was being written where it belongs: into a cell, a list or a block of its own."""
+        """Add the current line to its cell, its list, or the blocks."""
         text = clean("".join(self._inline))
         self._inline.clear()
         lines = [line for part in text.split(_BREAK) if (line := " ".join(part.split()))]
@@ -209,7 +209,7 @@ class _Writer:
             self._add("\n".join(lines))
 
     def _leave_groups(self) -> None:
-        """Something that stands for itself begins: end lines, lists, and the rows of a table."""
+        """End the current line, list and table row before a block that cannot be part of them."""
         self._flush()
         self._end_list()
         if self._tables and not self._tables[-1].is_layout:

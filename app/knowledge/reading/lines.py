@@ -1,4 +1,4 @@
-"""From lines with their places on pages to paragraphs and headings."""
+"""Converts positioned lines of pages to paragraphs and headings."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from itertools import pairwise
 
 from app.knowledge.reading.document import Block
 
-# Ratios of a line's height, where nothing else is said.
-_LARGER = 1.15  # letters of a heading, against those of most text
-_SAME = 0.08  # difference of letters that count as of one size
-_GAP = 1.3  # distance of lines between paragraphs, against that within them
+# Ratios to the height of a line, unless noted otherwise.
+_LARGER = 1.15  # minimum height of headings, relative to body text
+_SAME = 0.08  # maximum difference of heights that count as equal
+_GAP = 1.3  # minimum line distance between paragraphs, relative to that within paragraphs
 _INDENT = 0.8
 
 _LONGEST_HEADING = 200  # characters
-_MOST_HEADINGS = 0.3  # of all characters; a document of larger letters than that has no headings by size
-_MARGIN_LINES = 2  # at the top and at the bottom of a page, that may be repeated
+_MOST_HEADINGS = 0.3  # of all characters; with more large text, size does not identify headings
+_MARGIN_LINES = 2  # at the top and at the bottom of a page, checked for repetition
 _FEWEST_PAGES = 3
-_SHIFT = 4.0  # points; how far a repeated line may be off
-_MOST_NUMBERS = 5  # in a line, that may be the page's
-_Place = tuple[str, "int | None", int]  # text, the page's number there less the page, height on the page
+_SHIFT = 4.0  # points; tolerance for the position of a repeated line
+_MOST_NUMBERS = 5  # in a line, checked as page numbers
+_Place = tuple[str, "int | None", int]  # text, number in it minus the page's index, vertical position
 _DIGITS = re.compile(r"\d+")
 _BULLET = re.compile(r"(?:[•◦▪‣·●○■□–—*-]|\(?(?:\d{1,3}|[a-zA-Z])[.)])\s")
 _SENTENCE_END = re.compile(r"""[.!?:;…。！？]["'”’»)\]」』）]*$""")
@@ -33,11 +33,11 @@ _LAST_WORD, _FIRST_WORD = re.compile(r"\w+$"), re.compile(r"^\w+")
 
 @dataclass(slots=True)
 class Line:
-    """A line of text on a page; lengths in points, from the page's lower left corner.
+    """A line of text on a page. Positions are in points from the page's lower left corner.
 
     Attributes:
-        text: Without a hyphen at its end.
-        is_divided: Whether it had one: its last word may go on in the next line.
+        text: Text without a hyphen at its end.
+        is_divided: Whether the line ended in a hyphen, so that its last word may continue in the next.
     """
 
     text: str
@@ -49,12 +49,12 @@ class Line:
 
     @property
     def whole(self) -> str:
-        """The text as it is on the page."""
+        """The text with its hyphen."""
         return f"{self.text}-" if self.is_divided else self.text
 
 
 def blocks(pages: Sequence[Sequence[Line]]) -> list[Block]:
-    """The paragraphs and headings of a document's pages, without running headers and footers."""
+    """Paragraphs and headings of pages, without running headers and footers."""
     kept = _without_margins(pages)
     lines = [line for page in kept for line in page]
     level_of = _heading_levels(lines)
@@ -71,10 +71,10 @@ def blocks(pages: Sequence[Sequence[Line]]) -> list[Block]:
 
 
 def _without_margins(pages: Sequence[Sequence[Line]]) -> list[list[Line]]:
-    """The pages without lines that are on at least half of them, at the same place.
+    """Remove lines at the same position of at least half of the pages.
 
-    These are equal, and then the first stays: it may be the title, and is in the document then. Or they
-    differ in a number that grows with the pages. Other numbers may be all that such a line is there for.
+    Equal lines are removed except the first, which may be the title. Lines that differ are removed if the
+    difference is a number that grows with the pages. Other numbers may be the content of such a line.
     """
     margins = [_margin_lines(page) for page in pages]
     seen = Counter(
@@ -100,14 +100,14 @@ def _without_margins(pages: Sequence[Sequence[Line]]) -> list[list[Line]]:
 
 
 def _margin_lines(page: Sequence[Line]) -> dict[int, Line]:
-    if len(page) <= 2 * _MARGIN_LINES:  # a slide: all of it would be margin
+    if len(page) <= 2 * _MARGIN_LINES:  # such as a slide, all of whose lines would count as margin
         return {}
     by_place = sorted(page, key=lambda line: line.bottom)
     return {id(line): line for line in by_place[:_MARGIN_LINES] + by_place[-_MARGIN_LINES:]}
 
 
 def _places(line: Line, page: int) -> list[_Place]:
-    """What is the same on other pages for a running line: itself, or what stands around the page's number."""
+    """Keys that a running line shares with other pages: its text, and its text around the page number."""
     text, bottom = line.whole, round(line.bottom / _SHIFT)
     numbers = [number for number in _DIGITS.finditer(text) if len(number[0]) < 7]
     return [(text, None, bottom)] + [
@@ -122,7 +122,7 @@ def _occurrences(seen: Counter[_Place], place: _Place) -> int:
 
 
 def _heading_levels(lines: Sequence[Line]) -> Callable[[Sequence[Line]], int]:
-    """A function that tells a paragraph's level by the size of its letters."""
+    """A function that returns a paragraph's heading level, by the height of its letters."""
     sizes: Counter[float] = Counter()
     for line in lines:
         sizes[round(line.height, 1)] += len(line.text)
@@ -149,7 +149,7 @@ def _heading_levels(lines: Sequence[Line]) -> Callable[[Sequence[Line]], int]:
 
 
 def _usual_pitch(pages: Sequence[Sequence[Line]]) -> float:
-    """The distance of neighbouring lines within paragraphs, as a multiple of their height."""
+    """Usual line distance within paragraphs, as a multiple of line height."""
     ratios = [
         ratio
         for page in pages
@@ -175,7 +175,7 @@ def _begins_paragraph(group: Sequence[Line], line: Line, pitch: float) -> bool:
     if abs(line.height - above.height) > above.height * _SAME:
         return True
     distance = (above.bottom - line.bottom) / above.height
-    if distance < -0.5:  # up, to the next column: the paragraph may go on there
+    if distance < -0.5:  # upwards, to the next column, where the paragraph may continue
         return not above.is_divided and (bool(_SENTENCE_END.search(above.text)) or not line.text[0].islower())
     is_indented = len(group) > 1 and line.left - above.left > _INDENT * line.height
     ends = bool(_SENTENCE_END.search(above.text))
@@ -183,7 +183,7 @@ def _begins_paragraph(group: Sequence[Line], line: Line, pitch: float) -> bool:
 
 
 def _joined(group: Sequence[Line], compounds: set[str], edge: float) -> str:
-    """The text of a paragraph: words divided at a line's end in one, lines that end early as they are."""
+    """Text of a paragraph. Joins divided words, and keeps line breaks after short lines."""
     parts: list[str] = []
     for above, line in pairwise(group):
         parts.append(above.text)
@@ -198,7 +198,7 @@ def _joined(group: Sequence[Line], compounds: set[str], edge: float) -> str:
 
 
 def _is_one_word(above: str, below: str, compounds: set[str]) -> bool:
-    """Whether the hyphen between two lines only divides a word: it is part of a compound otherwise."""
+    """Whether the hyphen between two lines divides one word, and is not part of a compound."""
     last, first = _LAST_WORD.search(above), _FIRST_WORD.search(below)
     if not last or not first or not below[0].islower() or not last[0][-1].isalpha():
         return False

@@ -1,4 +1,4 @@
-"""Markdown, by way of the HTML that it stands for: its tables, lists and raw HTML then are HTML's."""
+"""Reads Markdown by conversion to HTML, which covers tables, lists and raw HTML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app.knowledge.reading import html
 from app.knowledge.reading.document import Block
 from app.knowledge.reading.text import clean, decode
 
-# Between lines of dashes (YAML) or pluses (TOML), at the very start; a field or a comment begins it.
+# YAML between lines of dashes, or TOML between lines of pluses, at the start. Begins with a field or comment.
 _FRONT_MATTER = re.compile(
     r"""\A(?P<fence>---|\+\+\+)[ \t]*\n"""
     r"""(?P<fields>(?:[\w"'.-]+[ \t]*[:=]|[#\[]).*?)^(?P=fence)[ \t]*(?:\n|\Z)""",
@@ -20,7 +20,7 @@ _TITLE = re.compile(r"""^title[ \t]*[:=][ \t]*(?P<quote>["']?)(?P<title>.+?)(?P=
 
 
 def read(data: bytes) -> list[Block]:
-    """CommonMark with tables and strikethrough; the title of the front matter becomes a heading."""
+    """Blocks of CommonMark with tables and strikethrough. A title in the front matter becomes a heading."""
     text = clean(decode(data))
     title = ""
     if matter := _FRONT_MATTER.match(text):

@@ -1,4 +1,4 @@
-"""PDF: the lines of its pages, as PDFium finds them; see :mod:`app.knowledge.reading.lines` for the rest."""
+"""Extracts lines of PDF pages with PDFium. :mod:`app.knowledge.reading.lines` converts them to blocks."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from app.knowledge.reading.text import clean
 
 logger = logging.getLogger("tokenstream.knowledge")
 
-_MOST_CHARACTERS = 50_000_000  # of all pages; many pages of a hostile file can be one and the same
-_HYPHENS = (
-    "\x02\ufffe\u00ad-\u2010"  # at a line's end; the first two are PDFium's for one that it takes to divide
-)
+_MOST_CHARACTERS = 50_000_000  # of all pages; a hostile file can repeat one page many times
+# At a line's end. PDFium uses the first two for hyphens that it classifies as word division.
+_HYPHENS = "\x02\ufffe\u00ad-\u2010"
 
 
 def read(data: bytes) -> list[Block]:
-    """Paragraphs, with the page of each; lines in larger letters are headings.
+    """Blocks with their pages. Lines in larger letters are headings.
 
     Raises:
-        UnreadableDocument: It is encrypted, damaged, or has no text.
+        UnreadableDocument: The file is encrypted or damaged, or has no text.
     """
     try:
         document = pdfium.PdfDocument(data)
     except pdfium.PdfiumError as error:
         if error.err_code == raw.FPDF_ERR_PASSWORD:
-            raise UnreadableDocument("is encrypted: it opens with a password only") from error
+            raise UnreadableDocument("is encrypted: a password is required") from error
         raise UnreadableDocument("is damaged, or no PDF") from error
     pages: list[list[Line]] = []
     n_characters = 0
@@ -38,7 +37,7 @@ def read(data: bytes) -> list[Block]:
         try:
             lines = _lines_of(document, number)
         except pdfium.PdfiumError as error:
-            logger.debug("page %d is damaged and left out: %s", number, error)
+            logger.debug("page %d is damaged and omitted: %s", number, error)
         n_characters += sum(len(line.text) for line in lines)
         if n_characters > _MOST_CHARACTERS:
             raise UnreadableDocument(f"has more than {_MOST_CHARACTERS // 10**6} million characters")
@@ -76,12 +75,12 @@ def _lines_on(page: raw.FPDF_TEXTPAGE, n_characters: int) -> list[Line]:
 def _add_line(
     lines: list[Line], page: raw.FPDF_TEXTPAGE, characters: list[int], begin: int, end: int
 ) -> None:
-    """Add what stands from ``begin`` to ``end``, spaces around it apart, with its place on the page."""
+    """Add the characters from ``begin`` to ``end``, without surrounding white space, as a line."""
     while begin < end and chr(characters[begin]).isspace():
         begin += 1
     while begin < end and chr(characters[end - 1]).isspace():
         end -= 1
-    # PDFium gives what lies beyond 16 bits as two halves on some systems.
+    # On some systems PDFium returns characters beyond 16 bits as surrogate pairs.
     units = (
         "".join(map(chr, characters[begin:end])).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     )

@@ -1,4 +1,4 @@
-"""Plain text; and the way from bytes to characters that all formats without one of their own share."""
+"""Reads plain text, and decodes bytes for other text formats."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.knowledge.reading.document import Block, UnreadableDocument
 
 logger = logging.getLogger("tokenstream.knowledge")
 
-# The longer first: UTF-32's begins with UTF-16's.
+# UTF-32 before UTF-16, whose mark is a prefix of UTF-32's.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -19,30 +19,28 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_CONTROLS = re.compile(
-    r"[\x00-\x08\x0e-\x1f\x7f\ufffe\uffff]"
-)  # tabs, line and page breaks are not among them
-_INVISIBLE = re.compile(r"[\u00ad\u200b\u2060\ufeff]")  # soft hyphens, joints and marks within words
-_MOST_CONTROLS = 1 / 200  # of all characters, and a few; text has hardly any, other files are full of them
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ufffe\uffff]")  # without tabs, line and page breaks
+_INVISIBLE = re.compile(r"[\u00ad\u200b\u2060\ufeff]")  # soft hyphens, word joiners and byte order marks
+_MOST_CONTROLS = 1 / 200  # of all characters; text has few control characters, binary files have many
 _BLANK_LINES = re.compile(r"\n[^\S\n]*\n|\f")
 
 
 def read(data: bytes) -> list[Block]:
-    """Paragraphs, as blank lines and page breaks divide them."""
+    """Paragraphs, separated by blank lines and page breaks."""
     paragraphs = _BLANK_LINES.split(clean(decode(data)))
     lines = ([line.rstrip() for line in paragraph.split("\n") if line.strip()] for paragraph in paragraphs)
     return [Block("\n".join(paragraph)) for paragraph in lines if paragraph]
 
 
 def decode(data: bytes, declared: str | None = None) -> str:
-    """The characters of a text file.
+    """Decode a text file.
 
     Args:
-        data: The file.
-        declared: The encoding that the file names itself, if it does.
+        data: Contents of the file.
+        declared: Encoding that the file declares, if any.
 
     Raises:
-        UnreadableDocument: It is not text.
+        UnreadableDocument: The data is not text.
     """
     for mark, encoding in _MARKS:
         if data.startswith(mark):
@@ -54,13 +52,13 @@ def decode(data: bytes, declared: str | None = None) -> str:
             continue
         if "\0" not in text or encoding == "cp1252":
             if encoding != "utf-8":
-                logger.debug("read as %s: it is not UTF-8", encoding)
+                logger.debug("decoded as %s because it is not UTF-8", encoding)
             return _plausible(text)
     raise UnreadableDocument("is not text in UTF-8, UTF-16 or Windows-1252")
 
 
 def clean(text: str) -> str:
-    """The same text with composed letters, plain line feeds, and without what nobody sees."""
+    """The text in Unicode form NFC, with line feeds only, without invisible characters."""
     text = _CONTROLS.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n").replace("\v", "\n"))
     text = text.replace("\u2028", "\n").replace("\u2029", "\n\n").encode("utf-8", "replace").decode()
     return unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
@@ -70,11 +68,13 @@ def _checked(data: bytes, encoding: str) -> str:
     try:
         return _plausible(data.decode(encoding))
     except UnicodeDecodeError as error:
-        raise UnreadableDocument(f"is damaged: begins as {encoding.upper()} text, but is not") from error
+        raise UnreadableDocument(
+            f"is damaged: has the byte order mark of {encoding.upper()}, but invalid text"
+        ) from error
 
 
 def _unmarked_utf16(data: bytes) -> str | None:
-    """UTF-16 without a mark shows in the zeros that every second byte of Latin text is."""
+    """UTF-16 without a byte order mark, if every second byte is mostly 0, as in Latin text."""
     start = data[:4096]
     evens, odds = start[::2].count(0), start[1::2].count(0)
     if max(evens, odds) <= len(start) / 4 or min(evens, odds) > len(start) / 100:

@@ -191,9 +191,7 @@ def test_without_a_template_chatml_is_used_where_the_vocabulary_knows_it(
 ) -> None:
     with caplog.at_level(logging.INFO):
         template = choose(source)
-    assert [r.getMessage() for r in caplog.records] == [
-        "the model has no chat template: messages are written as ChatML"
-    ]
+    assert [r.getMessage() for r in caplog.records] == ["the model has no chat template: using ChatML"]
     assert not warnings(caplog)
     assert (template.name, template.stop) == ("ChatML", ())
     assert text(template, SYSTEM, USER, ASSISTANT, USER) == (
@@ -218,7 +216,7 @@ def test_otherwise_plain_text_is_used(vocabulary: set[str], choose: Choose) -> N
         ("{% for %}", "TemplateSyntaxError: Expected an expression, got 'end of statement block'"),
         ("{{ messages[0].content.nothing.more }}", "UndefinedError: 'str object' has no attribute 'nothing'"),
         ("{{ raise_exception('No.') }}", "No."),
-        ("{{ messages[0]['content'][0]['text'] }}", "it leaves out what the user says"),
+        ("{{ messages[0]['content'][0]['text'] }}", "it omits the content of role 'user'"),
         (
             "{{ ''.__class__.__mro__ }}",
             "SecurityError: access to attribute '__class__' of 'str' object is unsafe.",
@@ -235,8 +233,8 @@ def test_a_template_that_cannot_be_used_falls_back_with_one_warning(
 ) -> None:
     template = choose(source)
     (warning,) = warnings(caplog)
-    assert warning.startswith(f"the chat template fails ({reason}")
-    assert warning.endswith("messages are written as ChatML")
+    assert warning.startswith(f"the chat template failed ({reason}")
+    assert warning.endswith("): using ChatML")
     assert text(template, USER) == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -256,7 +254,7 @@ def test_a_template_of_one_turn_is_used_with_a_warning(
         "{{ messages | map(attribute='content') | join }}"
     )
     (warning,) = warnings(caplog)
-    assert warning.startswith("the chat template does not render conversations of several turns (Undefined")
+    assert warning.startswith("the chat template cannot render conversations of several turns (Undefined")
     assert text(template, SYSTEM, USER) == "Be brief.Why?"
 
 
@@ -279,10 +277,10 @@ def test_a_failure_at_a_request_is_that_requests_alone(
         assert text(template, USER) == "Why?"
     failed, hung = warnings(caplog)
     assert failed == (
-        "the chat template fails for this request (UndefinedError: 'str object' has no attribute 'x'): "
-        "it is written as ChatML"
+        "the chat template failed for this request (UndefinedError: 'str object' has no attribute 'x'): "
+        "used ChatML instead"
     )
-    assert hung.startswith("the chat template fails for this request (it takes longer than 1")
+    assert hung.startswith("the chat template failed for this request (it takes longer than 1")
 
 
 def test_a_refusal_is_the_callers_to_tell(choose: Choose, caplog: pytest.LogCaptureFixture) -> None:
@@ -298,7 +296,7 @@ def test_without_a_process_there_is_the_fallback(
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     assert choose(sample_templates.CHATML).name == "ChatML"
     (warning,) = warnings(caplog)
-    assert warning.startswith("the chat template fails (it cannot start its process ([Errno 2]")
+    assert warning.startswith("the chat template failed (it cannot start its process ([Errno 2]")
 
 
 @pytest.mark.parametrize("role", ["<|im_start|>", "", "root", "System"])

@@ -171,7 +171,7 @@ def test_a_failure_at_a_request_keeps_the_format(choose: Choose, caplog: pytest.
     template = choose(sample_templates.TOOL_CALL_LIST + fails)
     assert template.tool_format.marker == "<TOOLCALL>"
     written = text(template, SYSTEM, Message("assistant", "", CALLS[:1]), Message("user", "fail"))
-    assert "it is written as ChatML" in caplog.text
+    assert "used ChatML instead" in caplog.text
     assert "<tools>" in written
     assert '<|im_start|>assistant\n<TOOLCALL>[{"name": "add", "arguments": {"a": 1}}]</TOOLCALL>' in written
 
@@ -181,8 +181,8 @@ def test_what_was_found_is_logged(choose: Choose, caplog: pytest.LogCaptureFixtu
         choose(sample_templates.LLAMA_3_TOOLS)
         choose(sample_templates.XML_TOOLS)
     assert [record.getMessage() for record in caplog.records] == [
-        "of tools the chat template knows lists, calls, results; "
-        """calls are written as '{"name": "name", "parameters": {…}}'""",
-        "of tools the chat template knows nothing; "
-        r"""calls are written as '<tool_call>\n{"name": "name", "arguments": {…}}\n</tool_call>'""",
+        "the chat template supports these tool features: lists, calls, results; "
+        """format of calls: '{"name": "name", "parameters": {…}}'""",
+        "the chat template supports these tool features: none; "
+        r"""format of calls: '<tool_call>\n{"name": "name", "arguments": {…}}\n</tool_call>'""",
     ]

@@ -127,17 +127,17 @@ def test_a_turn_that_ends_in_another_way_is_not_learned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("format_", "marker", "closing"),
+    ("format_", "marker"),
     [
-        (HERMES, "<tool_call>", "</tool_call>"),
-        (LIST, "[CALLS]", ""),
-        (BARE, "", ""),
-        (replace(BARE, begin="[\n", end="\n]"), "", ""),
-        (replace(LIST, begin="Action: ```json\n[\n    ", end="\n]\n```"), "Action: ```json", "```"),
+        (HERMES, "<tool_call>"),
+        (LIST, "[CALLS]"),
+        (BARE, ""),
+        (replace(BARE, begin="[\n", end="\n]"), ""),
+        (replace(LIST, begin="Action: ```json\n[\n    ", end="\n]\n```"), "Action: ```json"),
     ],
 )
-def test_what_calls_begin_and_end_with(format_: ToolFormat, marker: str, closing: str) -> None:
-    assert (format_.marker, format_.closing) == (marker, closing)
+def test_the_marker_announces_calls(format_: ToolFormat, marker: str) -> None:
+    assert format_.marker == marker
 
 
 def test_markers_are_the_special_tokens_of_a_format() -> None:

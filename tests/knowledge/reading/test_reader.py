@@ -70,7 +70,7 @@ def test_an_encoding_that_was_guessed_is_logged(
     path.write_bytes("Brücke".encode("cp1252"))
     with caplog.at_level(logging.DEBUG, "tokenstream.knowledge"):
         reader.read(path)
-    assert f"{path}: read as cp1252: it is not UTF-8" in caplog.text
+    assert f"{path}: decoded as cp1252 because it is not UTF-8" in caplog.text
 
 
 def test_letters_are_composed_and_invisible_ones_left_out(read: Read) -> None:
@@ -280,7 +280,7 @@ def test_pages_that_begin_alike_at_different_places_keep_their_lines(read: Read)
 
 def test_encrypted_pdf(reader: DocumentReader) -> None:
     assert reader.read(FILES / "owner_locked.pdf").blocks == (Block("The ferry leaves at ten.", 0, 1),)
-    with pytest.raises(UnreadableDocument, match="is encrypted: it opens with a password only"):
+    with pytest.raises(UnreadableDocument, match="is encrypted: a password is required"):
         reader.read(FILES / "locked.pdf")
 
 
@@ -302,7 +302,7 @@ LAUGHS = (
         ("a.md", b"<!-- nothing -->", "has no text"),
         ("a.txt", bytes(range(256)) * 10, "is not text"),
         ("a.md", b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" * 9, "is not text"),
-        ("a.txt", b"\xff\xfea", "is damaged: begins as UTF-16-LE text, but is not"),
+        ("a.txt", b"\xff\xfea", "is damaged: has the byte order mark of UTF-16-LE, but invalid text"),
         ("a.pdf", b"%PDF-1.7 and no more", "is damaged, or no PDF"),
         ("a.pdf", b"Hello", "is damaged, or no PDF"),
         ("a.pdf", pdf([[], []]), "has no text; it may be a scan"),
