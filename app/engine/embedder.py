@@ -1,4 +1,4 @@
-"""Texts to vectors: a second, small context beside the engine, with a thread of its own."""
+"""Text embeddings: a second model beside the engine, on a thread of its own."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ logger = logging.getLogger("tokenstream.embedder")
 
 Vectors = NDArray[np.float32]
 
-# Tokens of one batch, texts that are longer aside. All tokens of a batch attend to all (those of other texts
-# masked), so larger ones are slower: 384 does 6,900 tokens/s in texts of 110, 512 6,100 and 768 5,200.
+# Tokens per batch, unless one text is longer. Attention is quadratic in the batch, over masked tokens too. So
+# larger batches are slower: for texts of 110 tokens 384 gives 6,900 tokens/s, 512 6,100 and 768 5,200.
 _BATCH = 384
-# The same while an engine computes, whose streams wait for it: 20 ms. What is indexed then waits twice as
-# long before its next batch.
+# The same while an engine computes, whose streams wait 20 ms per batch. A background job then pauses twice as
+# long after each batch.
 _BATCH_BESIDE_OTHERS = 128
-_TOKENS_A_SECOND = 5000.0  # roughly, on two cores
-_MOST_TEXTS = 64  # of one batch
-_LONGEST = 2048  # tokens of one text, where the model was trained for as many: buffers grow with it
+_TOKENS_A_SECOND = 5000.0  # estimate for two cores
+_MAX_TEXTS = 64  # per batch
+_MAX_TOKENS = 2048  # per text, if the model was trained for so many; buffers grow with it
 
 
 class EmbeddingError(Exception):
-    """Vectors could not be computed; the message says why."""
+    """Vectors cannot be computed."""
 
 
 @dataclass(slots=True)
 class _Job:
-    """One call of submit: vectors that are there, and the texts that still wait."""
+    """One call of ``submit``: the computed vectors and the waiting texts."""
 
     vectors: Vectors
     waiting: deque[tuple[int, Sequence[int]]]
     n_missing: int
-    due: float  # when it would be done if it were alone: by this jobs are ordered
+    due: float  # time at which it would be done if it ran alone; the order of jobs
     future: Future[Vectors] = field(default_factory=Future)
 
     def __lt__(self, other: _Job) -> bool:
@@ -55,7 +55,7 @@ class _Job:
 
 
 class Embedder:
-    """An embedding model. What is submitted together, or meanwhile by others, is computed in one batch."""
+    """An embedding model. Texts of all waiting jobs share batches."""
 
     def __init__(
         self, path: Path, *, n_threads: int, pooling: str | None = None, lock: FairLock | None = None
@@ -64,22 +64,22 @@ class Embedder:
 
         Args:
             path: A GGUF file.
-            n_threads: Threads that compute.
-            pooling: How the vectors of tokens become one (``POOLING``); None is what the file says.
-            lock: Shared with an engine that computes on the same cores.
+            n_threads: Compute threads.
+            pooling: How the vectors of tokens become one (a key of ``POOLING``); None: as in the file.
+            lock: Shared with an engine on the same cores.
 
         Raises:
-            ModelLoadError: llama.cpp refuses the file, or it is no embedding model.
+            ModelLoadError: llama.cpp rejects the file, or it is not an embedding model.
         """
         self.name = path.stem
         self.created = int(path.stat().st_mtime)  # seconds since 1970
         self.identity = _identity(path)
         self._model = Model(path)
-        self.max_tokens = min(self._model.n_ctx_train, _LONGEST)
+        self.max_tokens = min(self._model.n_ctx_train, _MAX_TOKENS)
         n_batch = max(_BATCH, self.max_tokens)
         try:
             self._context = EmbeddingContext(
-                self._model, n_batch=n_batch, n_sequences=_MOST_TEXTS, n_threads=n_threads, pooling=pooling
+                self._model, n_batch=n_batch, n_sequences=_MAX_TEXTS, n_threads=n_threads, pooling=pooling
             )
         except BaseException:
             self._model.close()
@@ -92,20 +92,21 @@ class Embedder:
         self._urgent: list[_Job] = []  # heaps
         self._background: list[_Job] = []
         self._changed = threading.Condition()
-        self._is_closed = False
+        self._error: EmbeddingError | None = None  # why no job is accepted
+        self._taken: list[tuple[_Job, int]] = []  # the batch: by sequence its job and text
         self._thread = threading.Thread(target=self._run, name="embedder", daemon=True)
         self._thread.start()
 
     def tokenize(self, text: str) -> list[int]:
-        """The tokens of a text, the model's own before and behind it included; not cut."""
+        """The tokens of a text with the special tokens around it, not truncated."""
         return self._model.vocab.tokenize(text, parse_special=False, add_special=True)
 
     def count(self, text: str) -> int:
-        """How many tokens a text has, the model's own around it left out."""
+        """Number of tokens of a text without the special tokens around it."""
         return len(self._model.vocab.tokenize(text, parse_special=False))
 
     def fit(self, text: str, *, keep: Literal["begin", "end"] = "begin") -> list[int]:
-        """The tokens of a text, cut to the most that the model reads at the end that is not kept."""
+        """The tokens of a text, truncated to ``max_tokens``. ``keep`` is the end of the text that remains."""
         tokens = self.tokenize(text)
         if len(tokens) <= self.max_tokens:
             return tokens
@@ -116,7 +117,7 @@ class Embedder:
         return [*tokens[:before], *inner, *tokens[len(tokens) - behind :]]
 
     def lacks_its_own(self, tokens: Sequence[int]) -> bool:
-        """Whether tokens are without those that the model puts before and behind a text."""
+        """Whether tokens lack the special tokens around a text."""
         before, behind = self._around
         around = self.tokenize("")
         begin, end = around[:before], around[len(around) - behind :]
@@ -124,7 +125,7 @@ class Embedder:
 
     @functools.cached_property
     def _around(self) -> tuple[int, int]:
-        """How many tokens of its own the model puts before and behind a text."""
+        """Number of special tokens before and after a text."""
         plain = self._model.vocab.tokenize("a", parse_special=False)
         around = self.tokenize("a")
         before = next(i for i in range(len(around)) if around[i : i + len(plain)] == plain)
@@ -135,89 +136,100 @@ class Embedder:
 
         Args:
             sequences: The tokens of each text.
-            background: Whether all others go before it.
+            background: Run after all jobs that are not in the background.
 
         Returns:
-            (texts, dimensions), as the model pools them, not normalized; EmbeddingError where they cannot be
-            computed. Cancel it to leave it.
+            Pooled vectors, not normalized, shape (texts, dimensions); or EmbeddingError. It can be cancelled.
+
+        Raises:
+            EmbeddingError: The model is closed or has failed.
         """
         assert all(0 < len(tokens) <= self.max_tokens for tokens in sequences)
         vectors: Vectors = np.empty((len(sequences), self.dimensions), np.float32)
-        # A short job overtakes a long one, but not one that has waited as long as it would take itself.
+        # A short job overtakes a long one, unless that has waited for as long as it takes to compute.
         due = time.monotonic() + sum(map(len, sequences)) / _TOKENS_A_SECOND
         job = _Job(vectors, deque(enumerate(sequences)), len(sequences), due)
         if not sequences:
             job.future.set_result(vectors)
             return job.future
         with self._changed:
-            if self._is_closed:
-                raise EmbeddingError("the embedding model has been closed")
+            if self._error is not None:
+                raise self._error
             heapq.heappush(self._background if background else self._urgent, job)
             self._changed.notify()
         return job.future
 
     def close(self) -> None:
-        """End the thread behind its current batch and free the model; what waits fails."""
-        with self._changed:
-            if self._is_closed:
-                return
-            self._is_closed = True
-            self._changed.notify()
+        """End the thread after its current batch, fail waiting jobs and free the model."""
+        self._end(EmbeddingError("the embedding model has been closed"))
         self._thread.join()
-        for job in (*self._urgent, *self._background):
-            _settle(job, EmbeddingError("the embedding model has been closed"))
         self._context.close()
         self._model.close()
+
+    def _end(self, error: EmbeddingError) -> None:
+        """Accept no more jobs."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify()
 
     # --- the thread
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._is_closed or self._urgent or self._background)
-                if self._is_closed:
-                    return
-                is_background = not self._urgent
-                is_beside_others = self._lock.is_taken
-                taken = self._fill(
-                    self._urgent or self._background, _BATCH_BESIDE_OTHERS if is_beside_others else _BATCH
-                )
-            if not taken:
-                continue
-            with self._lock:
-                started = time.perf_counter()
-                self._compute(taken)
-                seconds = time.perf_counter() - started
-            if is_background and is_beside_others:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._is_closed or self._urgent, 2 * seconds)
+        try:
+            while self._compute_next():
+                pass
+        except Exception as error:
+            logger.exception("the embedding thread failed")
+            self._end(EmbeddingError(f"the embedding model failed: {error}"))
+        assert self._error is not None
+        for job in (*(job for job, _ in self._taken), *self._urgent, *self._background):
+            _settle(job, self._error)
 
-    def _fill(self, jobs: list[_Job], most_tokens: int) -> list[tuple[_Job, int]]:
-        """Fill the batch with the texts of the jobs that are due; tell whose they are, by sequence."""
+    def _compute_next(self) -> bool:
+        """Wait for a job and compute one batch. False: closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or self._urgent or self._background)
+            if self._error is not None:
+                return False
+            is_background = not self._urgent
+            is_beside_others = self._lock.is_taken
+            self._fill(self._urgent or self._background, _BATCH_BESIDE_OTHERS if is_beside_others else _BATCH)
+        if not self._taken:
+            return True
+        with self._lock:
+            started = time.perf_counter()
+            self._compute()
+            seconds = time.perf_counter() - started
+        if is_background and is_beside_others:
+            with self._changed:
+                self._changed.wait_for(lambda: self._error or self._urgent, 2 * seconds)
+        return True
+
+    def _fill(self, jobs: list[_Job], max_tokens: int) -> None:
+        """Fill the batch with texts of the first jobs."""
         self._batch.clear()
-        taken: list[tuple[_Job, int]] = []
+        self._taken = []
         while jobs:
             job = jobs[0]
             while job.waiting and not job.future.done():
                 index, tokens = job.waiting[0]
                 n_tokens = self._batch.n_tokens + len(tokens)
-                if taken and (n_tokens > most_tokens or len(taken) == _MOST_TEXTS):
-                    return taken
+                if self._taken and (n_tokens > max_tokens or len(self._taken) == _MAX_TEXTS):
+                    return
                 job.waiting.popleft()
-                self._batch.add(tokens, 0, len(taken), n_outputs=len(tokens))
-                taken.append((job, index))
-            heapq.heappop(jobs)  # all of it is taken, or its caller has left
-        return taken
+                self._batch.add(tokens, 0, len(self._taken), n_outputs=len(tokens))
+                self._taken.append((job, index))
+            heapq.heappop(jobs)  # completely taken, or cancelled
 
-    def _compute(self, taken: Sequence[tuple[_Job, int]]) -> None:
+    def _compute(self) -> None:
         try:
             vectors = self._context.encode(self._batch)
         except DecodeError as error:
-            logger.error("a batch of %d texts could not be embedded: %s", len(taken), error)
-            for job, _ in taken:
+            logger.error("a batch of %d texts could not be embedded: %s", len(self._taken), error)
+            for job, _ in self._taken:
                 _settle(job, EmbeddingError(f"the embedding model failed: {error}"))
             return
-        for (job, index), vector in zip(taken, vectors, strict=True):
+        for (job, index), vector in zip(self._taken, vectors, strict=True):
             job.vectors[index] = vector
             job.n_missing -= 1
             if job.n_missing == 0:
@@ -225,7 +237,7 @@ class Embedder:
 
 
 def _identity(path: Path) -> str:
-    """Changes with the model's file: its size, and a megabyte at either end."""
+    """Identifies a model file by its size and the first and last MiB."""
     size = path.stat().st_size
     with path.open("rb") as file:
         digest = hashlib.sha256(file.read(1 << 20))
@@ -235,7 +247,7 @@ def _identity(path: Path) -> str:
 
 
 def _settle(job: _Job, error: EmbeddingError | None) -> None:
-    # Only here does a future become one that cannot be cancelled.
+    # From here on the future cannot be cancelled.
     if job.future.done() or not job.future.set_running_or_notify_cancel():
         return
     if error is None:
@@ -245,7 +257,7 @@ def _settle(job: _Job, error: EmbeddingError | None) -> None:
 
 
 def normalized(vectors: Vectors) -> Vectors:
-    """The vectors with length 1 each; a vector of zeros stays."""
+    """Vectors scaled to length 1; zero vectors stay zero."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     unit: Vectors = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
     return unit

@@ -126,6 +126,26 @@ def test_closing_fails_what_waits(path: Path) -> None:
         embedder.submit([[CLS, SEP]])
 
 
+@pytest.mark.parametrize(("part", "method"), [("_batch", "add"), ("_context", "encode")])
+def test_a_fault_of_the_thread_ends_its_jobs(
+    path: Path, part: str, method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    embedder = Embedder(path, n_threads=1)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("forced")
+
+    monkeypatch.setattr(getattr(embedder, part), method, fail)
+    job = embedder.submit([[CLS, SEP]] * 100)
+    with pytest.raises(EmbeddingError, match="the embedding model failed: forced"):
+        job.result(60)
+    embedder._thread.join(60)
+    with pytest.raises(EmbeddingError, match="the embedding model failed: forced"):
+        embedder.submit([[CLS, SEP]])
+    assert "the embedding thread failed" in caplog.text
+    embedder.close()
+
+
 def test_a_model_that_answers_is_no_embedding_model_by_itself() -> None:
     with pytest.raises(ModelLoadError, match="EMBEDDING_POOLING to one of mean, cls, last"):
         Embedder(MODEL, n_threads=2)
