@@ -1,215 +1,301 @@
-"""The engine: an asyncio interface to the thread that runs the step loop."""
+"""The algorithm: continuous batching, one step at a time. Synchronous, for one thread."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import queue
-import threading
-from collections.abc import Callable
-from collections.abc import Sequence as Tokens
-from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import partial
+import time
+from dataclasses import dataclass, field, replace
 
-from app.engine.answer import Answer, EngineError, Output, QueueFull, RequestTooLong
-from app.engine.core import EngineCore, EngineOptions, Result
-from app.engine.detokenizer import Detokenizer
-from app.engine.llama import DecodeAborted, Model, Vocab
-from app.engine.prompt_lookup import PromptLookup
-from app.engine.report import Observer, StepReport
-from app.engine.sampling.params import SamplingParams
-from app.engine.sampling.samplers import GreedySampler, make_sampler
+from app.engine.answer import EngineError, Output
+from app.engine.cache.prefix_cache import MemoryKind, PrefixCache, StateStore
+from app.engine.llama import Batch, Context, DecodeAborted, KVOptions, Model
+from app.engine.pacing import MIN_CHUNK, Pacing
+from app.engine.report import StepReport
+from app.engine.sampling.grammar import GrammarError
+from app.engine.sampling.logprobs import logprobs_of
+from app.engine.scheduler import Limits, Scheduler, SequenceFault, Work
 from app.engine.sequence import Sequence
-
-__all__ = ["Engine", "EngineOptions"]
 
 logger = logging.getLogger("tokenstream.engine")
 
+# Maximum prompt tokens per step. llama.cpp computes at most 512 tokens in one pass.
+PREFILL_CHUNK = 512
+# Maximum draft tokens per step, and maximum decoding sequences with drafts (docs/engine.md, Speculation).
+DRAFT_TOKENS = 16
+SPECULATE_UP_TO = 2
 
-class Engine:
-    """Continuous batching over one model, on a thread of its own.
+# One result of a sequence. None: the prompt is computed and no token is generated.
+Result = Output | EngineError | None
 
-    Methods are called on the event loop. All unfinished answers are registered there, so that each one
-    ends even if the thread fails.
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Sizes and switches of an engine.
 
     Attributes:
-        n_ctx_sequence: Maximum tokens of prompt and answer together.
-        failure: The exception that ended the engine thread; None while it runs and after ``close``.
+        n_ctx: KV memory of all sequences, in tokens.
+        max_sequences: Maximum running sequences.
+        n_threads: Compute threads.
+        max_requests: Maximum running and waiting requests.
+        kv: Layout, attention and number format of KV memory.
+        prefix_bytes: Maximum RAM of saved prefixes.
+        itl_budget: Maximum seconds of a step while answers stream. None: derived from measured times.
+        speculation: Whether repeated text is drafted by prompt lookup.
+        states: Storage of context states across restarts. None: no storage.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        options: EngineOptions,
-        observer: Observer | None = None,
-        compute_lock: AbstractContextManager[None] | None = None,
-        on_failure: Callable[[BaseException], None] | None = None,
-    ) -> None:
-        """Reserve KV memory.
+    n_ctx: int
+    max_sequences: int
+    n_threads: int
+    max_requests: int = 128
+    kv: KVOptions = field(default_factory=KVOptions)
+    prefix_bytes: int = 256 << 20
+    itl_budget: float | None = None
+    speculation: bool = True
+    states: StateStore | None = None
 
-        Args:
-            model: The weights; to be closed after the engine.
-            options: Sizes and switches.
-            observer: Receives a report of every step, on the event loop.
-            compute_lock: Held during each step, against other computations on the same cores.
-            on_failure: Called once, on the event loop, if the engine thread ends by an exception.
+    @property
+    def n_batch(self) -> int:
+        """Maximum tokens per step."""
+        return PREFILL_CHUNK + MIN_CHUNK + self.max_sequences + DRAFT_TOKENS
+
+    @property
+    def n_outputs(self) -> int:
+        """Maximum rows of logits per step."""
+        return self.max_sequences + DRAFT_TOKENS
+
+
+class Engine:
+    """Continuous batching over one model.
+
+    Each step computes one token of every decoding sequence, drafts after some of them, and a chunk of
+    waiting prompts. Results collect until ``take_results``.
+    """
+
+    def __init__(self, model: Model, options: EngineOptions) -> None:
+        """Reserve KV memory.
 
         Raises:
             ModelLoadError: Memory is short.
         """
-        self._core = EngineCore(model, options)
-        self.vocab: Vocab = model.vocab
-        self.n_ctx_sequence = self._core.n_ctx_sequence
-        # Rejected draft tokens cannot be removed from a recurrent state.
-        self._speculates = options.speculation and not model.is_recurrent
-        self._max_requests = options.max_requests
-        self._observer = observer
-        self._compute_lock = compute_lock or nullcontext()
-        self._on_failure = on_failure
-        self.failure: BaseException | None = None
-        self._answers: dict[Sequence, Answer] = {}  # unfinished; used on the event loop only
-        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # None: close
-        self._accepts = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._supervise, name="engine", daemon=True)
-
-    # --- on the event loop
+        self._context = Context(
+            model,
+            n_ctx=options.n_ctx,
+            n_sequences=options.max_sequences,
+            n_batch=options.n_batch,
+            n_outputs=options.n_outputs,
+            n_threads=options.n_threads,
+            kv=options.kv,
+        )
+        self._batch = Batch(options.n_batch)
+        shared = options.kv.layout == "shared"
+        kind = MemoryKind(not (model.is_recurrent or model.n_window), shares_cells=shared)
+        self._cache = PrefixCache(self._context, kind, options.prefix_bytes, options.states)
+        self._pacing = Pacing(options.itl_budget)
+        limits = Limits(
+            n_slots=options.max_sequences,
+            n_cells=options.n_ctx if shared else None,
+            prefill_chunk=PREFILL_CHUNK,
+            dense=not shared,
+            speculate_up_to=SPECULATE_UP_TO,
+            draft_tokens=DRAFT_TOKENS,
+        )
+        self._scheduler = Scheduler(limits, self._cache, self._pacing)
+        self.n_ctx_sequence = self._context.n_ctx_sequence
+        if shared and model.n_ctx_train > 0:  # one request may have all cells, beyond the trained length
+            self.n_ctx_sequence = min(self.n_ctx_sequence, model.n_ctx_train)
+        self._end_of_generation = model.vocab.end_of_generation
+        self._results: list[tuple[Sequence, Result]] = []
+        self._report = StepReport()
 
     @property
-    def n_unfinished(self) -> int:
-        """Number of running and waiting requests."""
-        return len(self._answers)
+    def is_idle(self) -> bool:
+        return not self._scheduler.n_running and not self._scheduler.n_waiting
 
-    def start(self) -> None:
-        """Start the engine thread. Answers arrive on the running event loop."""
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
-        self._accepts = True
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence. A context that is on disk is loaded and finishes at once."""
+        try:
+            is_loaded = sequence.is_context and self._cache.load_context(sequence.prompt)
+        except Exception as error:
+            self._fail(sequence, error)
+            return
+        if is_loaded:
+            sequence.n_cached = len(sequence.prompt)
+            self._results.append((sequence, None))
+        else:
+            self._scheduler.add(sequence)
 
-    def submit(self, prompt: Tokens[int], params: SamplingParams) -> Answer:
-        """Queue a prompt of at least one token.
+    def cancel(self, sequence: Sequence) -> None:
+        """End a sequence and free its slot. No effect on a finished sequence."""
+        if sequence in self._scheduler:
+            self._release(sequence)
+            self._results.append((sequence, EngineError("the answer was cancelled")))
+
+    def step(self) -> None:
+        """Compute one batch. A fault ends exactly the sequences that it concerns.
 
         Raises:
-            RequestTooLong: Prompt and ``max_tokens`` exceed ``n_ctx_sequence``.
-            QueueFull: The maximum number of requests is running or waiting.
-            EngineError: The engine is closed or has failed.
+            DecodeAborted: ``abort`` was called.
+            Exception: A fault of no particular sequence. The engine's state is unknown.
         """
-        if not prompt or min(prompt) < 0 or max(prompt) >= self.vocab.n_tokens:
-            raise ValueError("a prompt needs at least one token, and only tokens of the vocabulary")
-        if len(prompt) + params.max_tokens > self.n_ctx_sequence:
-            raise RequestTooLong(len(prompt), params.max_tokens, self.n_ctx_sequence)
-        if self.n_unfinished >= self._max_requests:
-            raise QueueFull(f"{self.n_unfinished} requests are running or waiting")
-        return self._submit(
-            Sequence(
-                list(prompt),
-                params,
-                make_sampler(params, self.vocab, prompt),
-                Detokenizer(self.vocab, params.stop, keeps_stop=params.keeps_stop, visible=params.visible),
-                PromptLookup() if self._speculates else None,
-            )
-        )
+        started = time.perf_counter()
+        work = self._schedule()
+        rows = self._decode(work)
+        for piece, first_row in zip(work, rows, strict=False):
+            try:
+                self._sample(piece, first_row)
+                self._finish(piece.sequence)
+            except Exception as error:
+                self._fail(piece.sequence, error)
+        if rows:
+            self._note(work, time.perf_counter() - started)
 
-    async def warm(self, prefix: Tokens[int]) -> int:
-        """Make a shared prefix available: load it from disk, or compute it and save it there.
+    def take_results(self) -> tuple[list[tuple[Sequence, Result]], StepReport]:
+        """Hand over the results and the report since the last call."""
+        report = replace(
+            self._report,
+            running=self._scheduler.n_running,
+            waiting=self._scheduler.n_waiting,
+            cache=replace(self._cache.figures),
+        )
+        results, self._results, self._report = self._results, [], StepReport()
+        return results, report
+
+    def abort(self) -> None:
+        """Abort the running decode and all later ones. Callable from any thread."""
+        self._context.abort()
+
+    def close(self) -> None:
+        """Free KV memory."""
+        self._context.close()
+
+    # --- the parts of a step
+
+    def _schedule(self) -> list[Work]:
+        try:
+            return self._scheduler.schedule()
+        except SequenceFault as fault:
+            self._fail(fault.sequence, fault.error)
+            return []  # the next step plans without this sequence
+
+    def _decode(self, work: list[Work]) -> list[int]:
+        """Compute the work.
 
         Returns:
-            Number of computed tokens.
-
-        Raises:
-            EngineError: The engine is closed, or the computation failed.
+            For each piece, the first of its rows of logits. Empty: nothing was computed.
         """
-        nothing = SamplingParams(max_tokens=0, temperature=0)
-        sampler = GreedySampler(nothing, self.vocab, ())
-        detokenizer = Detokenizer(self.vocab)
-        answer = self._submit(Sequence(list(prefix), nothing, sampler, detokenizer, is_context=True))
-        async for _ in answer:
-            raise AssertionError("a context generates no tokens")
-        return answer.n_prompt - answer.n_cached
-
-    def _submit(self, sequence: Sequence) -> Answer:
-        if not self._accepts:
-            raise self._error()
-        answer = Answer(sequence, self.cancel)
-        self._answers[sequence] = answer
-        self._inbox.put(partial(self._core.add, sequence))
-        return answer
-
-    def cancel(self, answer: Answer) -> None:
-        """End an unfinished answer and free its slot before the next step."""
-        self._inbox.put(partial(self._core.cancel, answer.sequence))
-
-    async def close(self) -> None:
-        """Stop the thread, end unfinished answers with EngineError, free KV memory."""
-        self._accepts = False
-        if self._thread.is_alive():
-            self._inbox.put(None)
-            self._core.abort()
-            await asyncio.to_thread(self._thread.join)
-        self._core.close()
-
-    def _deliver(self, results: list[tuple[Sequence, Result]], report: StepReport) -> None:
-        for sequence, result in results:
-            if answer := self._answers.get(sequence):
-                if not isinstance(result, Output) or result.finish_reason is not None:
-                    del self._answers[sequence]
-                answer.put(result)
-        if self._observer is not None:
-            self._observer.on_step(report)
-
-    def _thread_ended(self, failure: BaseException | None) -> None:
-        self._accepts = False
-        self.failure = failure
-        while self._answers:
-            sequence, answer = self._answers.popitem()
-            sequence.sampler.close()
-            answer.put(self._error())
-        if failure is not None and self._on_failure is not None:
-            self._on_failure(failure)
-
-    def _error(self) -> EngineError:
-        if self.failure is not None:
-            return EngineError(f"the engine failed: {self.failure}")
-        return EngineError("the server is shutting down")
-
-    # --- on the engine thread
-
-    def _supervise(self) -> None:
-        """Run the step loop. However it ends, the event loop learns of it."""
-        failure: BaseException | None = None
+        if not work:
+            return []
+        self._batch.clear()
+        rows = []
+        for piece in work:
+            sequence, begin = piece.sequence, piece.sequence.n_computed
+            assert sequence.slot is not None
+            tokens = sequence.tokens[begin : begin + piece.n_tokens] + piece.draft
+            rows.append(self._batch.add(tokens, begin, sequence.slot, n_outputs=piece.n_outputs))
         try:
-            self._run()
-        except BaseException as error:
-            logger.critical("the engine thread failed; all requests end", exc_info=error)
-            failure = error
-        finally:
-            self._call(partial(self._thread_ended, failure))
+            self._context.decode(self._batch)
+        except DecodeAborted:
+            raise
+        except Exception as error:
+            for piece in work:
+                self._fail(piece.sequence, error)
+            return []
+        for piece in work:
+            piece.sequence.n_computed += piece.n_tokens
+        return rows
 
-    def _run(self) -> None:
-        while self._take_in():
-            try:
-                with self._compute_lock:
-                    self._core.step()
-            except DecodeAborted:  # by close()
-                return
-            # One call per step, not one per token.
-            self._call(partial(self._deliver, *self._core.take_results()))
+    def _sample(self, piece: Work, first_row: int) -> None:
+        """Score prompt tokens where requested; choose the next tokens of a fully computed sequence."""
+        sequence = piece.sequence
+        if sequence.wants_all_logits and not sequence.is_decoding:
+            self._score(piece, first_row)
+        if piece.samples:
+            self._choose_tokens(piece, first_row + piece.n_outputs - len(piece.draft) - 1)
 
-    def _take_in(self) -> bool:
-        """Take new and cancelled requests. Blocks while the core is idle. False: close."""
-        is_idle = self._core.is_idle
-        while True:
-            try:
-                command = self._inbox.get(block=is_idle)
-            except queue.Empty:
-                return True
-            if command is None:
-                return False
-            command()
-            is_idle = False
+    def _score(self, piece: Work, first_row: int) -> None:
+        """Record the log-probabilities of prompt tokens."""
+        sequence, n_top = piece.sequence, piece.sequence.params.prompt_logprobs
+        assert n_top is not None
+        begin = sequence.n_computed - piece.n_tokens
+        for i, token in enumerate(sequence.prompt[begin + 1 : sequence.n_computed + 1]):
+            logits = self._context.logits[first_row + i]
+            sequence.prompt_logprobs.append(logprobs_of(logits, token, n_top))
 
-    def _call(self, function: Callable[[], None]) -> None:
-        """Have the event loop call a function; a closed loop has no readers."""
-        assert self._loop is not None
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function)
+    def _choose_tokens(self, piece: Work, first_row: int) -> None:
+        """Sample tokens until one differs from the draft.
+
+        Every token is sampled from the model's distribution. The draft decides only how many tokens a
+        step yields (Leviathan et al. 2023, with a deterministic draft).
+        """
+        sequence, draft = piece.sequence, piece.draft
+        n_accepted = 0
+        for row in range(first_row, first_row + len(draft) + 1):
+            token = self._choose(sequence, row)
+            if sequence.finish_reason or n_accepted == len(draft) or token != draft[n_accepted]:
+                break
+            n_accepted += 1
+        if draft:
+            sequence.n_computed += n_accepted
+            if n_accepted < len(draft):
+                assert sequence.slot is not None
+                self._context.truncate_sequence(sequence.slot, sequence.n_computed)
+            sequence.report(len(draft), n_accepted)
+            self._report = replace(
+                self._report,
+                draft_tokens=self._report.draft_tokens + len(draft),
+                accepted_tokens=self._report.accepted_tokens + n_accepted,
+            )
+
+    def _choose(self, sequence: Sequence, row: int) -> int:
+        """Sample the next token from a row of logits and emit it."""
+        n_top = sequence.params.logprobs
+        # A copy, because a grammar's mask overwrites the row.
+        logits = None if n_top is None else self._context.logits[row].copy()
+        token = sequence.sampler.sample(self._context, row)
+        logprobs = None if logits is None or n_top is None else logprobs_of(logits, token, n_top)
+        text = sequence.append(token, ends=token in self._end_of_generation)
+        self._results.append((sequence, Output(token, text, sequence.finish_reason, logprobs)))
+        return token
+
+    def _finish(self, sequence: Sequence) -> None:
+        """Release a sequence that is complete."""
+        if sequence.finish_reason is not None:
+            self._release(sequence)
+        elif not sequence.generates and not sequence.n_pending:
+            if sequence.is_context:
+                self._cache.save_context(sequence)
+            self._release(sequence)
+            self._results.append((sequence, None))
+
+    def _note(self, work: list[Work], seconds: float) -> None:
+        prefill = [p for p in work if p.sequence.n_computed <= len(p.sequence.prompt)]
+        first = [p.sequence for p in prefill if p.sequence.n_computed - p.n_tokens == p.sequence.n_cached]
+        n_prefill = sum(p.n_tokens for p in prefill)
+        self._report = replace(
+            self._report,
+            seconds=seconds,
+            prompt_tokens=n_prefill,
+            cached_tokens=sum(s.n_cached for s in first),
+            generated_tokens=sum(isinstance(result, Output) for _, result in self._results),
+        )
+        if not any(piece.n_outputs > 1 for piece in work):  # drafts and scores distort the times
+            self._pacing.observe(seconds, len(work) - len(prefill), n_prefill)
+
+    # --- the end of a sequence
+
+    def _release(self, sequence: Sequence) -> None:
+        """Free a sequence's slot. Its KV stays reusable."""
+        self._scheduler.remove(sequence)
+        sequence.sampler.close()
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        """End a sequence with an error and erase its slot, whose contents are unknown."""
+        if isinstance(error, GrammarError):
+            message = f"no token continues the grammar: {error}"
+        else:
+            logger.error("a fault ends one request", exc_info=error)
+            message = f"the engine failed: {error}"
+        self._scheduler.drop(sequence)
+        sequence.sampler.close()
+        self._results.append((sequence, EngineError(message)))

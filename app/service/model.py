@@ -21,8 +21,9 @@ from app.config.contexts import Context, ContextsError
 from app.config.settings import Settings
 from app.engine import llama
 from app.engine.answer import EngineError, QueueFull, RequestTooLong
+from app.engine.async_engine import AsyncEngine
 from app.engine.cache.state_files import StateFiles
-from app.engine.engine import Engine, EngineOptions
+from app.engine.engine import EngineOptions
 from app.engine.sampling import grammar, params, samplers
 from app.fit.identity import identity
 from app.fit.kv_choice import choose_kv
@@ -90,7 +91,7 @@ class Model:
             self.tokenizer = make_tokenizer(settings, self._weights, tokenizer_repo)
             stack.callback(self.tokenizer.template.close)
             options = engine_options(settings, plan, self._weights)
-            self.engine = Engine(self._weights, options, metrics, lock, on_failure)
+            self.engine = AsyncEngine(self._weights, options, metrics, lock, on_failure)
             # Its thread is not running yet, so that nothing is awaited here.
             stack.callback(lambda: asyncio.run(self.engine.close()))
             _log_model(self._weights, self.engine)
@@ -330,7 +331,7 @@ def _as_service_error(error: Exception) -> ServiceError:
     return GenerationFailed(str(error))
 
 
-def _log_model(weights: llama.Model, engine: Engine) -> None:
+def _log_model(weights: llama.Model, engine: AsyncEngine) -> None:
     if engine.n_ctx_sequence > weights.n_ctx_train > 0:
         logger.warning(
             "a request may have %d tokens (N_CTX), but the model was trained for %d: "

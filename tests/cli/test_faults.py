@@ -27,13 +27,13 @@ def test_a_fault_of_the_engine_thread_ends_the_process(start_server: Start, tmp_
     flag = tmp_path / "fail"
     fault = (
         "from pathlib import Path\n"
-        "from app.engine.core import EngineCore\n"
-        "step = EngineCore.step\n"
+        "from app.engine.engine import Engine\n"
+        "step = Engine.step\n"
         "def failing(core):\n"
         f"    if Path({str(flag)!r}).exists():\n"
         "        raise RuntimeError('forced')\n"
         "    step(core)\n"
-        "EngineCore.step = failing\n"
+        "Engine.step = failing\n"
     )
     server = start_server(program(tmp_path, fault), **SMALL).wait_until(timeout=300)
     body = {

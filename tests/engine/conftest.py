@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.engine.engine import Engine, EngineOptions
+from app.engine.async_engine import AsyncEngine
+from app.engine.engine import EngineOptions
 from app.engine.llama import Model
 from app.engine.report import StepReport
 
@@ -46,10 +47,10 @@ def compute_lock() -> threading.Lock:
 
 
 @pytest.fixture
-async def engine(model: Model, reports: Reports, compute_lock: threading.Lock) -> AsyncIterator[Engine]:
+async def engine(model: Model, reports: Reports, compute_lock: threading.Lock) -> AsyncIterator[AsyncEngine]:
     """An engine of four sequences of 512 tokens; eight more requests may wait."""
     options = EngineOptions(n_ctx=2048, max_sequences=4, n_threads=2, max_requests=12)
-    engine = Engine(model, options, reports, compute_lock)
+    engine = AsyncEngine(model, options, reports, compute_lock)
     engine.start()
     yield engine
     await engine.close()

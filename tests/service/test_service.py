@@ -13,7 +13,7 @@ from app.api.app import create_app
 from app.chat.messages import Message
 from app.config.contexts import load_contexts
 from app.config.settings import SettingsError, load
-from app.engine.core import EngineCore
+from app.engine.engine import Engine
 from app.fit import preflight
 from app.service import ChatPrompt, GenerationFailed, Loading, Service, start
 from app.service import model as model_module
@@ -51,10 +51,10 @@ async def test_a_failed_engine_is_told_and_the_service_closes(
     assert service.is_ready
     assert service.failure is None
 
-    def failing(core: EngineCore) -> None:
+    def failing(core: Engine) -> None:
         raise RuntimeError("forced")
 
-    monkeypatch.setattr(EngineCore, "step", failing)
+    monkeypatch.setattr(Engine, "step", failing)
     [generation] = await service.generate(PROMPT, {})
     with pytest.raises(GenerationFailed, match="the engine failed: forced"):
         async for _ in generation:

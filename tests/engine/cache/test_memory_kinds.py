@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.engine.engine import Engine, EngineOptions
+from app.engine.async_engine import AsyncEngine
+from app.engine.engine import EngineOptions
 from app.engine.llama import Batch, Context, Model
 from app.engine.sampling.params import SamplingParams
 from tests.engine.conftest import Reports
@@ -33,9 +34,9 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 
 @asynccontextmanager
-async def engine_of(model: Model, **options: Any) -> AsyncIterator[Engine]:
+async def engine_of(model: Model, **options: Any) -> AsyncIterator[AsyncEngine]:
     defaults = {"n_ctx": 4096, "max_sequences": 4, "n_threads": 2}
-    engine = Engine(model, EngineOptions(**(defaults | options)))
+    engine = AsyncEngine(model, EngineOptions(**(defaults | options)))
     engine._observer = Reports()
     engine.start()
     try:
@@ -45,12 +46,12 @@ async def engine_of(model: Model, **options: Any) -> AsyncIterator[Engine]:
         model.close()
 
 
-def n_prefilled(engine: Engine) -> int:
+def n_prefilled(engine: AsyncEngine) -> int:
     assert isinstance(engine._observer, Reports)
     return engine._observer.prompt_tokens
 
 
-async def ask(engine: Engine, tokens: list[int], n: int = 12) -> tuple[list[int], int]:
+async def ask(engine: AsyncEngine, tokens: list[int], n: int = 12) -> tuple[list[int], int]:
     answer = engine.submit(tokens, SamplingParams(temperature=0, max_tokens=n, ignore_eos=True))
     return [output.token async for output in answer], answer.n_cached
 

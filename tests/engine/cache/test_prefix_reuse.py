@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.engine.async_engine import AsyncEngine
 from app.engine.cache.state_files import StateFiles
-from app.engine.engine import Engine, EngineOptions
+from app.engine.engine import EngineOptions
 from app.engine.llama import Batch, Context, KVOptions, Model
 from app.engine.sampling.params import SamplingParams
 from app.engine.sampling.samplers import ChainSampler, GreedySampler
@@ -34,15 +35,15 @@ FACTS = " ".join(
 )
 
 Check = Callable[..., None]
-MakeEngine = Callable[..., AbstractAsyncContextManager[Engine]]
+MakeEngine = Callable[..., AbstractAsyncContextManager[AsyncEngine]]
 
 
 @pytest.fixture
 def make_engine(model: Model) -> MakeEngine:
     @asynccontextmanager
-    async def make(reports: Reports | None = None, **options: object) -> AsyncIterator[Engine]:
+    async def make(reports: Reports | None = None, **options: object) -> AsyncIterator[AsyncEngine]:
         defaults = {"n_ctx": 4096, "max_sequences": 4, "n_threads": 2, "speculation": False}
-        engine = Engine(model, EngineOptions(**(defaults | options)), reports)  # type: ignore[arg-type]
+        engine = AsyncEngine(model, EngineOptions(**(defaults | options)), reports)  # type: ignore[arg-type]
         engine.start()
         try:
             yield engine
@@ -52,7 +53,7 @@ def make_engine(model: Model) -> MakeEngine:
     return make
 
 
-def prompt(engine: Engine, question: str, facts: str = FACTS) -> list[int]:
+def prompt(engine: AsyncEngine, question: str, facts: str = FACTS) -> list[int]:
     text = (
         f"<|im_start|>system\n{facts}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -60,7 +61,7 @@ def prompt(engine: Engine, question: str, facts: str = FACTS) -> list[int]:
     return engine.vocab.tokenize(text, parse_special=True)
 
 
-async def ask(engine: Engine, tokens: list[int], n: int = 24, **params: object) -> tuple[list[int], int]:
+async def ask(engine: AsyncEngine, tokens: list[int], n: int = 24, **params: object) -> tuple[list[int], int]:
     """The tokens of the answer, and how many of the prompt's were cached."""
     sampling = {"temperature": 0.0, "max_tokens": n, "ignore_eos": True} | params
     answer = engine.submit(tokens, SamplingParams(**sampling))  # type: ignore[arg-type]

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from app.engine.answer import EngineError
+from app.engine.async_engine import AsyncEngine
 from app.engine.detokenizer import Detokenizer
-from app.engine.engine import Engine
 from app.engine.llama import Model
 from app.engine.sampling.grammar import Grammar, GrammarCompiler, GrammarError, Matcher
 from app.engine.sampling.json_schema import complaint_about
@@ -259,7 +259,9 @@ def test_texts_of_one_grammar_do_not_touch_each_other(grammars: GrammarCompiler,
 # --- with the engine
 
 
-async def answer_of(engine: Engine, model: Model, prompt: str, params: SamplingParams) -> tuple[str, Any]:
+async def answer_of(
+    engine: AsyncEngine, model: Model, prompt: str, params: SamplingParams
+) -> tuple[str, Any]:
     text, reason = "", None
     async for output in engine.submit(model.vocab.tokenize(prompt, parse_special=True), params):
         text += output.text
@@ -270,7 +272,7 @@ async def answer_of(engine: Engine, model: Model, prompt: str, params: SamplingP
 @pytest.mark.anyio
 @pytest.mark.parametrize("temperature", [0.0, 1.2])
 async def test_answers_validate(
-    temperature: float, engine: Engine, model: Model, grammars: GrammarCompiler
+    temperature: float, engine: AsyncEngine, model: Model, grammars: GrammarCompiler
 ) -> None:
     grammar = grammars.json_schema(PERSON)
     for seed in range(3):
@@ -284,7 +286,7 @@ async def test_answers_validate(
 
 @pytest.mark.anyio
 async def test_an_answer_ends_with_its_grammar_even_where_ends_are_ignored(
-    engine: Engine, model: Model, grammars: GrammarCompiler
+    engine: AsyncEngine, model: Model, grammars: GrammarCompiler
 ) -> None:
     grammar = grammars.regex("(left|right)!")
     params = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True, grammar=grammar)
@@ -295,7 +297,7 @@ async def test_an_answer_ends_with_its_grammar_even_where_ends_are_ignored(
 
 @pytest.mark.anyio
 async def test_speculation_keeps_to_the_grammar(
-    engine: Engine, model: Model, grammars: GrammarCompiler
+    engine: AsyncEngine, model: Model, grammars: GrammarCompiler
 ) -> None:
     # The prompt tempts to go on by copying; the grammar forbids every second word of it.
     prompt = "one two three four five six " * 8
@@ -320,7 +322,7 @@ class Failing(Matcher):
 
 @pytest.mark.anyio
 async def test_a_grammar_beyond_its_limits_ends_one_answer_alone(
-    engine: Engine, model: Model, grammars: GrammarCompiler
+    engine: AsyncEngine, model: Model, grammars: GrammarCompiler
 ) -> None:
     class Brittle(Grammar):
         def matcher(self) -> Matcher:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from app.engine.engine import Engine
+from app.engine.async_engine import AsyncEngine
 from app.engine.llama import Batch, Context, Model
 from app.engine.sampling.logprobs import logprobs_of
 from app.engine.sampling.params import SamplingParams
@@ -55,7 +55,7 @@ class Bare:
 
 
 @pytest.mark.anyio
-async def test_those_of_an_answer_are_by_the_raw_logits(engine: Engine, model: Model) -> None:
+async def test_those_of_an_answer_are_by_the_raw_logits(engine: AsyncEngine, model: Model) -> None:
     """Bias and penalties choose other tokens; the log-probabilities stay the model's own."""
     prompt = model.vocab.tokenize("The capital of France is", parse_special=False)
     likeliest = model.vocab.tokenize(" Paris", parse_special=False)[0]
@@ -82,7 +82,7 @@ async def test_those_of_an_answer_are_by_the_raw_logits(engine: Engine, model: M
 @pytest.mark.anyio
 @pytest.mark.parametrize("max_tokens", [0, 3])
 async def test_those_of_a_prompt_are_of_every_token_but_the_first(
-    max_tokens: int, engine: Engine, model: Model
+    max_tokens: int, engine: AsyncEngine, model: Model
 ) -> None:
     prompt = model.vocab.tokenize("Roses are red, violets are blue. " * 9, parse_special=False)
     plain = SamplingParams(max_tokens=1, temperature=0)
@@ -106,7 +106,7 @@ async def test_those_of_a_prompt_are_of_every_token_but_the_first(
 
 
 @pytest.mark.anyio
-async def test_scored_prompts_run_beside_others(engine: Engine, model: Model) -> None:
+async def test_scored_prompts_run_beside_others(engine: AsyncEngine, model: Model) -> None:
     prompt = model.vocab.tokenize("Roses are red, violets are blue. " * 6, parse_special=False)
     streams = [
         engine.submit(prompt[i:], SamplingParams(max_tokens=20, temperature=0, ignore_eos=True))

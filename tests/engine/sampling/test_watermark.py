@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from app.engine.engine import Engine
+from app.engine.async_engine import AsyncEngine
 from app.engine.llama import Model
 from app.engine.sampling.params import SamplingParams
 from app.engine.sampling.watermark import Detection, Watermark
@@ -61,7 +61,7 @@ def test_a_pair_that_comes_again_counts_once() -> None:
     assert watermark.detect([5], N_VOCAB).n_tokens == 0
 
 
-async def answers(engine: Engine, model: Model, watermark: Watermark | None) -> list[list[int]]:
+async def answers(engine: AsyncEngine, model: Model, watermark: Watermark | None) -> list[list[int]]:
     """The tokens of an answer to each prompt, by seeds that are always the same."""
     running = [
         engine.submit(
@@ -77,7 +77,7 @@ async def answers(engine: Engine, model: Model, watermark: Watermark | None) -> 
 
 
 @pytest.mark.anyio
-async def test_the_z_score_separates(engine: Engine, model: Model) -> None:
+async def test_the_z_score_separates(engine: AsyncEngine, model: Model) -> None:
     watermark = Watermark()
 
     def z_scores(texts: list[list[int]]) -> list[float]:

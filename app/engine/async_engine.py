@@ -1,0 +1,215 @@
+"""The engine: an asyncio interface to the thread that runs the step loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from collections.abc import Sequence as Tokens
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
+
+from app.engine.answer import Answer, EngineError, Output, QueueFull, RequestTooLong
+from app.engine.detokenizer import Detokenizer
+from app.engine.engine import Engine, EngineOptions, Result
+from app.engine.llama import DecodeAborted, Model, Vocab
+from app.engine.prompt_lookup import PromptLookup
+from app.engine.report import Observer, StepReport
+from app.engine.sampling.params import SamplingParams
+from app.engine.sampling.samplers import GreedySampler, make_sampler
+from app.engine.sequence import Sequence
+
+__all__ = ["Engine", "EngineOptions"]
+
+logger = logging.getLogger("tokenstream.engine")
+
+
+class AsyncEngine:
+    """Continuous batching over one model, on a thread of its own.
+
+    Methods are called on the event loop. All unfinished answers are registered there, so that each one
+    ends even if the thread fails.
+
+    Attributes:
+        n_ctx_sequence: Maximum tokens of prompt and answer together.
+        failure: The exception that ended the engine thread; None while it runs and after ``close``.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        options: EngineOptions,
+        observer: Observer | None = None,
+        compute_lock: AbstractContextManager[None] | None = None,
+        on_failure: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        """Reserve KV memory.
+
+        Args:
+            model: The weights; to be closed after the engine.
+            options: Sizes and switches.
+            observer: Receives a report of every step, on the event loop.
+            compute_lock: Held during each step, against other computations on the same cores.
+            on_failure: Called once, on the event loop, if the engine thread ends by an exception.
+
+        Raises:
+            ModelLoadError: Memory is short.
+        """
+        self._core = Engine(model, options)
+        self.vocab: Vocab = model.vocab
+        self.n_ctx_sequence = self._core.n_ctx_sequence
+        # Rejected draft tokens cannot be removed from a recurrent state.
+        self._speculates = options.speculation and not model.is_recurrent
+        self._max_requests = options.max_requests
+        self._observer = observer
+        self._compute_lock = compute_lock or nullcontext()
+        self._on_failure = on_failure
+        self.failure: BaseException | None = None
+        self._answers: dict[Sequence, Answer] = {}  # unfinished; used on the event loop only
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # None: close
+        self._accepts = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._supervise, name="engine", daemon=True)
+
+    # --- on the event loop
+
+    @property
+    def n_unfinished(self) -> int:
+        """Number of running and waiting requests."""
+        return len(self._answers)
+
+    def start(self) -> None:
+        """Start the engine thread. Answers arrive on the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+        self._accepts = True
+
+    def submit(self, prompt: Tokens[int], params: SamplingParams) -> Answer:
+        """Queue a prompt of at least one token.
+
+        Raises:
+            RequestTooLong: Prompt and ``max_tokens`` exceed ``n_ctx_sequence``.
+            QueueFull: The maximum number of requests is running or waiting.
+            EngineError: The engine is closed or has failed.
+        """
+        if not prompt or min(prompt) < 0 or max(prompt) >= self.vocab.n_tokens:
+            raise ValueError("a prompt needs at least one token, and only tokens of the vocabulary")
+        if len(prompt) + params.max_tokens > self.n_ctx_sequence:
+            raise RequestTooLong(len(prompt), params.max_tokens, self.n_ctx_sequence)
+        if self.n_unfinished >= self._max_requests:
+            raise QueueFull(f"{self.n_unfinished} requests are running or waiting")
+        return self._submit(
+            Sequence(
+                list(prompt),
+                params,
+                make_sampler(params, self.vocab, prompt),
+                Detokenizer(self.vocab, params.stop, keeps_stop=params.keeps_stop, visible=params.visible),
+                PromptLookup() if self._speculates else None,
+            )
+        )
+
+    async def warm(self, prefix: Tokens[int]) -> int:
+        """Make a shared prefix available: load it from disk, or compute it and save it there.
+
+        Returns:
+            Number of computed tokens.
+
+        Raises:
+            EngineError: The engine is closed, or the computation failed.
+        """
+        nothing = SamplingParams(max_tokens=0, temperature=0)
+        sampler = GreedySampler(nothing, self.vocab, ())
+        detokenizer = Detokenizer(self.vocab)
+        answer = self._submit(Sequence(list(prefix), nothing, sampler, detokenizer, is_context=True))
+        async for _ in answer:
+            raise AssertionError("a context generates no tokens")
+        return answer.n_prompt - answer.n_cached
+
+    def _submit(self, sequence: Sequence) -> Answer:
+        if not self._accepts:
+            raise self._error()
+        answer = Answer(sequence, self.cancel)
+        self._answers[sequence] = answer
+        self._inbox.put(partial(self._core.add, sequence))
+        return answer
+
+    def cancel(self, answer: Answer) -> None:
+        """End an unfinished answer and free its slot before the next step."""
+        self._inbox.put(partial(self._core.cancel, answer.sequence))
+
+    async def close(self) -> None:
+        """Stop the thread, end unfinished answers with EngineError, free KV memory."""
+        self._accepts = False
+        if self._thread.is_alive():
+            self._inbox.put(None)
+            self._core.abort()
+            await asyncio.to_thread(self._thread.join)
+        self._core.close()
+
+    def _deliver(self, results: list[tuple[Sequence, Result]], report: StepReport) -> None:
+        for sequence, result in results:
+            if answer := self._answers.get(sequence):
+                if not isinstance(result, Output) or result.finish_reason is not None:
+                    del self._answers[sequence]
+                answer.put(result)
+        if self._observer is not None:
+            self._observer.on_step(report)
+
+    def _thread_ended(self, failure: BaseException | None) -> None:
+        self._accepts = False
+        self.failure = failure
+        while self._answers:
+            sequence, answer = self._answers.popitem()
+            sequence.sampler.close()
+            answer.put(self._error())
+        if failure is not None and self._on_failure is not None:
+            self._on_failure(failure)
+
+    def _error(self) -> EngineError:
+        if self.failure is not None:
+            return EngineError(f"the engine failed: {self.failure}")
+        return EngineError("the server is shutting down")
+
+    # --- on the engine thread
+
+    def _supervise(self) -> None:
+        """Run the step loop. However it ends, the event loop learns of it."""
+        failure: BaseException | None = None
+        try:
+            self._run()
+        except BaseException as error:
+            logger.critical("the engine thread failed; all requests end", exc_info=error)
+            failure = error
+        finally:
+            self._call(partial(self._thread_ended, failure))
+
+    def _run(self) -> None:
+        while self._take_in():
+            try:
+                with self._compute_lock:
+                    self._core.step()
+            except DecodeAborted:  # by close()
+                return
+            # One call per step, not one per token.
+            self._call(partial(self._deliver, *self._core.take_results()))
+
+    def _take_in(self) -> bool:
+        """Take new and cancelled requests. Blocks while the core is idle. False: close."""
+        is_idle = self._core.is_idle
+        while True:
+            try:
+                command = self._inbox.get(block=is_idle)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command()
+            is_idle = False
+
+    def _call(self, function: Callable[[], None]) -> None:
+        """Have the event loop call a function; a closed loop has no readers."""
+        assert self._loop is not None
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function)

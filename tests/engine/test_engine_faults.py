@@ -1,0 +1,225 @@
+"""Faults of the engine: each ends exactly the requests that it concerns."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import anyio
+import pytest
+
+from app.engine.answer import EngineError
+from app.engine.async_engine import AsyncEngine
+from app.engine.cache.prefix_cache import PrefixCache
+from app.engine.detokenizer import Detokenizer
+from app.engine.engine import Engine, EngineOptions
+from app.engine.llama import Batch, Context, DecodeAborted, DecodeError, Model
+from app.engine.prompt_lookup import PromptLookup
+from app.engine.sampling.samplers import GreedySampler
+from app.engine.scheduler import Scheduler
+from app.engine.sequence import Sequence
+from tests.engine.asking import (
+    LONG,
+    assert_nothing_runs,
+    chat,
+    read,
+    settled,
+    submit,
+)
+from tests.engine.conftest import Reports
+
+pytestmark = pytest.mark.anyio
+
+
+class TestFaults:
+    """A fault ends the requests that it concerns; the others get their answers."""
+
+    @pytest.mark.parametrize(
+        ("owner", "name", "part"),
+        [
+            (PrefixCache, "occupy", "sequence"),
+            (GreedySampler, "sample", "sampler"),
+            (Detokenizer, "push", "detokenizer"),
+            (PromptLookup, "propose", "lookup"),
+            (Engine, "_score", "sequence"),
+            (Scheduler, "remove", "sequence"),
+        ],
+    )
+    async def test_of_one_sequence_ends_that_one(
+        self,
+        engine: AsyncEngine,
+        reports: Reports,
+        compute_lock: threading.Lock,
+        monkeypatch: pytest.MonkeyPatch,
+        owner: type,
+        name: str,
+        part: str,
+    ) -> None:
+        with compute_lock:
+            faulty, healthy = submit(engine, "Say hi.", max_tokens=6, prompt_logprobs=1), submit(engine, LONG)
+            concerned = faulty.sequence if part == "sequence" else getattr(faulty.sequence, part)
+            method = getattr(owner, name)
+
+            def fail(*arguments: Any, **more: Any) -> Any:
+                is_concerned = concerned in arguments or getattr(arguments[1], "sequence", None) is concerned
+                if is_concerned and (name != "push" or faulty.sequence.n_generated > 2):
+                    raise MemoryError("out of memory")
+                return method(*arguments, **more)
+
+            monkeypatch.setattr(owner, name, fail)
+        if name != "remove":  # its last token is out before the fault
+            with pytest.raises(EngineError, match="out of memory"):
+                await read(faulty)
+        assert (await read(healthy))[1] == 32
+        await settled(reports)
+        assert_nothing_runs(engine)
+
+    async def test_of_a_move_ends_the_sequence_that_moves(
+        self, engine: AsyncEngine, reports: Reports, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        n_tokens = (2, 40, 40)
+        first, stays, moves = (submit(engine, LONG + " " * n, max_tokens=m) for n, m in enumerate(n_tokens))
+        move = PrefixCache.move
+
+        def fail_for_one(cache: PrefixCache, sequence: Sequence, target: int) -> None:
+            with monkeypatch.context() as patch:
+                if sequence is moves.sequence:
+                    patch.setattr(Context, "restore_sequence", lambda *_: False)
+                move(cache, sequence, target)
+
+        monkeypatch.setattr(PrefixCache, "move", fail_for_one)
+        assert (await read(first))[1] == 2
+        with pytest.raises(EngineError, match="no room to move"):
+            await read(moves)
+        assert (await read(stays))[1] == 40
+        await settled(reports)
+        assert_nothing_runs(engine)
+
+    async def test_of_a_decode_ends_its_batch(
+        self, model: Model, reports: Reports, compute_lock: threading.Lock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine = AsyncEngine(model, EngineOptions(512, 1, n_threads=2), reports, compute_lock)
+        engine.start()
+        decode = Context.decode
+
+        def fail(context: Context, batch: Batch) -> None:
+            monkeypatch.setattr(Context, "decode", decode)
+            raise DecodeError(-3)
+
+        with compute_lock:
+            running, waiting = submit(engine, LONG, max_tokens=3), submit(engine, LONG, max_tokens=3)
+            monkeypatch.setattr(Context, "decode", fail)
+        with pytest.raises(EngineError, match="llama_decode returned -3"):
+            await read(running)
+        assert (await read(waiting))[1] == 3
+        await engine.close()
+
+    @pytest.mark.parametrize("method", ["load_context", "save_context"])
+    async def test_of_a_context(
+        self, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, method: str
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise OSError("disk full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PrefixCache, method, fail)
+            with pytest.raises(EngineError, match="disk full"):
+                await engine.warm(chat(engine, LONG))
+        assert await engine.warm(chat(engine, LONG)) > 0
+
+    @pytest.mark.parametrize(
+        ("owner", "name"), [(Scheduler, "schedule"), (Engine, "add"), (Engine, "take_results")]
+    )
+    async def test_of_the_engine_itself_ends_all(
+        self,
+        model: Model,
+        compute_lock: threading.Lock,
+        monkeypatch: pytest.MonkeyPatch,
+        owner: type,
+        name: str,
+    ) -> None:
+        """Running, waiting and not yet taken in: no client may hang, and the failure must show."""
+        failures: list[BaseException] = []
+        options = EngineOptions(512, 1, n_threads=2)
+        engine = AsyncEngine(model, options, None, compute_lock, on_failure=failures.append)
+        engine.start()
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("broken")
+
+        with compute_lock:
+            answers = [submit(engine, LONG, max_tokens=200, ignore_eos=True) for _ in range(2)]
+        outputs = answers[0].__aiter__()
+        await outputs.__anext__()
+        with compute_lock:
+            answers.append(submit(engine, LONG))
+            monkeypatch.setattr(owner, name, fail)
+            answers.append(submit(engine, LONG))
+        with anyio.fail_after(60):
+            for answer in answers:
+                with pytest.raises(EngineError, match="broken"):
+                    await read(answer)
+        assert isinstance(engine.failure, RuntimeError)
+        assert failures == [engine.failure]
+        assert engine.n_unfinished == 0
+        with pytest.raises(EngineError, match="broken"):
+            submit(engine, LONG)
+        await engine.close()
+
+
+class TestClose:
+    async def test_ends_what_runs_with_an_error(self, engine: AsyncEngine) -> None:
+        answer = submit(engine, LONG, max_tokens=400, ignore_eos=True)
+        outputs = answer.__aiter__()
+        await outputs.__anext__()
+        await engine.close()
+        with pytest.raises(EngineError, match="shutting down"):
+            async for _ in outputs:
+                pass
+        with pytest.raises(EngineError):
+            submit(engine, LONG)
+        assert engine.failure is None
+
+    async def test_ends_what_is_in_the_inbox(self, engine: AsyncEngine, compute_lock: threading.Lock) -> None:
+        with compute_lock:
+            before = submit(engine, LONG)
+            closing = asyncio.create_task(engine.close())
+            between = submit(engine, LONG)
+            await asyncio.sleep(0)
+            with pytest.raises(EngineError, match="shutting down"):
+                submit(engine, LONG)
+        with anyio.fail_after(60):
+            for answer in (before, between):
+                with pytest.raises(EngineError, match="shutting down"):
+                    await read(answer)
+        await closing
+
+    async def test_aborts_the_running_decode(
+        self, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        decode, abort = Context.decode, Context.abort
+        is_decoding, is_aborted = threading.Event(), threading.Event()
+        ends = list[type]()
+
+        def decode_after_abort(context: Context, batch: Batch) -> None:
+            is_decoding.set()
+            assert is_aborted.wait(60)
+            with pytest.raises(DecodeAborted) as raised:
+                decode(context, batch)
+            ends.append(raised.type)
+            raise raised.value
+
+        def note(context: Context) -> None:
+            abort(context)
+            is_aborted.set()
+
+        monkeypatch.setattr(Context, "decode", decode_after_abort)
+        monkeypatch.setattr(Context, "abort", note)
+        answer = submit(engine, LONG)
+        assert await asyncio.to_thread(is_decoding.wait, 60)
+        await engine.close()
+        assert ends == [DecodeAborted]
+        assert engine.failure is None
+        with pytest.raises(EngineError, match="shutting down"):
+            await read(answer)
