@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass, field, replace
 
 from app.engine.answer import EngineError, Output
-from app.engine.cache.prefix_cache import MemoryKind, PrefixCache, StateStore
+from app.engine.cache.kv_state import MemoryKind, StateStore
+from app.engine.cache.prefix_cache import PrefixCache
 from app.engine.llama import Batch, Context, DecodeAborted, KVOptions, Model
 from app.engine.pacing import MIN_CHUNK, Pacing
 from app.engine.report import StepReport

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from app.engine.cache.prefix_cache import CacheFigures
+from app.engine.cache.kv_state import CacheFigures
 
 
 @dataclass(frozen=True, slots=True)

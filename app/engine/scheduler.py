@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from app.engine.cache.prefix_cache import Prefix, PrefixCache, Resident
+from app.engine.cache.kv_state import Prefix, Resident
+from app.engine.cache.prefix_cache import PrefixCache
 from app.engine.pacing import MIN_CHUNK, Pacing
 from app.engine.sequence import Sequence
 

@@ -16,6 +16,8 @@ _MAKEFILE = (ROOT / "Makefile").read_text()
 _PHONY = " ".join(re.findall(r"^\.PHONY: *(.*)$", _MAKEFILE, re.MULTILINE)).split()
 _TARGETS = {*re.findall(r"^([a-z][\w-]*):", _MAKEFILE, re.MULTILINE), *_PHONY}
 _ALSO_READ = {"WEIGHT_FILES", "N_GPU_LAYERS", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"}
+# Read by native/ and by llama_cpp.
+_OF_THE_BUILD = {"TOKENSTREAM_WHEEL_CACHE", "CMAKE_BUILD_PARALLEL_LEVEL", "LLAMA_CPP_LIB_PATH"}
 _OF_MAKE = {"LLAMA_BUILD_FLAGS", "BUILDER", "BUILD", "PROMPT", "BENCH", "PYTHON", "PYTEST"}
 
 
@@ -58,7 +60,7 @@ def test_modules_of_python_commands_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=title)
 def test_variables_are_settings(page: Path) -> None:
-    known = {name.upper() for name in Settings.model_fields} | _ALSO_READ | _OF_MAKE
+    known = {name.upper() for name in Settings.model_fields} | _ALSO_READ | _OF_THE_BUILD | _OF_MAKE
     shell = " ".join(command for command in commands(page) if command.startswith(("make ", "docker ")))
     named = {
         *re.findall(r"(?<![\w-])([A-Z][A-Z_]+)=", shell),

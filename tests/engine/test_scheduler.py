@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.cache.prefix_cache import MemoryKind, PrefixCache
+from app.engine.cache.kv_state import MemoryKind
+from app.engine.cache.prefix_cache import PrefixCache
 from app.engine.pacing import Pacing
 from app.engine.scheduler import Limits, Scheduler, SequenceFault, Work
 from app.engine.sequence import Sequence

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.cache.prefix_cache import MemoryKind
+from app.engine.cache.kv_state import MemoryKind
 from app.engine.sampling.params import SamplingParams
 from app.engine.scheduler import Work
 from app.engine.sequence import Sequence

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from app.engine.cache.prefix_cache import MemoryKind, PrefixCache
+from app.engine.cache.kv_state import MemoryKind
+from app.engine.cache.prefix_cache import PrefixCache
 from app.engine.sequence import Sequence
 from tests.engine.cache.fake_memory import FakeMemory, sequence
 from tests.engine.cache.test_prefix_cache import PREFIX, Files, Rig

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.engine.cache.prefix_cache import MemoryKind, PrefixCache
+from app.engine.cache.kv_state import MemoryKind
+from app.engine.cache.prefix_cache import PrefixCache
 from app.engine.sequence import Sequence
 from tests.engine.cache.fake_memory import FakeMemory, sequence
 

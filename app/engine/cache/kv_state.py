@@ -1,0 +1,113 @@
+"""Data types of the prefix cache, and the memory that it works on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.engine.sequence import Sequence
+
+State = NDArray[np.uint8]
+
+
+class KVMemory(Protocol):
+    """The methods of ``llama.Context`` that the cache uses; see there."""
+
+    def clear_sequence(self, sequence: int) -> None: ...
+
+    def can_truncate(self, sequence: int, n_tokens: int) -> bool: ...
+
+    def truncate_sequence(self, sequence: int, n_tokens: int) -> None: ...
+
+    def share_prefix(self, source: int, target: int, n_tokens: int) -> None: ...
+
+    def sequence_bytes(self, sequence: int) -> int: ...
+
+    def save_sequence(self, sequence: int) -> State: ...
+
+    def restore_sequence(self, sequence: int, state: State) -> bool: ...
+
+
+class StateStore(Protocol):
+    """States that outlive the process; implemented by ``state_files.StateFiles``."""
+
+    def n_bytes(self, tokens: Tokens[int]) -> int:
+        """Size of the state after exactly these tokens; 0 if there is none."""
+
+    def load(self, tokens: Tokens[int]) -> State | None:
+        """The state after exactly these tokens, or None."""
+
+    def save(self, tokens: Tokens[int], state: State) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryKind:
+    """Abilities of the KV memory of a model and layout.
+
+    Attributes:
+        can_be_cut: Whether a sequence can be truncated to any of its tokens, saved or not. A recurrent state
+            cannot: it is valid for exactly the tokens that made it. With sliding windows a saved state cannot
+            either (it holds only the window), and a live one can where ``can_truncate`` says so.
+        shares_cells: Whether several sequences can share the cells of a prefix without a copy.
+    """
+
+    can_be_cut: bool = True
+    shares_cells: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Resident:
+    """Contents of one KV slot: a running sequence, or the remains of a finished one."""
+
+    slot: int
+    tokens: list[int]  # of a running sequence only the prompt
+    sequence: Sequence | None
+
+    @property
+    def n_computed(self) -> int:
+        """Number of tokens in KV memory."""
+        return len(self.tokens) if self.sequence is None else self.sequence.n_computed
+
+
+@dataclass(eq=False, slots=True)
+class Saved:
+    """A sequence state outside KV memory. If ``state`` is None it is on disk only."""
+
+    tokens: list[int]
+    state: State | None
+    is_context: bool = False
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes in RAM."""
+        return 0 if self.state is None else self.state.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The longest known prefix of a prompt.
+
+    Attributes:
+        n_tokens: Its length.
+        source: Where it is.
+        n_expected: Its length once a running sequence has prefilled the part that it shares.
+        expected_from: That sequence.
+    """
+
+    n_tokens: int = 0
+    source: Resident | Saved | None = None
+    n_expected: int = 0
+    expected_from: Sequence | None = None
+
+
+@dataclass(slots=True)
+class CacheFigures:
+    """Size of the saved states, and the number of evictions since the start."""
+
+    n_bytes: int = 0
+    n_states: int = 0
+    n_evicted: int = 0
