@@ -131,7 +131,7 @@ async def test_more_than_fit_wait_and_all_get_their_answer(engine: AsyncEngine, 
     results = await asyncio.gather(*(ask(engine, f"Count from {n}.", max_tokens=8) for n in range(12)))
     assert all(n >= 1 and text for text, n, _ in results)
     assert max(r.running for r in reports.all) == 4
-    assert max(r.waiting for r in reports.all) == 8
+    assert 8 <= max(r.waiting for r in reports.all) < 12  # the first chunk may hold fewer than four prompts
     assert reports.generated_tokens == sum(n for _, n, _ in results)
     assert reports.prompt_tokens + reports.cached_tokens == sum(
         len(chat(engine, f"Count from {n}.")) for n in range(12)

@@ -220,7 +220,7 @@ class CountedFiles(Files):
 
 
 @pytest.mark.parametrize("shares_cells", [False, True])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data(), budget=st.integers(0, 2000))
 def test_copies_beyond_the_budget_are_at_most_one_running_sequence(
     data: st.DataObject, budget: int, shares_cells: bool
