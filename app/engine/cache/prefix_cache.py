@@ -43,7 +43,7 @@ def transient_bytes(kv: KVOptions, kv_bytes: int, n_ctx: int, n_sequences: int) 
     """Maximum bytes of copies that a cache holds beyond its budget. Part of the memory plan.
 
     In the split layout ``move`` and ``occupy`` copy one running sequence at a time. In the shared layout they
-    share its cells. All other copies are within the budget.
+    share its cells. Not counted there: a saved state that is evicted while it is restored.
 
     Args:
         kv: Options of KV memory.
