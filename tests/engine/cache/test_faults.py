@@ -225,7 +225,7 @@ class CountedFiles(Files):
 def test_copies_beyond_the_budget_are_at_most_one_sequence(
     data: st.DataObject, budget: int, shares_cells: bool
 ) -> None:
-    """Also in the shared layout: a state under restoration can be evicted meanwhile. Slots have 100 tokens."""
+    """Also in the shared layout: a state can be evicted during its restoration. Slots have 100 tokens."""
     memory = CountingMemory(MemoryKind(shares_cells=shares_cells))
     cache = PrefixCache(memory, memory.kind, budget, CountedFiles(memory))
     running: dict[int, Sequence] = {}
