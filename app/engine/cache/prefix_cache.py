@@ -43,7 +43,7 @@ def transient_bytes(kv: KVOptions, kv_bytes: int, n_ctx: int, n_sequences: int) 
     """Maximum bytes of copies that a cache holds beyond its budget. Part of the memory plan.
 
     In the split layout ``move`` and ``occupy`` copy one running sequence at a time. In the shared layout they
-    share its cells. Not counted there: a saved state that is evicted while it is restored.
+    share its cells. All other copies are within the budget.
 
     Args:
         kv: Options of KV memory.
@@ -308,7 +308,9 @@ class PrefixCache:
         for depth, item in list(self._tree.matches(tokens)):
             # The new state replaces the same prefix, and any that it can be truncated to.
             covered = self.kind.can_be_cut or depth == len(tokens)
-            if isinstance(item, Saved) and depth == len(item.tokens) and covered and not item.is_context:
+            if not isinstance(item, Saved) or item.is_context or depth < len(item.tokens) or not covered:
+                continue
+            if in_hand is None or item.state is not in_hand:  # a state in hand still takes its bytes
                 self._discard(item)
         for saved in sorted(self._saved, key=lambda saved: saved.is_context):
             if self.figures.n_bytes + n_bytes <= self.budget:

@@ -220,12 +220,12 @@ class CountedFiles(Files):
 
 
 @pytest.mark.parametrize("shares_cells", [False, True])
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data(), budget=st.integers(0, 2000))
 def test_copies_beyond_the_budget_are_at_most_one_sequence(
     data: st.DataObject, budget: int, shares_cells: bool
 ) -> None:
-    """Also in the shared layout: a state can be evicted during its restoration. Slots have 100 tokens."""
+    """As ``transient_bytes`` says. A slot has 100 tokens here."""
     memory = CountingMemory(MemoryKind(shares_cells=shares_cells))
     cache = PrefixCache(memory, memory.kind, budget, CountedFiles(memory))
     running: dict[int, Sequence] = {}
@@ -248,7 +248,7 @@ def test_copies_beyond_the_budget_are_at_most_one_sequence(
                 cache.save_context(running[slot])
             cache.leave(running.pop(slot))
         assert memory.alive == cache.figures.n_bytes <= budget
-    assert memory.peak <= budget + 4 * 100
+    assert memory.peak <= budget + (0 if shares_cells else 4 * 100)
 
 
 def test_a_state_over_the_budget_is_measured_and_not_copied(caplog: pytest.LogCaptureFixture) -> None:
