@@ -1,12 +1,12 @@
 // Attention of up to four query rows over f16 keys and values: softmax(scale*Q*K + mask)*V.
 //
-// Depends on the compiler's intrinsics alone, so that tests compile it for AVX2 and AVX-512 apart from ggml.
+// Depends only on compiler intrinsics: tests compile it for AVX2 and AVX-512 without ggml.
 // flash_attention.cpp divides ggml's operation into calls of attend().
 //
 // Method: online softmax (Milakov and Gimelshein, arXiv:1805.02867) over blocks of 32 keys, in f32.
 //   1. Scores of all rows with a block's keys. K is converted once for all rows.
 //   2. Weights: exp(score - highest score so far). A new highest score rescales the sums.
-//   3. Sums of V, weighted: a tile of the sums is in registers while the block's values are read.
+//   3. Weighted sums of V: a tile of sums stays in registers while the block's values are read.
 // Tile sizes fit the register file (16 vectors with AVX2, 32 with AVX-512). Other sizes spill to the stack.
 #pragma once
 
@@ -30,9 +30,9 @@ constexpr int BLOCK = 32; // keys
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
 #define TOKENSTREAM_ATTENTION_KERNEL
 
-constexpr int WIDTH = 16;      // floats of a vector
-constexpr int MAX_SCORES = 16; // of 32 registers, for the scores of rows with keys
-constexpr int MAX_SUMS = 24;   // of 32 registers, for a tile of the sums
+constexpr int WIDTH = 16;      // floats per vector
+constexpr int MAX_SCORES = 16; // of 32 registers, for scores
+constexpr int MAX_SUMS = 24;   // of 32 registers, for a tile of sums
 using Vec = __m512;
 
 inline Vec zero() { return _mm512_setzero_ps(); }
@@ -47,7 +47,7 @@ inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline float max_of(Vec x) { return _mm512_reduce_max_ps(x); }
 inline float sum_of(Vec x) { return _mm512_reduce_add_ps(x); }
-// The score, or minus infinity where the mask is: unwritten keys may hold NaN.
+// The score, or minus infinity if the mask is: unwritten keys may hold NaN.
 inline Vec masked(Vec score, Vec mask) {
     return _mm512_mask_mov_ps(score, _mm512_cmp_ps_mask(mask, all(-INFINITY), _CMP_EQ_OQ), mask);
 }
@@ -59,7 +59,7 @@ inline Vec where_above(Vec x, float least, Vec value) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, all(least), _CMP_GT_OQ), value);
 }
 
-// The sums of 16 vectors as one vector: a transposition whose steps add.
+// The sums of 16 vectors as one vector: a transposition with additions.
 inline Vec sums_of(const Vec * x) {
     Vec part[8], quarter[4];
     for (int i = 0; i < 8; ++i) {
@@ -133,9 +133,9 @@ inline Vec sums_of(const Vec * x) {
 // Query rows with the same keys: heads of one group (GQA), at one or more positions.
 struct Rows {
     const float * q[MAX_ROWS];
-    const half * mask[MAX_ROWS]; // added to the scores, one value a key; null: every key is visible
+    const half * mask[MAX_ROWS]; // added to the scores, one value per key; null: every key is visible
     float * out[MAX_ROWS];       // head_size values
-    float * partial[MAX_ROWS];   // null, or highest score and sum of weights: out is then not divided by the sum
+    float * partial[MAX_ROWS];   // null, or highest score and sum of weights; out is then not divided by the sum
 };
 
 // Keys and values of one head, `n` rows of each.
@@ -166,7 +166,7 @@ inline Vec exp_of(Vec x) {
     return where_above(x, -87.0f, mul(p, power_of_two(n)));
 }
 
-// The largest power of two, up to 8, of which `n_rows` times as many fit into `n_registers`.
+// Registers per row: the largest power of two, up to 8, so that `n_rows` rows fit into `n_registers`.
 constexpr int per_row(int n_rows, int n_registers) {
     int n = 8;
     while (n*n_rows > n_registers) {
@@ -187,10 +187,10 @@ inline Vec mask_of(const half * mask, int64_t at, int64_t n) {
     return load(values);
 }
 
-// Scores of WIDTH keys from `at`, not yet scaled. The last key stands in for keys past it: their mask hides them.
+// Unscaled scores of WIDTH keys from `at`. Past the last key, the last key is read again and masked.
 template <int R>
 inline void scores_of(const Rows & rows, const Keys & keys, int64_t at, int head_size, Vec * scores) {
-    constexpr int KEYS = per_row(R, MAX_SCORES); // at the same time: independent sums hide the latency
+    constexpr int KEYS = per_row(R, MAX_SCORES); // at once: independent sums hide the latency
     Vec product[R][WIDTH];
     for (int i = 0; i < WIDTH; i += KEYS) {
         const half * k[KEYS];
@@ -224,14 +224,14 @@ inline void scores_of(const Rows & rows, const Keys & keys, int64_t at, int head
     }
 }
 
-// Visible keys of a block: values, and R weights a key.
+// Visible keys of a block: values, and R weights per key.
 struct Visible {
     const half * v[BLOCK];
     float weights[BLOCK][MAX_ROWS];
     int n;
 };
 
-// Add the weighted values to the sums, from element `j` on, in tiles of N vectors a row and then smaller ones.
+// Add the weighted values to the sums from element `j`, in tiles of N vectors per row, then smaller tiles.
 template <int R, int N>
 inline void add_values(const Visible & visible, float (*sums)[MAX_HEAD_SIZE], int j, int head_size) {
     for (; j + N*WIDTH <= head_size; j += N*WIDTH) {
@@ -268,8 +268,8 @@ inline void add_values(const Visible & visible, float (*sums)[MAX_HEAD_SIZE], in
 template <int R>
 void attend_rows(const Rows & rows, const Keys & keys, int head_size, float scale) {
     constexpr int VECTORS = BLOCK/WIDTH;
-    float sums[R][MAX_HEAD_SIZE]; // of values, weighted
-    Vec total[R];                 // of weights, lane by lane
+    float sums[R][MAX_HEAD_SIZE]; // weighted sums of values
+    Vec total[R];                 // sums of weights, per lane
     float highest[R];             // score
     for (int r = 0; r < R; ++r) {
         std::fill_n(sums[r], head_size, 0.0f);
@@ -316,7 +316,7 @@ void attend_rows(const Rows & rows, const Keys & keys, int head_size, float scal
                 highest[r] = score;
             }
             for (int part = 0; part < VECTORS; ++part) {
-                // Without a visible key there is no highest score to subtract.
+                // No visible key: no highest score to subtract.
                 const Vec w = highest[r] == -INFINITY ? zero() : exp_of(sub(scores[part][r], all(highest[r])));
                 total[r] = add(total[r], w);
                 store(weights[r] + part*WIDTH, w);

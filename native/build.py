@@ -1,20 +1,20 @@
 """Build llama-cpp-python for this CPU and install it.
 
-    python native/build.py install --venv .venv    build (or take from the cache) and install
-    python native/build.py probe                   show what this machine can run, and the flags
+    python native/build.py install --venv .venv    build the wheel or take it from the cache; install it
+    python native/build.py probe                   print the usable instruction sets and the build flags
 
-Needs Python 3.10 or newer and a C++ compiler, and nothing installed. Read from the environment:
+Needs Python 3.10 or newer and a C++ compiler, but no Python packages. Environment variables:
 
-    LLAMA_BUILD_FLAGS        CMake definitions that go before what is probed, option by option.
-                             "-DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native" adds this machine's
-                             GPU to the library for its CPU; "-DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF"
-                             leaves AMX out; "-DGGML_NATIVE=ON" goes back to llama.cpp's own
-                             -march=native. OpenMP stays off unless they say "-DGGML_OPENMP=ON".
+    LLAMA_BUILD_FLAGS        CMake definitions. They take precedence over the probes' results.
+                             GPU: "-DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native".
+                             Without AMX: "-DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF".
+                             llama.cpp's -march=native: "-DGGML_NATIVE=ON".
+                             OpenMP, off by default: "-DGGML_OPENMP=ON".
     CC, CXX, CFLAGS, CXXFLAGS, LDFLAGS
-                             the compilers and their flags, for the probes as for the build
+                             compilers and flags, for the probes and for the build
     CMAKE_BUILD_PARALLEL_LEVEL
-                             compilers that run at once; else as many as cores and memory allow
-    TOKENSTREAM_WHEEL_CACHE  where built wheels are kept: ~/.cache/tokenstream/wheels
+                             number of concurrent compilers (default: limited by cores and memory)
+    TOKENSTREAM_WHEEL_CACHE  folder of built wheels (default: ~/.cache/tokenstream/wheels)
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ MANIFEST = "native-build.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run a command; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="build.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
     installing = commands.add_parser("install", help="build and install llama-cpp-python")
-    installing.add_argument("--venv", type=Path, required=True, help="the Python environment to install in")
-    installing.add_argument("--rebuild", action="store_true", help="build even if the cache has the wheel")
-    commands.add_parser("probe", help="show what this CPU and compiler can run, and the flags")
+    installing.add_argument("--venv", type=Path, required=True, help="target Python environment")
+    installing.add_argument("--rebuild", action="store_true", help="build even if the wheel is in the cache")
+    commands.add_parser("probe", help="print the usable instruction sets and the build flags")
     chosen = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -60,54 +60,56 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; nothing was installed", file=sys.stderr)
+        print("interrupted; installed nothing", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
 
 
 def show() -> None:
-    """Print what the probes found and the flags that follow."""
+    """Print the probes' results and the resulting flags."""
     plan, findings = _plan()
     print(f"CPU        {cpu.model()}")
     for compiler in (plan.toolchain.c, plan.toolchain.cxx):
         print(f"{compiler.language.upper():10} {compiler.name}: {compiler.version}")
     print()
     if findings.unprobed:
-        print(f"Not probed: {findings.unprobed}. llama.cpp fits the library to the CPU by itself.")
+        print(f"Not probed: {findings.unprobed}. llama.cpp chooses the instruction sets.")
     for name, reason in findings.reasons.items():
-        print(f"{name:12} {_in_words(name, reason, plan, findings)}")
+        print(f"{name:12} {_description(name, reason, plan, findings)}")
     print("\nFlags")
     for argument in plan.cmake_args:
         print(f"  {argument}")
-    print(f"\nKept as {cache_folder() / plan.key}")
+    print(f"\nCached in {cache_folder() / plan.key}")
 
 
-def _in_words(name: str, reason: str | None, plan: Plan, findings: Findings) -> str:
+def _description(name: str, reason: str | None, plan: Plan, findings: Findings) -> str:
     if reason is not None:
         return f"no   {reason}"
     if name not in plan.instruction_sets:
-        left_out_by = (
-            "LLAMA_BUILD_FLAGS" if os.environ.get("LLAMA_BUILD_FLAGS") else "AVX512_VNNI, which does the same"
+        why_off = (
+            "disabled by LLAMA_BUILD_FLAGS"
+            if os.environ.get("LLAMA_BUILD_FLAGS")
+            else "AVX512_VNNI has the same kernels"
         )
-        return f"yes  left out: {left_out_by}"
+        return f"yes  off: {why_off}"
     if name == "AMX" and findings.amx_header == "repaired":
-        return "yes  with _tile_loadconfig repaired: this compiler's own drops stores"
+        return "yes  with a corrected _tile_loadconfig: the compiler's version drops stores"
     return "yes"
 
 
 def install(venv: Path, *, rebuild: bool) -> None:
-    """Install the library for this machine in ``venv`` and write its manifest there.
+    """Install the library and its manifest in ``venv``.
 
     Raises:
-        BuildError: It cannot be built or installed.
-        NoCompilerError: There is no compiler.
-        BuildFlagsError: LLAMA_BUILD_FLAGS cannot be used.
+        BuildError: The build or the installation fails.
+        NoCompilerError: No usable compiler is found.
+        BuildFlagsError: LLAMA_BUILD_FLAGS is invalid.
     """
     python = venv / "bin" / "python"
     if not python.exists():
-        raise BuildError(f"{venv} is not a Python environment; make one first: python3 -m venv {venv}")
+        raise BuildError(f"{venv} is not a Python environment; create it with: python3 -m venv {venv}")
     if os.environ.get("CMAKE_ARGS"):
-        print("note: CMAKE_ARGS is not read; LLAMA_BUILD_FLAGS takes CMake definitions", file=sys.stderr)
+        print("warning: CMAKE_ARGS is ignored; set LLAMA_BUILD_FLAGS to CMake definitions", file=sys.stderr)
     plan, _ = _plan()
     folder = cache_folder() / plan.key
     wheel = obtain(folder, Builder(plan, REQUIREMENTS, folder / "build.log"), rebuild=rebuild)
@@ -135,11 +137,11 @@ def _pip_install(python: Path, wheel: Path) -> None:
     ]
     result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if result.returncode:
-        raise BuildError(f"pip cannot install {wheel}:\n{(result.stderr or result.stdout).strip()}")
+        raise BuildError(f"pip failed to install {wheel}:\n{(result.stderr or result.stdout).strip()}")
 
 
 def _write_manifest(path: Path, plan: Plan, wheel: Wheel) -> None:
-    """Write down what the library was built for: where it crashes, the server compares that with the CPU."""
+    """Record the build. After a crash, the server compares the instruction sets with the CPU."""
     built_at = datetime.fromtimestamp(wheel.path.stat().st_mtime, timezone.utc)
     manifest = {
         "library": "llama-cpp-python",
@@ -159,9 +161,9 @@ def _write_manifest(path: Path, plan: Plan, wheel: Wheel) -> None:
 
 
 def _summary(plan: Plan, wheel: Wheel) -> str:
-    sets = " ".join(plan.instruction_sets) or "the instruction sets that llama.cpp chose"
-    how = "taken from the cache" if wheel.seconds is None else f"built in {duration(wheel.seconds)}"
-    return f"llama-cpp-python {plan.version} {how} and installed, with {sets}"
+    sets = " ".join(plan.instruction_sets) or "instruction sets chosen by llama.cpp"
+    origin = "taken from the cache" if wheel.seconds is None else f"built in {duration(wheel.seconds)}"
+    return f"llama-cpp-python {plan.version} {origin} and installed, with {sets}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The C and C++ compilers that CMake would use, found the way CMake finds them."""
+"""Find the C and C++ compilers in CMake's search order."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import Literal
 
 Language = Literal["c", "c++"]
 
-# CMake's own order (CMakeDetermineCCompiler, CMakeDetermineCXXCompiler), less the names of Windows and AIX.
+# CMake's order (CMakeDetermineCCompiler, CMakeDetermineCXXCompiler), without names of Windows and AIX.
 _NAMES: dict[Language, tuple[str, ...]] = {
     "c": ("cc", "gcc", "icx", "clang"),
     "c++": ("c++", "g++", "icpx", "clang++"),
 }
 _VARIABLES: dict[Language, tuple[str, str]] = {"c": ("CC", "CFLAGS"), "c++": ("CXX", "CXXFLAGS")}
-# The other language's compiler of the same family: gcc-13 brings g++-13.
+# C and C++ compiler of each family: CC=gcc-13 implies CXX=g++-13.
 _FAMILIES = (("clang", "clang++"), ("gcc", "g++"), ("icx", "icpx"), ("cc", "c++"))
 
 
 class NoCompilerError(Exception):
-    """There is no usable compiler; the message says what to install or to set."""
+    """No usable compiler. The message names the package to install or the variable to set."""
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """One compiler.
+    """A compiler for one language.
 
     Attributes:
-        command: What runs; ``ccache g++`` is two words.
-        flags: From CFLAGS or CXXFLAGS.
-        version: The first line of ``--version``.
+        command: Program and arguments; ``ccache g++`` is two words.
+        flags: Value of CFLAGS or CXXFLAGS.
+        version: First line of ``--version``.
     """
 
     language: Language
@@ -43,27 +43,27 @@ class Compiler:
 
     @property
     def name(self) -> str:
-        """The command as a person would type it."""
+        """The command in shell syntax."""
         return shlex.join(self.command)
 
 
 @dataclass(frozen=True)
 class Toolchain:
-    """The two compilers of one build."""
+    """The compilers of a build."""
 
     c: Compiler
     cxx: Compiler
 
     def environment(self) -> dict[str, str]:
-        """CC and CXX, so that CMake takes the compilers that were probed and no others."""
+        """Variables that make CMake use these compilers."""
         return {"CC": self.c.name, "CXX": self.cxx.name}
 
 
 def find_toolchain(environment: Mapping[str, str] = os.environ) -> Toolchain:
-    """Find the compilers: CC and CXX where they are set, else the first of CMake's names on the PATH.
+    """Find the compilers: CC and CXX if set, else the first name on the PATH.
 
     Raises:
-        NoCompilerError: One is missing, or what a variable names does not run.
+        NoCompilerError: A compiler is missing, or fails to print its version.
     """
     path = environment.get("PATH", os.defpath)
     commands: dict[Language, tuple[str, ...]] = {}
@@ -81,7 +81,7 @@ def _from_variable(variable: str, value: str, path: str) -> tuple[str, ...]:
     command = tuple(_split(variable, value))
     if not shutil.which(command[0], path=path):
         raise NoCompilerError(
-            f"{variable}={value}: there is no program {command[0]!r}; name a compiler or unset it"
+            f"{variable}={value}: program {command[0]!r} not found; name a compiler or unset {variable}"
         )
     return command
 
@@ -92,15 +92,15 @@ def _search(language: Language, named: Mapping[Language, tuple[str, ...]], path:
         if shutil.which(candidate, path=path):
             return (candidate,)
     raise NoCompilerError(
-        "no C++ compiler found: llama.cpp is compiled for this CPU and needs one. "
+        "no C++ compiler found; compiling llama.cpp requires one. "
         "Debian and Ubuntu: apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install"
     )
 
 
 def _relatives(language: Language, named: Mapping[Language, tuple[str, ...]]) -> list[str]:
-    """The compiler of the same family as the one that CC or CXX names for the other language."""
+    """Candidates of the same family as the compiler set for the other language."""
     for command in named.values():
-        name = os.path.basename(command[-1])  # noqa: PTH119 - kept as text, to cut it off the end again
+        name = os.path.basename(command[-1])  # noqa: PTH119 - a suffix of the text is replaced below
         for family in _FAMILIES:
             ours, theirs = family if language == "c" else family[::-1]
             if theirs in name:
@@ -121,11 +121,13 @@ def _describe(language: Language, command: tuple[str, ...], environment: Mapping
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NoCompilerError(f"{shlex.join(command)} --version fails ({error}); set {variable}") from None
+        raise NoCompilerError(
+            f"{shlex.join(command)} --version failed ({error}); set {variable} to a compiler"
+        ) from None
     if answer.returncode:
         reason = (answer.stderr or answer.stdout).strip().partition("\n")[0]
         raise NoCompilerError(
-            f"{shlex.join(command)} --version fails ({reason}); set {variable} to a compiler"
+            f"{shlex.join(command)} --version failed ({reason}); set {variable} to a compiler"
         )
     flags = tuple(_split(flags_variable, environment.get(flags_variable, "")))
     return Compiler(language, command, flags, answer.stdout.partition("\n")[0].strip())

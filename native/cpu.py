@@ -1,4 +1,4 @@
-"""What this machine says its CPU is: for manifests and keys, never to decide what it can run."""
+"""CPU name and features, for manifests and cache keys. Probes choose the instruction sets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def fields() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty where there is no such file."""
+    """First processor of /proc/cpuinfo; empty if the file is missing."""
     try:
         block = CPUINFO.read_text(encoding="utf-8", errors="replace").strip().partition("\n\n")[0]
     except OSError:
@@ -19,13 +19,13 @@ def fields() -> dict[str, str]:
 
 
 def model() -> str:
-    """The CPU's name, such as ``AMD EPYC 9354 32-Core Processor``."""
+    """CPU name, such as ``AMD EPYC 9354 32-Core Processor``."""
     found = fields()
     return found.get("model name") or found.get("CPU part") or platform.processor() or platform.machine()
 
 
 def identity() -> str:
-    """The CPU's name and features as one text: another text, another kind of CPU."""
+    """CPU name and features; different for each kind of CPU."""
     found = fields()
     parts = (found.get("CPU implementer", ""), found.get("flags") or found.get("Features") or "")
     return " ".join((platform.machine(), model(), *parts))

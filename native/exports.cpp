@@ -1,4 +1,4 @@
-// Functions that app/engine/llama calls through ctypes, where a struct declared in Python could be wrong.
+// Functions for app/engine/llama, called through ctypes.
 //
 // Compiled into ggml-cpu by llama_cpp.cmake with the headers of the same llama.cpp.
 
@@ -9,16 +9,16 @@
 #include <cstddef>
 #include <cstdint>
 
-// A pool of threads that stay between decodes; null: it cannot be started. `poll`: how long idle threads spin,
-// 0 (never) to 100 (always). Free it with ggml_threadpool_free.
+// Create threads that stay alive between decodes; returns null on failure. `poll`: spinning of idle threads, 0
+// (none) to 100 (always). Free the pool with ggml_threadpool_free.
 extern "C" ggml_threadpool * tokenstream_threadpool_new(int n_threads, uint32_t poll) {
     ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
     params.poll = poll;
     return ggml_threadpool_new(&params);
 }
 
-// Layout of structs that Python declares and passes. `name` is a struct (value: its size in bytes) or
-// struct.field (value: the field's offset). The last entry has no name.
+// Layout of the structs that Python declares. `name` is a struct (value: size in bytes) or struct.field (value:
+// offset in bytes). The last entry has no name.
 struct tokenstream_layout {
     const char * name;
     size_t value;

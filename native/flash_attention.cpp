@@ -1,11 +1,11 @@
 // GGML_OP_FLASH_ATTN_EXT for f16 keys and values on CPUs with AVX2 or AVX-512.
 //
-// ggml computes fewer than 64 queries one head at a time and sums V as f16 in memory, where each key waits for
-// the store before it. attention_kernel.h sums in f32 registers, and converts K and V once for up to four rows:
-// the heads of a group (GQA) and neighbouring positions.
+// For fewer than 64 queries, ggml computes one head at a time and accumulates V as f16 in memory. Each key then
+// depends on the previous store. attention_kernel.h accumulates in f32 registers. It converts K and V once for up
+// to four rows: heads of a group (GQA) and neighbouring positions.
 //
-// llama_cpp.cmake compiles this file into ggml-cpu and redirects ggml-cpu.c's call to it. Operations that it
-// does not cover go to ggml's own function: other types, ALiBi, soft caps, sinks, other CPUs.
+// llama_cpp.cmake compiles this file into ggml-cpu and redirects ggml-cpu.c's call to it. ggml's function computes
+// other operations: other types, ALiBi, soft caps, sinks, other CPUs.
 
 #include "attention_kernel.h"
 
@@ -24,7 +24,7 @@ std::atomic<uint64_t> calls{0};
 
 using namespace tokenstream;
 
-constexpr int UNITS_PER_THREAD = 4; // units differ in size: threads that finish early take more
+constexpr int UNITS_PER_THREAD = 4; // units differ in size; a thread takes the next unit when it finishes one
 constexpr int64_t MIN_SPLIT = 256;  // keys; below that, merging costs more than it saves
 
 bool is_covered(const ggml_tensor * dst) {
@@ -40,7 +40,7 @@ bool is_covered(const ggml_tensor * dst) {
         && !dst->src[4] && max_bias == 0.0f && soft_cap == 0.0f;
 }
 
-// How one operation is divided. A unit is one KV head of one stream, `together` rows, and one part of the keys.
+// Division of an operation into units: one KV head of one stream, `together` rows, and one part of the keys.
 // A row is one head of the group at one position.
 struct Division {
     int64_t head_size, n_kv_heads, n_heads, n_positions, n_streams, n_keys;
@@ -58,7 +58,7 @@ struct Division {
         const int64_t enough = UNITS_PER_THREAD*params->nth;
         together = MAX_ROWS;
         set_blocks();
-        // Too few units: divide the keys as far as the work buffer has room for partial results, then the rows.
+        // Too few units: divide the keys, limited by the work buffer for partial results. Then divide the rows.
         const int64_t fits = params->wsize/(n_results()*partial_size()*sizeof(float));
         const int64_t wanted = params->nth == 1 ? 1 : (enough + n_units() - 1)/n_units();
         n_parts = std::max<int64_t>(1, std::min({wanted, n_keys/MIN_SPLIT, fits}));
@@ -76,7 +76,7 @@ struct Division {
     int64_t partial_size() const { return 2 + head_size; } // floats: highest score, sum of weights, sums of V
 };
 
-// Where the result of a head, position and stream is: dst has heads before positions.
+// Index of a result in dst, which has heads before positions.
 int64_t result_index(const Division & d, int64_t head, int64_t position, int64_t stream) {
     return (stream*d.n_positions + position)*d.n_heads + head;
 }
@@ -114,7 +114,7 @@ void compute_unit(const ggml_compute_params * params, ggml_tensor * dst, const D
     attend(rows, n_rows, keys, (int) d.head_size, scale);
 }
 
-// Merge the parts of one result: each is weighted by its sum of weights relative to the highest score of all.
+// Merge the parts of a result, each rescaled to the highest score of all parts.
 void merge(const ggml_compute_params * params, ggml_tensor * dst, const Division & d, int64_t result) {
     float * out = (float *) ((char *) dst->data + result*dst->nb[1]);
     float highest = -INFINITY, total = 0.0f;
@@ -170,7 +170,7 @@ extern "C" void tokenstream_flash_attn_ext(const ggml_compute_params * params, g
     ggml_compute_forward_flash_attn_ext(params, dst);
 }
 
-// Operations computed here since the process started; minus 1: this build leaves all to ggml.
+// Number of operations computed here since the process started; -1: this build uses ggml's attention only.
 extern "C" int64_t tokenstream_attention_calls(void) {
 #ifdef TOKENSTREAM_ATTENTION_KERNEL
     return (int64_t) calls.load(std::memory_order_relaxed);

@@ -1,14 +1,14 @@
 # Read by CMake right after llama.cpp's project() command, through CMAKE_PROJECT_llama.cpp_INCLUDE.
 
-# The "common" library serves llama.cpp's programs alone and is a third of the build time. llama-cpp-python
-# switches it on in the cache; a plain variable takes precedence.
+# The "common" library is used only by llama.cpp's programs and takes a third of the build time.
+# llama-cpp-python enables it in the cache; a plain variable takes precedence.
 set(LLAMA_BUILD_COMMON OFF)
 
 # Sources for ggml-cpu. The target does not exist at this point, so the calls are deferred to the end of llama.cpp's
 # CMakeLists.txt. exports.cpp includes llama.h.
 set(tokenstream_sources "${CMAKE_CURRENT_LIST_DIR}/exports.cpp")
 
-# OFF keeps ggml's attention: for comparisons.
+# OFF: ggml's attention, for comparisons.
 option(TOKENSTREAM_ATTENTION "Compute attention with flash_attention.cpp" ON)
 if(TOKENSTREAM_ATTENTION)
   list(APPEND tokenstream_sources "${CMAKE_CURRENT_LIST_DIR}/flash_attention.cpp")

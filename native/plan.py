@@ -1,4 +1,4 @@
-"""What is to be built: CMake's arguments, and the key under which the wheel is kept."""
+"""A build plan: CMake arguments and the cache key of the wheel."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ CMAKE_INCLUDE = HERE / "llama_cpp.cmake"
 PAUSE_HEADER = HERE / "yielding_pause.h"
 _SOURCES = (HERE / "exports.cpp", HERE / "flash_attention.cpp", HERE / "attention_kernel.h")
 
-# OpenMP keeps a team of threads per calling thread: as soon as a second one has decoded, the teams outnumber
-# the cores and every decode is several times slower. LLAVA is for pictures, and this serves text. Whether
-# ccache is installed must not matter.
+# OpenMP keeps a team of threads per calling thread. After decodes from a second thread, the teams outnumber
+# the cores and each decode is several times slower. LLAVA (images) is unused. Without CCACHE=OFF the build
+# would depend on whether ccache is installed.
 _ALWAYS = ("-DGGML_OPENMP=OFF", "-DGGML_CCACHE=OFF", "-DLLAVA_BUILD=OFF")
 
-# Read by CMake beside its arguments, with all that begins with CMAKE_.
+# Environment variables read by CMake, besides those that start with CMAKE_.
 _READ_BY_CMAKE = (
     *("CFLAGS", "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAFLAGS", "CUDAHOSTCXX", "HIPCXX", "HIPFLAGS"),
     *("ARCHFLAGS", "MACOSX_DEPLOYMENT_TARGET"),
@@ -35,22 +35,22 @@ _WITHOUT_EFFECT = ("CMAKE_ARGS", "CMAKE_BUILD_PARALLEL_LEVEL")
 
 
 class BuildFlagsError(ValueError):
-    """LLAMA_BUILD_FLAGS cannot be used; the message says what is wrong with it."""
+    """LLAMA_BUILD_FLAGS is invalid."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One build of llama-cpp-python.
+    """A build of llama-cpp-python.
 
     Attributes:
-        version: Of llama-cpp-python.
-        source: The pinned requirement, with its hash.
-        cmake_args: Without paths of this machine.
-        instruction_sets: The sets that the library will use, oldest first; empty where llama.cpp chooses.
-        repaired_tile_loadconfig: Whether AMX_HEADER is forced into the C++ sources.
+        version: Version of llama-cpp-python.
+        source: Pinned requirement with its hash.
+        cmake_args: CMake arguments, without paths of this machine.
+        instruction_sets: Instruction sets of the library, oldest first; empty if llama.cpp chooses them.
+        repaired_tile_loadconfig: Include AMX_HEADER in every C++ source.
         toolchain: The compilers.
-        build_environment: What else CMake reads from the environment.
-        cpu_identity: Of the CPU where llama.cpp fits the library to it by itself, else "".
+        build_environment: Other environment variables read by CMake.
+        cpu_identity: CPU identity if llama.cpp chooses the instruction sets, else "".
     """
 
     version: str
@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def key(self) -> str:
-        """``<version>-<hash>``: equal keys mean interchangeable wheels, wherever this folder lies."""
+        """``<version>-<hash>``. Equal keys mean interchangeable wheels. Paths are not part of the key."""
         contents = {
             "source": self.source,
             "cmake_args": self.cmake_args,
@@ -78,7 +78,7 @@ class Plan:
         return f"{self.version}-{digest[:16]}"
 
     def forced_files(self) -> tuple[Path, ...]:
-        """The files of this folder that become part of the build."""
+        """Files of this folder that are compiled or included."""
         always = (CMAKE_INCLUDE, PAUSE_HEADER, *_SOURCES)
         return (*always, AMX_HEADER) if self.repaired_tile_loadconfig else always
 
@@ -86,15 +86,12 @@ class Plan:
 def make_plan(
     requirements: Path, toolchain: Toolchain, findings: Findings, environment: Mapping[str, str] = os.environ
 ) -> Plan:
-    """Turn what the probes found into a build.
+    """Derive a build from the probes' findings and LLAMA_BUILD_FLAGS.
 
-    ``LLAMA_BUILD_FLAGS`` holds CMake definitions (``-DNAME=VALUE``), which go last and so win, option by
-    option, over what was probed: ``-DGGML_CUDA=ON`` adds a GPU to the library for this CPU,
-    ``-DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF`` leaves AMX out, and ``-DGGML_NATIVE=ON`` goes back to
-    llama.cpp's ``-march=native``. OpenMP stays off unless they say ``-DGGML_OPENMP=ON``.
+    LLAMA_BUILD_FLAGS holds CMake definitions (``-DNAME=VALUE``). Each takes precedence over a probed one.
 
     Raises:
-        BuildFlagsError: LLAMA_BUILD_FLAGS holds something else.
+        BuildFlagsError: LLAMA_BUILD_FLAGS holds anything but CMake definitions.
         ValueError: ``requirements`` does not pin llama-cpp-python.
     """
     source = requirements.read_text()
@@ -114,7 +111,7 @@ def make_plan(
     ]
     if native:
         sets = list(findings.usable)
-    # "unknown" too: AMX is on then only because somebody names it, for another machine than this one.
+    # "unknown": LLAMA_BUILD_FLAGS enabled AMX for another machine. The compiler's header may be wrong.
     repaired = "AMX" in sets and findings.amx_header != "sound"
     arguments += [*_ALWAYS, *(["-DREPAIR_TILE_LOADCONFIG=ON"] if repaired else [])]
     arguments += [f"-D{name}={value}" for name, value in wanted.items()]
@@ -135,26 +132,25 @@ def _is_read_by_cmake(variable: str) -> bool:
 
 
 def _chosen(findings: Findings) -> tuple[str, ...]:
-    """The sets to switch on: all usable ones, but AVX-VNNI only in place of AVX-512 VNNI.
+    """The usable sets, without AVX-VNNI if AVX-512 VNNI is usable.
 
-    ggml has the same kernels for both and prefers AVX-512's. Beside it AVX-VNNI changes only how the same
-    instructions are encoded, and the library would no longer run on CPUs that have AVX-512 VNNI alone (Ice
-    Lake, Zen 4).
+    ggml has the same kernels for both and prefers AVX-512's. With both, only instruction encodings differ,
+    and the library fails on CPUs without AVX-VNNI (Ice Lake, Zen 4).
     """
     usable = findings.usable
     return tuple(name for name in usable if not (name == "AVX_VNNI" and "AVX512_VNNI" in usable))
 
 
 def _options(chosen: tuple[str, ...]) -> dict[str, bool]:
-    """ggml's options, every one named, because several are on by default."""
+    """All of ggml's options: several are on by default."""
     options = {"GGML_NATIVE": False}
     for name, row in INSTRUCTION_SETS.items():
         options.update({f"GGML_{option}": name in chosen for option in row.options})
-    return {**options, "GGML_AMX_BF16": False}  # no kernel of ggml uses it
+    return {**options, "GGML_AMX_BF16": False}  # ggml has no kernel for it
 
 
 def _definitions(flags: str) -> dict[str, str]:
-    """The definitions of LLAMA_BUILD_FLAGS by name, the type of ``-DNAME:TYPE=VALUE`` left off."""
+    """Parse LLAMA_BUILD_FLAGS; drops the type in ``-DNAME:TYPE=VALUE``."""
     try:
         words = shlex.split(flags)
     except ValueError as error:
@@ -165,12 +161,12 @@ def _definitions(flags: str) -> dict[str, str]:
         if not match:
             raise BuildFlagsError(
                 f"LLAMA_BUILD_FLAGS: {word!r} is not a CMake definition such as -DGGML_CUDA=ON "
-                "(flags of the compiler go into CFLAGS and CXXFLAGS)"
+                "(compiler flags belong in CFLAGS and CXXFLAGS)"
             )
         definitions[match[1]] = match[2]
     return definitions
 
 
 def _is_on(value: str) -> bool:
-    """Whether CMake takes ``value`` for true."""
+    """Whether CMake treats ``value`` as true."""
     return value.upper() not in ("", "0", "OFF", "NO", "FALSE", "N", "IGNORE", "NOTFOUND")

@@ -1,9 +1,8 @@
-"""Which instruction sets this CPU and this compiler truly run together.
+"""Determine the instruction sets that this CPU and this compiler support.
 
-Every set has a small program in ``probes/``. It is compiled with the flags that ggml's CMakeLists
-give the set and executed in a child process: a child that dies, or does not print the right
-result, is a no. Neither CPUID nor the compiler's version is asked, because hypervisors, kernels and
-broken headers make both lie.
+Each set has a program in ``probes/``. It is compiled with ggml's flags for the set and run in a child
+process. A crash or a wrong result rules the set out. CPUID and compiler versions are not used: hypervisors,
+kernels and compiler headers can contradict them.
 """
 
 from __future__ import annotations
@@ -25,14 +24,19 @@ AMX_HEADER = HERE / "amx_tile_config.h"
 _BASELINE = HERE / "probes" / "baseline.c"
 
 _RIGHT = "right"
-_TIMEOUT = 60.0  # seconds for one compilation or one run; both take well under one
+_TIMEOUT = 60.0  # seconds per compilation or run; each usually takes less than 1 s
 
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """One row of the table: ``options`` without their ``GGML_``, the compiler's ``flags`` as ggml gives them.
+    """An instruction set.
 
-    ``needs`` names the sets that must be on too, and ``cpuinfo`` the flags that Linux shows for it.
+    Attributes:
+        name: Name of the probe, in capitals.
+        options: ggml's CMake options, without ``GGML_``.
+        flags: ggml's compiler flags.
+        needs: Required sets.
+        cpuinfo: Flags of /proc/cpuinfo.
     """
 
     name: str
@@ -43,7 +47,7 @@ class InstructionSet:
 
     @property
     def source(self) -> Path:
-        """The program that tries it."""
+        """Source of the probe."""
         return HERE / "probes" / f"{self.name.lower()}.c"
 
 
@@ -57,7 +61,7 @@ def _set(name: str, flags: str, cpuinfo: str, needs: str = "", options: str = ""
     )
 
 
-# Oldest first. Source of options and flags: llama.cpp, ggml/src/ggml-cpu/CMakeLists.txt, the x86 branch.
+# Oldest first. Options and flags: llama.cpp, ggml/src/ggml-cpu/CMakeLists.txt, x86 branch.
 # AMX needs AVX512_VNNI because ggml compiles its AMX kernels only with both.
 INSTRUCTION_SETS = {
     row.name: row
@@ -85,14 +89,12 @@ INSTRUCTION_SETS = {
 
 @dataclass(frozen=True)
 class Findings:
-    """What the probes found.
+    """Results of the probes.
 
     Attributes:
-        reasons: For every set of the table None where it is usable, else why it is not. Empty where
-            nothing could be probed.
-        amx_header: ``"sound"``, ``"repaired"`` (sound with AMX_HEADER forced in), or ``"unknown"``
-            where AMX does not run at all.
-        unprobed: Why nothing could be probed: not an x86-64, or programs do not run here.
+        reasons: None for each usable set, else the reason against it. Empty if nothing was probed.
+        amx_header: ``"sound"``, ``"repaired"`` (sound with AMX_HEADER), or ``"unknown"`` (AMX does not run).
+        unprobed: Reason why nothing was probed: not x86-64, or compiled programs do not run.
     """
 
     reasons: dict[str, str | None]
@@ -101,18 +103,18 @@ class Findings:
 
     @property
     def usable(self) -> tuple[str, ...]:
-        """The usable sets, oldest first."""
+        """Usable sets, oldest first."""
         return tuple(name for name, reason in self.reasons.items() if reason is None)
 
 
 def probe(toolchain: Toolchain) -> Findings:
-    """Try every instruction set; takes a few seconds.
+    """Probe every instruction set; takes a few seconds.
 
     Raises:
-        NoCompilerError: A compiler cannot compile even a trivial program.
+        NoCompilerError: A compiler cannot compile a trivial program.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
-        return Findings({}, unprobed=f"the probes know x86-64 only, and this is {platform.machine()}")
+        return Findings({}, unprobed=f"the probes support x86-64 only, not {platform.machine()}")
     with tempfile.TemporaryDirectory(prefix="tokenstream-probe-") as folder:
         return _probe_in(Path(folder), toolchain)
 
@@ -135,10 +137,10 @@ def _probe_in(folder: Path, toolchain: Toolchain) -> Findings:
         and _Trial(folder, toolchain.cxx, AMX_HEADER)(INSTRUCTION_SETS["AMX"]) is None
     ):
         tried["AMX"], amx_header = None, "repaired"
-    return _confirmed_in_c(folder, toolchain.c, Findings(_less_those_in_need(tried), amx_header))
+    return _confirmed_in_c(folder, toolchain.c, Findings(_with_needs_met(tried), amx_header))
 
 
-def _less_those_in_need(tried: dict[str, str | None]) -> dict[str, str | None]:
+def _with_needs_met(tried: dict[str, str | None]) -> dict[str, str | None]:
     reasons: dict[str, str | None] = {}
     for name, reason in tried.items():
         missing = [need for need in INSTRUCTION_SETS[name].needs if reasons[need] is not None]
@@ -147,19 +149,19 @@ def _less_those_in_need(tried: dict[str, str | None]) -> dict[str, str | None]:
 
 
 def _confirmed_in_c(folder: Path, compiler: Compiler, findings: Findings) -> Findings:
-    """Give the C compiler the flags of all usable sets together; where it refuses, ask it set by set."""
+    """Compile in C with the flags of all usable sets. If that fails, probe each set in C."""
     flags = [flag for name in findings.usable for flag in INSTRUCTION_SETS[name].flags]
     program = folder / "together-c"
     if (_compile(compiler, _BASELINE, program, flags) or _run(program)) is None:
         return findings
     trial = _Trial(folder, compiler, AMX_HEADER if findings.amx_header == "repaired" else None)
     reasons = {name: reason or trial(INSTRUCTION_SETS[name]) for name, reason in findings.reasons.items()}
-    return replace(findings, reasons=_less_those_in_need(reasons))
+    return replace(findings, reasons=_with_needs_met(reasons))
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """Tries one set with one compiler; returns None where it works, else why not."""
+    """Probe of a set with one compiler; returns None, or the reason against the set."""
 
     folder: Path
     compiler: Compiler
@@ -175,7 +177,7 @@ class _Trial:
 
 
 def flags_with_needs(wanted: InstructionSet) -> tuple[str, ...]:
-    """The compiler's flags for a set and for all that it needs, oldest first, each once."""
+    """Compiler flags of a set and its required sets, oldest first, without duplicates."""
     flags: list[str] = []
     for need in wanted.needs:
         flags += flags_with_needs(INSTRUCTION_SETS[need])
@@ -183,7 +185,7 @@ def flags_with_needs(wanted: InstructionSet) -> tuple[str, ...]:
 
 
 def _compile(compiler: Compiler, source: Path, program: Path, flags: Sequence[str]) -> str | None:
-    """Compile as a Release build does, where CMake puts CFLAGS first; returns the compiler's first error."""
+    """Compile as in a Release build, CFLAGS first; returns the compiler's first error or None."""
     language = ("-x", compiler.language)
     command = [*compiler.command, *compiler.flags, "-O3", "-DNDEBUG", "-w", *flags]
     try:
@@ -196,7 +198,7 @@ def _compile(compiler: Compiler, source: Path, program: Path, flags: Sequence[st
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"compiling fails: {error}"
+        return f"compiler failed: {error}"
     if result.returncode == 0:
         return None
     lines = result.stderr.splitlines() or ["no message"]
@@ -204,9 +206,9 @@ def _compile(compiler: Compiler, source: Path, program: Path, flags: Sequence[st
 
 
 def _run(program: Path) -> str | None:
-    """Run a probe; returns None where it prints the right result."""
+    """Run a probe; returns None if it prints "right", else the reason against the set."""
     try:
-        # In the program's own folder, so that a core file goes away with it.
+        # The temporary folder also receives a core file.
         result = subprocess.run(
             [str(program)],
             cwd=program.parent,
@@ -219,7 +221,7 @@ def _run(program: Path) -> str | None:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"does not run: {error}"
     if result.returncode < 0:
-        return f"dies of {signal.Signals(-result.returncode).name}"
+        return f"killed by {signal.Signals(-result.returncode).name}"
     answer = result.stdout.strip()
     if result.returncode == 0 and answer == _RIGHT:
         return None

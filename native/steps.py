@@ -1,4 +1,4 @@
-"""Run the long commands of a build: output into a log, one line of progress for the person who waits."""
+"""Run the long commands of a build: output goes to a log, one progress line to the terminal."""
 
 from __future__ import annotations
 
@@ -13,52 +13,52 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _LAST_LINES = 30
-_LONGEST_LINE = 300  # a compiler's command has thousands of characters
-_LOOK_EVERY = 0.5  # seconds; a signal is noticed within as much
+_MAX_LINE = 300  # characters; compiler commands have thousands
+_POLL_INTERVAL = 0.5  # seconds; also the maximum delay of a signal
 
-# What a line in the log says about the cause, and what helps against it.
+# Patterns of the log, each with the cause and a remedy.
 _ADVICE = (
     (
         r"Killed signal|signal 9|annot allocate memory|virtual memory exhausted|std::bad_alloc",
-        "memory ran out; compile one file at a time: CMAKE_BUILD_PARALLEL_LEVEL=1",
+        "out of memory; compile one file at a time: CMAKE_BUILD_PARALLEL_LEVEL=1",
     ),
-    (r"No space left on device", "a disk is full; TMPDIR names another folder for the build's 1 GB"),
+    (r"No space left on device", "disk full; set TMPDIR to a folder with 1 GB free"),
     (
         r"No matching distribution|Could not find a version|name resolution|Max retries|timed out|Connection",
-        "a package could not be downloaded; check the network, the proxy and pip's settings",
+        "a download failed; check the network, the proxy and pip's settings",
     ),
     (
         r"DO NOT MATCH THE HASHES",
-        "a downloaded file is not the pinned one; a proxy or mirror may serve damaged files",
+        "a downloaded file differs from the pinned one; check the proxy or mirror",
     ),
-    (r"ensurepip", "Python's venv module is not complete; Debian and Ubuntu: apt install python3-venv"),
+    (r"ensurepip", "Python's venv module is incomplete; Debian and Ubuntu: apt install python3-venv"),
 )
-_WITH_OWN_FLAGS = "look for the first error in the log, and whether it builds without LLAMA_BUILD_FLAGS"
+_WITH_OWN_FLAGS = "find the first error in the log; try without LLAMA_BUILD_FLAGS"
 _OTHERWISE = (
-    "look for the first error in the log; another compiler can be named with CC and CXX, and "
-    "LLAMA_BUILD_FLAGS=-DGGML_NATIVE=ON leaves the instruction sets to llama.cpp"
+    "find the first error in the log; try another compiler (CC, CXX), or "
+    "LLAMA_BUILD_FLAGS=-DGGML_NATIVE=ON (instruction sets chosen by llama.cpp)"
 )
 
 
 class BuildError(Exception):
-    """The library could not be built, kept or installed; the message says what to try."""
+    """A build, its caching or its installation failed. The message names a remedy."""
 
 
 def run_step(
     title: str, command: Sequence[str], *, log: Path, environment: Mapping[str, str], minutes: int = 0
 ) -> None:
-    """Run ``command`` and append its output to ``log``; ``minutes`` is how long it usually takes, if long.
+    """Run ``command`` and append its output to ``log``; ``minutes``: usual duration, 0 if short.
 
     Raises:
-        BuildError: It fails; the message has the end of the log and what to try.
+        BuildError: The command fails. The message has the end of the log and a remedy.
     """
     expected = f", usually about {minutes} min" if minutes else ""
     start, started = log.stat().st_size if log.exists() else 0, time.monotonic()
     terminal = sys.stderr.isatty()
     if not terminal:
         print(f"{title}{expected}", file=sys.stderr, flush=True)
-    with _signals_kept() as ended, log.open("ab") as output:
-        # A session of its own: whatever ends this program can then end all compilers at once.
+    with _signals_deferred() as interrupted, log.open("ab") as output:
+        # A new session, so that killpg() ends all compilers.
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -68,7 +68,7 @@ def run_step(
             start_new_session=True,
         )
         try:
-            while _still_runs(child) and not ended:
+            while _still_runs(child) and not interrupted:
                 if terminal:
                     line = f"{title}: {duration(time.monotonic() - started)}{expected}{_ninja_count(log)}"
                     print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
@@ -84,40 +84,40 @@ def run_step(
 
 
 @contextmanager
-def _signals_kept() -> Iterator[list[int]]:
-    """Keep signals that end this program for later: the list has those that came.
+def _signals_deferred() -> Iterator[list[int]]:
+    """Defer SIGINT and SIGTERM until the end of the block; yields the list of received signals.
 
-    An exception out of a signal's handler can come between any two instructions: with a child started but
-    not yet known, or with subprocess's lock taken, so that waiting for the child never ends.
+    An exception in a signal handler can interrupt Popen() before the child's id is known. It can also leave
+    subprocess's lock taken, and waiting for the child would never end.
     """
-    came: list[int] = []
-    kept = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in kept}
+    received: list[int] = []
+    deferred = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in deferred}
     try:
-        yield came
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])
+    if received:
+        signal.raise_signal(received[0])
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, such as ``3 min 2 s``."""
+    """Format seconds, such as ``3 min 2 s``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _still_runs(child: subprocess.Popen[bytes]) -> bool:
     try:
-        child.wait(_LOOK_EVERY)
+        child.wait(_POLL_INTERVAL)
     except subprocess.TimeoutExpired:
         return True
     return False
 
 
 def _ninja_count(log: Path) -> str:
-    """Ninja's last ``[57/92]`` in the log, while it compiles."""
+    """Progress from ninja's last ``[57/92]`` in the log."""
     counts = re.findall(rb"^\s*\[(\d+)/(\d+)\]", _tail(log, 20_000), re.MULTILINE)
     return f" ({int(counts[-1][0])} of {int(counts[-1][1])} files)" if counts else ""
 
@@ -135,8 +135,8 @@ def _failure(title: str, status: int, log: Path, start: int, otherwise: str) -> 
     how = f"exit status {status}" if status > 0 else signal.Signals(-status).name
     advice = next((text for pattern, text in _ADVICE if re.search(pattern, output)), otherwise)
     last = "\n".join(f"  | {_shortened(line)}" for line in output.splitlines()[-_LAST_LINES:])
-    return f"{title} failed ({how}). The end of {log}:\n{last}\nWhat to try: {advice}"
+    return f"{title} failed ({how}). End of {log}:\n{last}\nRemedy: {advice}"
 
 
 def _shortened(line: str) -> str:
-    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}…"
+    return line if len(line) <= _MAX_LINE else f"{line[:_MAX_LINE]}…"

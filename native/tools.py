@@ -1,4 +1,4 @@
-"""pip, CMake and ninja in an environment of their own, made for one build and thrown away after."""
+"""A temporary environment with pip, CMake and ninja for one build."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pathlib import Path
 from compilers import Toolchain
 from steps import run_step
 
-# Each would change the build without being part of its key; SOURCE_DATE_EPOCH makes llama.cpp choose other
-# instruction sets.
+# Variables that change the build but not its key. With SOURCE_DATE_EPOCH llama.cpp chooses other instruction
+# sets.
 _NOT_PASSED_ON = ("CMAKE_ARGS", "SOURCE_DATE_EPOCH", "SKBUILD_")
 
 
 @dataclass(frozen=True)
 class BuildTools:
-    """What a build runs with.
+    """Environment of a build.
 
     Attributes:
-        scratch: A folder that goes away with the tools.
-        environment: Of every command: the compilers that were probed, the tools' programs on the PATH.
-        log: The file that gets the output of all commands.
+        scratch: Temporary folder, deleted with the tools.
+        environment: Environment variables of each command, with the probed compilers.
+        log: Output of all commands.
     """
 
     scratch: Path
@@ -33,26 +33,26 @@ class BuildTools:
     log: Path
 
     def run(self, title: str, *command: str, minutes: int = 0, **more: str) -> None:
-        """Run ``command`` with the variables ``more``; ``minutes`` is how long it usually takes, if long.
+        """Run ``command`` with the environment variables ``more``; ``minutes``: usual duration, 0 if short.
 
         Raises:
-            BuildError: It fails; the message has the end of the log and what to try.
+            BuildError: The command fails. The message has the end of the log and a remedy.
         """
         environment = {**self.environment, **more}
         run_step(title, command, log=self.log, environment=environment, minutes=minutes)
 
     def pip(self, title: str, *arguments: str, minutes: int = 0, **more: str) -> None:
-        """Run pip; everything else as in `run`."""
+        """Run pip with the arguments of `run`."""
         python = str(self.scratch / "tools" / "bin" / "python")
         self.run(title, python, "-m", "pip", *arguments, minutes=minutes, **more)
 
 
 @contextlib.contextmanager
 def build_tools(requirements: Path, toolchain: Toolchain, log: Path) -> Iterator[BuildTools]:
-    """Install ``build.txt`` of the folder ``requirements`` for the time of a build; ``log`` begins anew.
+    """Install ``build.txt`` of the folder ``requirements`` in a temporary environment; truncates ``log``.
 
     Raises:
-        BuildError: That fails.
+        BuildError: The installation fails.
         OSError: The log cannot be written.
     """
     log.write_text("")
@@ -65,7 +65,7 @@ def build_tools(requirements: Path, toolchain: Toolchain, log: Path) -> Iterator
             "PATH": os.pathsep.join([str(venv / "bin"), os.environ.get("PATH", os.defpath)]),
         }
         tools = BuildTools(Path(scratch), environment, log)
-        tools.run("Preparing a place to build", sys.executable, "-m", "venv", str(venv))
+        tools.run("Creating the build environment", sys.executable, "-m", "venv", str(venv))
         build_packages = str(requirements / "build.txt")
         tools.pip("Installing the build tools", "install", "--require-hashes", "-r", build_packages)
         yield tools

@@ -1,7 +1,6 @@
-"""Build llama-cpp-python's wheel once for each plan, and keep it.
+"""Build llama-cpp-python's wheel once per plan, and cache it.
 
-pip keeps built wheels by their source alone and would hand out one that has other flags: its cache
-is switched off, and this one is keyed by everything that goes into the build.
+pip's cache ignores build flags and is disabled. The key of this cache covers all inputs of the build.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ from plan import CMAKE_INCLUDE, Plan
 from steps import BuildError
 from tools import build_tools
 
-_CORE_MINUTES = 6  # of compiling: measured with GCC 12 on a server's cores at about 2 GHz
-_BYTES_PER_JOB = 1 << 30  # what the largest of llama.cpp's files takes to compile, rounded up
+_CORE_MINUTES = 6  # compile time on one core; measured with GCC 12 at about 2 GHz
+_BYTES_PER_JOB = 1 << 30  # peak memory of a compiler with llama.cpp's largest file, rounded up
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel in the cache; ``seconds`` is how long it took to build, None where it was there."""
+    """A wheel in the cache; ``seconds``: build time, None if it was cached."""
 
     path: Path
     seconds: float | None
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """``TOKENSTREAM_WHEEL_CACHE``, else ``tokenstream/wheels`` in the user's cache folder."""
+    """TOKENSTREAM_WHEEL_CACHE, else ``tokenstream/wheels`` in the user's cache folder."""
     named = environment.get("TOKENSTREAM_WHEEL_CACHE")
     if named:
         return Path(named).expanduser().resolve()
@@ -42,12 +41,12 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def obtain(folder: Path, build: Callable[[Path], None], *, rebuild: bool = False) -> Wheel:
-    """The wheel kept in ``folder``, or a new one.
+    """Return the cached wheel, or build it.
 
     Args:
-        folder: The place of one plan's wheel in the cache.
-        build: Puts one wheel into the folder it is given, or raises BuildError.
-        rebuild: Build even where a sound wheel is there.
+        folder: Cache folder of the plan.
+        build: Writes a wheel into the given folder, or raises BuildError.
+        rebuild: Build even if a sound wheel is cached.
 
     Raises:
         BuildError: The build fails, or the cache cannot be written.
@@ -58,40 +57,40 @@ def obtain(folder: Path, build: Callable[[Path], None], *, rebuild: bool = False
     started = time.monotonic()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Beside its final place, so that it gets there in one rename: whole or not at all.
+        # On the same file system, so that the rename is atomic.
         with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as scratch:
             build(Path(scratch))
             fresh = _sound_wheel(Path(scratch))
             if not fresh:
-                raise BuildError(f"the build left no readable wheel; its log is {folder / 'build.log'}")
+                raise BuildError(f"the build produced no readable wheel; see {folder / 'build.log'}")
             path = fresh.replace(folder / fresh.name)
     except OSError as error:
         raise BuildError(
-            f"cannot keep the library in {folder}: {error}. TOKENSTREAM_WHEEL_CACHE names another place"
+            f"cannot write the wheel cache {folder}: {error}. Set TOKENSTREAM_WHEEL_CACHE to another folder"
         ) from error
     return Wheel(path, time.monotonic() - started)
 
 
 def _sound_wheel(folder: Path) -> Path | None:
-    """A wheel in ``folder`` all of whose files have their checksums."""
+    """A wheel in ``folder`` with valid checksums, or None."""
     for path in folder.glob("*.whl"):
         try:
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip() is None:
                     return path
         except (OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error):
-            continue  # damaged: as good as none, and replaced by the build
+            continue  # damaged: the build replaces it
     return None
 
 
 @dataclass(frozen=True)
 class Builder:
-    """Compiles llama-cpp-python with pip, in an environment made for that and thrown away after.
+    """Compiles llama-cpp-python with pip in a temporary environment.
 
     Attributes:
-        plan: What to build.
-        requirements: The folder with ``build.txt`` (what compiles) and ``native.txt`` (what is compiled).
-        log: The file that gets pip's and the compilers' output.
+        plan: The build plan.
+        requirements: Folder with ``build.txt`` (build tools) and ``native.txt`` (llama-cpp-python).
+        log: Output of pip and the compilers.
     """
 
     plan: Plan
@@ -99,7 +98,7 @@ class Builder:
     log: Path
 
     def __call__(self, destination: Path) -> None:
-        """Build one wheel into ``destination``.
+        """Build a wheel in ``destination``.
 
         Raises:
             BuildError: A step fails.
@@ -120,17 +119,15 @@ class Builder:
 
 
 def parallel_jobs(environment: Mapping[str, str] = os.environ) -> int:
-    """Compilers to run at once: CMAKE_BUILD_PARALLEL_LEVEL, else as many as cores and memory allow.
+    """Number of concurrent compilers: CMAKE_BUILD_PARALLEL_LEVEL, else limited by cores and memory.
 
     Raises:
-        BuildError: CMAKE_BUILD_PARALLEL_LEVEL is not a number above 0.
+        BuildError: CMAKE_BUILD_PARALLEL_LEVEL is not a positive integer.
     """
     named = environment.get("CMAKE_BUILD_PARALLEL_LEVEL", "")
     if named:
         if not named.isdecimal() or int(named) < 1:
-            raise BuildError(
-                f"CMAKE_BUILD_PARALLEL_LEVEL={named}: should be a number of compilers, 1 or more"
-            )
+            raise BuildError(f"CMAKE_BUILD_PARALLEL_LEVEL={named}: must be an integer, 1 or more")
         return int(named)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

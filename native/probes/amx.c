@@ -1,9 +1,9 @@
-/* AMX tiles and int8 products, in three steps that can each fail on their own: the kernel's permission to use
- * the tile registers, a _tile_loadconfig that loads all 64 bytes it is given, and a product.
+/* AMX tiles and int8 products. Three steps can fail: the kernel's permission for the tile registers, a
+ * _tile_loadconfig that loads all 64 bytes, and a product.
  *
- * Older GCCs declare that _tile_loadconfig reads 8 bytes only (GCC bug 114098): their optimizer drops the stores to
- * the other 56, and ldtilecfg faults on what lies there. The configuration is therefore filled in a function of its
- * own and loaded from its stack, as ggml does. */
+ * Older GCCs declare that _tile_loadconfig reads 8 bytes (GCC bug 114098). Their optimizer drops the stores to the
+ * other 56 bytes, and ldtilecfg faults. To expose that, the configuration is a local variable of a separate
+ * function, as in ggml. */
 #include "probe.h"
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -17,7 +17,7 @@ struct tile_config {
     unsigned char rows[16];
 };
 
-/* Tile 0 is one row of results and tile 1 one row of factors; the others are whole. */
+/* Tile 0: one row of results. Tile 1: one row of factors. Other tiles: all 16 rows. */
 static int rows_of(int tile) {
     return tile < 2 ? 1 : seed + 13;
 }
@@ -49,7 +49,7 @@ static int multiplies(void) {
     signed char columns[16][64];
     int results[16], whole = 0, right = 1;
     memset(results, 0, sizeof results);
-    /* All 16 columns of the second factor are the same vector, so that each result is the whole dot product. */
+    /* All columns of the second factor are the same vector: each result is the complete dot product. */
     for (int group = 0; group < 16; group++) {
         whole += d.sums[group];
         for (int column = 0; column < 16; column++) memcpy(columns[group] + 4 * column, d.b + 4 * group, 4);
@@ -65,12 +65,12 @@ static int multiplies(void) {
 
 int main(void) {
     if (syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA)) {
-        puts("the kernel does not grant the tile registers");
+        puts("the kernel denies access to the tile registers");
         return 1;
     }
     configure();
     if (!configured()) {
-        puts("_tile_loadconfig loads another configuration than it is given");
+        puts("_tile_loadconfig loads a wrong configuration");
         return 1;
     }
     return verdict(multiplies());

@@ -11,7 +11,7 @@ int main(void) {
                                               _mm256_cvtepi8_epi16(_mm256_castsi256_si128(b)));
         const __m256i high = _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm256_extracti128_si256(a, 1)),
                                                _mm256_cvtepi8_epi16(_mm256_extracti128_si256(b, 1)));
-        /* hadd works within 128-bit lanes: put its four pairs of sums back in order. */
+        /* hadd works within 128-bit lanes: restore the order of its pairs of sums. */
         const __m256i ordered = _mm256_permute4x64_epi64(_mm256_hadd_epi32(low, high), 0xD8);
         _mm256_storeu_si256((__m256i *)sums, ordered);
         right &= memcmp(sums, d.sums + 8 * half, sizeof sums) == 0;

@@ -1,4 +1,4 @@
-/* The five parts that GGML_AVX512 turns on together: F, CD, VL, DQ and BW. */
+/* The five sets of GGML_AVX512: F, CD, VL, DQ and BW. */
 #include "probe.h"
 
 int main(void) {

@@ -1,4 +1,4 @@
-/* Both widths that ggml uses: 512 bits, and 256 through AVX-512VL. */
+/* Both widths used by ggml: 512 bits, and 256 bits with AVX-512VL. */
 #include "probe.h"
 
 int main(void) {

@@ -1,4 +1,4 @@
-/* Nothing but plain arithmetic: whether programs of this compiler run here at all. */
+/* Plain arithmetic: do compiled programs run on this machine? */
 #include "probe.h"
 
 int main(void) {

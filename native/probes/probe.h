@@ -1,11 +1,11 @@
-/* What the probes share. A probe computes something small with one instruction set, compares it with plain
- * arithmetic and prints "right"; anything else it prints is the reason for a no. The sources are C and C++. */
+/* Common parts of the probes. A probe computes a small result with one instruction set and compares it with plain
+ * arithmetic. It prints "right", or the reason against the set. The sources compile as C and as C++. */
 #pragma once
 #include <immintrin.h>
 #include <stdio.h>
 #include <string.h>
 
-/* Read at run time, so that no compiler can work the answer out itself and drop the instructions. */
+/* Volatile: otherwise compilers fold the results at compile time and drop the instructions. */
 static volatile int seed = 3;
 
 static inline int verdict(int right) {
@@ -13,7 +13,7 @@ static inline int verdict(int right) {
     return !right;
 }
 
-/* 64 unsigned and 64 signed bytes, and the sums of their products in groups of four: what VNNI and AMX multiply. */
+/* Operands and result of VNNI and AMX: unsigned and signed bytes, and the sums of their products in groups of four. */
 struct dot_product {
     unsigned char a[64];
     signed char b[64];

@@ -1,4 +1,4 @@
-/* SSSE3, SSE4.1 and SSE4.2, which -msse4.2 turns on together. */
+/* SSSE3, SSE4.1 and SSE4.2: the sets of -msse4.2. */
 #include "probe.h"
 
 int main(void) {

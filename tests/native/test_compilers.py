@@ -53,7 +53,7 @@ def test_flags_come_from_the_environment(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"CXX": "no-such-compiler"}, "CXX=no-such-compiler: there is no program 'no-such-compiler'"),
+        ({"CXX": "no-such-compiler"}, "CXX=no-such-compiler: program 'no-such-compiler' not found"),
         ({"CXX": "'g++"}, "CXX='g++: No closing quotation"),
         ({"CFLAGS": "'-O2"}, "CFLAGS='-O2: No closing quotation"),
     ],
@@ -69,7 +69,7 @@ def test_a_variable_that_cannot_be_used_is_named(
 def test_a_compiler_that_fails_is_named(tmp_path: Path) -> None:
     path = programs(tmp_path, "cc", "c++")
     (tmp_path / "c++").write_text("#!/bin/sh\necho 'xcrun: error: no developer tools' >&2\nexit 1\n")
-    with pytest.raises(NoCompilerError, match=r"c\+\+ --version fails \(xcrun: error: no developer tools\)"):
+    with pytest.raises(NoCompilerError, match=r"c\+\+ --version failed \(xcrun: error: no developer tools\)"):
         find_toolchain(path)
 
 

@@ -159,7 +159,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path, half: str) -> None:
 
 def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(BuildError, match="TOKENSTREAM_WHEEL_CACHE names another place"):
+    with pytest.raises(BuildError, match="Set TOKENSTREAM_WHEEL_CACHE to another folder"):
         obtain(tmp_path / "file" / "key", put_wheel())
 
 
@@ -225,7 +225,7 @@ def test_the_command_builds_the_pinned_sdist_and_installs_it(
     told = capsys.readouterr()
     assert "built in" in told.out
     assert "AVX512_VNNI AVX512_BF16 AMX" in told.out
-    assert "CMAKE_ARGS is not read; LLAMA_BUILD_FLAGS" in told.err
+    assert "CMAKE_ARGS is ignored; set LLAMA_BUILD_FLAGS" in told.err
 
     manifest = json.loads((target / "native-build.json").read_text())
     assert manifest["version"] == "9.9.9"
@@ -293,12 +293,12 @@ sys.exit(build.main(["install", "--venv", {sys.prefix!r}]))
     [
         ("No space left on device", {}, "TMPDIR"),
         ("ERROR: No matching distribution found", {}, "the network"),
-        ("THESE PACKAGES DO NOT MATCH THE HASHES", {}, "is not the pinned one"),
-        ("error: strange", {}, "another compiler can be named with CC and CXX"),
+        ("THESE PACKAGES DO NOT MATCH THE HASHES", {}, "differs from the pinned one"),
+        ("error: strange", {}, "try another compiler (CC, CXX)"),
         (
             "error: strange",
             {"LLAMA_BUILD_FLAGS": "-DGGML_CUDA=ON"},
-            "whether it builds without LLAMA_BUILD_FLAGS",
+            "try without LLAMA_BUILD_FLAGS",
         ),
     ],
 )
@@ -312,7 +312,7 @@ def test_a_failure_says_what_to_try(
             "A step", ["/bin/sh", "-c", f"echo '{output}'; exit 3"], log=log, environment=environment
         )
     assert str(caught.value).startswith("A step failed (exit status 3)")
-    assert advice in str(caught.value).rpartition("What to try: ")[2]
+    assert advice in str(caught.value).rpartition("Remedy: ")[2]
 
 
 def test_progress_counts_what_ninja_has_done(tmp_path: Path) -> None:
