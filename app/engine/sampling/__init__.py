@@ -1,1 +1,1 @@
-"""Sampling."""
+"""Sampling: parameters, samplers, grammars, log-probabilities and watermarks."""

@@ -1,8 +1,8 @@
-"""Answers that keep to a grammar: after every token, the tokens that may follow.
+"""Grammars that constrain answers: a mask over the vocabulary for each token.
 
-The grammars and their masks are llguidance's (https://github.com/guidance-ai/llguidance): JSON Schema,
-regular expressions and its dialect of Lark. It refuses what it cannot keep to, works within limits of its
-own, and a mask takes tenths of a millisecond where llama.cpp's sampler walks the whole vocabulary.
+llguidance (https://github.com/guidance-ai/llguidance) compiles JSON Schema, regular expressions and its
+dialect of Lark. It rejects unsupported keywords. A mask takes tenths of a millisecond, because it does not
+test each token of the vocabulary as llama.cpp's grammar sampler does.
 """
 
 from __future__ import annotations
@@ -20,76 +20,75 @@ from llguidance import TokenizerWrapper as _Wrapped
 from numpy.typing import NDArray
 
 from app.engine.llama import Vocab
-from app.engine.sampling.json_schema import complaint_about
+from app.engine.sampling.json_schema import schema_defect
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
-# Texts like this one are no part of a document, so a grammar cannot name a control token by them.
+# Prefix of control tokens. UTF-8 text never contains this byte, so no grammar matches them as text.
 _CONTROL = b"\xff"
-_KEPT_GRAMMARS = 64
-_LONGEST_COMPLAINT = 300  # characters
-# Seconds of a core for one mask, for which every answer waits. Usual ones take a ten-thousandth.
-_LONGEST_MASK = 0.5
-_LONGEST_FIRST_MASK = 0.1  # when it is computed again: the first time builds what the others use
-# Symbols. Time for a first mask grows with their square: this many take 25 ms, which is about 1,500
-# properties that may be left out. A limit that is counted refuses the same schemas on every machine; those
-# of time are for what it does not foresee.
+_MAX_CACHED_GRAMMARS = 64
+_MAX_MESSAGE = 300  # characters
+# CPU seconds per mask. All sequences wait for a mask; most take about 0.1 ms.
+_MAX_MASK_TIME = 0.5
+_MAX_FIRST_MASK_TIME = 0.1  # second computation: the first one also fills caches
+# Symbols. The time of a first mask grows with their square: 25 ms for this number, about 1,500 optional
+# properties. A size limit rejects the same schemas on every machine; the time limits catch the rest.
 _LIMITS = LLParserLimits(max_grammar_size=15_000, verbose_errors=False)
 
 
 class GrammarError(ValueError):
-    """A grammar that cannot be kept to; the message says why."""
+    """A grammar that cannot be enforced; the message has the reason."""
 
 
 class Grammar:
-    """A compiled grammar, of use to any number of answers."""
+    """A compiled grammar; answers can share it."""
 
     def __init__(self, start: LLMatcher) -> None:
         self._start = start
 
     def matcher(self) -> Matcher:
-        """Begin a text."""
+        """A matcher at the start of a text."""
         return Matcher(self._start.deep_copy())
 
 
 class Matcher:
-    """A text that grows within a grammar."""
+    """State of one answer in its grammar."""
 
     def __init__(self, native: LLMatcher) -> None:
         self._native = native
 
     def mask(self, logits: NDArray[np.float32]) -> None:
-        """Forbid, in place, every token that cannot follow; of the shape (vocabulary,).
+        """Set the logits of forbidden tokens to minus infinity, in place. Shape: (vocabulary,).
 
         Raises:
-            GrammarError: What may follow could not be found out within the limits.
+            GrammarError: The mask exceeds a limit.
         """
         started = time.thread_time()
         bits = np.frombuffer(self._native.compute_bitmask(), np.uint8)
         self._check()
-        if time.thread_time() - started > _LONGEST_MASK:
-            raise GrammarError("to find out what may follow takes so long that others would wait for it")
+        if time.thread_time() - started > _MAX_MASK_TIME:
+            raise GrammarError(f"a mask of its tokens took over {_MAX_MASK_TIME} s")
         allowed = np.unpackbits(bits, count=len(logits), bitorder="little")
         np.putmask(logits, allowed == 0, -np.inf)
 
     def accept(self, token: int) -> None:
-        """Go on by a token.
+        """Append a token.
 
         Raises:
-            GrammarError: It cannot follow.
+            GrammarError: The grammar forbids the token.
         """
         self._native.consume_token(token)
         self._check()
 
     def forced(self, limit: int) -> list[int]:
-        """The tokens, at most ``limit``, of a text that must follow; a model may still cut it otherwise."""
+        """Tokens, at most ``limit``, of the only possible next text. A model may tokenize it differently."""
         tokens: list[int] = self._native.compute_ff_tokens()
         return tokens[:limit]
 
     @property
     def is_finished(self) -> bool:
-        """Whether the text is whole and nothing can follow."""
+        """Whether the text is complete and no token can follow."""
         return bool(self._native.is_stopped())
 
     def _check(self) -> None:
@@ -98,18 +97,18 @@ class Matcher:
 
 
 class GrammarCompiler:
-    """Compiles grammars for one vocabulary; from any thread."""
+    """Compiles grammars for one vocabulary; thread-safe."""
 
     def __init__(self, vocab: Vocab) -> None:
         self._vocab = vocab
         self._lock = threading.Lock()
-        self._compile = functools.lru_cache(_KEPT_GRAMMARS)(self._compile_anew)
+        self._compile = functools.lru_cache(_MAX_CACHED_GRAMMARS)(self._compile_uncached)
 
     def json_schema(self, schema: Mapping[str, Any] | bool) -> Grammar:
-        """The JSON texts that a schema validates.
+        """Compile a JSON Schema.
 
         Raises:
-            GrammarError: It is no schema, or has a keyword that cannot be kept to.
+            GrammarError: The schema is invalid, or has an unsupported keyword.
         """
         if schema is False:
             raise GrammarError("no JSON text satisfies the schema false")
@@ -122,47 +121,49 @@ class GrammarCompiler:
         return self._compile(grammar)
 
     def regex(self, pattern: str) -> Grammar:
-        """The texts that a regular expression matches as a whole.
+        """Compile a regular expression; it matches whole texts.
 
         Raises:
-            GrammarError: It is none, or one that needs more than a finite automaton.
+            GrammarError: The expression is invalid, or exceeds finite automata.
         """
         return self._compile(LLMatcher.grammar_from_regex(pattern))
 
     def lark(self, grammar: str) -> Grammar:
-        """The texts of a grammar in llguidance's dialect of Lark.
+        """Compile a grammar in llguidance's dialect of Lark.
 
         Raises:
-            GrammarError: It cannot be compiled.
+            GrammarError: The grammar is invalid.
         """
         return self._compile(LLMatcher.grammar_from_lark(grammar))
 
-    def _compile_anew(self, grammar: str) -> Grammar:
-        with self._lock:  # one at a time: the first makes the tokenizer, and each may take a whole core
+    def _compile_uncached(self, grammar: str) -> Grammar:
+        with self._lock:  # one at a time: the first call creates the tokenizer, and each can use a whole core
             try:
                 matcher = LLMatcher(self._tokenizer, grammar, limits=_LIMITS)
             except ValueError as error:
                 raise GrammarError(_in_one_line(str(error))) from error
         if matcher.is_error():
             raise GrammarError(_in_one_line(matcher.get_error()))
-        grammar_ = Grammar(matcher)
-        self._try(grammar_)
-        return grammar_
+        compiled = Grammar(matcher)
+        self._check_first_mask(compiled)
+        return compiled
 
-    def _try(self, grammar: Grammar) -> None:
-        """Compute the first mask, for which the engine would wait: what fails there is refused here."""
+    def _check_first_mask(self, grammar: Grammar) -> None:
+        """Compute the first mask, so that a failure rejects the request before the engine gets it."""
         logits = np.zeros(self._vocab.n_tokens, np.float32)
         grammar.matcher().mask(logits)
         if not np.isfinite(logits).any():
             raise GrammarError("no text satisfies it")
         started = time.thread_time()
         grammar.matcher().mask(logits)
-        if time.thread_time() - started > _LONGEST_FIRST_MASK:
-            raise GrammarError("it is so large that others would wait for its answers")
+        if time.thread_time() - started > _MAX_FIRST_MASK_TIME:
+            raise GrammarError(
+                f"it is too large: the mask of its first token took over {_MAX_FIRST_MASK_TIME} s"
+            )
 
     @functools.cached_property
     def _tokenizer(self) -> LLTokenizer:
-        """The vocabulary as llguidance walks it; takes a second and is made when the first grammar comes."""
+        """llguidance's index of the vocabulary. Takes a second, so it is created on first use."""
         return LLTokenizer(
             _Wrapped(_Tokens(self._vocab)),
             n_vocab=self._vocab.n_tokens,
@@ -170,7 +171,7 @@ class GrammarCompiler:
         )
 
 
-# Compact JSON costs the fewest tokens, and a model cannot lose itself in white space.
+# Compact JSON needs the fewest tokens and rules out endless whitespace.
 _JSON_STYLE: JsonCompileOptions = {
     "whitespace_flexible": False,
     "item_separator": ", ",
@@ -179,7 +180,7 @@ _JSON_STYLE: JsonCompileOptions = {
 
 
 class _Tokens:
-    """A vocabulary in the words of ``llguidance.TokenizerWrapper``."""
+    """A vocabulary with the interface of ``llguidance.TokenizerWrapper``."""
 
     def __init__(self, vocab: Vocab) -> None:
         self._vocab = vocab
@@ -196,18 +197,18 @@ class _Tokens:
         return self._vocab.tokenize(text, parse_special=False)
 
 
-def _in_one_line(complaint: str) -> str:
-    """A complaint without line breaks, and no longer than a person reads."""
-    line = " ".join(complaint.replace("<non-verbose/>", "").split())
-    return line if len(line) <= _LONGEST_COMPLAINT else f"{line[:_LONGEST_COMPLAINT]}…"
+def _in_one_line(message: str) -> str:
+    """An error message without line breaks, cut at the maximum length."""
+    line = " ".join(message.replace("<non-verbose/>", "").split())
+    return line if len(line) <= _MAX_MESSAGE else f"{line[:_MAX_MESSAGE]}…"
 
 
 def check_schema(schema: Any) -> None:
-    """Refuse a schema of which nothing good comes, also within a grammar.
+    """Reject schemas with defects that llguidance does not report.
 
     Raises:
-        GrammarError: It has no text that ends, or takes too long to compile.
+        GrammarError: No finite text satisfies the schema, or it takes too long to compile.
     """
-    complaint = complaint_about(schema)
-    if complaint is not None:
-        raise GrammarError(complaint)
+    defect = schema_defect(schema)
+    if defect is not None:
+        raise GrammarError(defect)

@@ -1,6 +1,6 @@
-"""What is wrong with a JSON Schema as a grammar that its compiler would not tell, or only after seconds.
+"""Defects of a JSON Schema that llguidance does not report, or only after seconds of compiling.
 
-Both are decided by the schema alone, never by how long something takes on this machine today.
+The checks depend only on the schema, not on compile time: each machine rejects the same schemas.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from collections.abc import Collection, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-Schema = Any  # a mapping or a bool; anything else is the compiler's to refuse
-# Ways to satisfy a schema: of every group, one of its members, with all the schemas that it lists.
+Schema = Any  # a mapping or a bool; llguidance rejects other types
+# Requirements of a schema: one alternative of each group; an alternative is a list of schemas, all required.
 _Needs = list[list[list[Schema]]]
 
-# llguidance writes a multiple as an automaton that counts to it: beyond this, compiling takes seconds, and
-# with every further digit ten times as much time and memory.
-_LARGEST_MULTIPLE = 10_000
-_ROUNDS = 10  # real schemas need one or two; beyond, nothing is claimed
-_LONGEST_INDEX = 9  # digits
+# llguidance compiles multipleOf to an automaton with that number of states. Above this limit it takes
+# seconds. Each further digit takes ten times as much time and memory.
+_MAX_MULTIPLE = 10_000
+_MAX_ROUNDS = 10  # real schemas need one or two; after these, no defect is reported
+_MAX_INDEX_DIGITS = 9
+# Keywords by the form of their value: a schema, a list of schemas, schemas by name.
 _ONE = (
     *("additionalProperties", "additionalItems", "items", "contains", "not", "if", "then", "else"),
     *("propertyNames", "unevaluatedItems", "unevaluatedProperties"),
@@ -27,18 +28,18 @@ _MANY = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _NAMED = ("properties", "patternProperties", "dependentSchemas")
 
 
-def complaint_about(schema: Schema) -> str | None:
-    """Why a schema is no use as a grammar, in one line; None where nothing is known against it."""
+def schema_defect(schema: Schema) -> str | None:
+    """The reason why a schema cannot be used as a grammar, in one line, or None."""
     schemas = _schemas_of(schema)
     return _large_multiples(schemas) or _endless(schemas, root=schema)
 
 
 def _schemas_of(root: Schema) -> dict[str, Mapping[str, Any]]:
-    """Every schema that may apply, by the JSON pointer to it (RFC 6901), outer ones first."""
+    """All subschemas by JSON pointer (RFC 6901), outer ones first."""
     found: dict[str, Mapping[str, Any]] = {}
     seen: set[int] = set()
     pending: list[tuple[str, Schema]] = [("#", root)]
-    for pointer, schema in pending:  # grows while it is walked
+    for pointer, schema in pending:  # grows during the loop
         if not isinstance(schema, Mapping) or id(schema) in seen:
             continue
         seen.add(id(schema))
@@ -51,7 +52,7 @@ def _schemas_of(root: Schema) -> dict[str, Mapping[str, Any]]:
 
 
 def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Schema]]:
-    """The schemas directly within one, with the path to each."""
+    """Direct subschemas with their paths."""
     for keyword in _ONE:
         yield keyword, schema.get(keyword)
     for keyword in _MANY:
@@ -69,7 +70,7 @@ def _escaped(name: str) -> str:
 
 
 def _resolved(reference: str, root: Schema) -> Schema:
-    """What a pointer within the document points to; True for what is found in other ways or not at all."""
+    """The target of a JSON pointer in the document; True (any value) for other or unresolved references."""
     if reference == "#":
         return root
     if not reference.startswith("#/"):
@@ -87,11 +88,11 @@ def _resolved(reference: str, root: Schema) -> Schema:
 
 
 def _is_index(step: str) -> bool:
-    return step.isascii() and step.isdecimal() and len(step) <= _LONGEST_INDEX
+    return step.isascii() and step.isdecimal() and len(step) <= _MAX_INDEX_DIGITS
 
 
 def _large_multiples(schemas: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Large multiples, together too: of several that meet in one value the least common one counts."""
+    """Reject large multiples. Several of one value compile to their least common multiple."""
     common = 1
     for schema in schemas.values():
         multiple = schema.get("multipleOf")
@@ -99,21 +100,20 @@ def _large_multiples(schemas: Mapping[str, Mapping[str, Any]]) -> str | None:
             multiple = Fraction(str(multiple))
         if isinstance(multiple, (int, Fraction)) and multiple > 0:
             common = math.lcm(common, multiple.numerator, multiple.denominator)
-        if common > _LARGEST_MULTIPLE:
-            return f"multipleOf: the least common multiple of all should be at most {_LARGEST_MULTIPLE}"
+        if common > _MAX_MULTIPLE:
+            return f"multipleOf: the least common multiple of all values should be at most {_MAX_MULTIPLE}"
     return None
 
 
 def _endless(schemas: Mapping[str, Mapping[str, Any]], root: Schema) -> str | None:
-    """A schema that requires itself within itself: an answer would begin it again and again, and never end.
+    """Find a schema that requires itself: no finite text satisfies it.
 
-    The least fixed point: a schema has texts that end as soon as all that it requires has some; what is left
-    when no more are found has none.
+    Least fixed point: a schema is satisfiable once all its requirements are. The schemas left over are not.
     """
     pointers = {id(schema): pointer for pointer, schema in schemas.items()}
-    # What is required is mostly further in, so the inner ones come first; the next round goes the other way.
+    # Inner schemas first, because requirements are mostly inner schemas. Each round reverses the order.
     left = {id(schema): _needs(schema, root) for schema in reversed(list(schemas.values()))}
-    for number in range(_ROUNDS):
+    for number in range(_MAX_ROUNDS):
         n_before = len(left)
         for schema, needs in [*left.items()][:: -1 if number % 2 else 1]:
             if not _unmet(needs, left):
@@ -124,19 +124,22 @@ def _endless(schemas: Mapping[str, Mapping[str, Any]], root: Schema) -> str | No
         return None
     if not left:
         return None
-    schema, passed = next(reversed(left)), set[int]()  # from the outermost to one that leads to itself
+    schema, passed = (
+        next(reversed(left)),
+        set[int](),
+    )  # follow requirements from the outermost schema to a cycle
     while schema not in passed:
         passed.add(schema)
         schema = _unmet(left[schema], left)[0]
-    return f"no text satisfies it: {pointers[schema]} requires itself, without end"
+    return f"no finite text satisfies it: {pointers[schema]} requires itself"
 
 
 def _unmet(needs: _Needs, endless: Collection[int]) -> list[int]:
-    """The schemas without an end, by their ids, for which the first group that is not met is not."""
+    """Ids of the endless schemas in the first alternative of the first unmet group; empty if all are met."""
     for group in needs:
-        in_the_way = [[id(part) for part in parts if id(part) in endless] for parts in group]
-        if all(in_the_way):
-            return in_the_way[0]
+        endless_parts = [[id(part) for part in parts if id(part) in endless] for parts in group]
+        if all(endless_parts):
+            return endless_parts[0]
     return []
 
 
@@ -178,7 +181,7 @@ def _required_items(schema: Mapping[str, Any]) -> Iterator[Schema]:
         return
     items = schema.get("items", True)
     first, rest = schema.get("prefixItems", []), items
-    if isinstance(items, list):  # until draft 2019-09
+    if isinstance(items, list):  # drafts before 2020-12
         first, rest = items, schema.get("additionalItems", True)
     if isinstance(first, list):
         yield from first[:n_items]

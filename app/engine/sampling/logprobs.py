@@ -13,7 +13,7 @@ class Logprobs:
     """Log-probabilities (natural logarithm) at one position.
 
     Attributes:
-        chosen: Of the token at this position.
+        chosen: Log-probability of the token at this position.
         top: The most likely tokens and their log-probabilities, in descending order.
     """
 

@@ -11,7 +11,7 @@ from app.engine.sampling.watermark import Watermark
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the tokens of one answer are sampled. Every dialect maps its parameters to these.
+    """Sampling parameters of one answer. Every dialect maps its parameters to these.
 
     ``repetition_penalty`` counts the last ``repeat_last_n`` tokens of prompt and answer (Keskar et al. 2019).
     ``frequency_penalty`` and ``presence_penalty`` count only the answer, as in OpenAI's API.
@@ -24,7 +24,7 @@ class SamplingParams:
     min_p: float = 0.0
     typical_p: float = 1.0
     repetition_penalty: float = 1.0
-    repeat_last_n: int = 64  # 0 turns the penalty off, -1 counts all tokens
+    repeat_last_n: int = 64  # 0 disables the penalty, -1 counts all tokens
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
@@ -35,5 +35,5 @@ class SamplingParams:
     watermark: Watermark | None = None
     visible: frozenset[int] = frozenset()  # control tokens whose text is part of the answer
     grammar: Grammar | None = None  # constrains the answer
-    logprobs: int | None = None  # for every token of the answer: its logprob and those of so many top tokens
-    prompt_logprobs: int | None = None  # the same for every token of the prompt but the first
+    logprobs: int | None = None  # top tokens per token of the answer; 0: only its own logprob
+    prompt_logprobs: int | None = None  # the same for the prompt, except its first token

@@ -1,4 +1,4 @@
-"""Samplers of the tokens of one answer."""
+"""Samplers: greedy, llama.cpp's chain, and wrappers for grammars and watermarks."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from app.engine.sampling.watermark import Watermark
 _LEAST_P = 1e-30
 # Below, sampling is greedy: the most likely token is certain, and divided logits overflow.
 _LEAST_TEMPERATURE = 1e-9
-_RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED, which llama.cpp replaces by a random one
-_REPLACED_SEED = 0x9E3779B9  # instead of that one; any number that users do not choose
+_RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: llama.cpp draws a random seed
+_REPLACED_SEED = 0x9E3779B9  # replaces it; an arbitrary number, unlikely as a user's seed
 
 
 class Sampler(Protocol):
@@ -30,10 +30,10 @@ class Sampler(Protocol):
 
     @property
     def is_finished(self) -> bool:
-        """Whether no token can follow the last one."""
+        """Whether no token can follow."""
 
     def forced(self, limit: int, /) -> list[int]:
-        """The next tokens that are certain, at most ``limit``."""
+        """The next tokens, at most ``limit``, if they are determined."""
 
     def sample(self, context: Context, row: int) -> int:
         """Choose the next token from a row of the last decode's logits, which may be overwritten."""
@@ -53,8 +53,7 @@ def make_sampler(params: SamplingParams, vocab: Vocab, prompt: Sequence[int]) ->
 class GreedySampler:
     """Chooses the most likely token after bias and penalties.
 
-    A chain of llama.cpp takes about ten times as long: it first copies the whole vocabulary into an array of
-    candidates.
+    A chain of llama.cpp takes about ten times as long, because it copies the vocabulary to an array first.
     """
 
     def __init__(self, params: SamplingParams, vocab: Vocab, prompt: Sequence[int]) -> None:
@@ -123,7 +122,7 @@ class ConstrainedSampler:
         return self._matcher.is_finished
 
     def forced(self, limit: int) -> list[int]:
-        """The text that the grammar determines, such as the keys of an object."""
+        """Text determined by the grammar, such as the keys of an object."""
         return self._matcher.forced(limit)
 
     def sample(self, context: Context, row: int) -> int:
@@ -142,7 +141,7 @@ class ConstrainedSampler:
 
 
 class WatermarkingSampler:
-    """Marks the answer of another sampler with a watermark."""
+    """Adds a watermark to another sampler."""
 
     def __init__(self, sampler: Sampler, watermark: Watermark, previous: int) -> None:
         self._sampler = sampler
@@ -243,7 +242,7 @@ def _look_back(params: SamplingParams, n_prompt: int) -> int:
     """Number of last tokens in which repetition is penalized; 0 if it is not."""
     if params.repetition_penalty == 1:
         return 0
-    n_most = n_prompt + params.max_tokens  # a limit, because memory is reserved for all
+    n_most = n_prompt + params.max_tokens  # llama.cpp reserves memory for this number
     return n_most if params.repeat_last_n < 0 else min(n_most, params.repeat_last_n)
 
 
