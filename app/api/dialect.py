@@ -193,6 +193,12 @@ class RouteTable:
             return True
         return method == "GET" and any(path.startswith(f"{folder}/") for folder in self._files)
 
+    def methods(self, path: str) -> list[str]:
+        """The methods of all operations at a path, sorted."""
+        scope = {"type": "http", "method": "", "path": path}
+        routes = [route for route, _ in self._routes if route.matches(scope)[0] is not Match.NONE]
+        return sorted({method for route in routes for method in route.methods or ()})
+
     def error_format(self, method: str, path: str) -> ErrorFormat:
         """The error format of a request: of its operation, else of the one dialect with this path.
 

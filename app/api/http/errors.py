@@ -58,6 +58,10 @@ def http_error(request: Request, error: Exception) -> Response:
     }.get(error.status_code, ("http", error.detail))
     response = respond(request.scope, Problem(error.status_code, kind, message))
     response.headers.update(error.headers or {})
+    table: RouteTable = request.app.state.table
+    # Starlette names only the methods of the first route with this path.
+    if error.status_code == 405 and (methods := table.methods(request.scope["path"])):
+        response.headers["Allow"] = ", ".join(methods)
     return response
 
 

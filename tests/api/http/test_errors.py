@@ -1,0 +1,43 @@
+"""Errors of wrong methods, with the routes of all dialects and a service that has not loaded yet."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+import pytest
+
+from app.api.app import DIALECTS, create_app
+from app.config.contexts import load_contexts
+from app.config.settings import load
+from app.service import Service
+from app.telemetry.metrics import Metrics
+from tests.conftest import ROOT
+
+FILES = ("/ui/app.js", "/docs/swagger-ui.css")
+
+
+def allowed_methods() -> dict[str, set[str]]:
+    """The methods of each path, by the operations of all dialects."""
+    methods: dict[str, set[str]] = {path: {"GET", "HEAD"} for path in FILES}
+    for operation in (operation for dialect in DIALECTS for operation in dialect.operations):
+        path = re.sub(r"\{.*?\}", "name", operation.path)
+        methods.setdefault(path, set()).update(
+            {"GET": {"GET", "HEAD"}}.get(operation.method, {operation.method})
+        )
+    return methods
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("method", ["PUT", "OPTIONS"])
+async def test_405_names_all_methods_of_the_path(method: str) -> None:
+    service = Service(
+        load(env_file=None), load_contexts(ROOT / "config" / "prompt_config.toml"), Metrics("test")
+    )
+    transport = httpx.ASGITransport(create_app(service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        for path, methods in allowed_methods().items():
+            response = await client.request(method, path)
+            assert response.status_code == 405, path
+            assert set(response.headers["allow"].split(", ")) == methods, path
+    assert allowed_methods()["/"] == {"GET", "HEAD", "POST"}
