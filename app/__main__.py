@@ -21,7 +21,8 @@ from app.fit import preflight
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    0: success. 1: error. 2: wrong setting or argument. 3: the engine failed while serving. 128 + n: signal n.
+    0: success. 1: error. 2: wrong setting or argument. 3: the engine or the embedding model failed while
+    serving. 128 + n: signal n.
     """
     options = _parser().parse_args(arguments)
     # Until the server sets its own handler: a container's first process ignores an unhandled SIGTERM.
@@ -97,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="serve over HTTP",
         description="Serve over HTTP until SIGTERM or SIGINT.\n\n"
-        "Exit status: 0 after a signal, 1 error at start, 2 wrong setting, 3 failed engine.\n"
+        "Exit status: 0 after a signal, 1 error at start, 2 wrong setting, 3 failed engine or embedding "
+        "model.\n"
         "Settings are read from the environment and from a file .env:",
         epilog=reference.for_terminal(),
         formatter_class=argparse.RawDescriptionHelpFormatter,

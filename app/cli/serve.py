@@ -30,8 +30,8 @@ class StartupError(UserError):
     """The server cannot start."""
 
 
-class EngineFailure(UserError):
-    """The engine thread ended by an exception while the server was running."""
+class ThreadFailure(UserError):
+    """An exception ended the thread of the engine or of the embedding model."""
 
     exit_status = 3
 
@@ -40,7 +40,7 @@ def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status.
 
     Raises:
-        UserError: The server cannot start, or the engine failed.
+        UserError: The server cannot start, or the engine or the embedding model failed.
     """
     start = prepare(settings)
     listener = _listen("HTTP_ADDRESS", settings.http_address)
@@ -139,7 +139,7 @@ class _Server(uvicorn.Server):
 
     async def _load(self) -> None:
         try:
-            await self._start.load(on_failure=self._engine_failed)
+            await self._start.load(on_failure=lambda message: self._fail(ThreadFailure(message)))
         except UserError as error:
             self._fail(error)
         except Exception as error:
@@ -147,9 +147,6 @@ class _Server(uvicorn.Server):
             self._fail(StartupError(f"the start failed: {type(error).__name__}: {error}"))
         else:
             self._announce()
-
-    def _engine_failed(self, error: BaseException) -> None:
-        self._fail(EngineFailure(f"the engine failed: {error}"))
 
     def _fail(self, error: UserError) -> None:
         """Shut down, and let ``serve`` raise an error."""

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.engine.fair_lock import FairLock
-from app.engine.llama import Batch, DecodeError, EmbeddingContext, Model
+from app.engine.llama import Batch, EmbeddingContext, Model
 
 logger = logging.getLogger("tokenstream.embedder")
 
@@ -58,7 +58,13 @@ class Embedder:
     """An embedding model. Texts of all waiting jobs share batches."""
 
     def __init__(
-        self, path: Path, *, n_threads: int, pooling: str | None = None, lock: FairLock | None = None
+        self,
+        path: Path,
+        *,
+        n_threads: int,
+        pooling: str | None = None,
+        lock: FairLock | None = None,
+        on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
         """Load the model and start the thread.
 
@@ -67,6 +73,7 @@ class Embedder:
             n_threads: Compute threads.
             pooling: How the vectors of tokens become one (a key of ``POOLING``); None: as in the file.
             lock: Shared with an engine on the same cores.
+            on_failure: Called once, on the embedder's thread, if an exception ends that thread.
 
         Raises:
             ModelLoadError: llama.cpp rejects the file, or it is not an embedding model.
@@ -89,6 +96,7 @@ class Embedder:
         self.dimensions = self._context.dimensions
         self.n_vocab = self._model.vocab.n_tokens
         self._lock = lock or FairLock()
+        self._on_failure = on_failure
         self._urgent: list[_Job] = []  # heaps
         self._background: list[_Job] = []
         self._changed = threading.Condition()
@@ -178,9 +186,11 @@ class Embedder:
         try:
             while self._compute_next():
                 pass
-        except Exception as error:
-            logger.exception("the embedding thread failed")
+        except BaseException as error:
             self._end(EmbeddingError(f"the embedding model failed: {error}"))
+            logger.critical("the embedding thread failed; all its requests end", exc_info=error)
+            if self._on_failure is not None:
+                self._on_failure(error)
         assert self._error is not None
         for job in (*(job for job, _ in self._taken), *self._urgent, *self._background):
             _settle(job, self._error)
@@ -224,8 +234,8 @@ class Embedder:
     def _compute(self) -> None:
         try:
             vectors = self._context.encode(self._batch)
-        except DecodeError as error:
-            logger.error("a batch of %d texts could not be embedded: %s", len(self._taken), error)
+        except Exception as error:
+            logger.error("a batch of %d texts could not be embedded", len(self._taken), exc_info=error)
             for job, _ in self._taken:
                 _settle(job, EmbeddingError(f"the embedding model failed: {error}"))
             return

@@ -116,7 +116,7 @@ class Indexer:
                     self._watch(folder)
                 elif not self._ends.wait(1.0) and _identity(self._folder) is not None:
                     self._scan()  # the folder is back
-            except (OSError, RuntimeError) as error:  # such as: no inotify watches left
+            except BaseException as error:  # such as: no inotify watches left, or a panic of watchfiles
                 logger.warning(
                     "%s cannot be watched, next scan in %.0f s: %s", self._folder, _RESCAN_AFTER, error
                 )
@@ -149,7 +149,7 @@ class Indexer:
             self.problem = str(error)
             if not self._ends.is_set():
                 logger.error("documents cannot be indexed: %s", error)
-        except Exception as error:  # a defect; documents that are indexed are still served
+        except BaseException as error:  # a defect; documents that are indexed are still served
             self.problem = f"indexing failed: {error}"
             logger.exception("indexing failed; the next change or scan tries again")
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +34,15 @@ _PACKAGES = ("mammoth", "markdown_it", "pypdfium2", "selectolax", "simsimd", "sn
 class Retrieval:
     """The embedding model, and the knowledge base if it is on."""
 
-    def __init__(self, settings: Settings, embedding_model: Path, metrics: Metrics, lock: FairLock) -> None:
-        """Load the embedding model and open the index; blocking.
+    def __init__(
+        self,
+        settings: Settings,
+        embedding_model: Path,
+        metrics: Metrics,
+        lock: FairLock,
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        """Load the embedding model and open the index; blocking. ``on_failure``: see ``Embedder``.
 
         Raises:
             ModelError: The embedding model cannot be loaded.
@@ -44,7 +51,11 @@ class Retrieval:
         n_threads = settings.model_threads or physical_cores()
         try:
             self.embedder = Embedder(
-                embedding_model, n_threads=n_threads, pooling=settings.embedding_pooling, lock=lock
+                embedding_model,
+                n_threads=n_threads,
+                pooling=settings.embedding_pooling,
+                lock=lock,
+                on_failure=on_failure,
             )
         except ModelLoadError as error:
             raise ModelError(f"EMBEDDING_MODEL={embedding_model}: {error}") from error

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,7 +33,11 @@ _LONG_TEXT = 50_000  # characters; takes more than 1 to 2 ms
 
 
 class Service:
-    """A model, its contexts, and optionally an embedding model with a knowledge base."""
+    """A model, its contexts, and optionally an embedding model with a knowledge base.
+
+    Attributes:
+        failure: Error message of the engine's or the embedding model's failed thread; None while both run.
+    """
 
     def __init__(self, settings: Settings, contexts: Mapping[str, Context], metrics: Metrics) -> None:
         """Create a service that loads nothing yet.
@@ -48,6 +53,8 @@ class Service:
                 f"CONTEXT_TYPE={settings.context_type}: should be one of {', '.join(contexts)}"
                 f" (defined in {settings.contexts_file})"
             )
+        self.failure: str | None = None
+        self._on_failure: Callable[[str], None] | None = None
         self._model: Model | None = None
         self._retrieval: Retrieval | None = None
         self._n_embedding = 0  # unfinished embedding requests
@@ -58,14 +65,8 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the model is loaded and its engine runs."""
+        """Whether the model is loaded, and no thread has failed."""
         return self._model is not None and self.failure is None
-
-    @property
-    def failure(self) -> str | None:
-        """The error message of a failed engine; None as long as it runs."""
-        failure = self._model.engine.failure if self._model else None
-        return None if failure is None else f"the engine failed: {failure}"
 
     @property
     def model(self) -> Model:
@@ -115,7 +116,7 @@ class Service:
         embedding_model: Path | None = None,
         *,
         warm: Collection[str] | None = None,
-        on_failure: Callable[[BaseException], None] | None = None,
+        on_failure: Callable[[str], None] | None = None,
     ) -> None:
         """Load the models, start the engine and prefill contexts.
 
@@ -124,16 +125,22 @@ class Service:
             tokenizer_repo: Replaces the chat template and special tokens of the GGUF file.
             embedding_model: A GGUF file.
             warm: Names of the contexts to prefill; None: all.
-            on_failure: Called on the event loop if the engine thread ends by an exception.
+            on_failure: Called once, on the event loop, with the error message that ``failure`` gets.
 
         Raises:
             ModelLoadError: llama.cpp cannot load a model, or memory is short.
             UserError: The settings, the contexts or the tokenizer do not fit the model.
         """
-        lock = FairLock()
+        self._on_failure = on_failure
+        loop, lock = asyncio.get_running_loop(), FairLock()
+
+        def embedder_failed(error: BaseException) -> None:
+            with suppress(RuntimeError):  # the loop is closed: the process is ending
+                loop.call_soon_threadsafe(self._fail, f"the embedding model failed: {error}")
+
         if embedding_model is not None:  # before the model: its memory plan counts what is left
             self._retrieval = await asyncio.to_thread(
-                Retrieval, self.settings, embedding_model, self.metrics, lock
+                Retrieval, self.settings, embedding_model, self.metrics, lock, embedder_failed
             )
         model = await Model.load(
             path,
@@ -142,7 +149,7 @@ class Service:
             self.contexts,
             metrics=self.metrics,
             lock=lock if self._retrieval else None,
-            on_failure=on_failure,
+            on_failure=lambda error: self._fail(f"the engine failed: {error}"),
             warm=warm,
         )
         try:
@@ -152,6 +159,12 @@ class Service:
             await model.close()
             raise
         self._model = model
+
+    def _fail(self, message: str) -> None:
+        if self.failure is None:
+            self.failure = message
+            if self._on_failure is not None:
+                self._on_failure(message)
 
     async def close(self) -> None:
         """Stop the engine and free the models."""

@@ -34,13 +34,13 @@ class Start:
         self,
         *,
         warm: Collection[str] | None = None,
-        on_failure: Callable[[BaseException], None] | None = None,
+        on_failure: Callable[[str], None] | None = None,
     ) -> None:
         """Load the models and prefill contexts.
 
         Args:
             warm: Names of the contexts to prefill; None: all.
-            on_failure: Called on the event loop if the engine thread ends by an exception.
+            on_failure: Called once, on the event loop, with the reason for ``Service.failure``.
 
         Raises:
             UserError: The models do not load, or the settings do not fit them.

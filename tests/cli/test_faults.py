@@ -1,4 +1,4 @@
-"""Faults of a real server: in its engine thread, while its model loads, in one of its contexts."""
+"""Faults of a real server: in its threads, while its model loads, in one of its contexts."""
 
 from __future__ import annotations
 
@@ -58,6 +58,30 @@ def test_a_fault_of_the_engine_thread_ends_the_process(start_server: Start, tmp_
         assert (ready.status_code, ready.json()["status"]) == (503, "failed")
     assert server.process.wait(60) == 3
     assert "error: the engine failed: forced" in server.output()
+
+
+def test_a_fault_of_the_embedding_thread_ends_the_process_after_running_answers(
+    start_server: Start, tmp_path: Path
+) -> None:
+    fault = (
+        "from app.engine.embedder import Embedder\n"
+        "def failing(*_arguments):\n"
+        "    raise RuntimeError('forced')\n"
+        "Embedder._fill = failing\n"
+    )
+    settings = {"EMBEDDING_MODEL": "all-MiniLM-L6-v2", "SHUTDOWN_GRACE": "200", **SMALL}
+    server = start_server(program(tmp_path, fault), **settings).wait_until(timeout=300)
+    body = {"query": "Tell me a story.", "max_tokens": 300, "ignore_eos": True, "details": True}
+    with httpx.stream("POST", f"{server.url}/token_stream", json=body, timeout=60) as response:
+        parts = response.iter_text()
+        first = next(parts)
+        vectors = httpx.post(f"{server.url}/v1/embeddings", json={"input": "The oak."}, timeout=60)
+        text = "".join([first, *parts])
+    assert vectors.status_code == 500
+    assert "the embedding model failed: forced" in vectors.json()["error"]["message"]
+    assert '"generated_tokens": 300' in text
+    assert server.process.wait(60) == 3
+    assert "error: the embedding model failed: forced" in server.output()
 
 
 def test_an_unexpected_error_while_the_model_loads_ends_the_process(

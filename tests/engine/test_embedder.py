@@ -11,6 +11,7 @@ import pytest
 
 from app.config.settings import load
 from app.engine.embedder import Embedder, EmbeddingError, Vectors, normalized
+from app.engine.fair_lock import FairLock
 from app.engine.llama import Batch, EmbeddingContext, Model, ModelLoadError
 from app.weights.embedding import resolve_embedding_model
 from tests.conftest import MODEL
@@ -126,24 +127,49 @@ def test_closing_fails_what_waits(path: Path) -> None:
         embedder.submit([[CLS, SEP]])
 
 
-@pytest.mark.parametrize(("part", "method"), [("_batch", "add"), ("_context", "encode")])
-def test_a_fault_of_the_thread_ends_its_jobs(
-    path: Path, part: str, method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_fault_in_a_batch_ends_its_jobs(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embedder._context, "encode", fail)
+        job = embedder.submit([[CLS, SEP]] * 100)
+        with pytest.raises(EmbeddingError, match="the embedding model failed: out of memory"):
+            job.result(60)
+    assert embed(embedder, "short").shape == (1, 384)
+
+
+class Panic(BaseException):
+    """As of a native library."""
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, Panic])
+def test_a_fault_of_the_thread_ends_all_jobs_and_is_told(
+    path: Path, fault: type[BaseException], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    embedder = Embedder(path, n_threads=1)
+    failures: list[BaseException] = []
+    lock = FairLock()
+    embedder = Embedder(path, n_threads=1, lock=lock, on_failure=failures.append)
+    add = embedder._batch.add
 
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("forced")
+    def fail_at_the_third(tokens: list[int], *arguments: int, **more: int) -> int:
+        if len(tokens) == 3:
+            raise fault("forced")
+        return add(tokens, *arguments, **more)
 
-    monkeypatch.setattr(getattr(embedder, part), method, fail)
-    job = embedder.submit([[CLS, SEP]] * 100)
-    with pytest.raises(EmbeddingError, match="the embedding model failed: forced"):
-        job.result(60)
-    embedder._thread.join(60)
+    monkeypatch.setattr(embedder._batch, "add", fail_at_the_third)
+    with lock:
+        jobs = [embedder.submit([[CLS, SEP]]), embedder.submit([[CLS, 1996, SEP]] * 100)]
+        jobs += [embedder.submit([[CLS, SEP]], background=True) for _ in range(2)]
+        assert jobs[-1].cancel()
+    for job in jobs[1:3]:
+        with pytest.raises(EmbeddingError, match="the embedding model failed: forced"):
+            job.result(60)
     with pytest.raises(EmbeddingError, match="the embedding model failed: forced"):
         embedder.submit([[CLS, SEP]])
-    assert "the embedding thread failed" in caplog.text
     embedder.close()
+    assert [type(failure) for failure in failures] == [fault]
+    assert "the embedding thread failed" in caplog.text
 
 
 def test_a_model_that_answers_is_no_embedding_model_by_itself() -> None:

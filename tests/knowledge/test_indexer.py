@@ -14,6 +14,7 @@ import pytest
 
 from app.config.settings import load
 from app.engine.embedder import Embedder
+from app.knowledge import indexer
 from app.knowledge.index.store import Store, StoreError
 from app.knowledge.knowledge import DocumentState, Knowledge, KnowledgeOptions
 from app.weights.embedding import resolve_embedding_model
@@ -136,6 +137,29 @@ async def test_files_that_change_appear_and_vanish_are_noticed(
     assert (found.chunk.file, found.chunk.heading) == ("moved.md", "Bridges")
     assert found.chunk.text == "The Wren Bridge opens at noon."
     assert len(notes.indexed) == 5, "only what changed was read"
+
+
+class Panic(BaseException):
+    """As of a native library."""
+
+
+def test_a_watch_that_fails_is_begun_again(
+    folder: Path, open_knowledge: Callable[..., tuple[Knowledge, Notes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+
+    def failing(*_: object, **__: object) -> None:
+        monkeypatch.undo()
+        monkeypatch.setattr(indexer, "_RESCAN_AFTER", 0.1)
+        failed.set()
+        raise Panic("forced")
+
+    monkeypatch.setattr(indexer, "watch", failing)
+    monkeypatch.setattr(indexer, "_RESCAN_AFTER", 0.1)
+    knowledge, _ = open_knowledge()
+    assert failed.wait(30)
+    (folder / "later.txt").write_text("The lamp on the pier is green.")
+    until(lambda: "later.txt" in names(knowledge))
 
 
 def test_a_file_that_was_only_touched_is_not_embedded_again(

@@ -13,11 +13,13 @@ from app.api.app import create_app
 from app.chat.messages import Message
 from app.config.contexts import load_contexts
 from app.config.settings import SettingsError, load
+from app.engine.embedder import Embedder
 from app.engine.engine import Engine
 from app.fit import preflight
 from app.service import ChatPrompt, GenerationFailed, Loading, Service, start
 from app.service import model as model_module
 from app.telemetry.metrics import Metrics
+from app.weights.embedding import resolve_embedding_model
 from tests.conftest import MODEL, ROOT
 
 PROMPT = ChatPrompt((Message("user", "Count to ten."),))
@@ -46,7 +48,7 @@ async def service() -> AsyncIterator[Service]:
 async def test_a_failed_engine_is_told_and_the_service_closes(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failures: list[BaseException] = []
+    failures: list[str] = []
     await service.load(MODEL, None, warm=(), on_failure=failures.append)
     assert service.is_ready
     assert service.failure is None
@@ -59,16 +61,42 @@ async def test_a_failed_engine_is_told_and_the_service_closes(
     with pytest.raises(GenerationFailed, match="the engine failed: forced"):
         async for _ in generation:
             pass
-    assert [str(failure) for failure in failures] == ["forced"]
-    assert not service.is_ready
+    assert failures == ["the engine failed: forced"]
     with pytest.raises(GenerationFailed, match="the engine failed: forced"):
         await service.generate(PROMPT, {})
+    await assert_shows(service, "the engine failed: forced")
+
+
+@pytest.mark.anyio
+async def test_a_failed_embedding_model_is_told_and_the_service_closes(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[str] = []
+    embedding_model = resolve_embedding_model(load(None))
+    await service.load(MODEL, None, embedding_model, warm=(), on_failure=failures.append)
+    assert service.is_ready
+
+    def failing(*_: object) -> None:
+        raise RuntimeError("forced")
+
+    monkeypatch.setattr(Embedder, "_fill", failing)
+    for _ in range(2):
+        with pytest.raises(GenerationFailed, match="the embedding model failed: forced"):
+            await service.embed(["The oak is old."])
+    assert failures == ["the embedding model failed: forced"]
+    await assert_shows(service, "the embedding model failed: forced")
+    [generation] = await service.generate(PROMPT, {"max_tokens": 3})
+    assert len([step async for step in generation]) == 3
+
+
+async def assert_shows(service: Service, reason: str) -> None:
+    assert not service.is_ready
     transport = httpx.ASGITransport(create_app(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         for path in ("/ready", "/health"):
             response = await client.get(path)
             assert response.status_code == 503
-            assert response.json() == {"status": "failed", "reason": "the engine failed: forced"}
+            assert response.json() == {"status": "failed", "reason": reason}
 
 
 @pytest.mark.anyio

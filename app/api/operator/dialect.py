@@ -28,7 +28,7 @@ _HEALTH = Operation(
     summary="Liveness",
     replies={
         200: Reply("The process serves requests.", {JSON: Health}),
-        503: Reply("The engine failed.", {JSON: Failed}, _RETRY_AFTER),
+        503: Reply("The engine or the embedding model failed.", {JSON: Failed}, _RETRY_AFTER),
     },
     errors=causes(500),
     is_open=True,
@@ -41,7 +41,7 @@ _READY = Operation(
     summary="Readiness",
     replies={
         200: Reply("The model is loaded.", {JSON: Ready}),
-        503: Reply("The model is loading, or the engine failed.", {JSON: Loading | Failed}, _RETRY_AFTER),
+        503: Reply("The model is loading, or a model failed.", {JSON: Loading | Failed}, _RETRY_AFTER),
     },
     errors=causes(500),
     is_open=True,

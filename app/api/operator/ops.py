@@ -13,7 +13,7 @@ _RETRY_AFTER = {"Retry-After": "2"}
 
 
 async def health(request: Request) -> Response:
-    """Respond 200 unless the engine failed."""
+    """Respond 200 unless the engine or the embedding model failed."""
     service: Service = request.app.state.service
     if service.failure is not None:
         return _failed(service.failure)
@@ -22,7 +22,7 @@ async def health(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """Respond 200 once the model is loaded; 503 before, and after a failure of the engine."""
+    """Respond 200 once the model is loaded; 503 before, and after a failure."""
     service: Service = request.app.state.service
     if service.is_ready:
         body: Ready = {"status": "ready"}

@@ -44,7 +44,7 @@ class Loading(TypedDict):
 
 
 class Failed(TypedDict):
-    """The engine failed. The process ends by itself."""
+    """The engine or the embedding model failed. The process ends by itself."""
 
     status: Literal["failed"]
-    reason: Annotated[str, Field(description="Error message of the engine.")]
+    reason: Annotated[str, Field(description="Error message of the engine or the embedding model.")]
