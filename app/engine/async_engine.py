@@ -34,7 +34,7 @@ class AsyncEngine:
 
     Attributes:
         n_ctx_sequence: Maximum tokens of prompt and answer together.
-        failure: The exception that ended the engine thread; None while it runs and after ``close``.
+        failure: The exception that ended the engine; None while it runs and after ``close``.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class AsyncEngine:
             options: Sizes and switches.
             observer: Receives a report of every step, on the event loop.
             compute_lock: Held during each step, against other computations on the same cores.
-            on_failure: Called once, on the event loop, if the engine thread ends by an exception.
+            on_failure: Called once, on the event loop, if an exception ends the engine.
 
         Raises:
             ModelLoadError: Memory is short.
@@ -131,8 +131,8 @@ class AsyncEngine:
         if not self._accepts:
             raise self._error()
         answer = Answer(sequence, self.cancel)
-        self._answers[sequence] = answer
         self._inbox.put(partial(self._core.add, sequence))
+        self._answers[sequence] = answer
         return answer
 
     def cancel(self, answer: Answer) -> None:
@@ -141,31 +141,43 @@ class AsyncEngine:
 
     async def close(self) -> None:
         """Stop the thread, end unfinished answers with EngineError, free KV memory."""
-        self._accepts = False
         if self._thread.is_alive():
-            self._inbox.put(None)
-            self._core.abort()
+            self._stop()
             await asyncio.to_thread(self._thread.join)
         self._core.close()
 
+    def _stop(self) -> None:
+        self._accepts = False
+        self._inbox.put(None)
+        self._core.abort()
+
     def _deliver(self, results: list[tuple[Sequence, Result]], report: StepReport) -> None:
-        for sequence, result in results:
-            if answer := self._answers.get(sequence):
-                if not isinstance(result, Output) or result.finish_reason is not None:
-                    del self._answers[sequence]
-                answer.put(result)
-        if self._observer is not None:
-            self._observer.on_step(report)
+        if self.failure is not None:
+            return  # outputs before these are lost
+        try:
+            for sequence, result in results:
+                if answer := self._answers.get(sequence):
+                    answer.put(result)
+                    if not isinstance(result, Output) or result.finish_reason is not None:
+                        del self._answers[sequence]
+        except BaseException as error:
+            self.failure = error
+            logger.critical("outputs cannot be delivered; all requests end", exc_info=error)
+            self._stop()
+        else:
+            if self._observer is not None:
+                self._observer.on_step(report)
 
     def _thread_ended(self, failure: BaseException | None) -> None:
         self._accepts = False
-        self.failure = failure
-        while self._answers:
-            sequence, answer = self._answers.popitem()
-            sequence.sampler.close()
+        self.failure = self.failure or failure
+        answers, self._answers = self._answers, {}
+        for answer in answers.values():
             answer.put(self._error())
-        if failure is not None and self._on_failure is not None:
-            self._on_failure(failure)
+        if self.failure is not None and self._on_failure is not None:
+            self._on_failure(self.failure)
+        for sequence in answers:
+            sequence.sampler.close()
 
     def _error(self) -> EngineError:
         if self.failure is not None:
@@ -180,8 +192,8 @@ class AsyncEngine:
         try:
             self._run()
         except BaseException as error:
-            logger.critical("the engine thread failed; all requests end", exc_info=error)
             failure = error
+            logger.critical("the engine thread failed; all requests end", exc_info=error)
         finally:
             self._call(partial(self._thread_ended, failure))
 

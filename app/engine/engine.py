@@ -128,8 +128,13 @@ class Engine:
 
     def cancel(self, sequence: Sequence) -> None:
         """End a sequence and free its slot. No effect on a finished sequence."""
-        if sequence in self._scheduler:
+        if sequence not in self._scheduler:
+            return
+        try:
             self._release(sequence)
+        except Exception as error:
+            self._fail(sequence, error)
+        else:
             self._results.append((sequence, EngineError("the answer was cancelled")))
 
     def step(self) -> None:

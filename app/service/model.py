@@ -182,10 +182,12 @@ class Model:
                     params = replace(params, seed=(params.seed + 1) % 2**32)
                 answer = self.engine.submit(prepared.tokens, params)
                 generations.append(Generation(answer, self._metrics, requested_at, prepared.passages))
-        except (RequestTooLong, QueueFull, EngineError) as error:
+        except BaseException as error:
             for generation in generations:
                 generation.close()
-            raise _as_service_error(error) from error
+            if isinstance(error, RequestTooLong | QueueFull | EngineError):
+                raise _as_service_error(error) from error
+            raise
         return generations
 
     async def close(self) -> None:

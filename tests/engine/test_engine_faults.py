@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import anyio
 import pytest
 
-from app.engine.answer import EngineError
+from app.engine.answer import Answer, EngineError
 from app.engine.async_engine import AsyncEngine
 from app.engine.cache.prefix_cache import PrefixCache
 from app.engine.detokenizer import Detokenizer
-from app.engine.engine import Engine, EngineOptions
+from app.engine.engine import Engine, EngineOptions, Result
 from app.engine.llama import Batch, Context, DecodeAborted, DecodeError, Model
 from app.engine.prompt_lookup import PromptLookup
 from app.engine.sampling.samplers import GreedySampler
@@ -115,6 +116,28 @@ class TestFaults:
         assert (await read(waiting))[1] == 3
         await engine.close()
 
+    async def test_of_a_cancellation_ends_that_one(
+        self, engine: AsyncEngine, reports: Reports, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cancelled, healthy = submit(engine, LONG, max_tokens=300, ignore_eos=True), submit(engine, LONG)
+        outputs = cancelled.__aiter__()
+        await outputs.__anext__()
+        leave = PrefixCache.leave
+
+        def fail_once(cache: PrefixCache, sequence: Sequence) -> None:
+            if sequence is cancelled.sequence:
+                raise MemoryError("out of memory")
+            leave(cache, sequence)
+
+        monkeypatch.setattr(PrefixCache, "leave", fail_once)
+        cancelled.cancel()
+        with pytest.raises(EngineError, match="out of memory"):
+            async for _ in outputs:
+                pass
+        assert (await read(healthy))[1] == 32
+        await settled(reports)
+        assert_nothing_runs(engine)
+
     @pytest.mark.parametrize("method", ["load_context", "save_context"])
     async def test_of_a_context(
         self, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, method: str
@@ -165,6 +188,68 @@ class TestFaults:
         assert engine.n_unfinished == 0
         with pytest.raises(EngineError, match="broken"):
             submit(engine, LONG)
+        await engine.close()
+
+    async def test_of_a_delivery_ends_all(
+        self,
+        model: Model,
+        compute_lock: threading.Lock,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """No answer goes on behind a gap."""
+        failures: list[BaseException] = []
+        options = EngineOptions(1024, 2, n_threads=2)
+        engine = AsyncEngine(model, options, None, compute_lock, on_failure=failures.append)
+        engine.start()
+        with compute_lock:
+            answers = [submit(engine, LONG, max_tokens=200, ignore_eos=True) for _ in range(2)]
+        put, n_put = Answer.put, 0
+
+        def fail_once(answer: Answer, output: Result) -> None:
+            nonlocal n_put
+            n_put += answer is answers[0]
+            if n_put == 4:
+                n_put += 1
+                time.sleep(0.3)  # the thread computes further steps meanwhile
+                raise MemoryError("out of memory")
+            put(answer, output)
+
+        monkeypatch.setattr(Answer, "put", fail_once)
+        for answer in answers:
+            tokens: list[int] = []
+
+            async def receive(answer: Answer = answer, tokens: list[int] = tokens) -> None:
+                async for output in answer:
+                    tokens.append(output.token)
+
+            with anyio.fail_after(60), pytest.raises(EngineError, match="the engine failed: out of memory"):
+                await receive()
+            assert tokens == answer.sequence.tokens[answer.n_prompt :][: len(tokens)]
+        assert failures == [engine.failure]
+        assert engine.n_unfinished == 0
+        with pytest.raises(EngineError, match="out of memory"):
+            submit(engine, LONG)
+        await engine.close()
+
+    async def test_at_the_end_of_the_engine_leaves_no_answer_open(
+        self, model: Model, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        failures: list[BaseException] = []
+        engine = AsyncEngine(model, EngineOptions(512, 1, n_threads=2), on_failure=failures.append)
+        engine.start()
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # it would log the fault
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("broken")
+
+        answers = [submit(engine, LONG, max_tokens=200, ignore_eos=True) for _ in range(3)]
+        await answers[0].__aiter__().__anext__()
+        monkeypatch.setattr(GreedySampler, "close", fail)
+        monkeypatch.setattr(Engine, "step", fail)
+        for answer in answers:
+            with anyio.fail_after(60), pytest.raises(EngineError, match="broken"):
+                await read(answer)
+        assert failures == [engine.failure]
         await engine.close()
 
 

@@ -13,6 +13,8 @@ from app.api.app import create_app
 from app.chat.messages import Message
 from app.config.contexts import load_contexts
 from app.config.settings import SettingsError, load
+from app.engine.answer import Answer
+from app.engine.async_engine import AsyncEngine
 from app.engine.embedder import Embedder
 from app.engine.engine import Engine
 from app.fit import preflight
@@ -97,6 +99,28 @@ async def assert_shows(service: Service, reason: str) -> None:
             response = await client.get(path)
             assert response.status_code == 503
             assert response.json() == {"status": "failed", "reason": reason}
+
+
+@pytest.mark.anyio
+async def test_a_fault_between_several_answers_ends_those_that_have_begun(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.load(MODEL, None, warm=())
+    submit, n_submitted = AsyncEngine.submit, 0
+
+    def fail_at_the_second(engine: AsyncEngine, *arguments: Any) -> Answer:
+        nonlocal n_submitted
+        n_submitted += 1
+        if n_submitted == 2:
+            raise MemoryError("out of memory")
+        return submit(engine, *arguments)
+
+    monkeypatch.setattr(AsyncEngine, "submit", fail_at_the_second)
+    cancelled = []
+    monkeypatch.setattr(AsyncEngine, "cancel", lambda _, answer: cancelled.append(answer))
+    with pytest.raises(MemoryError):
+        await service.generate(PROMPT, {}, n=2)
+    assert len(cancelled) == 1
 
 
 @pytest.mark.anyio

@@ -26,7 +26,6 @@ from app.service import (
     Generation,
     Model,
     Service,
-    ServiceError,
     Step,
     TextPrompt,
     best,
@@ -58,7 +57,7 @@ async def _start(service: Service, body: CompletionRequest) -> list[Generation]:
             else:
                 asked = TextPrompt(tokens=tuple(prompt))
             generations += await service.generate(asked, body.overrides(), n=body.n_generated)
-    except ServiceError:
+    except BaseException:
         for generation in generations:
             generation.close()
         raise
