@@ -6,7 +6,7 @@ set(LLAMA_BUILD_COMMON OFF)
 
 # Sources for ggml-cpu. The target does not exist at this point, so the calls are deferred to the end of llama.cpp's
 # CMakeLists.txt. exports.cpp includes llama.h.
-set(tokenstream_sources "${CMAKE_CURRENT_LIST_DIR}/exports.cpp")
+set(tokenstream_sources "${CMAKE_CURRENT_LIST_DIR}/exports.cpp" "${CMAKE_CURRENT_LIST_DIR}/matmul.cpp")
 
 # OFF: ggml's attention, for comparisons.
 option(TOKENSTREAM_ATTENTION "Compute attention with flash_attention.cpp" ON)
@@ -20,6 +20,9 @@ foreach(source IN LISTS tokenstream_sources)
 endforeach()
 cmake_language(EVAL CODE
   "cmake_language(DEFER CALL target_include_directories ggml-cpu PRIVATE [[${PROJECT_SOURCE_DIR}/include]])")
+
+# ggml-cpu.cpp calls it for every pass over a graph; matmul.cpp prepares the pass first.
+add_compile_definitions($<$<COMPILE_LANGUAGE:CXX>:ggml_graph_compute=tokenstream_graph_compute>)
 
 if(REPAIR_TILE_LOADCONFIG)
   add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:SHELL:-include \"${CMAKE_CURRENT_LIST_DIR}/amx_tile_config.h\">")

@@ -19,7 +19,13 @@ from probe import AMX_HEADER, HERE, INSTRUCTION_SETS, Findings
 
 CMAKE_INCLUDE = HERE / "llama_cpp.cmake"
 PAUSE_HEADER = HERE / "yielding_pause.h"
-_SOURCES = (HERE / "exports.cpp", HERE / "flash_attention.cpp", HERE / "attention_kernel.h")
+_SOURCES = tuple(
+    HERE / name
+    for name in (
+        *("exports.cpp", "flash_attention.cpp", "attention_kernel.h"),
+        *("matmul.cpp", "matmul_kernel.h", "matmul_formats.h"),
+    )
+)
 
 # OpenMP keeps a team of threads per calling thread. After decodes from a second thread, the teams outnumber
 # the cores and each decode is several times slower. LLAVA (images) is unused. Without CCACHE=OFF the build

@@ -185,6 +185,10 @@ class Settings(BaseSettings):
         "Speculative decoding by prompt lookup: repeated text is drafted and several tokens are verified in "
         "one step.",
     )
+    matmul: Literal["auto", "ggml"] = _setting(
+        "auto",
+        "Kernels of matrix products. `auto`: own ones for the weight formats that they cover, else ggml's.",
+    )
     kv_layout: Literal["auto", "split", "shared"] = _setting(
         "auto",
         "`split`: each sequence has its own part of the KV cache. `shared`: one pool, which stores a common "

@@ -28,7 +28,7 @@ def identity(model_path: Path) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def check_key(model_path: Path | None, n_gpu_layers: int, main_gpu: int) -> str:
+def check_key(model_path: Path | None, n_gpu_layers: int, main_gpu: int, matmul: bool) -> str:
     """Digest of everything that decides whether a model can be decoded here; None: library alone."""
     processor = cpu()
     facts = {
@@ -42,6 +42,7 @@ def check_key(model_path: Path | None, n_gpu_layers: int, main_gpu: int) -> str:
         "kernel": platform.release(),
         "model": [_fingerprint(part) for part in model_files(model_path)] if model_path else None,
         "gpu": [n_gpu_layers, main_gpu],
+        "matmul": matmul,
         "linker": [os.environ.get(name) for name in ("LD_LIBRARY_PATH", "LD_PRELOAD")],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

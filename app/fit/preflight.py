@@ -50,14 +50,16 @@ def check_library() -> None:
     Raises:
         NativeLibraryError: The library cannot be loaded or crashes.
     """
-    marker = _success_marker(None, 0, 0)
+    marker = _success_marker(None, 0, 0, matmul=False)
     if not marker.exists():
         child = _run_child([], _STARTING_TIME, what="loading the native library")
         _judge(child, "during loading", uses_gpu=False)
         _record_success(marker)
 
 
-def check(model_path: Path, *, n_threads: int, n_gpu_layers: int, main_gpu: int = 0) -> None:
+def check(
+    model_path: Path, *, n_threads: int, n_gpu_layers: int, main_gpu: int = 0, matmul: bool = True
+) -> None:
     """Decode a few tokens of the model in a child process, unless an earlier check succeeded.
 
     A success is recorded for the same library, CPU, kernel, model file and GPU layers, so that large
@@ -68,6 +70,7 @@ def check(model_path: Path, *, n_threads: int, n_gpu_layers: int, main_gpu: int 
         n_threads: Compute threads.
         n_gpu_layers: Layers on the GPU; -1 is all.
         main_gpu: The GPU of these layers.
+        matmul: Whether to use this project's matrix kernels.
 
     Raises:
         NativeLibraryError: The library cannot be loaded, crashes, hangs or fails to compute.
@@ -75,19 +78,19 @@ def check(model_path: Path, *, n_threads: int, n_gpu_layers: int, main_gpu: int 
         OSError: The model file cannot be read.
     """
     model_path = model_path.resolve()
-    marker = _success_marker(model_path, n_gpu_layers, main_gpu)
+    marker = _success_marker(model_path, n_gpu_layers, main_gpu, matmul)
     if marker.exists():
         return
     timeout = _STARTING_TIME + sum(part.stat().st_size for part in model_files(model_path)) / _SLOWEST_DISK
     what = f"a test decode of {model_path}"
-    arguments = [str(model_path), str(n_threads), str(n_gpu_layers), str(main_gpu)]
+    arguments = [str(model_path), str(n_threads), str(n_gpu_layers), str(main_gpu), str(int(matmul))]
     child = _run_child(arguments, timeout, what=what)
     _judge(child, f"in {what}", uses_gpu=n_gpu_layers != 0)
     _record_success(marker)
 
 
-def _success_marker(model_path: Path | None, n_gpu_layers: int, main_gpu: int) -> Path:
-    return cache_folder() / "preflight" / check_key(model_path, n_gpu_layers, main_gpu)
+def _success_marker(model_path: Path | None, n_gpu_layers: int, main_gpu: int, matmul: bool) -> Path:
+    return cache_folder() / "preflight" / check_key(model_path, n_gpu_layers, main_gpu, matmul)
 
 
 def _record_success(marker: Path) -> None:
@@ -151,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("model_path", type=Path, nargs="?")
-    for number in ("n_threads", "n_gpu_layers", "main_gpu"):
+    for number in ("n_threads", "n_gpu_layers", "main_gpu", "matmul"):
         parser.add_argument(number, type=int, nargs="?")
     chosen = parser.parse_args(arguments)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would be as large as the model
@@ -163,6 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.model_path is None:
         return 0
     try:
+        llama.start_backend(matmul=bool(chosen.matmul))
         llama.smoke_decode(
             chosen.model_path,
             n_threads=chosen.n_threads,

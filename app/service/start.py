@@ -9,7 +9,7 @@ from pathlib import Path
 
 from app.config.contexts import load_contexts
 from app.config.settings import Settings
-from app.engine.llama import ModelLoadError
+from app.engine.llama import ModelLoadError, start_backend
 from app.fit import preflight
 from app.machine.cores import physical_cores
 from app.service import retrieval
@@ -72,7 +72,9 @@ def prepare(settings: Settings) -> Start:
             n_threads=settings.model_threads or physical_cores(),
             n_gpu_layers=settings.model_gpu_layers,
             main_gpu=settings.main_gpu,
+            matmul=settings.matmul == "auto",
         )
+        start_backend(matmul=settings.matmul == "auto")
     return start
 
 

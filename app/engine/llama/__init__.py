@@ -19,6 +19,7 @@ from app.engine.llama.native import (
     UnsupportedLibraryError,
     attention_calls,
     last_complaint,
+    matmul_calls,
     native_function,
     start_backend,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "attention_calls",
     "context_params",
     "last_complaint",
+    "matmul_calls",
     "native_function",
     "smoke_decode",
     "start_backend",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import logging
 import mmap
 from collections.abc import Iterator, Mapping
@@ -70,17 +69,43 @@ def _on_log(level: int, text: bytes, _user_data: object) -> None:
         logger.debug("%s", line)
 
 
-@functools.cache
-def start_backend() -> None:
-    """Initialize llama.cpp once per process.
+_started = False
+
+
+def start_backend(*, matmul: bool = True) -> None:
+    """Initialize llama.cpp. Only the first call in a process has an effect.
+
+    Args:
+        matmul: Compute matrix products with native/matmul.cpp where it covers the format of the weights.
 
     Raises:
         UnsupportedLibraryError: A struct of the library has another layout than its Python declaration.
     """
+    global _started
+    if _started:
+        return
     check_layouts()
     _return_large_buffers()
     lib.llama_log_set(_on_log, ctypes.c_void_p(0))
     lib.llama_backend_init()
+    if matmul and _has_matmul():
+        _start_matmul()
+    _started = True
+
+
+def _has_matmul() -> bool:
+    return hasattr(lib._lib, "tokenstream_matmul_start")
+
+
+def _start_matmul() -> None:
+    """Test the matrix kernels on this CPU. Models loaded afterwards use those that pass."""
+    failed = native_function("tokenstream_matmul_start", ctypes.c_char_p)()
+    if failed is None:
+        logger.info("This build has no matrix kernels for this CPU; ggml's are used")
+    elif failed:
+        logger.warning(
+            "The matrix kernels for %s fail their test on this CPU; ggml's are used", failed.decode()
+        )
 
 
 def has_exports() -> bool:
@@ -138,6 +163,11 @@ def attention_calls() -> int | None:
         return None
     calls = int(native_function("tokenstream_attention_calls", ctypes.c_int64)())
     return None if calls < 0 else calls
+
+
+def matmul_calls() -> int:
+    """Matrix products that native/matmul.cpp has computed in this process."""
+    return int(native_function("tokenstream_matmul_calls", ctypes.c_int64)()) if _has_matmul() else 0
 
 
 def _return_large_buffers() -> None:

@@ -1,0 +1,395 @@
+// Products of quantized rows with panels of quantized weights (matmul_formats.h).
+//
+// Depends on the compiler's intrinsics alone, so that tests compile it for each instruction set apart from ggml.
+// matmul.cpp divides ggml's operations into calls of multiply().
+//
+// Activations are quantized to 8 bits with an f32 scale for each 32 values, as ggml's Q8_0 and Q8_1 are. Products
+// of a block are summed as 32-bit integers, blocks as f32 in the order of k. A result therefore depends on its
+// row and column alone: not on the other rows, the tile, the thread or the instruction set.
+#pragma once
+
+#include "matmul_formats.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <algorithm>
+#include <cmath>
+
+namespace tokenstream {
+
+// 32 values of a row.
+struct Activations {
+    float scale;
+    float sum;          // of the values
+    int32_t negated[3]; // minus the sum of the quants: all 32, the first 16, the last 16
+    int8_t quants[BLOCK_SIZE];
+};
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
+#define TOKENSTREAM_MATMUL_KERNEL
+
+constexpr int LANES = 16; // columns of a vector: a panel
+constexpr int TILE_ROWS = 6, TILE_VECTORS = 2; // sums, weights and scales fit 32 registers
+#define TOKENSTREAM_DOT
+using Ints = __m512i;
+using Floats = __m512;
+
+inline Ints load_ints(const void * from) { return _mm512_loadu_si512(from); }
+inline Ints all_ints(int32_t x) { return _mm512_set1_epi32(x); }
+inline Ints all_bytes(int x) { return _mm512_set1_epi8((char) x); }
+inline Ints bits_and(Ints a, Ints b) { return _mm512_and_si512(a, b); }
+inline Ints bits_or(Ints a, Ints b) { return _mm512_or_si512(a, b); }
+inline Ints bits_xor(Ints a, Ints b) { return _mm512_xor_si512(a, b); }
+inline Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+template <int N> inline Ints shift_left(Ints x) { return _mm512_slli_epi32(x, N); }
+template <int N> inline Ints shift_right(Ints x) { return _mm512_srli_epi32(x, N); }
+inline Ints look_up(Ints indices) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *) CODEBOOK)), indices);
+}
+inline Ints dot(Ints sum, Ints u, Ints s) { return _mm512_dpbusd_epi32(sum, u, s); }
+
+inline Floats all_floats(float x) { return _mm512_set1_ps(x); }
+inline Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
+inline Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+inline Floats fnma(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }
+inline Floats load_halves(const void * from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) from)); }
+inline Floats load_unsigned(const void * from) {
+    return to_floats(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *) from)));
+}
+inline Floats load_signed(const void * from) {
+    return to_floats(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) from)));
+}
+inline void store_floats(float * to, Floats x) { _mm512_storeu_ps(to, x); }
+
+inline float highest(const float * x) {
+    const __m512 a = _mm512_abs_ps(_mm512_loadu_ps(x)), b = _mm512_abs_ps(_mm512_loadu_ps(x + 16));
+    return _mm512_reduce_max_ps(_mm512_max_ps(a, b));
+}
+// Round 16 values times `factor` to bytes; returns the sum of the bytes.
+inline int32_t round_half(const float * x, float factor, int8_t * to) {
+    const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), _mm512_set1_ps(factor)));
+    _mm_storeu_si128((__m128i *) to, _mm512_cvtepi32_epi8(q));
+    return _mm512_reduce_add_epi32(q);
+}
+
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define TOKENSTREAM_MATMUL_KERNEL
+
+constexpr int LANES = 8; // columns of a vector: half a panel
+constexpr int TILE_ROWS = 4, TILE_VECTORS = 1; // of 16 registers
+using Ints = __m256i;
+using Floats = __m256;
+
+inline Ints load_ints(const void * from) { return _mm256_loadu_si256((const __m256i *) from); }
+inline Ints all_ints(int32_t x) { return _mm256_set1_epi32(x); }
+inline Ints all_bytes(int x) { return _mm256_set1_epi8((char) x); }
+inline Ints bits_and(Ints a, Ints b) { return _mm256_and_si256(a, b); }
+inline Ints bits_or(Ints a, Ints b) { return _mm256_or_si256(a, b); }
+inline Ints bits_xor(Ints a, Ints b) { return _mm256_xor_si256(a, b); }
+inline Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+template <int N> inline Ints shift_left(Ints x) { return _mm256_slli_epi32(x, N); }
+template <int N> inline Ints shift_right(Ints x) { return _mm256_srli_epi32(x, N); }
+inline Ints look_up(Ints indices) {
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) CODEBOOK)), indices);
+}
+#if defined(__AVXVNNI__)
+#define TOKENSTREAM_DOT
+inline Ints dot(Ints sum, Ints u, Ints s) { return _mm256_dpbusd_avx_epi32(sum, u, s); }
+#elif defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#define TOKENSTREAM_DOT
+inline Ints dot(Ints sum, Ints u, Ints s) { return _mm256_dpbusd_epi32(sum, u, s); }
+#else
+inline Ints multiply_bytes(Ints u, Ints s) { return _mm256_maddubs_epi16(u, s); } // sums of two, 16 bits
+inline Ints add_pairs(Ints x) { return _mm256_madd_epi16(x, _mm256_set1_epi16(1)); }
+#endif
+
+inline Floats all_floats(float x) { return _mm256_set1_ps(x); }
+inline Floats to_floats(Ints x) { return _mm256_cvtepi32_ps(x); }
+inline Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+inline Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+inline Floats fnma(Floats a, Floats b, Floats c) { return _mm256_fnmadd_ps(a, b, c); }
+inline Floats load_halves(const void * from) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) from)); }
+inline Floats load_unsigned(const void * from) {
+    return to_floats(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *) from)));
+}
+inline Floats load_signed(const void * from) {
+    return to_floats(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) from)));
+}
+inline void store_floats(float * to, Floats x) { _mm256_storeu_ps(to, x); }
+
+inline float highest(const float * x) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256 top = _mm256_andnot_ps(sign, _mm256_loadu_ps(x));
+    for (int i = 8; i < BLOCK_SIZE; i += 8) {
+        top = _mm256_max_ps(top, _mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)));
+    }
+    __m128 y = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
+    y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+}
+inline int32_t round_half(const float * x, float factor, int8_t * to) {
+    const __m256 f = _mm256_set1_ps(factor);
+    const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), f));
+    const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8), f));
+    const __m256i shorts = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(shorts), _mm256_extracti128_si256(shorts, 1));
+    _mm_storeu_si128((__m128i *) to, bytes);
+    const __m256i pairs = _mm256_madd_epi16(shorts, _mm256_set1_epi16(1));
+    __m128i y = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    y = _mm_add_epi32(y, _mm_shuffle_epi32(y, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(y, _mm_shuffle_epi32(y, 0xB1)));
+}
+
+#endif
+
+#ifdef TOKENSTREAM_MATMUL_KERNEL
+
+inline void quantize(const float * x, int64_t n_blocks, Activations * to) {
+    for (int64_t b = 0; b < n_blocks; ++b, x += BLOCK_SIZE, ++to) {
+        const float top = highest(x);
+        const float factor = top > 1e-30f ? 127.0f/top : 0.0f; // 127/top overflows for smaller values
+        to->negated[1] = -round_half(x, factor, to->quants);
+        to->negated[2] = -round_half(x + 16, factor, to->quants + 16);
+        to->negated[0] = to->negated[1] + to->negated[2];
+        to->scale = top/127.0f;
+        to->sum = to->scale*-to->negated[0];
+    }
+}
+
+// Sum of products of unsigned weights with signed activations, four neighbouring bytes to a lane.
+// `count`: calls of add() before this one. It is known at compile time.
+#ifdef TOKENSTREAM_DOT
+template <class F> constexpr bool IS_SIGNED = false;
+
+template <class F> struct Dot {
+    Ints sum;
+
+    inline void add(int, Ints weights, Ints activations) { sum = dot(sum, weights, activations); }
+};
+#else
+// Products are summed in 16 bits as long as they cannot overflow, then in 32 bits. Two products of 255 and 127
+// do: quants of 8 bits are made signed, and their signs are moved to the activations.
+template <class F> constexpr bool IS_SIGNED = F::BITS == 8 || F::CODEBOOK;
+
+template <class F> struct Dot {
+    static constexpr int SAFE = F::BITS == 4 ? 8 : F::BITS == 5 ? 4 : 2;
+    Ints sum, shorts;
+
+    inline void add(int count, Ints weights, Ints activations) {
+        if constexpr (IS_SIGNED<F>) {
+            sum = add_ints(sum, add_pairs(multiply_bytes(_mm256_abs_epi8(weights), _mm256_sign_epi8(activations, weights))));
+        } else {
+            const Ints products = multiply_bytes(weights, activations);
+            shorts = count%SAFE == 0 ? products : _mm256_add_epi16(shorts, products);
+            if (count%SAFE == SAFE - 1) {
+                sum = add_ints(sum, add_pairs(shorts));
+            }
+        }
+    }
+};
+#endif
+
+// Vectors V and V + 4 of a block.
+template <class F, int V> inline void load_weights(const uint8_t * block, Ints & low, Ints & high) {
+    if constexpr (F::BITS == 8) {
+        low = load_ints(block + 64*V), high = load_ints(block + 64*(V + 4));
+    } else {
+        const Ints both = load_ints(block + 64*V);
+        low = bits_and(both, all_bytes(15)), high = bits_and(shift_right<4>(both), all_bytes(15));
+    }
+    if constexpr (F::BITS == 5) {
+        const Ints bits = load_ints(block + 256);
+        low = bits_or(low, bits_and(shift_left<4 - V>(bits), all_bytes(16)));
+        high = bits_or(high, bits_and(shift_right<V>(bits), all_bytes(16)));
+    } else if constexpr (F::BITS == 6) {
+        const Ints first = load_ints(block + 256), second = load_ints(block + 320);
+        constexpr int LEFT = V < 2 ? 4 - 2*V : 0, RIGHT = V < 2 ? 0 : 2*V - 4;
+        low = bits_or(low, bits_and(shift_right<RIGHT>(shift_left<LEFT>(first)), all_bytes(48)));
+        high = bits_or(high, bits_and(shift_right<RIGHT>(shift_left<LEFT>(second)), all_bytes(48)));
+    }
+    if constexpr (F::CODEBOOK) {
+        low = look_up(low), high = look_up(high);
+    }
+    if constexpr (IS_SIGNED<F>) {
+        low = bits_xor(low, all_bytes(128)), high = bits_xor(high, all_bytes(128));
+    }
+}
+
+inline Ints all_of(const int8_t * quants) { // 4 bytes, in every lane
+    int32_t x;
+    memcpy(&x, quants, sizeof(x));
+    return all_ints(x);
+}
+
+// A matrix of panels: `columns` results of rows with 32*`blocks` values.
+struct Matrix {
+    const uint8_t * panels;
+    int64_t columns, blocks;
+};
+
+// A tile: R rows times P vectors of columns.
+template <class F, int R, int P> struct Tile {
+    static constexpr int PARTS = 1 + F::HALVES;
+    const uint8_t * quants[P], * scales[P];
+    const Activations * rows[R];
+    Floats sums[R][P];
+
+    Tile(const Matrix & matrix, int64_t vector, const Activations * const * from) {
+        for (int p = 0; p < P; ++p) {
+            const int64_t column = (vector + p)*LANES, at = column%COLUMNS;
+            const uint8_t * panel = matrix.panels + column/COLUMNS*F::panel_size(matrix.blocks);
+            quants[p] = panel + 4*at;
+            scales[p] = panel + F::quants_size(matrix.blocks) + (F::BLOCKS > 1 ? 0 : 2*at);
+        }
+        for (int r = 0; r < R; ++r) {
+            rows[r] = from[r];
+            for (int p = 0; p < P; ++p) {
+                sums[r][p] = all_floats(0.0f);
+            }
+        }
+    }
+
+    template <int V> inline void add_products(Dot<F> (& dots)[R][P][PARTS]) {
+        Ints low[P], high[P];
+        for (int p = 0; p < P; ++p) {
+            load_weights<F, V>(quants[p], low[p], high[p]);
+        }
+        for (int r = 0; r < R; ++r) {
+            const Ints first = all_of(rows[r]->quants + 4*V), second = all_of(rows[r]->quants + 16 + 4*V);
+            for (int p = 0; p < P; ++p) {
+                dots[r][p][0].add(F::HALVES ? V : 2*V, low[p], first);
+                dots[r][p][PARTS - 1].add(F::HALVES ? V : 2*V + 1, high[p], second);
+            }
+        }
+    }
+
+    // scale and minimum: of the blocks, P vectors each; scale has PARTS.
+    inline void add_block(const Floats (& scale)[P][PARTS], const Floats (& minimum)[P]) {
+        Dot<F> dots[R][P][PARTS];
+        for (int r = 0; r < R; ++r) {
+            for (int part = 0; part < PARTS; ++part) {
+                constexpr int SHIFT = F::OFFSET == 8 ? 3 : F::OFFSET == 16 ? 4 : F::OFFSET == 32 ? 5 : 7;
+                const Ints start = F::OFFSET == 0 || IS_SIGNED<F>
+                    ? all_ints(0)
+                    : shift_left<SHIFT>(all_ints(rows[r]->negated[F::HALVES ? 1 + part : 0]));
+                for (int p = 0; p < P; ++p) {
+                    dots[r][p][part].sum = start;
+                }
+            }
+        }
+        add_products<0>(dots);
+        add_products<1>(dots);
+        add_products<2>(dots);
+        add_products<3>(dots);
+        for (int r = 0; r < R; ++r) {
+            for (int p = 0; p < P; ++p) {
+                Floats sum = mul(to_floats(dots[r][p][0].sum), scale[p][0]);
+                if constexpr (F::HALVES) {
+                    sum = fma(to_floats(dots[r][p][1].sum), scale[p][1], sum);
+                }
+                sums[r][p] = fma(sum, all_floats(rows[r]->scale), sums[r][p]);
+                if constexpr (F::MINIMUM) {
+                    const Floats total = all_floats(rows[r]->sum);
+                    sums[r][p] = F::BLOCKS > 1 ? fnma(minimum[p], total, sums[r][p])
+                                               : fma(minimum[p], total, sums[r][p]);
+                }
+            }
+            ++rows[r];
+        }
+        for (int p = 0; p < P; ++p) {
+            quants[p] += F::QUANT_BYTES;
+        }
+    }
+
+    inline void add_superblock(int64_t vector) {
+        Floats scale[P][PARTS], minimum[P], super_scale[P], super_minimum[P];
+        for (int p = 0; p < P; ++p) {
+            const int64_t at = (vector + p)*LANES%COLUMNS;
+            if constexpr (F::BLOCKS > 1) {
+                super_scale[p] = load_halves(scales[p] + 2*at);
+                if constexpr (F::MINIMUM) {
+                    super_minimum[p] = load_halves(scales[p] + 2*COLUMNS + 2*at);
+                }
+                scales[p] += F::HEAD_BYTES;
+            }
+        }
+        for (int b = 0; b < F::BLOCKS; ++b) {
+            for (int p = 0; p < P; ++p) {
+                const int64_t at = (vector + p)*LANES%COLUMNS;
+                if constexpr (F::BLOCKS == 1) {
+                    scale[p][0] = load_halves(scales[p]);
+                    if constexpr (F::MINIMUM) {
+                        minimum[p] = load_halves(scales[p] + 2*COLUMNS);
+                    }
+                } else if constexpr (F::MINIMUM) {
+                    scale[p][0] = mul(super_scale[p], load_unsigned(scales[p] + at));
+                    minimum[p] = mul(super_minimum[p], load_unsigned(scales[p] + COLUMNS + at));
+                } else {
+                    for (int part = 0; part < PARTS; ++part) {
+                        scale[p][part] = mul(super_scale[p], load_signed(scales[p] + part*COLUMNS + at));
+                    }
+                }
+                scales[p] += F::SCALE_BYTES;
+            }
+            add_block(scale, minimum);
+        }
+    }
+};
+
+template <class F, int R, int P>
+void multiply_tile(const Matrix & matrix, int64_t vector, const Activations * const * rows, float * const * results) {
+    Tile<F, R, P> tile(matrix, vector, rows);
+    for (int64_t s = 0; s < matrix.blocks/F::BLOCKS; ++s) {
+        tile.add_superblock(vector);
+    }
+    for (int r = 0; r < R; ++r) {
+        for (int p = 0; p < P; ++p) {
+            const int64_t column = (vector + p)*LANES, n = matrix.columns - column;
+            if (n >= LANES) {
+                store_floats(results[r] + column, tile.sums[r][p]);
+            } else {
+                float last[LANES];
+                store_floats(last, tile.sums[r][p]);
+                std::copy_n(last, n, results[r] + column);
+            }
+        }
+    }
+}
+
+template <class F, int P>
+void multiply_rows(const Matrix & matrix, int64_t vector, const Activations * const * rows, float * const * results, int n_rows) {
+    // Tiles of similar size: 8 rows are 4 and 4, not 6 and 2.
+    constexpr int MOST = F::HALVES ? 4 : TILE_ROWS;
+    for (int tiles = (n_rows + MOST - 1)/MOST; tiles > 0; --tiles) {
+        const int n = (n_rows + tiles - 1)/tiles;
+        switch (n) {
+            case 1:  multiply_tile<F, 1, P>(matrix, vector, rows, results); break;
+            case 2:  multiply_tile<F, 2, P>(matrix, vector, rows, results); break;
+            case 3:  multiply_tile<F, 3, P>(matrix, vector, rows, results); break;
+            case 4:  multiply_tile<F, 4, P>(matrix, vector, rows, results); break;
+            case 5:  multiply_tile<F, MOST < 5 ? MOST : 5, P>(matrix, vector, rows, results); break;
+            default: multiply_tile<F, MOST, P>(matrix, vector, rows, results); break;
+        }
+        rows += n, results += n, n_rows -= n;
+    }
+}
+
+inline int64_t n_vectors(const Matrix & matrix) { return (matrix.columns + LANES - 1)/LANES; }
+
+// Multiply rows with vectors `begin` to `end` of columns. results[row][column]
+template <class F>
+void multiply(const Matrix & matrix, int64_t begin, int64_t end, const Activations * const * rows, float * const * results, int n_rows) {
+    for (; begin + TILE_VECTORS <= end; begin += TILE_VECTORS) {
+        multiply_rows<F, TILE_VECTORS>(matrix, begin, rows, results, n_rows);
+    }
+    for (; begin < end; ++begin) {
+        multiply_rows<F, 1>(matrix, begin, rows, results, n_rows);
+    }
+}
+
+#endif
+
+} // namespace tokenstream
