@@ -1,1 +1,1 @@
-"""From messages to prompt tokens."""
+"""Messages, chat templates and tools; their conversion to prompt tokens."""

@@ -55,7 +55,7 @@ class ToolCall:
     """A function call by the assistant.
 
     Attributes:
-        id: Id that the result's message refers to.
+        id: Id, used by the message with the result.
         name: Name of the function.
         arguments: JSON text of an object.
         by_name: The parsed arguments.
@@ -111,7 +111,7 @@ def _check_name(name: str) -> None:
 
 def _parse_arguments(text: str) -> dict[str, Any]:
     try:
-        arguments = json.loads(text, parse_constant=_refuse_constant)
+        arguments = json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"arguments {_shortened(text)}: should be the JSON text of an object") from error
     if not isinstance(arguments, dict):
@@ -121,7 +121,7 @@ def _parse_arguments(text: str) -> dict[str, Any]:
     return arguments
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 

@@ -55,16 +55,16 @@ class PromptTokenizer:
             messages: The conversation.
             tools: Functions that the model may call.
             add_generation_prompt: Whether to end with the start of the assistant's turn.
-            continue_final: Whether the answer continues the last message instead. It must be the
-                assistant's, without calls.
+            continue_final: Whether the answer continues the last message instead. That must be an
+                assistant message without calls.
 
         Raises:
             ValueError: The last message cannot be continued.
-            TemplateRefusal: The template rejects the messages.
+            TemplateRejection: The template rejects the messages.
         """
         if continue_final:
             if not messages or messages[-1].role != "assistant" or messages[-1].tool_calls:
-                raise ValueError("only a message of the assistant that calls no function can be continued")
+                raise ValueError("only an assistant message without tool calls can be continued")
             *before, final = messages
             rendering = _continued(self.template.render(before, tools=tools), final.content)
         else:
@@ -73,8 +73,8 @@ class PromptTokenizer:
             )
         if rendering.text == rendering.traced:
             return self._tokens(rendering.text, rendering.contents)
-        # The template processes a content in a way that tracing cannot follow. Its plain text is used only
-        # if all special tokens in it are known to be the template's own.
+        # The template changes a content in a way that tracing cannot follow. The plain text is used only if
+        # all its special tokens come from the template.
         touches = _touching(rendering.contents)
         own = [m[0] for m in self._pattern.finditer(rendering.traced) if not touches(*m.span())]
         if own == self._pattern.findall(rendering.text):
@@ -141,7 +141,7 @@ class PromptTokenizer:
 
 
 def _continued(rendering: Rendering, content: str) -> Rendering:
-    """The rendering with a content appended."""
+    """Append a content to a rendering."""
     content = content.encode("utf-8", "replace").decode("utf-8")
     if not content:
         return rendering
@@ -151,7 +151,7 @@ def _continued(rendering: Rendering, content: str) -> Rendering:
 
 
 def _touching(contents: Sequence[Span]) -> Callable[[int, int], bool]:
-    """A function: whether the span from ``begin`` to ``end`` overlaps a content."""
+    """Return a function that tells whether the span from ``begin`` to ``end`` overlaps a content."""
     begins, ends = [begin for begin, _ in contents], [end for _, end in contents]
 
     def touches(begin: int, end: int) -> bool:
@@ -162,9 +162,9 @@ def _touching(contents: Sequence[Span]) -> Callable[[int, int], bool]:
 
 
 def _special_tokens(vocab: Vocab, template: ChatTemplate) -> dict[str, int]:
-    """Control tokens, and added tokens that the template uses as markup; text to id.
+    """Ids of control tokens, and of added tokens that the template uses as markup, by text.
 
-    Other added tokens are words or white space that belong to ordinary text.
+    Other added tokens are words or white space of ordinary text.
     """
     markup = {
         text: token

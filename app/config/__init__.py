@@ -1,1 +1,1 @@
-"""Settings, contexts, named models."""
+"""Settings and contexts."""

@@ -22,7 +22,7 @@ class ContextsError(UserError):
 
 
 class Example(BaseModel):
-    """An example turn, which shows the model the form of answers."""
+    """A question and an answer that show the form of answers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -60,10 +60,10 @@ class Context(BaseModel):
 def load_contexts(path: Path) -> Mapping[str, Context]:
     """Read the contexts file: tables ``[contexts.NAME]``, or the short form ``context_NAME = "…"``.
 
-    The short form is in a table ``[prompt_config]``. If both define a context, ``[contexts.NAME]`` counts.
+    The short form is in a table ``[prompt_config]``. ``[contexts.NAME]`` takes precedence.
 
     Raises:
-        ContextsError: The file is missing, is not TOML, or has an invalid key or value.
+        ContextsError: The file is missing, not TOML, or has an invalid key or value.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The root of all errors that are shown to the user at the terminal."""
+"""Base class of errors shown at the terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import ClassVar
 
 
 class UserError(Exception):
-    """An error with a message for the user at the terminal. It ends the command without a traceback.
+    """An error that ends a command with its message, without a traceback.
 
     Attributes:
         exit_status: Status of the process: 1; 2 for a wrong setting or argument; 3 for a failed engine.
@@ -15,5 +15,5 @@ class UserError(Exception):
     exit_status: ClassVar[int] = 1
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
-        """Join the cause and, where one is known, the remedy into one message."""
+        """Join the cause and the remedy, if any, into one message."""
         super().__init__(f"{message}; {remedy}" if remedy else message)

@@ -1,4 +1,4 @@
-"""The reference of all settings: for ``serve --help``, and as docs/settings.md.
+"""Reference of all settings, for ``serve --help`` and docs/settings.md.
 
 python -m app.config.reference > docs/settings.md
 """
@@ -27,7 +27,7 @@ Two more variables are read from the environment only, not from `.env`: `HF_ENDP
 Face hub, and `HF_HUB_OFFLINE=1` turns off all requests to the hub.
 """
 
-# Title of each section, by the first setting in it.
+# Titles of the sections, by their first setting.
 _SECTIONS = {
     "model_path": "Model",
     "model_threads": "Engine",
@@ -61,7 +61,7 @@ def _rows() -> Iterator[_Row]:
 
 
 def _allowed(annotation: Any) -> tuple[str, ...]:
-    """The values of a Literal, also of an optional one."""
+    """The values of a Literal or an optional Literal."""
     if get_origin(annotation) is Literal:
         return get_args(annotation)
     return sum((_allowed(part) for part in get_args(annotation)), ())

@@ -121,7 +121,7 @@ class Settings(BaseSettings):
     )
     model_gpu_layers: int = _setting(
         0,
-        "Layers to offload to a GPU; -1 offloads all. Needs a library that was built for a GPU.",
+        "Layers to offload to a GPU; -1 offloads all. Requires a library built for a GPU.",
         ge=-1,
         also="N_GPU_LAYERS",
         validation_alias=AliasChoices("MODEL_GPU_LAYERS", "N_GPU_LAYERS"),
@@ -129,8 +129,8 @@ class Settings(BaseSettings):
     main_gpu: int = _setting(0, "Index of the GPU that gets the offloaded layers.", ge=0)
     n_ctx: int | None = _setting(
         None,
-        "Size of the KV cache of all sequences together. With KV_LAYOUT=split, each of MAX_SEQUENCES gets an "
-        "equal part, which limits prompt and answer of one request.",
+        "Size of the KV cache of all sequences. With KV_LAYOUT=split, each of MAX_SEQUENCES has an equal "
+        "part, which limits prompt plus answer of a request.",
         unit="tokens",
         ge=256,
         shown="up to 4096 tokens per sequence, less if model or memory limit it",
@@ -144,14 +144,14 @@ class Settings(BaseSettings):
     )
     max_concurrent_requests: int = _setting(
         128,
-        "Maximum number of running and waiting requests; further ones get status 429. Embedding requests are "
-        "counted separately, with the same limit.",
+        "Maximum number of running and waiting requests; more get status 429. Embedding requests have a "
+        "separate limit of the same size.",
         unit="requests",
         ge=1,
     )
     max_total_tokens: int | None = _setting(
         None,
-        "Maximum length of prompt and answer together.",
+        "Maximum length of prompt plus answer.",
         unit="tokens",
         ge=2,
         shown="KV cache of one sequence",
@@ -169,8 +169,8 @@ class Settings(BaseSettings):
     )
     cache_dir: Path | None = _setting(
         None,
-        "Folder for the states of prefilled contexts, which are kept across restarts. At most 2 GB, readable "
-        "by its owner only.",
+        "Folder for the states of prefilled contexts, kept across restarts. At most 2 GB, readable only by "
+        "its owner.",
         shown="`~/.cache/tokenstream/contexts`",
     )
     itl_budget_ms: float | None = _setting(
@@ -182,8 +182,8 @@ class Settings(BaseSettings):
     )
     speculation: Literal["on", "off"] = _setting(
         "on",
-        "Speculative decoding by prompt lookup: repeated text is drafted and several tokens are verified in "
-        "one step.",
+        "Speculative decoding by prompt lookup: repeated text is drafted, and one step verifies several "
+        "tokens.",
     )
     matmul: Literal["auto", "ggml"] = _setting(
         "auto",
@@ -218,7 +218,7 @@ class Settings(BaseSettings):
     )
     repeat_last_n: int = _setting(
         64,
-        "Number of last tokens in which repetition is penalized; 0 turns it off, -1 takes the whole text.",
+        "Number of last tokens in which repetition is penalized; 0: none, -1: all.",
         unit="tokens",
         ge=-1,
     )
@@ -226,7 +226,7 @@ class Settings(BaseSettings):
     # Knowledge base
     knowledge: Literal["on", "off"] = _setting(
         "off",
-        "Answer from the documents in DATA_PATH. `make install KNOWLEDGE=on` installs the packages it needs.",
+        "Answer from the documents in DATA_PATH. `make install KNOWLEDGE=on` installs the required packages.",
     )
     data_path: Path = _setting(
         Path("data"), "Folder of the documents (.txt, .md, .html, .pdf, .docx), with subfolders."
@@ -238,14 +238,12 @@ class Settings(BaseSettings):
         shown="`all-MiniLM-L6-v2` with KNOWLEDGE=on, else none",
     )
     embedding_pooling: Literal["mean", "cls", "last"] | None = _setting(
-        None, "Pooling of token vectors into one text vector.", shown="as the model file says"
+        None, "Pooling of token vectors into one text vector.", shown="as in the model file"
     )
     embedding_query_prefix: str = _setting(
-        "", "Text put before a question to embed it, such as `query: ` for E5 models."
+        "", "Text before each question to embed, such as `query: ` for E5 models."
     )
-    embedding_passage_prefix: str = _setting(
-        "", "Text put before a passage to embed it, such as `passage: `."
-    )
+    embedding_passage_prefix: str = _setting("", "Text before each passage to embed, such as `passage: `.")
     knowledge_top_k: int = _setting(
         4, "Maximum number of passages per question.", unit="passages", ge=1, le=100
     )
@@ -268,8 +266,8 @@ class Settings(BaseSettings):
     )
     model_prompt_template: Annotated[str, AfterValidator(_check_template)] | None = _setting(
         None,
-        "User message if passages are found. `{context}` stands for the passages, `{query}` for the "
-        "question, `\\n` for a line break.",
+        "User message if passages are found. Placeholders: `{context}` (passages), `{query}` (question), "
+        "`\\n` (line break).",
         shown="passages go into the system message",
     )
 
@@ -277,16 +275,14 @@ class Settings(BaseSettings):
     max_best_of: int = _setting(2, "Maximum of `best_of`.", ge=1, le=128)
     max_stop_sequences: int = _setting(4, "Maximum number of stop sequences.", ge=0)
     max_top_n_tokens: int = _setting(5, "Maximum of `top_n_tokens`.", ge=0, le=1000)
-    watermark_gamma: float = _setting(
-        0.5, "Share of the vocabulary that a watermark prefers (its green list).", gt=0, lt=1
-    )
+    watermark_gamma: float = _setting(0.5, "Share of the vocabulary in a watermark's green list.", gt=0, lt=1)
     watermark_delta: float = _setting(2.0, "Value added to the logits of the green list.", ge=0, le=100)
 
     # Server
     http_address: Address = _setting("127.0.0.1:3030", "Address to serve on.", unit="host:port")
     api_key: SecretStr | None = _setting(
         None,
-        "Key that requests must send (`Authorization: Bearer …`). The pages, /health and /ready stay open.",
+        "Key that requests must send (`Authorization: Bearer …`). Pages, /health and /ready need no key.",
         shown="no key",
     )
     prometheus_http_address: Address | None = _setting(
@@ -302,7 +298,7 @@ class Settings(BaseSettings):
     shutdown_grace: float = _setting(
         30.0, "Time for running answers to finish after SIGTERM.", unit="seconds", ge=0
     )
-    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Lowest level that is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Minimum level of log lines.")
 
     @property
     def embeds(self) -> bool:
@@ -328,12 +324,12 @@ def load(env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
     try:
         return Settings(_env_file=env_file, **overrides)  # type: ignore[call-arg]
     except ValidationError as error:
-        raise SettingsError("\n".join(_complaint(e) for e in error.errors())) from None
+        raise SettingsError("\n".join(_message(e) for e in error.errors())) from None
 
 
-def _complaint(error: Any) -> str:
+def _message(error: Any) -> str:
     name = str(error["loc"][0]).upper() if error["loc"] else "settings"
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input ")
-    if error["type"].endswith("_parsing"):  # the rest repeats that a string could not be parsed
+    if error["type"].endswith("_parsing"):  # the remaining text repeats that a string could not be parsed
         message = message.partition(",")[0]
     return f"{name}={error['input']}: {message[0].lower()}{message[1:]}"

@@ -51,12 +51,12 @@ class Answer:
 
     @property
     def n_cached(self) -> int:
-        """Number of prompt tokens taken from the prefix cache. Valid from the first output on."""
+        """Number of prompt tokens from the prefix cache. Valid from the first output on."""
         return self.sequence.n_cached
 
     @property
     def prompt_logprobs(self) -> list[Logprobs]:
-        """Log-probabilities of every prompt token but the first, if requested.
+        """Log-probabilities of all prompt tokens except the first, if requested.
 
         Valid from the first output on.
         """

@@ -27,10 +27,10 @@ logger = logging.getLogger("tokenstream.engine")
 
 
 class AsyncEngine:
-    """Continuous batching over one model, on a thread of its own.
+    """Continuous batching over one model, on a dedicated thread.
 
-    Methods are called on the event loop. All unfinished answers are registered there, so that each one
-    ends even if the thread fails.
+    Methods are called on the event loop. All unfinished answers are registered there, so each one ends
+    even if the thread fails.
 
     Attributes:
         n_ctx_sequence: Maximum tokens of prompt and answer together.
@@ -48,14 +48,14 @@ class AsyncEngine:
         """Reserve KV memory.
 
         Args:
-            model: The weights; to be closed after the engine.
+            model: The weights. Close them after the engine.
             options: Sizes and switches.
             observer: Receives a report of every step, on the event loop.
-            compute_lock: Held during each step, against other computations on the same cores.
+            compute_lock: Held during each step. Excludes other computations on the same cores.
             on_failure: Called once, on the event loop, if an exception ends the engine.
 
         Raises:
-            ModelLoadError: Memory is short.
+            ModelLoadError: Not enough memory.
         """
         self._core = Engine(model, options)
         self.vocab: Vocab = model.vocab
@@ -95,7 +95,7 @@ class AsyncEngine:
             EngineError: The engine is closed or has failed.
         """
         if not prompt or min(prompt) < 0 or max(prompt) >= self.vocab.n_tokens:
-            raise ValueError("a prompt needs at least one token, and only tokens of the vocabulary")
+            raise ValueError("a prompt must have at least one token, and all must be in the vocabulary")
         if len(prompt) + params.max_tokens > self.n_ctx_sequence:
             raise RequestTooLong(len(prompt), params.max_tokens, self.n_ctx_sequence)
         if self.n_unfinished >= self._max_requests:
@@ -187,7 +187,7 @@ class AsyncEngine:
     # --- on the engine thread
 
     def _supervise(self) -> None:
-        """Run the step loop. However it ends, the event loop learns of it."""
+        """Run the step loop and report its end to the event loop."""
         failure: BaseException | None = None
         try:
             self._run()
@@ -208,7 +208,7 @@ class AsyncEngine:
             self._call(partial(self._deliver, *self._core.take_results()))
 
     def _take_in(self) -> bool:
-        """Take new and cancelled requests. Blocks while the core is idle. False: close."""
+        """Add and cancel requests. Blocks while the core is idle. False: close."""
         is_idle = self._core.is_idle
         while True:
             try:
@@ -221,7 +221,7 @@ class AsyncEngine:
             is_idle = False
 
     def _call(self, function: Callable[[], None]) -> None:
-        """Have the event loop call a function; a closed loop has no readers."""
+        """Call a function on the event loop. A closed loop has no readers."""
         assert self._loop is not None
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function)

@@ -11,8 +11,9 @@ from app.engine.llama import Vocab
 class Detokenizer:
     """The text of one answer.
 
-    Held back are incomplete UTF-8 characters (an emoji or a CJK character may take several tokens) and a
-    possible beginning of a stop string at the end. Invalid bytes, as at high temperatures, are dropped.
+    Two kinds of text are held back at the end: incomplete UTF-8 characters (an emoji or a CJK character may
+    take several tokens), and a possible beginning of a stop string. Invalid bytes, as at high temperatures,
+    are dropped.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class Detokenizer:
         Args:
             vocab: The vocabulary.
             stop: Stop strings. The answer ends before the first one.
-            keeps_stop: The answer includes the stop string. No text is held back for it then.
+            keeps_stop: The answer includes the stop string. No text is then held back for it.
             visible: Control tokens whose text is part of the answer, such as markers of tool calls.
         """
         self._vocab = vocab
@@ -37,11 +38,11 @@ class Detokenizer:
         self._stop = tuple(s for s in stop if s)
         self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
         self._held = ""  # possible beginning of a stop string
-        self._n_returned = 0  # characters of it that were returned
+        self._n_returned = 0  # characters of it already returned
         self.stopped_by: str | None = None
 
     def push(self, token: int) -> str:
-        """Add a token. Returns the new text that is certain; empty after a stop string."""
+        """Add a token. Returns the new final text; empty after a stop string."""
         if self.stopped_by is not None:
             return ""
         piece = self._vocab.text(token).encode() if token in self._visible else self._vocab.piece(token)

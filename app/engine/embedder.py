@@ -1,4 +1,4 @@
-"""Text embeddings: a second model beside the engine, on a thread of its own."""
+"""Text embeddings with a second model, on a dedicated thread."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ logger = logging.getLogger("tokenstream.embedder")
 
 Vectors = NDArray[np.float32]
 
-# Tokens per batch, unless one text is longer. Attention is quadratic in the batch, over masked tokens too. So
-# larger batches are slower: for texts of 110 tokens 384 gives 6,900 tokens/s, 512 6,100 and 768 5,200.
+# Tokens per batch, unless one text is longer. Attention is quadratic in the batch and includes masked tokens,
+# so larger batches are slower. Texts of 110 tokens: 6,900 tokens/s with 384, 6,100 with 512, 5,200 with 768.
 _BATCH = 384
-# The same while an engine computes, whose streams wait 20 ms per batch. A background job then pauses twice as
-# long after each batch.
+# Tokens per batch while an engine computes. Its streams wait 20 ms per batch. After each batch, a background
+# job pauses twice as long.
 _BATCH_BESIDE_OTHERS = 128
-_TOKENS_A_SECOND = 5000.0  # estimate for two cores
+_TOKENS_PER_SECOND = 5000.0  # estimate for two cores
 _MAX_TEXTS = 64  # per batch
-_MAX_TOKENS = 2048  # per text, if the model was trained for so many; buffers grow with it
+_MAX_TOKENS = 2048  # per text, or the model's context if shorter; buffers grow with it
 
 
 class EmbeddingError(Exception):
@@ -47,7 +47,7 @@ class _Job:
     vectors: Vectors
     waiting: deque[tuple[int, Sequence[int]]]
     n_missing: int
-    due: float  # time at which it would be done if it ran alone; the order of jobs
+    due: float  # expected end if it ran alone; jobs are sorted by it
     future: Future[Vectors] = field(default_factory=Future)
 
     def __lt__(self, other: _Job) -> bool:
@@ -71,7 +71,7 @@ class Embedder:
         Args:
             path: A GGUF file.
             n_threads: Compute threads.
-            pooling: How the vectors of tokens become one (a key of ``POOLING``); None: as in the file.
+            pooling: Pooling type, a key of ``POOLING``. None: the type named in the file.
             lock: Shared with an engine on the same cores.
             on_failure: Called once, on the embedder's thread, if an exception ends that thread.
 
@@ -101,7 +101,7 @@ class Embedder:
         self._background: list[_Job] = []
         self._changed = threading.Condition()
         self._error: EmbeddingError | None = None  # why no job is accepted
-        self._taken: list[tuple[_Job, int]] = []  # the batch: by sequence its job and text
+        self._taken: list[tuple[_Job, int]] = []  # job and text index of each sequence in the batch
         self._thread = threading.Thread(target=self._run, name="embedder", daemon=True)
         self._thread.start()
 
@@ -114,7 +114,7 @@ class Embedder:
         return len(self._model.vocab.tokenize(text, parse_special=False))
 
     def fit(self, text: str, *, keep: Literal["begin", "end"] = "begin") -> list[int]:
-        """The tokens of a text, truncated to ``max_tokens``. ``keep`` is the end of the text that remains."""
+        """The tokens of a text, truncated to ``max_tokens``. ``keep``: the side that remains."""
         tokens = self.tokenize(text)
         if len(tokens) <= self.max_tokens:
             return tokens
@@ -124,8 +124,8 @@ class Embedder:
         inner = inner[:room] if keep == "begin" else inner[-room:]
         return [*tokens[:before], *inner, *tokens[len(tokens) - behind :]]
 
-    def lacks_its_own(self, tokens: Sequence[int]) -> bool:
-        """Whether tokens lack the special tokens around a text."""
+    def lacks_special_tokens(self, tokens: Sequence[int]) -> bool:
+        """Whether the special tokens around a text are missing."""
         before, behind = self._around
         around = self.tokenize("")
         begin, end = around[:before], around[len(around) - behind :]
@@ -144,18 +144,19 @@ class Embedder:
 
         Args:
             sequences: The tokens of each text.
-            background: Run after all jobs that are not in the background.
+            background: Run after all other jobs.
 
         Returns:
-            Pooled vectors, not normalized, shape (texts, dimensions); or EmbeddingError. It can be cancelled.
+            Pooled vectors, not normalized, shape (texts, dimensions). The future may fail with
+            EmbeddingError.
 
         Raises:
             EmbeddingError: The model is closed or has failed.
         """
         assert all(0 < len(tokens) <= self.max_tokens for tokens in sequences)
         vectors: Vectors = np.empty((len(sequences), self.dimensions), np.float32)
-        # A short job overtakes a long one, unless that has waited for as long as it takes to compute.
-        due = time.monotonic() + sum(map(len, sequences)) / _TOKENS_A_SECOND
+        # A short job overtakes a long one that has waited less than its compute time.
+        due = time.monotonic() + sum(map(len, sequences)) / _TOKENS_PER_SECOND
         job = _Job(vectors, deque(enumerate(sequences)), len(sequences), due)
         if not sequences:
             job.future.set_result(vectors)
@@ -235,7 +236,7 @@ class Embedder:
         try:
             vectors = self._context.encode(self._batch)
         except Exception as error:
-            logger.error("a batch of %d texts could not be embedded", len(self._taken), exc_info=error)
+            logger.error("embedding a batch of %d texts failed", len(self._taken), exc_info=error)
             for job, _ in self._taken:
                 _settle(job, EmbeddingError(f"the embedding model failed: {error}"))
             return

@@ -41,7 +41,7 @@ class EngineOptions:
         kv: Layout, attention and number format of KV memory.
         prefix_bytes: Maximum RAM of saved prefixes.
         itl_budget: Maximum seconds of a step while answers stream. None: derived from measured times.
-        speculation: Whether repeated text is drafted by prompt lookup.
+        speculation: Draft repeated text by prompt lookup.
         states: Storage of context states across restarts. None: no storage.
     """
 
@@ -77,7 +77,7 @@ class Engine:
         """Reserve KV memory.
 
         Raises:
-            ModelLoadError: Memory is short.
+            ModelLoadError: Not enough memory.
         """
         self._context = Context(
             model,
@@ -138,11 +138,11 @@ class Engine:
             self._results.append((sequence, EngineError("the answer was cancelled")))
 
     def step(self) -> None:
-        """Compute one batch. A fault ends exactly the sequences that it concerns.
+        """Compute one batch. A fault ends only the affected sequences.
 
         Raises:
             DecodeAborted: ``abort`` was called.
-            Exception: A fault of no particular sequence. The engine's state is unknown.
+            Exception: Any other fault. The engine's state is then unknown.
         """
         started = time.perf_counter()
         work = self._schedule()
@@ -157,7 +157,7 @@ class Engine:
             self._note(work, time.perf_counter() - started)
 
     def take_results(self) -> tuple[list[tuple[Sequence, Result]], StepReport]:
-        """Hand over the results and the report since the last call."""
+        """Return and clear the results and the report since the last call."""
         report = replace(
             self._report,
             running=self._scheduler.n_running,
@@ -214,7 +214,7 @@ class Engine:
     def _sample(self, piece: Work, first_row: int) -> None:
         """Score prompt tokens where requested; choose the next tokens of a fully computed sequence."""
         sequence = piece.sequence
-        if sequence.wants_all_logits and not sequence.is_decoding:
+        if sequence.needs_all_logits and not sequence.is_decoding:
             self._score(piece, first_row)
         if piece.samples:
             self._choose_tokens(piece, first_row + piece.n_outputs - len(piece.draft) - 1)
@@ -300,7 +300,7 @@ class Engine:
         if isinstance(error, GrammarError):
             message = f"no token continues the grammar: {error}"
         else:
-            logger.error("a fault ends one request", exc_info=error)
+            logger.error("a fault ended one request", exc_info=error)
             message = f"the engine failed: {error}"
         self._scheduler.drop(sequence)
         sequence.sampler.close()

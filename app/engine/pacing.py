@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 # Weight of the newest step in a moving average.
 _WEIGHT = 0.2
-# Minimum prefill chunk. A pass reads all weights, which takes as long as about six tokens.
+# Minimum prefill chunk. Each pass reads all weights, which takes as long as computing about six tokens.
 MIN_CHUNK = 32
 _ROUND_TO = 16
 # Maximum seconds of a step while no answer streams. Requests are admitted and cancelled between steps.
@@ -27,15 +27,15 @@ class Pacing:
 
     itl_budget: float | None = None
     _decode_seconds: dict[int, float] = field(default_factory=dict)  # by number of decoding sequences
-    _seconds_per_token: float | None = None  # of prefill, without the decodes in the same step
-    _is_settled: bool = False  # whether more than the first prefill is measured
+    _seconds_per_token: float | None = None  # of prefill, without decodes of the same step
+    _is_settled: bool = False  # at least two prefills are measured
 
     def observe(self, seconds: float, n_decoding: int, n_prefill: int) -> None:
         """Record the time of one step."""
         if n_prefill == 0:
             self._decode_seconds[n_decoding] = _average(self._decode_seconds.get(n_decoding), seconds)
         elif n_prefill >= MIN_CHUNK:
-            # The first prefill also reads the weights from disk: the second one replaces its time.
+            # The first prefill also reads the weights from disk. The second one replaces its time.
             before = self._seconds_per_token if self._is_settled else None
             self._is_settled = self._seconds_per_token is not None
             beyond = max(seconds - self.decode_seconds(n_decoding), 0.1 * seconds)
@@ -54,9 +54,9 @@ class Pacing:
         return 0.001 if self._seconds_per_token is None else self._seconds_per_token
 
     def chunk(self, n_decoding: int, largest: int) -> int:
-        """Maximum prompt tokens of the next step beside ``n_decoding`` sequences.
+        """Maximum prompt tokens of the next step with ``n_decoding`` decoding sequences.
 
-        At least MIN_CHUNK, whatever it takes, and MIN_CHUNK before prefill is measured.
+        At least MIN_CHUNK, even over the budget. MIN_CHUNK until prefill is measured.
         """
         decode = self.decode_seconds(n_decoding)
         if n_decoding == 0:

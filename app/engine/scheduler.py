@@ -11,19 +11,19 @@ from app.engine.cache.prefix_cache import PrefixCache
 from app.engine.pacing import MIN_CHUNK, Pacing
 from app.engine.sequence import Sequence
 
-# A sequence waits for another one's prefix if that saves at least this many tokens.
+# A sequence waits for a prefix in progress if that saves at least this many tokens.
 _MIN_SAVED_BY_WAITING = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The share of one sequence in a step.
+    """The tokens of one sequence in a step.
 
     Attributes:
         sequence: The sequence.
-        n_tokens: Number of its next tokens to compute.
+        n_tokens: Number of pending tokens to compute.
         samples: Whether these tokens complete the sequence. Its last token and its draft then need logits.
-        draft: Proposed tokens after the last one, to be verified.
+        draft: Draft tokens after the last one.
     """
 
     sequence: Sequence
@@ -34,7 +34,7 @@ class Work:
     @property
     def n_outputs(self) -> int:
         """Number of last tokens whose logits are needed."""
-        if self.sequence.wants_all_logits and not self.sequence.is_decoding:
+        if self.sequence.needs_all_logits and not self.sequence.is_decoding:
             return self.n_tokens
         return 1 + len(self.draft) if self.samples else 0
 
@@ -45,7 +45,7 @@ class Limits:
 
     Attributes:
         n_slots: Maximum running sequences.
-        n_cells: KV cells of all sequences in the shared layout. None: every sequence has its own.
+        n_cells: KV cells of all sequences in the shared layout. None: split layout.
         prefill_chunk: Maximum prompt tokens per step.
         dense: Whether one pass requires contiguous slots with equal numbers of tokens.
         speculate_up_to: Maximum decoding sequences with drafts.
@@ -72,7 +72,7 @@ class Scheduler:
     """Admits sequences into slots and plans each step.
 
     The order is least remaining prefill first, with waiting time counted as progress. So a sequence is
-    overtaken only by sequences that arrive within the time of its own prefill. A prompt waits while
+    overtaken only by sequences that arrive during the time of its prefill. A prompt waits while
     another sequence computes a prefix that both share.
 
     ``Pacing`` bounds the prefill of a step. In the split layout the occupied slots stay contiguous
@@ -85,9 +85,8 @@ class Scheduler:
         self._cache = cache
         self._pacing = pacing
         self._slots: list[Sequence | None] = [None] * limits.n_slots
-        self._waiting: dict[
-            Sequence, tuple[int, Prefix] | None
-        ] = {}  # with the last lookup and its cache version
+        # Waiting sequences, each with its last lookup and the cache version of that lookup.
+        self._waiting: dict[Sequence, tuple[int, Prefix] | None] = {}
 
     @property
     def running(self) -> list[Sequence]:
@@ -170,7 +169,7 @@ class Scheduler:
 
     @contextmanager
     def _concerning(self, sequence: Sequence, slot: int | None = None) -> Iterator[None]:
-        """Attribute an exception to a sequence, and erase the slot that it leaves in an unknown state."""
+        """Attribute an exception to a sequence, and erase ``slot``, whose contents are then unknown."""
         try:
             yield
         except Exception as error:
@@ -179,7 +178,7 @@ class Scheduler:
             raise SequenceFault(sequence, error) from error
 
     def _urgency(self, sequence: Sequence) -> float:
-        """Expected time of the first token if the sequence had run alone. The lowest value goes first."""
+        """Expected time of the first token if the sequence ran alone. Lower values go first."""
         n_known = sequence.n_computed
         if sequence in self._waiting:
             n_known = self._prefix(sequence).n_tokens
@@ -194,7 +193,7 @@ class Scheduler:
             if provider is None or provider.n_computed < prefix.n_expected:
                 return prefix
         with self._concerning(sequence):
-            prefix = Prefix() if sequence.wants_all_logits else self._cache.lookup(sequence.tokens)
+            prefix = Prefix() if sequence.needs_all_logits else self._cache.lookup(sequence.tokens)
         self._waiting[sequence] = (self._cache.version, prefix)
         return prefix
 
@@ -249,14 +248,14 @@ class Scheduler:
         grants = dict.fromkeys(decoding, 1)
         budget = self._chunk()
         n_logits = self._limits.draft_tokens
-        # A slot without tokens is a gap between decoding slots: every prompt gets at least one.
+        # In the split layout a slot without tokens is a gap: every prompt gets at least one token.
         least = 1 if decoding and self._limits.dense else 0
         for sequence in sorted((s for s in running if not s.is_decoding), key=self._urgency):
             n_tokens = max(budget, least)
             if MIN_CHUNK <= n_tokens < sequence.n_pending < n_tokens + MIN_CHUNK:
-                n_tokens = sequence.n_pending  # a short rest would cost another pass
+                n_tokens = sequence.n_pending  # a short remainder would cost another pass
             n_tokens = min(n_tokens, sequence.n_pending, self._to_next_branch(sequence))
-            if sequence.wants_all_logits:
+            if sequence.needs_all_logits:
                 n_tokens = min(n_tokens, n_logits + 1)
                 n_logits -= max(n_tokens - 1, 0)
             grants[sequence] = n_tokens
@@ -268,7 +267,7 @@ class Scheduler:
                 yield Work(sequence, n_tokens, samples, drafts.get(sequence, []))
 
     def _drafts(self, decoding: list[Sequence]) -> dict[Sequence, list[int]]:
-        """Drafts of decoding sequences. None in large batches, where verification costs too much."""
+        """Drafts of decoding sequences; empty for large batches, where verification costs too much."""
         if not 0 < len(decoding) <= self._limits.speculate_up_to:
             return {}
         drafts = {}
@@ -283,11 +282,11 @@ class Scheduler:
             drafts = {s: draft[:shortest] for s, draft in drafts.items()}
         return drafts
 
-    # --- memory that cannot be truncated: a prefix is shared only at its exact end
+    # --- memory that cannot be truncated: prefixes are shared only at their exact end
 
     def _save_branches(self) -> None:
         """Save complete prefixes of running sequences for waiting sequences that found no slot."""
-        if self._cache.kind.can_be_cut:
+        if self._cache.kind.truncatable:
             return
         for sequence in list(self._waiting):
             source = self._prefix(sequence).source
@@ -297,7 +296,7 @@ class Scheduler:
 
     def _to_next_branch(self, sequence: Sequence) -> int:
         """Number of tokens up to the next position where a waiting sequence diverges from this one."""
-        if self._cache.kind.can_be_cut:
+        if self._cache.kind.truncatable:
             return sequence.n_pending
         prefixes = [known[1] for known in self._waiting.values() if known]
         stops = [prefix.n_expected for prefix in prefixes if prefix.expected_from is sequence]

@@ -25,20 +25,20 @@ class FinishReason(str, enum.Enum):
 class Sequence:
     """A prompt and its answer.
 
-    ``tokens`` has both. Its first ``n_computed`` tokens are in KV memory. Whenever all are computed, the
+    ``tokens`` holds both. Its first ``n_computed`` tokens are in KV memory. Once all are computed, the
     next token is sampled and appended.
 
     Attributes:
         prompt: Token ids.
         params: Sampling parameters.
-        sampler: Chooses the tokens. To be closed at the end of the sequence.
-        detokenizer: Turns tokens into text and finds stop strings.
+        sampler: Chooses the tokens. Closed at the end of the sequence.
+        detokenizer: Converts tokens to text and finds stop strings.
         lookup: Source of drafts. None: no speculation.
-        is_context: Whether this is a shared prefix to be computed and kept, without an answer.
-        prompt_logprobs: Of every prompt token but the first, if requested.
+        is_context: The prompt is a shared prefix: computed and cached, without an answer.
+        prompt_logprobs: Log-probabilities of all prompt tokens except the first, if requested.
         tokens: Prompt and answer.
         n_computed: Number of tokens in KV memory.
-        n_cached: Number of prompt tokens taken from the prefix cache.
+        n_cached: Number of prompt tokens from the prefix cache.
         slot: Sequence id in KV memory. None: not running.
         finish_reason: Set by ``append`` at the last token.
         submitted_at: Time of submission, as ``time.perf_counter``.
@@ -57,7 +57,7 @@ class Sequence:
     slot: int | None = None
     finish_reason: FinishReason | None = None
     submitted_at: float = field(default_factory=time.perf_counter)
-    _is_guess: bool = False  # whether the last draft came from lookup
+    _is_guess: bool = False  # the last draft came from lookup
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
@@ -83,7 +83,7 @@ class Sequence:
         return self.n_generated > 0
 
     @property
-    def wants_all_logits(self) -> bool:
+    def needs_all_logits(self) -> bool:
         """Whether every prompt token must be computed, for its logits."""
         return self.params.prompt_logprobs is not None
 
@@ -93,7 +93,7 @@ class Sequence:
         return self.params.max_tokens > 0
 
     def propose(self, limit: int) -> list[int]:
-        """Draft at most ``limit`` next tokens: those that a grammar forces, otherwise by prompt lookup."""
+        """Draft at most ``limit`` tokens: forced by a grammar, otherwise by prompt lookup."""
         self._is_guess = False
         if self.lookup is None or limit <= 0:
             return []
@@ -115,7 +115,7 @@ class Sequence:
             ends: Whether it is an end-of-generation token.
 
         Returns:
-            The text that no later token can change.
+            The text that later tokens cannot change.
         """
         self.tokens.append(token)
         if ends:

@@ -1,4 +1,4 @@
-"""Identity of a model and of the native library on this machine, found without loading either."""
+"""Identity of a model and of the native library, determined without loading either."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def identity(model_path: Path) -> str:
-    """Digest of the model files and the native library: with the tokens, they determine the KV cache."""
+    """Digest of model files and native library. Together with tokens, these determine the KV cache."""
     facts = [
         [_fingerprint(path) for path in [*library_files(), *model_files(model_path)]],
         manifest().get("key"),
@@ -29,7 +29,7 @@ def identity(model_path: Path) -> str:
 
 
 def check_key(model_path: Path | None, n_gpu_layers: int, main_gpu: int, matmul: bool) -> str:
-    """Digest of everything that decides whether a model can be decoded here; None: library alone."""
+    """Digest of all conditions of a test decode on this machine. ``model_path`` None: library only."""
     processor = cpu()
     facts = {
         "library": [_fingerprint(path) for path in library_files()],
@@ -54,18 +54,18 @@ def _fingerprint(path: Path) -> tuple[str, int, int]:
 
 
 def library_files() -> list[Path]:
-    """The native libraries that ``import llama_cpp`` loads, found without importing it."""
+    """The native libraries of llama_cpp, found without importing it."""
     folder = os.environ.get("LLAMA_CPP_LIB_PATH")
     if folder is None:
         spec = importlib.util.find_spec("llama_cpp")
         if spec is None or spec.origin is None:
-            return []  # loading it in the child fails and reports this
+            return []  # the test decode reports this
         folder = str(Path(spec.origin).parent / "lib")
     return sorted(path for path in Path(folder).resolve().glob("*") if path.is_file())
 
 
 def model_files(model_path: Path) -> list[Path]:
-    """The files of a model: for a split one (``-00001-of-00003.gguf``), all parts present."""
+    """The files of a model. For a split model (``-00001-of-00003.gguf``): all parts that exist."""
     split = re.fullmatch(r"(.*-)\d{5}(-of-\d{5}\.gguf)", model_path.name)
     if not split:
         return [model_path]
@@ -74,7 +74,7 @@ def model_files(model_path: Path) -> list[Path]:
 
 
 def manifest() -> dict[str, Any]:
-    """The build manifest of native/build.py; empty for a library from elsewhere."""
+    """The build manifest of native/build.py; empty for other libraries."""
     try:
         facts = json.loads(MANIFEST.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Choice of KV cache layout and attention kernel, by measurement of this model on this machine.
+"""Choice of KV cache layout and attention kernel, measured with this model on this machine.
 
-No choice is best everywhere. With AMX, the split layout with flash attention is twice as fast. On the same
-CPU without AMX, the shared layout without flash attention was faster.
+No choice is best on all machines. With AMX, the split layout with flash attention is twice as fast. On the
+same CPU without AMX, the shared layout without flash attention was faster.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ logger = logging.getLogger("tokenstream.kv_choice")
 Layout = Literal["split", "shared"]
 
 _N_PREFIX = 256  # tokens of the common prefix
-_N_STEPS = 5  # decode steps; the fastest counts, as other programs only slow them down
-# The typical request, by which candidates are compared: tokens to prefill, and decode steps.
+_N_STEPS = 5  # decode steps; the fastest counts, because other programs can only add time
+# Typical request for comparing candidates: prefilled tokens and decode steps.
 _PREFILL_TOKENS, _DECODE_STEPS = 100, 48
-# Timings vary by some percent between starts; the choice should not.
+# Minimum advantage over the default. Timings vary by some percent between starts; the choice should not.
 _MIN_GAIN = 1.08
-_MAX_SECONDS = 40.0  # above, the weights dominate the time of a step, and the choice matters little
+_MAX_SECONDS = 40.0  # above, weights dominate the step time and the choice matters little
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +68,15 @@ def choose_kv(
     n_threads: int,
     remember: Path | None,
 ) -> tuple[KVOptions, str]:
-    """Choose the layout and the attention kernel, as far as they are not configured.
+    """Choose layout and attention kernel, unless they are configured.
 
     Args:
         model: The model.
-        wanted: Configured options. Their number format is kept; a flash_attention of None is chosen.
-        layout: Configured layout; None is chosen.
+        wanted: Configured options with the number format. If ``flash_attention`` is None it is chosen.
+        layout: Configured layout. If None it is chosen.
         n_sequences: Sequences per decode step.
         n_threads: Compute threads.
-        remember: File of the measurements, which later starts read.
+        remember: File of the measurements, for later starts.
 
     Returns:
         The options, and the reason for the log.
@@ -101,7 +101,7 @@ def choose_kv(
         if measured and remember is not None:
             _remember(remember, measured)
     if not measured:
-        return candidates[0], "not measured: this model takes too long"
+        return candidates[0], "not measured: a step of this model takes too long"
     return _best(measured, wanted.type)
 
 
@@ -115,7 +115,7 @@ def _best(measured: list[Measurement], kv_type: str) -> tuple[KVOptions, str]:
 def _measure_all(
     model: Model, candidates: list[KVOptions], n_sequences: int, n_threads: int
 ) -> list[Measurement]:
-    """Measure every candidate, the default first. Returns none if that takes too long."""
+    """Measure all candidates, the default first. Returns an empty list if that takes too long."""
     measured: list[Measurement] = []
     for kv in candidates:
         started = time.perf_counter()

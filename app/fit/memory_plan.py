@@ -21,26 +21,26 @@ from app.machine.memory import available_memory
 
 _MIB = 1 << 20
 
-# Python, its packages, llama.cpp's library, the process that renders chat templates, and the engine's
-# records. Measured with the default model beside its weights, vocabulary, KV cache and buffers: 32 MiB of
-# anonymous memory, 28 MiB of files, and 14 MiB in the other process. The rest is for requests in flight.
+# Python, packages, llama.cpp's library, the child process for chat templates, and the engine's records.
+# Measured with the default model, without weights, vocabulary, KV cache and buffers: 32 MiB of anonymous
+# memory, 28 MiB of files, and 14 MiB in the child process. The remainder is for requests in flight.
 _PROCESS = 96 * _MIB
-# llama.cpp takes 350 bytes per vocabulary entry; Python may keep its text as well.
+# llama.cpp needs 350 bytes per vocabulary entry; Python may also cache its text.
 _BYTES_PER_VOCABULARY_ENTRY = 512
 
-_GRAIN = 256  # tokens; llama.cpp rounds each sequence's KV cache up to a multiple
+_GRAIN = 256  # tokens; llama.cpp rounds each sequence's KV cache up to a multiple of this
 # Tokens per sequence, unless more are configured: room for a long prompt and its answer.
 _MAX_SEQUENCE_TOKENS = 4096
 _MIN_SEQUENCE_TOKENS = 512  # below this, fewer sequences are planned
-_MAX_SEQUENCES = 8  # more hardly raise the throughput of a few cores
-_KV_SHARE = 4  # the KV cache may take 1/4 of the memory beside the weights: other programs need some, too
+_MAX_SEQUENCES = 8  # more add little throughput on a few cores
+_KV_SHARE = 4  # the KV cache may use 1/4 of the memory besides weights; other programs need memory too
 _PREFIX_SHARE = 10
 _MAX_PREFIX_BYTES = 2048 * _MIB
-_MAX_SIMULATED = 1 << 20  # cells; even a simulation takes some 50 bytes of records per cell
+_MAX_SIMULATED = 1 << 20  # cells; a simulation needs about 50 bytes per cell
 
 
 class MemoryPlanError(UserError):
-    """The configured sizes exceed memory. The message has the figures and the settings to lower."""
+    """The configured sizes exceed memory. The message has figures and settings to lower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +113,9 @@ def make_plan(
         max_sequences: Sequences per decode step.
         prefix_mb: MiB of RAM for the prefix cache.
         kv: Layout, attention and number format of the KV cache.
-        gpu_layers: Layers on the GPU, whose memory is not counted; -1 is all.
+        gpu_layers: Layers on the GPU; -1 is all. GPU memory is not counted.
         n_threads: Compute threads.
-        main_gpu: The GPU of these layers.
+        main_gpu: Index of the GPU.
         available: Bytes that this process may use; None calls ``available_memory``.
 
     Raises:
@@ -158,7 +158,7 @@ class _Planner:
         self._simulate = functools.cache(self._simulate_once)
 
     def plan(self, n_ctx: int, max_sequences: int, kv: KVOptions | None = None) -> MemoryPlan:
-        """The plan with these sizes, even if it exceeds memory."""
+        """A plan with these sizes, even if it exceeds memory."""
         options = replace(self._options, n_ctx=n_ctx, max_sequences=max_sequences, kv=kv or self._options.kv)
         n_ctx, kv_bytes, compute = self._measure(options)
         plan = MemoryPlan(
@@ -181,8 +181,8 @@ class _Planner:
     def _measure(self, options: EngineOptions) -> tuple[int, int, int]:
         """Cells, and bytes of the KV cache and of the buffers.
 
-        Two sizes are extrapolated from a smaller simulation, which would take too much memory itself:
-        recurrent states that exceed memory, and contexts of many millions of tokens.
+        Two cases are extrapolated from a smaller simulation, because the simulation itself would need too
+        much memory: recurrent states that exceed memory, and contexts of many millions of tokens.
         """
         n_sequences, n_ctx = options.max_sequences, options.n_ctx
         if self._model.is_recurrent and n_sequences > 1:
@@ -207,7 +207,7 @@ class _Planner:
     # --- sizes that are not configured
 
     def choose_lengths(self, max_sequences: int | None) -> MemoryPlan:
-        """Prefer long sequences to many, within the limits of the constants above."""
+        """Choose sizes within the limits above. Long sequences have priority over many sequences."""
         longest = min(_MAX_SEQUENCE_TOKENS, _round_up(self._model.n_ctx_train or _MAX_SEQUENCE_TOKENS))
         shortest = min(_MIN_SEQUENCE_TOKENS, longest)
         least = max_sequences or 1
@@ -217,12 +217,12 @@ class _Planner:
             lengths = range(shortest, longest + 1, _GRAIN)
             n_tokens = _largest(lengths, lambda n: self._excess_share(n_sequences, n))
             return self.plan((n_tokens or shortest) * n_sequences, n_sequences)
-        # A KV cache beyond its share is better than no service.
+        # Nothing fits: exceed the KV cache's share rather than reject the model.
         plan = self.plan(shortest * least, least)
         return plan if plan.fits else self.plan(_GRAIN * least, least)
 
     def choose_sequences(self, n_ctx: int) -> MemoryPlan:
-        """The most sequences that fit into ``n_ctx`` cells without being short."""
+        """Choose the maximum number of sequences in ``n_ctx`` cells that are not too short."""
         n_sequences = max(1, min(_MAX_SEQUENCES, n_ctx // _MIN_SEQUENCE_TOKENS))
         plan = self.plan(n_ctx, n_sequences)
         while not plan.fits and n_sequences > 1:
@@ -231,13 +231,13 @@ class _Planner:
         return plan
 
     def _excess(self, n_sequences: int, n_tokens: int) -> int:
-        """Bytes beyond the available memory; negative where memory is left."""
+        """Bytes beyond the available memory; negative if memory is left."""
         plan = self.plan(n_tokens * n_sequences, n_sequences)
         derived = plan.prefix_budget if self._prefix_budget is None else 0
         return plan.total - derived - plan.available
 
     def _excess_share(self, n_sequences: int, n_tokens: int) -> int:
-        """The same, or bytes beyond the KV cache's share, whichever is more."""
+        """Maximum of `_excess` and the bytes beyond the KV cache's share."""
         plan = self.plan(n_tokens * n_sequences, n_sequences)
         free = plan.available - plan.weights - plan.process
         return max(self._excess(n_sequences, n_tokens), plan.kv * _KV_SHARE - free)
@@ -245,7 +245,7 @@ class _Planner:
     # --- the error message when nothing fits
 
     def refusal(self, plan: MemoryPlan) -> str:
-        """The figures of a plan that does not fit, and settings that fit."""
+        """Error message: the figures of a plan that does not fit, and settings that fit."""
         remedies = list(self._remedies(plan))
         without_settings = copy.copy(self)
         without_settings._prefix_budget = None
@@ -259,11 +259,11 @@ class _Planner:
             advice = f"settings that fit: {', or '.join(remedies)}"
         else:
             room = _size(max(0, least.available - least.total + least.weights))
-            advice = f"choose a smaller model or a smaller quantization of this one; there is room for {room}"
+            advice = f"choose a smaller model or a smaller quantization, with weights of at most {room}"
         return f"not enough {plan}; {advice}; or give the process more memory"
 
     def _remedies(self, plan: MemoryPlan) -> Iterator[str]:
-        """Single settings that make the plan fit, each lowered no more than needed."""
+        """Single settings that make the plan fit, each lowered as little as possible."""
         excess = plan.total - plan.available
         if excess <= plan.prefix_budget:
             yield f"PREFIX_CACHE_MB={(plan.prefix_budget - excess) // _MIB}"
@@ -278,17 +278,17 @@ class _Planner:
             yield f"MAX_SEQUENCES={fewer} with N_CTX={fewer * per_sequence}"
         kv = plan.kv_options
         if kv.type in ("f32", "f16", "bf16"):
-            # A quantized KV cache requires flash attention, and head sizes that it divides.
+            # A quantized KV cache requires flash attention and head sizes that are multiples of its blocks.
             with contextlib.suppress(ModelLoadError):
                 if self.plan(plan.n_ctx, n_sequences, replace(kv, type="q8_0")).fits:
                     yield "KV_TYPE=q8_0"
 
 
 def _largest(values: range, excess: Callable[[int], int]) -> int | None:
-    """The largest of ascending values without excess; None if all have some.
+    """The largest of ascending values without excess, or None.
 
-    Memory grows linearly with the value, but for rounding and windows: interpolation finds it within about
-    four simulations, and the last ones verify it.
+    Memory grows almost linearly, except for rounding and sliding windows. Interpolation needs about four
+    simulations; the last ones verify the result.
     """
     low, high = 0, len(values) - 1
     if high < 0 or (below := excess(values[low])) > 0:

@@ -1,9 +1,9 @@
 """A test decode in a child process at startup: a native fault becomes an error message.
 
-A library built for another CPU, or by a broken compiler, dies of a signal in its first matrix product.
-Here that kills a child process and not the server.
+A library built for another CPU, or by a broken compiler, crashes in its first matrix product. Here the crash
+ends a child process, not the server.
 
-This module must not import ``app.engine.llama`` at its top: loading a broken library may kill the process.
+This module must not import ``app.engine.llama`` at module level: loading a broken library may crash.
 """
 
 from __future__ import annotations
@@ -30,22 +30,24 @@ logger = logging.getLogger("tokenstream.preflight")
 REBUILD = "make rebuild"
 
 _ROOT = Path(__file__).resolve().parents[2]
-_STARTING_TIME = 120.0  # seconds, plus the time to read the model:
-_SLOWEST_DISK = 20e6  # bytes/s
+# Time limit of the child: a constant, in seconds, plus the time to read the model from a slow disk, in
+# bytes/s.
+_STARTING_TIME = 120.0
+_SLOWEST_DISK = 20e6
 
-# Exit statuses of the child beside 0; Python itself uses 1 and 2.
+# Exit statuses of the child besides 0. Python uses 1 and 2.
 _MODEL_REFUSED, _LIBRARY_REFUSED, _DECODE_FAILED = 10, 11, 12
 
 
 class NativeLibraryError(UserError):
-    """The native library does not work on this machine. The message names the likely cause and a remedy."""
+    """The native library does not work on this machine. The message has a likely cause and a remedy."""
 
 
 def check_library() -> None:
     """Load the native library in a child process, unless an earlier check succeeded.
 
-    Must run before anything imports ``app.engine.llama``: loading the library runs static constructors,
-    which use the same instruction sets as the rest.
+    Call it before importing ``app.engine.llama``: loading the library runs static constructors with the same
+    instruction sets.
 
     Raises:
         NativeLibraryError: The library cannot be loaded or crashes.
@@ -62,19 +64,19 @@ def check(
 ) -> None:
     """Decode a few tokens of the model in a child process, unless an earlier check succeeded.
 
-    A success is recorded for the same library, CPU, kernel, model file and GPU layers, so that large
-    models are not loaded twice at every start.
+    A success is recorded per library, CPU, kernel, model file and GPU layers. Otherwise large models would be
+    loaded twice at every start.
 
     Args:
         model_path: A GGUF file; for a split model its first part.
         n_threads: Compute threads.
         n_gpu_layers: Layers on the GPU; -1 is all.
-        main_gpu: The GPU of these layers.
+        main_gpu: Index of the GPU.
         matmul: Whether to use this project's matrix kernels.
 
     Raises:
         NativeLibraryError: The library cannot be loaded, crashes, hangs or fails to compute.
-        app.engine.llama.ModelLoadError: The library works and rejects the model.
+        app.engine.llama.ModelLoadError: The library works but rejects the model.
         OSError: The model file cannot be read.
     """
     model_path = model_path.resolve()
@@ -98,7 +100,7 @@ def _record_success(marker: Path) -> None:
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
     except OSError as error:
-        logger.debug("the successful check is not recorded: %s", error)
+        logger.debug("cannot record the successful check: %s", error)
 
 
 def _run_child(arguments: Sequence[str], timeout: float, *, what: str) -> subprocess.CompletedProcess[str]:
@@ -116,14 +118,14 @@ def _run_child(arguments: Sequence[str], timeout: float, *, what: str) -> subpro
     except subprocess.TimeoutExpired:
         raise NativeLibraryError(
             f"{what} did not end within {timeout / 60:.0f} minutes: the disk is very slow, or the native "
-            f"library hangs; in that case: {REBUILD}"
+            f"library hangs. If it hangs: {REBUILD}"
         ) from None
 
 
 def _judge(child: subprocess.CompletedProcess[str], when: str, *, uses_gpu: bool) -> None:
     if child.returncode == 0:
         return
-    reason = child.stdout.strip() or _last_words(child.stderr)
+    reason = child.stdout.strip() or _last_line(child.stderr)
     if child.returncode == _MODEL_REFUSED:
         from app.engine.llama import ModelLoadError  # the child has loaded the library safely
 
@@ -134,11 +136,11 @@ def _judge(child: subprocess.CompletedProcess[str], when: str, *, uses_gpu: bool
         )
     if child.returncode == -signal.SIGKILL:
         raise NativeLibraryError(
-            f"the process was killed from outside {when}, most likely because memory ran out: "
-            "choose a smaller model or a smaller quantization of it, or give this process more memory"
+            f"the process was killed {when}, most likely because memory ran out: "
+            "choose a smaller model or a smaller quantization, or give the process more memory"
         )
     if child.returncode < 0:
-        raise NativeLibraryError(_explain_death(-child.returncode, child.stderr, when, uses_gpu=uses_gpu))
+        raise NativeLibraryError(_explain_crash(-child.returncode, child.stderr, when, uses_gpu=uses_gpu))
     raise NativeLibraryError(
         f"the native library failed {when}: {reason}. If the model file is intact: {REBUILD}"
     )
@@ -188,14 +190,14 @@ def _child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(python_path), "GGML_NO_BACKTRACE": "1"}
 
 
-# --- the cause of death
+# --- the cause of a crash
 
 
-def _explain_death(number: int, stderr: str, when: str, *, uses_gpu: bool) -> str:
+def _explain_crash(number: int, stderr: str, when: str, *, uses_gpu: bool) -> str:
     name = f"{signal.Signals(number).name} ({(signal.strsignal(number) or 'no description').lower()})"
-    sentences = [f"the native library died of {name} {when}."]
+    sentences = [f"the native library crashed with {name} {when}."]
     if number == signal.SIGABRT:
-        sentences.append(f"Its last words: {_last_words(stderr)}.")
+        sentences.append(f"Its last message: {_last_line(stderr)}.")
     sentences.append(_suspect(number, manifest()))
     if uses_gpu:
         sentences.append("To rule out the GPU: MODEL_GPU_LAYERS=0.")
@@ -203,31 +205,31 @@ def _explain_death(number: int, stderr: str, when: str, *, uses_gpu: bool) -> st
 
 
 def _suspect(number: int, build: dict[str, Any]) -> str:
-    """Name the instruction set at fault and a remedy."""
+    """Name the likely cause, such as an instruction set, and a remedy."""
     rebuild = f"Build it for this machine: {REBUILD}."
     other_folder = os.environ.get("LLAMA_CPP_LIB_PATH")
     if other_folder:
         return f"It comes from LLAMA_CPP_LIB_PATH={other_folder} and may be built for another CPU: unset it."
     sets: dict[str, list[str]] = build.get("cpuinfo_flags", {})
     if not sets:
-        return f"It may have been built for another CPU. {rebuild}"
+        return f"It may be built for another CPU. {rebuild}"
     processor = cpu()
     flags = processor.get("flags", "").split()
     missing = [name for name, needed in sets.items() if flags and not set(needed) <= set(flags)]
-    built_with = f"It was built with {_listed(sets, 'and')}"
+    built_with = f"It is built with {_listed(sets, 'and')}"
     if missing:
         model = processor.get("model name", "of unknown model")
         return f"{built_with}; this CPU ({model}) has no {_listed(missing, 'or')}. {rebuild}"
-    if "AMX" in sets and not _kernel_grants_amx():
-        return f"{built_with}; the kernel of this machine does not grant AMX. {rebuild}"
-    all_present = f"{built_with}{', and this CPU has them all' if flags else ''}"
+    if "AMX" in sets and not _kernel_permits_amx():
+        return f"{built_with}; the kernel of this machine does not permit AMX. {rebuild}"
+    all_present = f"{built_with}{', and this CPU supports all of them' if flags else ''}"
     if "AMX" in sets and number in (signal.SIGSEGV, signal.SIGILL):
         without_amx = f'{REBUILD} LLAMA_BUILD_FLAGS="-DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF"'
         return (
             f"{all_present}; the likely cause is AMX, which some compilers miscompile. {rebuild} "
             f"Without AMX: {without_amx}."
         )
-    return f"{all_present}; the likely cause is the newest, {list(sets)[-1]}. {rebuild}"
+    return f"{all_present}; the likely cause is the newest set, {list(sets)[-1]}. {rebuild}"
 
 
 def _listed(names: Iterable[str], conjunction: str) -> str:
@@ -235,16 +237,16 @@ def _listed(names: Iterable[str], conjunction: str) -> str:
     return f"{', '.join(first)} {conjunction} {last}" if first else last
 
 
-def _kernel_grants_amx() -> bool:
-    """Request the tile registers, as ggml does; only Linux on x86-64 requires that."""
+def _kernel_permits_amx() -> bool:
+    """Request permission for the tile registers, as ggml does. Only Linux on x86-64 requires it."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return True
     arch_prctl, request_permission, tile_data = 158, 0x1023, 18  # ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     return bool(ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0)
 
 
-def _last_words(stderr: str) -> str:
-    """The most telling line of the child's stderr: a ggml assertion, else the last line."""
+def _last_line(stderr: str) -> str:
+    """The relevant line of the child's stderr: a ggml assertion, else the last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     return next((line for line in lines if "GGML_ASSERT" in line), lines[-1] if lines else "none")
 

@@ -1,8 +1,7 @@
 """Supervised child processes that answer requests within limits of time, memory and size.
 
-Use one for untrusted input to libraries that may hang, crash or exhaust memory: a thread inside a call
-into C can be neither ended nor limited. If a child fails, its current request fails, and the next request
-starts another child.
+For untrusted input to libraries that may hang, crash or exhaust memory. A thread in C code can be neither
+ended nor limited. If a child fails, its current request fails, and the next request starts another child.
 
 Protocol: lines of JSON over one socket. A request is ``[cpu_seconds, arguments]``. The answer is any number
 of ``["part", value]`` and ``["log", message]``, then ``["end", null]`` or ``["error", [name, message]]``.
@@ -26,7 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-_RECEIVE_BYTES = 1 << 18  # about the size of a socket's buffer
+_RECEIVE_BYTES = 1 << 18  # about the size of a socket buffer
 _MAX_BYTES = 256 << 20
 
 
@@ -43,7 +42,7 @@ class ChildClosed(ChildError):
 
 
 class ChildProcess:
-    """Runs a module as a child process. Starts the child on demand; safe to use from several threads."""
+    """Runs a module as a child process, started on demand. Thread-safe."""
 
     def __init__(
         self,
@@ -56,7 +55,7 @@ class ChildProcess:
         start_seconds: float = 20.0,
         max_bytes: int = _MAX_BYTES,
     ) -> None:
-        """Set the limits. No child is started yet.
+        """Set the limits, without starting a child.
 
         Args:
             module: Run as ``python -m module``; must call :func:`serve`.
@@ -95,15 +94,15 @@ class ChildProcess:
         """Send a request and wait for its answer. Requests of other threads wait.
 
         Args:
-            arguments: JSON values for the child's handler.
-            seconds: Time until the whole answer has arrived, without the start of a child.
-            seconds_per_megabyte: Added to ``seconds`` for each MB of the request.
-            cpu_seconds: CPU time in the child; by default one second more than ``seconds``. The child itself
-                enforces it, also when its parent has died.
-            log: Receives the messages that the child logs.
+            arguments: JSON values for the child's handler. seconds: Time limit of the whole answer, excluding
+            the start of a child. seconds_per_megabyte: Added to ``seconds`` for each MB of the request.
+            cpu_seconds: CPU time limit; by default one second more than ``seconds``. The kernel enforces it
+            in
+                the child, even after the parent has exited.
+            log: Receives log messages of the child.
 
         Returns:
-            The values that the handler yielded.
+            The values yielded by the handler.
 
         Raises:
             ChildTimeout: A time limit was exceeded.
@@ -177,7 +176,7 @@ class ChildProcess:
             raise ChildTimeout(f"takes longer than {seconds:.3g} s") from error
         except (OSError, EOFError, ValueError) as error:
             raise self._failure(self._end(), cpu_seconds) from error
-        except BaseException:  # the rest of the answer would be taken for the next one's
+        except BaseException:  # the remaining answer would be read as the next one
             self._end()
             raise
         if kind == "end":
@@ -217,7 +216,7 @@ class _Child:
                     stdout=theirs.fileno(),
                     stderr=subprocess.DEVNULL,
                     env=_environment(),
-                    start_new_session=True,  # Ctrl-C in the terminal is for the parent
+                    start_new_session=True,  # Ctrl-C in the terminal signals only the parent
                 )
         except OSError:
             self._socket.close()
@@ -232,7 +231,12 @@ class _Child:
         self._deadline, self._n_bytes_left, self._max_bytes = deadline, max_bytes, max_bytes
 
     def send(self, line: bytes) -> None:
-        """Raises: TimeoutError; OSError if the process has ended."""
+        """Send a line.
+
+        Raises:
+            TimeoutError: The deadline has passed.
+            OSError: The process has ended.
+        """
         self._socket.settimeout(max(self._deadline - time.monotonic(), 0.001))
         self._socket.sendall(line)
 
@@ -246,7 +250,7 @@ class _Child:
         """
         parts = [self._received.readline()]
         while not parts[-1].endswith(b"\n"):
-            # The deadline holds for the whole answer: each part of an endless answer may be in time.
+            # The deadline is for the whole answer, because an endless answer can send parts in time.
             remaining = self._deadline - time.monotonic()
             if remaining <= 0:
                 raise TimeoutError
@@ -262,7 +266,7 @@ class _Child:
         return b"".join(parts)
 
     def end(self) -> int:
-        """Kill the process if it still runs; return its exit status, or minus the number of a signal."""
+        """Kill the process if it still runs; returns its exit status, negative for a signal."""
         self._finalizer()
         return self.process.wait()
 
@@ -298,8 +302,8 @@ def serve(
 
     Args:
         start: Called once, with the ``arguments`` of ChildProcess. Returns the handler of requests, which
-            yields the parts of an answer. Lone surrogates in them become question marks.
-        errors: Exceptions that end a request, and not the child.
+            yields the parts of an answer. Lone surrogates become question marks.
+        errors: Exceptions that end a request but not the child.
         logger: Its messages go to the parent's ``log``.
     """
     memory, niceness = map(int, sys.argv[1:])
@@ -310,7 +314,7 @@ def serve(
     # A service manager may signal all processes. The child ends when the parent closes the connection.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # libraries may print
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discards output of libraries
     if logger:
         logger.addHandler(_LogSender(replies))
         logger.setLevel(logging.DEBUG)
@@ -330,7 +334,7 @@ def serve(
         except Exception as error:
             known = next((kind for kind in errors if isinstance(error, kind)), None)
             _reply(replies, "error", [(known or type(error)).__name__, str(error)])
-            if known is None:  # such as a MemoryError, which may leave memory fragmented
+            if known is None:  # such as MemoryError, after which memory may be fragmented
                 return
         signal.setitimer(signal.ITIMER_PROF, 0)
 

@@ -27,4 +27,4 @@ def _cpu_quota(cgroup: Path) -> float | None:
         v1_quota = int((cgroup / "cpu/cpu.cfs_quota_us").read_text())
         return v1_quota / int((cgroup / "cpu/cpu.cfs_period_us").read_text()) if v1_quota > 0 else None
     except (OSError, ValueError):
-        return None  # no cgroup file system, or an unknown format: no limit is known
+        return None  # no cgroup file system, or an unknown format: assume no limit

@@ -1,4 +1,4 @@
-"""Folders of the user."""
+"""Locations of the user's files."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Folder for data that can be computed again, with one subfolder per purpose."""
+    """Folder for reproducible data, with one subfolder per purpose."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tokenstream"

@@ -16,9 +16,9 @@ def machine_memory() -> int:
 def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Memory that this process may use, in bytes, including its current use.
 
-    The minimum of MemAvailable and the remaining limits of the process's cgroups. Memory of other programs
-    is excluded: otherwise the kernel would kill this server or them. Page cache counts as available, since
-    the weights are read into it. Swap does not count: a decode step reads all weights and the KV cache.
+    The minimum of MemAvailable and the remaining limits of the process's cgroups. Memory of other programs is
+    excluded, because the kernel would kill a process. Page cache counts as available, because the weights are
+    read into it. Swap does not count, because each decode step reads all weights and the KV cache.
 
     Args:
         proc: The proc file system.
@@ -44,7 +44,7 @@ def _cgroup_folders(proc: Path, cgroup: Path) -> Iterator[Path]:
             root = cgroup / "memory"
         else:
             continue
-        # In a container the path may be the host's and not exist: then the root is the container's cgroup.
+        # In a container the path may be the host's and not exist. The root is then the container's cgroup.
         parts = PurePosixPath(path).parts[1:]
         for depth in range(len(parts), -1, -1):
             yield root.joinpath(*parts[:depth])
@@ -75,4 +75,4 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
-        return ""  # another system or kernel version: no limit is known
+        return ""  # another system or kernel version: assume no limit

@@ -1,4 +1,4 @@
-"""Complete answers, tool calls and token texts out of generations, for every dialect."""
+"""Complete answers, tool calls and token texts from generations, for every dialect."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Collected:
 
 
 async def collect(generations: Sequence[Generation]) -> list[Collected]:
-    """Receive generations to their ends.
+    """Receive all steps of generations.
 
     Raises:
-        GenerationFailed: One of them failed.
+        GenerationFailed: A generation failed.
     """
     answers = [Collected(generation) for generation in generations]
     async for steps in together(generations):
@@ -46,7 +46,7 @@ async def collect(generations: Sequence[Generation]) -> list[Collected]:
 
 
 def best(answers: Sequence[Collected], n: int) -> list[Collected]:
-    """The ``n`` answers with the highest mean log-probability, best first; all ``n`` in their own order."""
+    """The ``n`` answers with the highest mean log-probability, best first. Exactly ``n`` keep their order."""
     if len(answers) == n:
         return list(answers)
     return sorted(answers, key=lambda answer: -answer.mean_logprob)[:n]
@@ -74,7 +74,7 @@ class AnswerReader:
     """Separates the tool calls of one answer from its text."""
 
     def __init__(self, model: Model, tools: ToolUse | None) -> None:
-        """``tools`` are those of the prompt; without them all is text."""
+        """Start an answer; ``tools``: the prompt's tools. None: all of the answer is text."""
         self.has_calls = False
         self._parser: ToolCallParser | None = None
         if tools is not None:
@@ -82,7 +82,7 @@ class AnswerReader:
             self._parser = ToolCallParser(tool_format, tools.tools)
 
     def read(self, step: Step) -> Sequence[Delta]:
-        """The text and the parts of tool calls that are certain after the next step."""
+        """The text and the parts of tool calls that are final after the next step."""
         is_last = step.outputs[-1].finish_reason is not None
         return self._read(step.text, is_last=is_last)
 
@@ -117,10 +117,10 @@ def _gathered(deltas: Iterable[Delta]) -> tuple[str, list[GatheredCall]]:
 
 
 def token_bytes(vocab: Vocab, token: int) -> bytes:
-    """UTF-8 bytes of a token's text, which may be part of a character. A control token gives its name."""
+    """UTF-8 bytes of a token, possibly part of a character. For a control token, its name."""
     return vocab.piece(token) or vocab.text(token).encode()
 
 
 def shown(vocab: Vocab, outputs: Iterable[Output]) -> list[Output]:
-    """The outputs without end-of-generation tokens, which are no part of the answer."""
+    """The outputs without end-of-generation tokens, which are not part of the answer."""
     return [output for output in outputs if output.token not in vocab.end_of_generation]

@@ -22,7 +22,7 @@ class Embeddings:
     n_tokens: int
 
     def shortened(self, dimensions: int, *, normalize: bool) -> Embeddings:
-        """The vectors' first dimensions, scaled to length 1 if ``normalize``."""
+        """Vectors of the first ``dimensions`` dimensions, scaled to length 1 if ``normalize``."""
         if dimensions == self.vectors.shape[1]:
             return self
         begin = self.vectors[:, :dimensions]
@@ -66,7 +66,8 @@ def _tokenized(
             raise BadRequest("should have at least one token", field=place)
         if len(tokens) > embedder.max_tokens:
             raise TooLong(
-                f"has {len(tokens)} tokens; {embedder.name} reads at most {embedder.max_tokens}", field=place
+                f"has {len(tokens)} tokens; the maximum of {embedder.name} is {embedder.max_tokens}",
+                field=place,
             )
         sequences.append(tokens)
     return sequences
@@ -81,12 +82,12 @@ def _check_tokens(embedder: Embedder, tokens: Sequence[int], place: str) -> None
     unknown = next((token for token in tokens if not 0 <= token < embedder.n_vocab), None)
     if unknown is not None:
         problem = f"token {unknown} is not in its vocabulary of {embedder.n_vocab}"
-    elif embedder.lacks_its_own(tokens):
-        problem = f"they should begin and end as those of an empty text do ({embedder.tokenize('')})"
+    elif embedder.lacks_special_tokens(tokens):
+        problem = f"special tokens are missing (an empty text has the tokens {embedder.tokenize('')})"
     else:
         return
     raise BadRequest(
-        f"should be text, or tokens of {embedder.name}: {problem}. Clients that send tokens of OpenAI's "
-        "models can send text: LangChain's OpenAIEmbeddings with check_embedding_ctx_length=False",
+        f"should be text, or tokens of {embedder.name}: {problem}. To send text from LangChain, create "
+        "OpenAIEmbeddings with check_embedding_ctx_length=False",
         field=place,
     )

@@ -1,4 +1,4 @@
-"""Errors of requests, which every dialect maps to its own error messages."""
+"""Errors of requests. Each dialect maps them to its error format."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from app.config.errors import UserError
 
 
 class ServiceError(UserError):
-    """A rejected or failed request. ``field`` names the invalid field, if there is one."""
+    """A rejected or failed request. ``field``: name of the invalid field, if any."""
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)

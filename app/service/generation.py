@@ -17,7 +17,7 @@ from app.telemetry.metrics import Metrics
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Output of one engine step: tokens, and the text that is complete (possibly none)."""
+    """Output of one engine step: tokens, and the text that is final (possibly empty)."""
 
     outputs: Sequence[Output]
 
@@ -58,7 +58,7 @@ class Generation:
 
     @property
     def prompt_logprobs(self) -> Sequence[Logprobs]:
-        """Of every prompt token but the first, if requested; complete at the first step."""
+        """Log-probabilities of all prompt tokens except the first, if requested; final at the first step."""
         return self._answer.prompt_logprobs
 
     async def __aiter__(self) -> AsyncIterator[Step]:
@@ -75,7 +75,7 @@ class Generation:
             self._is_over = True
             raise GenerationFailed(str(error)) from error
         self._is_over = True
-        self.n_cached = self._answer.n_cached  # also if nothing is generated
+        self.n_cached = self._answer.n_cached  # even if no token is generated
 
     def _note(self, outputs: Sequence[Output]) -> None:
         self._last_token_at = time.perf_counter()
@@ -96,7 +96,7 @@ class Generation:
 
     @property
     def tokens_per_second(self) -> float:
-        """Decode speed, the first token excluded; 0 for fewer than two tokens."""
+        """Decode speed without the first token; 0 for fewer than two tokens."""
         if self._first_token_at is None or self.n_generated < 2:
             return 0.0
         return (self.n_generated - 1) / max(self._last_token_at - self._first_token_at, 1e-9)

@@ -1,4 +1,4 @@
-"""One model: weights, KV cache, tokenizer, engine and warm contexts. Several can live in one process."""
+"""A loaded model: weights, KV cache, tokenizer, engine and warm contexts. A process can have several."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from app.chat.prompt import PromptTokenizer
-from app.chat.template.sandbox import TemplateRefusal
+from app.chat.template.sandbox import TemplateRejection
 from app.chat.template.template import choose_template, wrapping_template
 from app.config.contexts import Context, ContextsError
 from app.config.settings import Settings
@@ -47,7 +47,7 @@ class Model:
 
     Attributes:
         name: The file's name without suffix and part number.
-        fingerprint: Changes with the model file, the native library and the sampling code.
+        fingerprint: Identifies the model file, the native library and the sampling code.
         created: Modification time of the model file, in seconds since 1970.
         description: Architecture, size and quantization.
         limits: Maximum tokens of a request.
@@ -55,8 +55,8 @@ class Model:
         tokenizer: Applies the chat template and tokenizes.
         vocab: The vocabulary.
         engine: Generates tokens.
-        preparation: Turns prompts into tokens and sampling parameters.
-        refused: The contexts that the chat template refuses, and its error messages.
+        preparation: Converts prompts to tokens and sampling parameters.
+        refused: Contexts rejected by the chat template, with its error messages.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Model:
         """Load the weights and reserve the KV cache; blocking. ``load`` calls this in a thread.
 
         Raises:
-            ModelLoadError: llama.cpp cannot load the model, or memory is short.
+            ModelLoadError: llama.cpp cannot load the model, or memory is insufficient.
             ModelError: The vocabulary of ``tokenizer_repo`` differs from the model's.
             MemoryPlanError: The configured sizes exceed the available memory.
             SettingsError: A configured token limit exceeds the KV cache.
@@ -92,7 +92,7 @@ class Model:
             stack.callback(self.tokenizer.template.close)
             options = engine_options(settings, plan, self._weights)
             self.engine = AsyncEngine(self._weights, options, metrics, lock, on_failure)
-            # Its thread is not running yet, so that nothing is awaited here.
+            # Its thread is not running yet: asyncio.run() does not wait.
             stack.callback(lambda: asyncio.run(self.engine.close()))
             _log_model(self._weights, self.engine)
             self.limits = TokenLimits.of(settings, self.engine.n_ctx_sequence)
@@ -122,18 +122,18 @@ class Model:
         """Load a model, start its engine and prefill contexts.
 
         Args:
-            path: A GGUF file; of a split model, its first part.
+            path: A GGUF file; for a split model, its first part.
             tokenizer_repo: Replaces the chat template and special tokens of the GGUF file.
             settings: Sizes, limits and sampling defaults.
             contexts: The contexts by name.
             metrics: Receives a report of every engine step and answer.
-            lock: A lock shared with other computations on the same cores.
-            on_failure: Called on the event loop if the engine thread ends by an exception.
+            lock: Lock shared with other computations on the same cores.
+            on_failure: Called on the event loop if the engine thread ends with an exception.
             warm: Names of the contexts to prefill; None: all.
 
         Raises:
             ContextsError: A context exceeds the input limit.
-            Exception: As the constructor raises.
+            Exception: See the constructor.
         """
         opening = asyncio.ensure_future(
             asyncio.to_thread(
@@ -150,7 +150,7 @@ class Model:
         try:
             model = await asyncio.shield(opening)
         except asyncio.CancelledError:
-            # The thread cannot be interrupted, and its weights must not leak.
+            # The thread cannot be interrupted; free its weights.
             await asyncio.wait([opening])
             if opening.exception() is None:
                 await opening.result().close()
@@ -197,37 +197,37 @@ class Model:
         self._weights.close()
 
     async def _warm(self, names: Collection[str]) -> None:
-        """Prefill the common prefix of each context, if the prefix cache can keep it."""
+        """Prefill the common prefix of each context, if the prefix cache is on."""
         started = time.perf_counter()
-        is_kept = self._settings.prefix_cache_mb != 0
+        is_cached = self._settings.prefix_cache_mb != 0
         n_tokens = n_computed = 0
         for name in names:
             try:
                 prefix = await asyncio.to_thread(self.preparation.common_prefix, self._contexts[name])
-            except TemplateRefusal as refusal:
-                self.refused[name] = str(refusal)
+            except TemplateRejection as error:
+                self.refused[name] = str(error)
                 logger.error(
-                    "%s: the chat template refuses context %r (%s); its requests are rejected. "
+                    "%s: the chat template rejects context %r (%s), so its requests are rejected. "
                     "Change its prompt or examples, or set another template (TOKENIZER_REPO, TGICHAT_*)",
                     self._settings.contexts_file,
                     name,
-                    refusal,
+                    error,
                 )
                 continue
             if len(prefix) >= self.limits.input:
                 raise ContextsError(
-                    f"{self._settings.contexts_file}: context {name!r} has {len(prefix)} tokens, as many as "
-                    f"a prompt may have ({self.limits.input}) or more; raise N_CTX, or MAX_INPUT_LENGTH "
-                    "where it is set, or shorten the context"
+                    f"{self._settings.contexts_file}: context {name!r} has {len(prefix)} tokens, too many "
+                    f"for a prompt of at most {self.limits.input}; shorten the context, or raise N_CTX or "
+                    "MAX_INPUT_LENGTH"
                 )
-            if prefix and is_kept:
+            if prefix and is_cached:
                 n_tokens += len(prefix)
                 n_computed += await self.engine.warm(prefix)
-        if not is_kept:
-            logger.info("contexts are not prefilled at start: PREFIX_CACHE_MB=0 keeps nothing")
+        if not is_cached:
+            logger.info("contexts are not prefilled at start: PREFIX_CACHE_MB=0")
             return
         logger.info(
-            "%d contexts of %d tokens are warm after %.1f s: %d prefilled, the others were known",
+            "%d contexts of %d tokens are warm after %.1f s: %d prefilled, the others loaded",
             len(names) - len(self.refused),
             n_tokens,
             time.perf_counter() - started,
@@ -259,9 +259,9 @@ def _configured_kv(settings: Settings) -> llama.KVOptions:
 
 
 def engine_options(settings: Settings, plan: MemoryPlan, model: llama.Model) -> EngineOptions:
-    """The engine's options. KV layout and attention are measured, unless configured or known."""
+    """Options of the engine. KV layout and attention are measured, unless configured or measured before."""
     n_threads = settings.model_threads or physical_cores()
-    kv, reason = _configured_kv(settings), "as configured, or llama.cpp's choice, with a GPU"
+    kv, reason = _configured_kv(settings), "with a GPU: as configured, or llama.cpp's choice"
     if settings.model_gpu_layers == 0:
         facts = [identity(model.path), n_threads, plan.max_sequences, kv.type]
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -289,7 +289,7 @@ def engine_options(settings: Settings, plan: MemoryPlan, model: llama.Model) -> 
 
 def _state_files(settings: Settings, path: Path, kv: llama.KVOptions, n_sequences: int) -> StateFiles:
     folder = settings.cache_dir or cache_folder() / "contexts"
-    # llama.cpp itself checks only part of this, and loads states that differ in the rest.
+    # llama.cpp checks only part of this. It would load states of other options.
     kv_key = f"{kv.layout} {kv.type} flash_attention={kv.flash_attention} n_sequences={n_sequences}"
     key = {"model and library": identity(path), "kv": kv_key}
     return StateFiles(folder, key, max_bytes=_MAX_STATE_FILES)
@@ -305,7 +305,7 @@ def fingerprint(path: Path, kv: llama.KVOptions) -> str:
 
 
 def make_tokenizer(settings: Settings, model: llama.Model, repo: TokenizerRepo | None) -> PromptTokenizer:
-    """Make the tokenizer, with the chat template of the settings, the repository or the model file.
+    """Create the tokenizer, with the chat template of the settings, the repository or the model file.
 
     Raises:
         ModelError: The repository's vocabulary differs from the model's.
@@ -336,8 +336,8 @@ def _as_service_error(error: Exception) -> ServiceError:
 def _log_model(weights: llama.Model, engine: AsyncEngine) -> None:
     if engine.n_ctx_sequence > weights.n_ctx_train > 0:
         logger.warning(
-            "a request may have %d tokens (N_CTX), but the model was trained for %d: "
-            "the quality of long answers may suffer",
+            "a request may have %d tokens (N_CTX), but the model is trained for %d: "
+            "long answers may be worse",
             engine.n_ctx_sequence,
             weights.n_ctx_train,
         )

@@ -1,4 +1,4 @@
-"""Passages of documents in a prompt, quoted to keep them apart from the question."""
+"""Passages of documents, quoted in the prompt."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def with_passages(
 ) -> list[Message]:
     """Add passages to a conversation.
 
-    Equal sets of passages give equal texts, which the prefix cache can reuse.
+    Equal sets of passages have equal texts, so the prefix cache can reuse them.
 
     Args:
         messages: The conversation.
-        passages: Passages of documents; an empty sequence changes nothing.
-        template: New text of the last user turn, with ``{context}`` and ``{query}``. None: the passages
-            are appended to the system turn.
+        passages: Passages of documents. If empty, the conversation is unchanged.
+        template: New text of the last user turn, with ``{context}`` and ``{query}``. None: append the
+            passages to the system turn.
     """
     if not passages:
         return list(messages)
@@ -43,7 +43,7 @@ def with_passages(
 def quoted(passages: Sequence[Passage]) -> str:
     """Quote passages in document order, each below its origin and in a code fence.
 
-    As in Markdown, a fence is longer than any row of backticks in its text, which cannot close it.
+    A fence is longer than any row of backticks in its text, so that the text cannot close it (Markdown).
     """
     chunks = sorted((passage.chunk for passage in passages), key=lambda chunk: (chunk.file, chunk.position))
     parts = []

@@ -1,4 +1,4 @@
-"""From a prompt to the engine's input: tokens, sampling parameters, grammar."""
+"""Converts a prompt to the engine's input: tokens, sampling parameters, grammar."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from app.chat.messages import Message
 from app.chat.prompt import PromptTokenizer
-from app.chat.template.sandbox import TemplateRefusal
+from app.chat.template.sandbox import TemplateRejection
 from app.chat.tools import tool_grammar
 from app.config.contexts import Context
 from app.config.settings import Settings, SettingsError
@@ -22,8 +22,8 @@ from app.service.errors import BadRequest, TooLong, UnknownContext
 from app.service.passages import with_passages
 from app.service.prompts import ChatPrompt, Constraint, JSONSchema, Prompt, TextPrompt, ToolUse
 
-# Repetition penalty of prompts with passages. A small model misquotes at 1.15 (06:27 for 06:25), and
-# repeats itself without a penalty where the passages hold no answer.
+# Maximum repetition penalty of prompts with passages. At 1.15 a small model misquotes (06:27 for 06:25).
+# Without a penalty it repeats itself if the passages have no answer.
 _QUOTING_PENALTY = 1.05
 
 
@@ -53,13 +53,13 @@ class TokenLimits:
         total = n_ctx_sequence if settings.max_total_tokens is None else settings.max_total_tokens
         if total > n_ctx_sequence:
             raise SettingsError(
-                f"MAX_TOTAL_TOKENS={total}: the KV cache holds {n_ctx_sequence} tokens per sequence; raise "
-                "N_CTX or lower MAX_SEQUENCES"
+                f"MAX_TOTAL_TOKENS={total}: should be at most {n_ctx_sequence}, the KV cache of a sequence; "
+                "raise N_CTX or lower MAX_SEQUENCES"
             )
         longest = total - 1 if settings.max_input_length is None else settings.max_input_length
         if longest >= total:
             raise SettingsError(
-                f"MAX_INPUT_LENGTH={longest}: should be below the longest request, which is {total}"
+                f"MAX_INPUT_LENGTH={longest}: should be below the maximum length of a request, {total}"
             )
         return cls(longest, total)
 
@@ -111,7 +111,7 @@ class Preparation:
         """Tokenize a prompt.
 
         Raises:
-            BadRequest: The chat template refuses the prompt, or it has no tokens.
+            BadRequest: The chat template rejects the prompt, or it has no tokens.
             UnknownContext: The context is not defined.
         """
         if isinstance(prompt, ChatPrompt):
@@ -119,10 +119,10 @@ class Preparation:
         return self._text_tokens(prompt)
 
     def common_prefix(self, context: Context) -> list[int]:
-        """Tokens that begin every prompt of a context.
+        """The tokens at the start of every prompt of a context.
 
         Raises:
-            TemplateRefusal: The chat template refuses the context.
+            TemplateRejection: The chat template rejects the context.
         """
         # Three questions without a common first token: a letter, a digit, a bracket.
         first, *others = (
@@ -145,7 +145,7 @@ class Preparation:
     def _with_fitting_passages(
         self, prompt: Prompt, context: Context | None, overrides: Mapping[str, Any]
     ) -> tuple[Prompt, list[int]]:
-        """Tokenize a prompt; drop its last passages until the answer fits."""
+        """Tokenize a prompt. Its last passages are dropped until there is room for the answer."""
         tokens = self.tokens(prompt)
         if not isinstance(prompt, ChatPrompt):
             return prompt, tokens
@@ -171,10 +171,10 @@ class Preparation:
                 tools=tools,
                 continue_final=prompt.continues,
             )
-        except TemplateRefusal as refusal:
+        except TemplateRejection as error:
             raise BadRequest(
-                f"the model's chat template refuses the messages: {refusal}", field=prompt.field
-            ) from refusal
+                f"the model's chat template rejects the messages: {error}", field=prompt.field
+            ) from error
 
     def _text_tokens(self, prompt: TextPrompt) -> list[int]:
         if prompt.tokens is not None:
@@ -192,7 +192,7 @@ class Preparation:
     def _fill_in(self, before: str, behind: str) -> list[int]:
         """Fill in the middle, in prefix-suffix-middle order (Bavarian et al. 2022)."""
         if min(self._vocab.fill_in) < 0:
-            raise BadRequest("this model has no tokens to fill in the middle of a text", field="suffix")
+            raise BadRequest("this model has no fill-in-the-middle tokens", field="suffix")
         prefix, suffix, middle = self._vocab.fill_in
         parts = [self._vocab.tokenize(text, parse_special=False) for text in (before, behind)]
         bos = [self._vocab.bos] if self._vocab.add_bos and self._vocab.bos >= 0 else []
@@ -209,7 +209,7 @@ class Preparation:
         if room < min(1, overrides.get("max_tokens", 1)):
             raise TooLong(
                 f"the request has {n_prompt} tokens with its context; the limit is {limits.total}, "
-                "answer included (N_CTX sets it)",
+                "including the answer (N_CTX)",
                 field=field,
             )
         if n_prompt > limits.input:
@@ -236,7 +236,7 @@ class Preparation:
             "repetition_penalty": settings.repeat_penalty,
             "repeat_last_n": settings.repeat_last_n,
         } | (context.sampling() if context else {})
-        # A long prompt reduces a default, but not the max_tokens of the request.
+        # A long prompt reduces the default, but not a max_tokens of the request.
         merged["max_tokens"] = min(merged["max_tokens"], room)
         if isinstance(prompt, ChatPrompt) and prompt.passages:
             merged["repetition_penalty"] = min(merged["repetition_penalty"], _QUOTING_PENALTY)
@@ -279,12 +279,12 @@ class Preparation:
         try:
             grammar = self._grammars.lark(lark)
         except GrammarError as error:
-            raise self._refused_tool(use, error) from error
+            raise self._rejected_tool(use, error) from error
         visible = frozenset(special[text] for text in tool_format.markers(special))
         return replace(params, grammar=grammar, visible=visible)
 
-    def _refused_tool(self, use: ToolUse, error: GrammarError) -> BadRequest:
-        """Find the tool at fault: the grammar of all tools does not name it."""
+    def _rejected_tool(self, use: ToolUse, error: GrammarError) -> BadRequest:
+        """Find the rejected tool: the error of the common grammar does not name it."""
         for index, tool in enumerate(use.tools):
             try:
                 self._grammars.json_schema(tool.schema)

@@ -1,4 +1,4 @@
-"""Prompts and constraints. Every dialect maps its requests to these types."""
+"""Prompts and constraints: the common types of all dialects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ToolUse:
         tools: The declared tools.
         must_call: Whether the answer must be a tool call.
         only: Name of the only allowed tool; None allows all.
-        parallel: Whether one answer may hold several calls.
+        parallel: Whether one answer may have several calls.
     """
 
     tools: tuple[Tool, ...]
@@ -32,8 +32,8 @@ class KnowledgeUse:
     """Use of the knowledge base by a request.
 
     Attributes:
-        wanted: Whether documents are searched; None: as the context sets it.
-        files: The documents to search; None: all.
+        wanted: Whether to search documents. None: the context's default.
+        files: Names of the documents to search. None: all.
     """
 
     wanted: bool | None = None
@@ -48,7 +48,7 @@ class ChatPrompt:
         messages: The turns. If none is a system turn, the context's turns precede them.
         context: Name of the context; None: the default.
         tools: Tools that the model may call.
-        continues: Whether the answer continues the last message, which is the assistant's.
+        continues: Whether the answer continues the last message, an assistant message.
         field: Name of the request's field, for error messages.
         knowledge: Use of the knowledge base.
         passages: Passages to quote in the prompt, best first.
@@ -64,19 +64,19 @@ class ChatPrompt:
 
     @property
     def n_characters(self) -> int:
-        """Total length of the texts."""
+        """Total length of its texts."""
         return sum(len(message.content) for message in self.messages)
 
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
-    """A text, or tokens, to continue without template and context.
+    """A text, or tokens, to continue, without template and context.
 
-    The text of a control token is parsed as that token, because the request writes the whole prompt.
+    Texts of control tokens become those tokens, because the request contains the whole prompt.
 
     Attributes:
         text: The text.
-        tokens: Tokens in place of the text.
+        tokens: Token ids instead of the text.
         truncate: Number of last tokens to keep; None: all.
         suffix: Text after the gap to fill in; None: no gap.
         field: Name of the request's field, for error messages.
@@ -90,7 +90,7 @@ class TextPrompt:
 
     @property
     def n_characters(self) -> int:
-        """Total length of the texts."""
+        """Total length of its texts."""
         return len(self.text) + len(self.suffix or "")
 
 
@@ -99,7 +99,7 @@ Prompt = ChatPrompt | TextPrompt
 
 @dataclass(frozen=True, slots=True)
 class JSONSchema:
-    """The answer is JSON and valid against the schema."""
+    """The answer is JSON that conforms to the schema."""
 
     schema: Mapping[str, Any] | bool
     field: str

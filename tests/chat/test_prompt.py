@@ -295,7 +295,7 @@ def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vocab]:
 @pytest.fixture(scope="module")
 def thinking(make: Callable[..., PromptTokenizer], sentencepiece: Vocab) -> PromptTokenizer:
     tokenizer = make(THINKING, sentencepiece)
-    assert tokenizer.template.name == "the model's own template"
+    assert tokenizer.template.name == "the model's template"
     return tokenizer
 
 

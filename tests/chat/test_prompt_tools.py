@@ -212,7 +212,7 @@ def test_what_stand_ins_do_not_show_stays_text_behind_it_too(make: Make, vocab: 
 def test_only_a_text_of_the_assistants_goes_on(
     messages: list[Message], families: dict[str, PromptTokenizer]
 ) -> None:
-    with pytest.raises(ValueError, match="only a message of the assistant that calls no function"):
+    with pytest.raises(ValueError, match="only an assistant message without tool calls can be continued"):
         families["chatml"].tokens(messages, continue_final=True)
 
 

@@ -124,4 +124,4 @@ def test_a_context_that_the_template_refuses_is_told_and_the_others_serve(
     assert "no pirates" in refused.json()["error"]
     assert httpx.get(f"{server.url}/contexts").json()["refused"] == {"sea": "no pirates"}
     assert server.stop() == 0
-    assert f"{contexts}: the chat template refuses context 'sea' (no pirates)" in server.output()
+    assert f"{contexts}: the chat template rejects context 'sea' (no pirates)" in server.output()

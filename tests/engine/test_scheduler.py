@@ -263,7 +263,7 @@ class TestSharedPrefixes:
         ]
 
     @pytest.mark.parametrize(
-        "kind", [MemoryKind(), MemoryKind(shares_cells=True), MemoryKind(can_be_cut=False)]
+        "kind", [MemoryKind(), MemoryKind(shares_cells=True), MemoryKind(truncatable=False)]
     )
     def test_those_who_come_together_compute_it_once(self, kind: MemoryKind) -> None:
         rig = Rig(n_slots=8, kind=kind, n_cells=16_000 if kind.shares_cells else None)
@@ -297,7 +297,7 @@ class TestSharedPrefixes:
         assert rig.memory.n_prefilled == 710
 
     def test_who_finds_no_slot_finds_a_copy_of_what_cannot_be_cut(self) -> None:
-        rig = Rig(n_slots=1, chunk=100, kind=MemoryKind(can_be_cut=False))
+        rig = Rig(n_slots=1, chunk=100, kind=MemoryKind(truncatable=False))
         rig.add(*self.questions(3))
         rig.run_to_the_end()
         assert rig.memory.n_prefilled == 700 + 30
@@ -382,8 +382,8 @@ class TestDrafts:
 KINDS = [
     MemoryKind(),
     MemoryKind(shares_cells=True),
-    MemoryKind(can_be_cut=False),
-    MemoryKind(can_be_cut=False, shares_cells=True),
+    MemoryKind(truncatable=False),
+    MemoryKind(truncatable=False, shares_cells=True),
 ]
 
 

@@ -226,7 +226,7 @@ def test_refusal_has_all_numbers() -> None:
 
 def test_model_that_is_too_large() -> None:
     message = refusal(mib=180)
-    room = re.search(r"choose a smaller model or .* there is room for (\d+) MiB", message)
+    room = re.search(r"choose a smaller model or .* with weights of at most (\d+) MiB", message)
     assert room is not None, message
     assert 30 < int(room[1]) < 60
     assert "N_CTX" not in message

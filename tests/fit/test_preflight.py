@@ -49,7 +49,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[s
         )
         monkeypatch.setattr(identity, "MANIFEST", manifest)
         monkeypatch.setattr(identity, "CPUINFO", cpuinfo)
-        monkeypatch.setattr(preflight, "_kernel_grants_amx", lambda: True)
+        monkeypatch.setattr(preflight, "_kernel_permits_amx", lambda: True)
 
     return pretend
 
@@ -135,7 +135,7 @@ def test_sigsegv_with_all_sets_there_points_at_amx(machine: Callable[..., None],
     die("*(volatile int *)0 = 1")
     message = fault()
     assert "SIGSEGV" in message
-    assert "this CPU has them all; the likely cause is AMX" in message
+    assert "this CPU supports all of them; the likely cause is AMX" in message
     assert 'make rebuild LLAMA_BUILD_FLAGS="-DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF"' in message
 
 
@@ -143,9 +143,9 @@ def test_a_kernel_that_does_not_grant_amx_is_named(
     machine: Callable[..., None], die: Die, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(BUILT_WITH_AMX, AMX_CPU)
-    monkeypatch.setattr(preflight, "_kernel_grants_amx", lambda: False)
+    monkeypatch.setattr(preflight, "_kernel_permits_amx", lambda: False)
     die("__builtin_trap()")
-    assert "the kernel of this machine does not grant AMX" in fault()
+    assert "the kernel of this machine does not permit AMX" in fault()
 
 
 def test_other_faults_point_at_the_newest_set(machine: Callable[..., None], die: Die) -> None:
@@ -153,7 +153,7 @@ def test_other_faults_point_at_the_newest_set(machine: Callable[..., None], die:
     die("raise(SIGBUS)")
     message = fault(n_gpu_layers=1)
     assert "SIGBUS" in message
-    assert "the newest, AVX512" in message
+    assert "the newest set, AVX512" in message
     assert "MODEL_GPU_LAYERS=0" in message
 
 
@@ -162,9 +162,7 @@ def test_a_library_of_unknown_origin_gets_the_remedy(
 ) -> None:
     monkeypatch.setattr(identity, "MANIFEST", tmp_path / "none.json")
     die("__builtin_trap()")
-    assert fault().endswith(
-        "It may have been built for another CPU. Build it for this machine: make rebuild."
-    )
+    assert fault().endswith("It may be built for another CPU. Build it for this machine: make rebuild.")
 
 
 def test_a_library_from_another_folder_is_named(die: Die, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +176,7 @@ def test_an_abort_quotes_the_assertion_of_ggml(die: Die) -> None:
     die('fputs("ggml.c:1: GGML_ASSERT(a == b) failed\\nbye\\n", stderr); abort()')
     message = fault()
     assert "SIGABRT" in message
-    assert "Its last words: ggml.c:1: GGML_ASSERT(a == b) failed." in message
+    assert "Its last message: ggml.c:1: GGML_ASSERT(a == b) failed." in message
 
 
 def test_sigkill_points_at_memory(die: Die) -> None:
@@ -243,11 +241,11 @@ def test_a_library_that_dies_while_it_is_loaded(tmp_path: Path, monkeypatch: pyt
     subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "libllama.so", source], check=True)
     preflight.check_library()
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
-    with pytest.raises(preflight.NativeLibraryError, match=r"died of SIG\w+ .* during loading"):
+    with pytest.raises(preflight.NativeLibraryError, match=r"crashed with SIG\w+ .* during loading"):
         preflight.check_library()
     command_line = subprocess.run(
         [sys.executable, "-m", "app", "generate", "--prompt", "x"], capture_output=True, text=True, cwd=ROOT
     )
     assert command_line.returncode == 1
-    assert command_line.stderr.startswith("error: the native library died of SIG")
+    assert command_line.stderr.startswith("error: the native library crashed with SIG")
     assert len(command_line.stderr.splitlines()) == 1

@@ -60,7 +60,7 @@ def test_a_request_goes_before_its_context_and_that_before_the_settings(
 def test_a_gap_is_filled_between_its_tokens(
     prepare: Callable[..., Preparation], model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(BadRequest, match="no tokens to fill") as refusal:
+    with pytest.raises(BadRequest, match="no fill-in-the-middle tokens") as refusal:
         prepare().tokens(TextPrompt("before", suffix="behind"))
     assert refusal.value.field == "suffix"
     # The model at hand has no such tokens: others of its tokens stand for them.

@@ -1,8 +1,8 @@
 """Renders an untrusted template in a child process without secrets, within limits of time and memory.
 
-Jinja's sandbox protects the interpreter. It does not keep a template from counting to 10^18 or from filling
-memory, often within one call into C that no other thread can end. The child stays for further renderings:
-one costs a round trip over a socket, not the start of an interpreter.
+Jinja's sandbox protects the interpreter, but limits neither time nor memory. A template can count to 10^18 or
+fill memory, often in one C call that no thread can interrupt. The child is reused: a rendering costs a round
+trip over a socket, not an interpreter start.
 
 Run as ``python -m app.chat.template.process`` this module is the child.
 """
@@ -12,17 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from app.chat.template.sandbox import Rendering, Sandbox, TemplateFailure, TemplateRefusal, TemplateTimeout
+from app.chat.template.sandbox import Rendering, Sandbox, TemplateFailure, TemplateRejection, TemplateTimeout
 from app.machine.child_process import ChildError, ChildProcess, ChildTimeout, serve
 
 MEMORY_LIMIT = 512 << 20  # bytes of address space; an idle child has about 40 MB
-_TIME_FACTOR_PER_MEGABYTE = 10.0  # of the time limit, added for each MB of messages
-_LITERALS_TIME_LIMIT = 10.0  # seconds; a model must not lose its template because the machine is busy
-_ERRORS = (TemplateRefusal, TemplateFailure)
+_TIME_FACTOR_PER_MEGABYTE = 10.0  # times the time limit, added per MB of messages
+_LITERALS_TIME_LIMIT = 10.0  # seconds; long, because a busy machine must not disable the template
+_ERRORS = (TemplateRejection, TemplateFailure)
 
 
 class TemplateProcess:
-    """A Sandbox in a child process. A child that ended is replaced at the next rendering."""
+    """A Sandbox in a child process. If the child has ended, the next rendering starts another one."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str], *, time_limit: float) -> None:
         """Start the child and compile the template in it.
@@ -30,16 +30,16 @@ class TemplateProcess:
         Args:
             source: A Hugging Face chat template.
             special_tokens: Variables of the template, such as ``bos_token``, and their texts.
-            time_limit: Time of one rendering, in seconds. Long messages get more.
+            time_limit: Seconds per rendering; more for long messages.
 
         Raises:
-            TemplateFailure: The source cannot be compiled, or no child can be started.
+            TemplateFailure: The source cannot be compiled, or the child cannot be started.
         """
         self._time_limit = time_limit
         self._child = ChildProcess(
             "app.chat.template.process", [source, dict(special_tokens)], memory=MEMORY_LIMIT, errors=_ERRORS
         )
-        self.literals: list[str] = self._ask("literals", time_limit=_LITERALS_TIME_LIMIT)
+        self.literals: list[str] = self._request("literals", time_limit=_LITERALS_TIME_LIMIT)
 
     def render(
         self,
@@ -51,11 +51,11 @@ class TemplateProcess:
         """Render the template; see :meth:`Sandbox.render`.
 
         Raises:
-            TemplateRefusal: The template rejects the messages.
+            TemplateRejection: The template rejects the messages.
             TemplateTimeout: Rendering exceeded the time limit.
             TemplateFailure: Rendering failed in another way.
         """
-        text, traced, contents = self._ask(
+        text, traced, contents = self._request(
             "render", [*messages], [*tools], add_generation_prompt, time_limit=self._time_limit
         )
         spans = tuple((begin, end) for begin, end in contents)
@@ -65,7 +65,7 @@ class TemplateProcess:
         """End the child. Another rendering would start a new one."""
         self._child.stop()
 
-    def _ask(self, *request: Any, time_limit: float) -> Any:
+    def _request(self, *request: Any, time_limit: float) -> Any:
         per_megabyte = time_limit * _TIME_FACTOR_PER_MEGABYTE
         try:
             [answer] = self._child.request(*request, seconds=time_limit, seconds_per_megabyte=per_megabyte)

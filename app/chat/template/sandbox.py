@@ -27,8 +27,8 @@ from app.chat.template.traced import TooManyCharacters, TracedText, Tracer
 MAX_CHARACTERS = 16 << 20  # of a rendering; exceeds the context of any model
 
 
-class TemplateRefusal(Exception):
-    """The template rejects the messages with ``raise_exception``; the message is the template's."""
+class TemplateRejection(Exception):
+    """The template rejects the messages with ``raise_exception``. The message is the template's."""
 
 
 class TemplateFailure(Exception):
@@ -44,8 +44,8 @@ class Rendering:
     """A rendered template.
 
     Attributes:
-        text: Rendered text.
-        traced: Text to which ``contents`` refers. It equals ``text`` unless the template processes a
+        text: The rendered text.
+        traced: The text that ``contents`` refers to. It equals ``text`` unless the template changes a
             content in a way that tracing cannot follow.
         contents: Begin and end of each span of ``traced`` that comes from a content, in order.
     """
@@ -58,7 +58,7 @@ class Rendering:
 class Sandbox:
     """One compiled template.
 
-    Time and memory are not limited here: run untrusted templates in a
+    Time and memory are not limited. Run untrusted templates in a
     :class:`~app.chat.template.process.TemplateProcess`.
     """
 
@@ -82,7 +82,7 @@ class Sandbox:
             self._tracing_template = self._tracing_environment.from_string(source)
             self.literals = _literals(environment, source)
         except Exception as error:  # an untrusted source may raise any exception
-            raise TemplateFailure(_in_words(error)) from error
+            raise TemplateFailure(_description(error)) from error
 
     def render(
         self,
@@ -99,7 +99,7 @@ class Sandbox:
             add_generation_prompt: Whether to end with the start of the assistant's turn.
 
         Raises:
-            TemplateRefusal: The template rejects the messages.
+            TemplateRejection: The template rejects the messages.
             TemplateFailure: Rendering failed in another way.
         """
         variables = {
@@ -114,22 +114,22 @@ class Sandbox:
             self._tracing_environment.tracer = tracer
             try:
                 text = self._template.render(variables, **plain)
-            except TemplateRefusal:
+            except TemplateRejection:
                 raise
             except Exception as error:  # an untrusted template may raise any exception
-                raise TemplateFailure(_in_words(error)) from error
+                raise TemplateFailure(_description(error)) from error
             if len(text) > MAX_CHARACTERS:
                 raise TemplateFailure(f"it writes more than {MAX_CHARACTERS:,} characters")
             try:
                 stand_ins = self._tracing_template.render(variables, **_marked(messages, tools, tracer))
             except TooManyCharacters as error:
-                raise TemplateRefusal(f"the messages have {error}") from error
+                raise TemplateRejection(f"the messages have {error}") from error
             except Exception as error:
-                raise TemplateFailure(f"its contents cannot be traced: {_in_words(error)}") from error
+                raise TemplateFailure(f"its contents cannot be traced: {_description(error)}") from error
         return Rendering(text, tracer.plain(stand_ins), tuple(tracer.spans(stand_ins)))
 
     def _strftime_now(self, form: str) -> str:
-        # Both renderings of a request show the same time.
+        # The time is the same in both renderings of a request.
         return self._now.strftime(form)
 
 
@@ -154,13 +154,13 @@ def _literals(environment: jinja2.Environment, source: str) -> list[str]:
     return texts + [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
 
 
-def _in_words(error: Exception) -> str:
+def _description(error: Exception) -> str:
     line = " ".join(str(error).split())
     return f"{type(error).__name__}: {line}"[:300] if line else type(error).__name__
 
 
 def _raise_exception(message: object) -> NoReturn:
-    raise TemplateRefusal(str(message))
+    raise TemplateRejection(str(message))
 
 
 def _tojson(

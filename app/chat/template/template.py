@@ -1,4 +1,4 @@
-"""Renders messages to a prompt text: with the model's own chat template, as ChatML, or as plain text."""
+"""Renders messages to a prompt text with the model's chat template, as ChatML, or as plain text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from app.chat.messages import Message, Tool
 from app.chat.template.process import TemplateProcess
-from app.chat.template.sandbox import Rendering, Sandbox, TemplateFailure, TemplateRefusal
+from app.chat.template.sandbox import Rendering, Sandbox, TemplateFailure, TemplateRejection
 from app.chat.template.trials import try_tools
 from app.chat.template.turns import ToolSupport, as_schema, as_turns, in_words
 
@@ -54,10 +54,9 @@ class ChatTemplate:
 
     Attributes:
         name: Description of the template, for logs.
-        own_text: Text of the template itself: its literals, and its renderings in the trials.
+        own_text: Text of the template: its literals, and its renderings in the trials.
         stop: Stop strings, for a format without an end-of-turn token.
-        folds_system: Whether system texts are put into the user's turn, because the template has no
-            system turn.
+        folds_system: The template has no system turn; system texts go into the user's turn.
         tool_format: Format of the assistant's calls.
     """
 
@@ -94,7 +93,7 @@ class ChatTemplate:
             add_generation_prompt: Whether to end with the start of the assistant's turn.
 
         Raises:
-            TemplateRefusal: The template rejects the messages.
+            TemplateRejection: The template rejects the messages.
         """
         try:
             return _render(
@@ -116,7 +115,7 @@ class ChatTemplate:
             return self._fallback.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
 
     def close(self) -> None:
-        """End the child process that renders the template. Another rendering would start a new one."""
+        """End the child process of the template. A later rendering would start another one."""
         if isinstance(self._renderer, TemplateProcess):
             self._renderer.close()
 
@@ -131,14 +130,14 @@ def choose_template(
     """Test the model's template with trial messages, and choose a fallback if it fails.
 
     Args:
-        source: The model's chat template in Jinja, as in Hugging Face's repositories; None if it has none.
+        source: The model's chat template in Jinja, as in Hugging Face's repositories; None: no template.
         special_tokens: Variables of the template, such as ``bos_token``, and their texts.
         vocabulary: Texts of the model's special tokens. The fallback is ChatML if ``<|im_start|>`` and
             ``<|im_end|>`` are among them, otherwise plain text.
         time_limit: Time limit of one rendering, in seconds.
     """
-    knows_chatml = "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary
-    known = _CHATML if knows_chatml else _PLAIN
+    has_chatml = "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary
+    known = _CHATML if has_chatml else _PLAIN
     fallback = _known_format(known)
     if source is None or not source.strip():
         logger.info("the model has no chat template: using %s", fallback.name)
@@ -147,7 +146,7 @@ def choose_template(
     try:
         renderer = TemplateProcess(source, special_tokens, time_limit=time_limit)
         trial = _try(renderer, _TRIALS[0])
-    except (TemplateFailure, TemplateRefusal) as error:
+    except (TemplateFailure, TemplateRejection) as error:
         if renderer:
             renderer.close()
         logger.warning("the chat template failed (%s): using %s", error, fallback.name)
@@ -155,12 +154,12 @@ def choose_template(
     folds_system, trials = _try_with_system(renderer)
     tool_support, tool_trials = _try_with_tools(renderer, fold=folds_system)
     return ChatTemplate(
-        "the model's own template",
+        "the model's template",
         renderer,
         own_text="\n".join([*renderer.literals, trial, *trials, *tool_trials, fallback.own_text]),
         folds_system=folds_system,
         tool_support=tool_support,
-        # Answers are parsed in one format, including those to prompts from the fallback.
+        # The fallback has the same format of calls: answers are parsed in one format.
         fallback=_known_format(known, ToolSupport(format=tool_support.format)),
     )
 
@@ -177,7 +176,7 @@ _WRAPPED = (
 
 
 def wrapping_template(texts: Mapping[str, str]) -> ChatTemplate:
-    """A template that surrounds every message with two texts, which may contain special tokens.
+    """A template that puts a text before and after every message. The texts may contain special tokens.
 
     Args:
         texts: Texts before (``_pre``) and after (``_post``) messages: ``user_pre``, ``user_post``,
@@ -210,18 +209,18 @@ def _try_with_system(renderer: Renderer) -> tuple[bool, list[str]]:
     fold = False
     try:
         trials.append(_try(renderer, _TRIALS[1]))
-    except (TemplateFailure, TemplateRefusal) as error:
+    except (TemplateFailure, TemplateRejection) as error:
         fold = True
         logger.info("the chat template has no system turn (%s): system texts go into the user's turn", error)
     try:
         trials.append(_try(renderer, _TRIALS[2], fold=fold))
-    except (TemplateFailure, TemplateRefusal) as error:
+    except (TemplateFailure, TemplateRejection) as error:
         logger.warning("the chat template cannot render conversations of several turns (%s)", error)
     return fold, trials
 
 
 def _try_with_tools(renderer: Renderer, *, fold: bool) -> tuple[ToolSupport, list[str]]:
-    """Tool features that the template supports, and the renderings of the trials."""
+    """The template's tool features, and the renderings of the trials."""
 
     def render(
         messages: Sequence[Message],

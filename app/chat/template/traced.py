@@ -1,9 +1,9 @@
 """Traces the characters of message contents through a template.
 
-Every character of a content is replaced by a stand-in: a code point of Unicode planes 4 to 16, which hold
-no letters. The stand-ins in the rendered text mark the contents, and are then replaced by the original
-characters. A :class:`TracedText` contains stand-ins, but compares and searches like the original text:
-``'</think>' in content`` or ``content.split('\\n')`` in a template have the same result as with the content.
+Every character of a content is replaced by a stand-in: a code point of Unicode planes 4 to 16, which have no
+letters. The stand-ins in the rendered text mark the contents, and are then replaced by the original
+characters. A :class:`TracedText` contains stand-ins, but compares and searches like the original text. In a
+template, ``'</think>' in content`` and ``content.split('\\n')`` have the same results as with the content.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _STAND_IN = re.compile(f"[{_STAND_INS}]")
 _BEYOND_BASIC = re.compile(f"[{chr(0x10000)}-{chr(_END - 1)}]")
 _OTHER_STAND_IN = re.compile(f"[{chr(_OTHERS)}-{chr(_END - 1)}]")
 
-# White space is kept because templates trim it. Characters that JSON escapes are kept too.
+# White space gets no stand-ins, because templates trim it. Neither do characters that JSON escapes.
 _KEPT = frozenset(c for c in map(chr, range(0x10000)) if c.isspace() or c < " " or c in '"\\')
 _CONTENT = re.compile(f"[{_STAND_INS}](?:[{_STAND_INS}{re.escape(''.join(_KEPT))}]*[{_STAND_INS}])?")
 

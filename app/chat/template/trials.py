@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from app.chat.messages import Message, Tool, ToolCall
-from app.chat.template.sandbox import TemplateFailure, TemplateRefusal
+from app.chat.template.sandbox import TemplateFailure, TemplateRejection
 from app.chat.template.turns import ToolSupport
 from app.chat.tools.format import learn_format
 
@@ -33,7 +33,7 @@ _USER = Message("user", "Which birds come by in spring")
 _ANSWER = Message("assistant", "Mostly swallows, and some herons")
 _RESULT = Message("tool", "Two hundred and eleven", tool_call_id=_CALLS[0].id, name="count_geese")
 # A list of tools that requests calls in the Hermes format.
-_ASKS_FOR_HERMES = re.compile(r'<tool_call>\s*\{\s*"name"')
+_REQUESTS_HERMES = re.compile(r'<tool_call>\s*\{\s*"name"')
 
 
 class Render(Protocol):
@@ -48,12 +48,12 @@ class Render(Protocol):
         """Render the template.
 
         Raises:
-            TemplateRefusal, TemplateFailure: The template does not support the messages or tools.
+            TemplateRejection, TemplateFailure: The template does not support the messages or tools.
         """
 
 
 def try_tools(render: Render) -> tuple[ToolSupport, list[str]]:
-    """Tool features that the template supports, and its renderings in the trials."""
+    """Test a template's tool features; returns them with the renderings of the trials."""
     trials = _Trials(render)
     listing = trials.write([_SYSTEM, _USER], ToolSupport(lists=True))
     lists = listing is not None and all(
@@ -61,7 +61,7 @@ def try_tools(render: Render) -> tuple[ToolSupport, list[str]]:
     )
     support = _try_calls(trials, ToolSupport(lists=lists, calls=True))
     if support is None:
-        lists = lists and bool(_ASKS_FOR_HERMES.search(listing or ""))
+        lists = lists and bool(_REQUESTS_HERMES.search(listing or ""))
         support = ToolSupport(lists=lists)
     if support.lists or support.calls:  # other templates may render any role without supporting it
         support = _try_results(trials, replace(support, results=True))
@@ -82,11 +82,11 @@ class _Trials:
     def write(
         self, messages: Sequence[Message], support: ToolSupport, *, add_generation_prompt: bool = False
     ) -> str | None:
-        """The rendering; None if the template does not support the messages, which is a result too."""
+        """The rendering; None if the template does not support the messages."""
         tools = [_TOOL] if support.lists else []
         try:
             text = self.render(messages, tools, support, add_generation_prompt=add_generation_prompt)
-        except (TemplateFailure, TemplateRefusal) as error:
+        except (TemplateFailure, TemplateRejection) as error:
             logger.debug("a trial of tools failed: %s", error)
             return None
         self.written.append(text)
@@ -94,7 +94,7 @@ class _Trials:
 
 
 def _try_calls(trials: _Trials, support: ToolSupport) -> ToolSupport | None:
-    """The form of calls that the template accepts and renders; None if it renders none as JSON."""
+    """Find the form of calls that the template renders as JSON objects; None: no form."""
     prompt = trials.write([_USER], support, add_generation_prompt=True)
     plain = trials.write([_USER, _ANSWER], support)
     if prompt is None or plain is None or _ANSWER.content not in plain:

@@ -20,7 +20,7 @@ _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 @dataclass(frozen=True, slots=True)
 class ToolSupport:
-    """Tool features that a template supports. The others are written into contents by this project.
+    """Tool features of a template. Features without support are written into message contents.
 
     Attributes:
         format: Format of calls.
@@ -28,7 +28,7 @@ class ToolSupport:
         calls: Whether the template renders the assistant's calls.
         results: Whether the template renders results of calls.
         text_arguments: Whether the template expects arguments as JSON text, not as an object.
-        short_ids: Whether the template requires ids of nine letters and digits, as Mistral's do.
+        short_ids: Whether the template requires ids of nine letters and digits, such as Mistral's.
     """
 
     format: ToolFormat = HERMES
@@ -39,14 +39,14 @@ class ToolSupport:
     short_ids: bool = False
 
     def rendered_id(self, id_: str) -> str:
-        """An id in the form that the template accepts."""
+        """An id in the template's form."""
         if not self.short_ids or _SHORT_ID.fullmatch(id_):
             return id_
         return hashlib.sha256(id_.encode("utf-8", "replace")).hexdigest()[:9]
 
 
 def as_schema(tool: Tool) -> dict[str, Any]:
-    """A tool in the form that templates and models expect."""
+    """A tool as the JSON object that templates expect."""
     function = {"name": tool.name, "description": tool.description or "", "parameters": tool.schema}
     schema: dict[str, Any] = _as_unicode({"type": "function", "function": function})
     return schema
@@ -71,7 +71,7 @@ def in_words(messages: Sequence[Message], tools: Sequence[Tool], support: ToolSu
 
 
 def as_turns(messages: Sequence[Message], support: ToolSupport) -> list[dict[str, Any]]:
-    """The messages in the form of ``apply_chat_template`` of Hugging Face's transformers.
+    """Convert messages to the input of ``apply_chat_template`` of Hugging Face's transformers.
 
     Lone surrogates are replaced by question marks.
     """

@@ -21,7 +21,7 @@ class ToolFormat:
     Each call is a JSON object: ``head``, the function's name, ``middle``, the arguments, ``tail``.
 
     Attributes:
-        begin: Text before the first call, such as ``<tool_call>`` and a line break; may be empty.
+        begin: Text before the first call, such as ``<tool_call>`` and a line break. May be empty.
         head: From the call's opening brace to the name.
         middle: From the name to the arguments' opening brace.
         tail: From the end of the arguments to the call's closing brace.
@@ -57,7 +57,7 @@ class ToolFormat:
         return self.begin + ("\n" if self.separator is None else self.separator).join(written) + self.end
 
     def markers(self, special: Collection[str]) -> frozenset[str]:
-        """Special tokens in the format. They must be visible in the answer for the parser.
+        """Special tokens in the format. The parser needs their text in the answer.
 
         Args:
             special: Texts of the vocabulary's special tokens.
@@ -67,13 +67,13 @@ class ToolFormat:
 
 
 def special_pattern(special: Collection[str]) -> re.Pattern[str]:
-    """Matches special tokens' texts; the longest of several at one position, as a tokenizer does."""
+    """A pattern of special tokens' texts. It matches the longest one at a position, as tokenizers do."""
     longest_first = sorted(filter(None, special), key=len, reverse=True)
     # (?!) matches nowhere: a vocabulary may have no special tokens.
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
-# The format of the Hermes models. Many other models were trained on it too.
+# The format of the Hermes models. Many other models are trained on it.
 HERMES = ToolFormat(
     begin="<tool_call>\n",
     head='{"name": "',
@@ -144,9 +144,8 @@ def _find_call(text: str, begin: int, call: ToolCall) -> _Found | None:
             continue
         arguments = _find_arguments(text, name_end, end, call)
         if arguments is None or call.id in text[at : arguments[0]]:
-            return (
-                None  # arguments before the name, arguments that are no object, or an id before the arguments
-            )
+            # Arguments before the name, arguments that are not an object, or an id before the arguments.
+            return None
         tail, id_text = text[arguments[1] : end], None
         if call.id in tail:
             before, _, after = tail.partition(call.id)
@@ -157,7 +156,7 @@ def _find_call(text: str, begin: int, call: ToolCall) -> _Found | None:
 
 
 def _keys_of_call(text: str, at: int, call: ToolCall) -> tuple[tuple[str, str] | None, int]:
-    """Keys of the name and the arguments in the object at ``at``, if it is the call's, and its end."""
+    """Keys of name and arguments in the object at ``at``, or None if it is not the call; and its end."""
     try:
         value, end = _DECODER.raw_decode(text, at)
     except ValueError:
@@ -178,7 +177,7 @@ def _find_arguments(text: str, begin: int, end: int, call: ToolCall) -> tuple[in
 def _separator(
     turn: str, calls: tuple[ToolCall, ToolCall], format_: ToolFormat, end_of_turn: str
 ) -> str | None:
-    """Text between two calls, if the rest equals the rendering of one call."""
+    """Text between two calls; None if the remaining text differs from the rendering of one call."""
     first = _find_call(turn, 0, calls[0])
     second = _find_call(turn, first.end, calls[1]) if first else None
     if first is None or second is None or first.format != second.format:

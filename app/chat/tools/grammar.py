@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from app.chat.messages import Tool
 from app.chat.tools.format import ToolFormat, special_pattern
 
-# Compact JSON costs the fewest tokens, and prevents endless white space.
+# Compact JSON needs the fewest tokens and rules out endless white space.
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # A complete string, or another character except white space, such as the quote of an incomplete string.
 _JSON_TOKENS = re.compile(r'"[^"]*"|\S')
 _SPACE = "[ \\t\\n]{0,8}"
-# Llama models write this regardless of their template.
+# Llama models write this even if their template does not.
 _TYPE = f'({_SPACE}"type"{_SPACE}:{_SPACE}"function"{_SPACE},)?'
 _ANY_TEXT = "TEXT: /(?s:.*)/"
 
@@ -40,7 +40,7 @@ def tool_grammar(
         choice: ``required`` for a call of any function, a name for a call of that function, ``auto`` for
             text that calls may follow.
         parallel: Whether an answer may have several calls, if the format supports that.
-        special_tokens: Text to id of control tokens. Their texts in the format become those tokens.
+        special_tokens: Ids of control tokens by text. In the format these texts become the tokens.
 
     Raises:
         ValueError: ``choice`` names no function of ``tools``.
@@ -82,7 +82,7 @@ class _Writer:
         """Rules of text that calls may follow; ``rest`` follows the first call."""
         begin, marker = self._format.begin, self._format.marker
         special = self._special.search(begin)
-        if special:  # ordinary text has no control token, so the token alone marks a call
+        if special:  # ordinary text has no control tokens, so the token marks a call
             return [f"start: TEXT | TEXT? {self.literal(begin[special.start() :])} call {rest}", _ANY_TEXT]
         if marker:
             return [

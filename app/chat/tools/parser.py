@@ -1,4 +1,4 @@
-"""Streaming parser for tool calls in answers that :func:`app.chat.tools.tool_grammar` constrains."""
+"""Streaming parser for tool calls in answers constrained by :func:`app.chat.tools.tool_grammar`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class ToolCallParser:
         """Parse a piece of the answer.
 
         Returns:
-            Deltas that no later text can change. None of their texts is empty.
+            Deltas that later text cannot change, without empty texts.
         """
         self._pending += text
         return self._read()
@@ -157,7 +157,7 @@ class ToolCallParser:
         return end is not None
 
     def _read_tail(self) -> bool:
-        """Skip the rest of the call's object, such as its id."""
+        """Skip the remaining keys of the call's object, such as its id."""
         end = self._call.end(self._pending)
         self._pending = "" if end is None else self._pending[end:]
         if end is not None:
@@ -174,7 +174,7 @@ class ToolCallParser:
             return True
         end_at = _end_of(end, self._pending, 0)
         if _INCOMPLETE in (separator_end, end_at):
-            if self._is_finished:  # an incomplete separator or end is of no use as text
+            if self._is_finished:  # an incomplete separator or end is not shown as text
                 self._pending = ""
             return False
         self._pending = self._pending[max(end_at, 0) :]
@@ -198,7 +198,7 @@ class _Brackets:
     _is_escaped: bool = False
 
     def end(self, text: str) -> int | None:
-        """Position in ``text`` after the bracket that brings the depth to 0; None if there is none."""
+        """Position in ``text`` after the bracket that closes the outermost one, or None."""
         for at, character in enumerate(text, 1):
             if self._is_escaped:
                 self._is_escaped = False

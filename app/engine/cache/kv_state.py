@@ -1,4 +1,4 @@
-"""Data types of the prefix cache, and the memory that it works on."""
+"""Data types of the prefix cache, and the interfaces of KV memory and state storage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ State = NDArray[np.uint8]
 
 
 class KVMemory(Protocol):
-    """The methods of ``llama.Context`` that the cache uses; see there."""
+    """Methods of ``llama.Context`` that the cache uses."""
 
     def clear_sequence(self, sequence: int) -> None: ...
 
@@ -33,7 +33,7 @@ class KVMemory(Protocol):
 
 
 class StateStore(Protocol):
-    """States that outlive the process; implemented by ``state_files.StateFiles``."""
+    """Persistent states, implemented by ``state_files.StateFiles``."""
 
     def n_bytes(self, tokens: Tokens[int]) -> int:
         """Size of the state after exactly these tokens; 0 if there is none."""
@@ -49,22 +49,22 @@ class MemoryKind:
     """Abilities of the KV memory of a model and layout.
 
     Attributes:
-        can_be_cut: Whether a sequence can be truncated to any of its tokens, saved or not. A recurrent state
-            cannot: it is valid for exactly the tokens that made it. With sliding windows a saved state cannot
-            either (it holds only the window), and a live one can where ``can_truncate`` says so.
+        truncatable: Whether a live or saved sequence can be truncated to any length. A recurrent state is
+            valid only for its exact tokens. With sliding windows, a saved state holds only the window; for a
+            live one see ``can_truncate``.
         shares_cells: Whether several sequences can share the cells of a prefix without a copy.
     """
 
-    can_be_cut: bool = True
+    truncatable: bool = True
     shares_cells: bool = False
 
 
 @dataclass(eq=False, slots=True)
 class Resident:
-    """Contents of one KV slot: a running sequence, or the remains of a finished one."""
+    """Contents of a KV slot: a running sequence, or the tokens of a finished one."""
 
     slot: int
-    tokens: list[int]  # of a running sequence only the prompt
+    tokens: list[int]  # of a running sequence: only the prompt
     sequence: Sequence | None
 
     @property
@@ -94,7 +94,7 @@ class Prefix:
     Attributes:
         n_tokens: Its length.
         source: Where it is.
-        n_expected: Its length once a running sequence has prefilled the part that it shares.
+        n_expected: Its length once a running sequence has prefilled the shared part.
         expected_from: That sequence.
     """
 

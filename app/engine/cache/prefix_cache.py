@@ -1,6 +1,6 @@
 """Prefix cache: finds the longest known prefix of a prompt and brings it into a slot of KV memory.
 
-A prefix is in a live sequence, in RAM or on disk.
+A prefix is held by a live sequence, in RAM or on disk.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from app.engine.sequence import Sequence
 
 logger = logging.getLogger("tokenstream.cache")
 
-# Cost of bringing a prefix into a slot, in tokens that could be prefilled meanwhile. A copy takes about 5 µs
-# a token each way, prefill 500 to 10,000 µs (see docs/engine.md). So costs only order similar prefixes.
+# Cost of bringing a prefix into a slot, in units of prefilled tokens. A copy takes about 5 µs per token each
+# way, prefill 500 to 10,000 µs (docs/engine.md). So costs only decide between similar prefixes.
 _COST_OF_RESTORING = 4
 _COST_OF_COPYING = 8
 _COST_OF_READING = 24
-# Fewer tokens beyond all other saved prefixes do not justify a copy.
-_LEAST_TO_SAVE = 16
-_ELSEWHERE = -1  # not a slot: sources are rated as if they had to be copied out of theirs
-# Bytes of a saved state beside keys and values: for each cell its position and sequence ids, and a header.
+# Minimum number of new tokens that justifies a copy.
+_MIN_TO_SAVE = 16
+_ELSEWHERE = -1  # no slot: every source needs a copy
+# Bytes of a saved state besides keys and values: a record per cell (position, sequence ids) and a header.
 _CELL_RECORD = 16
-_HEADER = 1 << 16  # more than it takes, because llama.cpp reports the size of KV memory rounded
+_HEADER = 1 << 16  # more than needed: llama.cpp reports the size of KV memory rounded
 
 
 def transient_bytes(kv: KVOptions, kv_bytes: int, n_ctx: int, n_sequences: int) -> int:
@@ -60,8 +60,8 @@ def transient_bytes(kv: KVOptions, kv_bytes: int, n_ctx: int, n_sequences: int) 
 class PrefixCache:
     """Brings the longest known prefix of a prompt into a slot, and saves slots before they are overwritten.
 
-    A slot is saved only when it is needed for another prompt. The next turn of a conversation often comes
-    first and then needs no copy. Saved states stay within ``budget`` bytes. The least recently used state is
+    A slot is saved only when it is needed for another prompt. The next turn of a conversation often arrives
+    before that and needs no copy. Saved states stay within ``budget`` bytes. The least recently used state is
     evicted first, contexts last.
 
     If a method raises, the contents of its slots may be unknown. ``drop`` frees them.
@@ -72,7 +72,7 @@ class PrefixCache:
     budget: int
     files: StateStore | None = None
     figures: CacheFigures = field(default_factory=CacheFigures)
-    version: int = 0  # changes when a lookup may have another result
+    version: int = 0  # changes whenever a lookup may have another result
     _tree: PrefixTree[Resident | Saved] = field(default_factory=PrefixTree)
     _residents: dict[int, Resident] = field(default_factory=dict)  # in the order of assignment
     _saved: dict[Saved, None] = field(default_factory=dict)  # least recently used first
@@ -80,11 +80,11 @@ class PrefixCache:
     # --- lookup
 
     def lookup(self, tokens: Tokens[int], slot: int | None = None) -> Prefix:
-        """Find the longest known prefix of a prompt without its last token, which is computed for its logits.
+        """Find the longest known prefix of a prompt. The last token is excluded: its logits are needed.
 
         Args:
             tokens: The prompt.
-            slot: The slot for it, whose contents need no copy. None: any slot.
+            slot: The target slot; its contents need no copy. None: any slot.
         """
         best, best_score = Prefix(), 0
         n_expected, expected_from = 0, None
@@ -101,20 +101,20 @@ class PrefixCache:
         return Prefix(best.n_tokens, best.source, n_expected, expected_from)
 
     def slot_with(self, tokens: Tokens[int], free: Iterable[int]) -> int | None:
-        """The free slot that holds the longest known prefix of the prompt, if any."""
+        """The free slot with the longest known prefix of the prompt, if any."""
         source = self.lookup(tokens).source
         if isinstance(source, Resident) and source.sequence is None and source.slot in free:
             return source.slot
         return None
 
     def n_idle_tokens(self, slot: int) -> int:
-        """Number of tokens that a finished sequence has left in a slot."""
+        """Number of tokens of a finished sequence in a slot."""
         resident = self._residents.get(slot)
         return len(resident.tokens) if resident and resident.sequence is None else 0
 
     def _usable(self, item: Resident | Saved, n_shared: int, slot: int | None) -> int:
         n_tokens = item.n_computed if isinstance(item, Resident) else len(item.tokens)
-        if self.kind.can_be_cut:
+        if self.kind.truncatable:
             return min(n_tokens, n_shared)
         if n_tokens <= n_shared:
             return n_tokens
@@ -136,7 +136,7 @@ class PrefixCache:
 
         If this raises, the sequence has no slot.
         """
-        prefix = Prefix() if sequence.wants_all_logits else self.lookup(sequence.tokens, slot)
+        prefix = Prefix() if sequence.needs_all_logits else self.lookup(sequence.tokens, slot)
         source, n_tokens = prefix.source, prefix.n_tokens
         here = self._residents.get(slot)
         if source is not None and source is here:
@@ -145,14 +145,14 @@ class PrefixCache:
             if n_tokens < here.n_computed:
                 self.memory.truncate_sequence(slot, n_tokens)
         else:
-            state = self._state_of(source)  # first: to save the old contents may evict the source
+            state = self._state_of(source)  # before _empty(), which may evict the source
             self._empty(slot, state)
             n_tokens = self._bring(slot, source, state, n_tokens)
         sequence.slot, sequence.n_computed, sequence.n_cached = slot, n_tokens, n_tokens
         self._add(Resident(slot, sequence.prompt, sequence))
 
     def leave(self, sequence: Sequence) -> None:
-        """Take the slot from a finished sequence. Its KV stays there until the slot is needed."""
+        """Release the slot of a finished sequence. Its KV stays until the slot is reused."""
         assert sequence.slot is not None
         resident = self._residents[sequence.slot]
         self._remove(resident)
@@ -163,7 +163,7 @@ class PrefixCache:
     def move(self, sequence: Sequence, target: int) -> None:
         """Move a running sequence to another slot, and save the old contents of that slot.
 
-        If this raises, the sequence has its old slot.
+        If this raises, the sequence keeps its old slot.
         """
         assert sequence.slot is not None
         source = self._residents[sequence.slot]
@@ -195,7 +195,7 @@ class PrefixCache:
 
     @property
     def n_idle(self) -> int:
-        """Number of tokens that finished sequences have left in KV memory."""
+        """Number of tokens of finished sequences in KV memory."""
         return sum(len(r.tokens) for r in self._residents.values() if r.sequence is None)
 
     def _add(self, resident: Resident) -> None:
@@ -208,10 +208,10 @@ class PrefixCache:
         self._tree.discard(resident)
         self.version += 1
 
-    def _empty(self, slot: int, in_hand: State | None = None) -> None:
+    def _empty(self, slot: int, pinned: State | None = None) -> None:
         """Save and clear a slot. Without a resident it is cleared too: a fault may have left KV there."""
         if resident := self._residents.get(slot):
-            self._save_before_loss(resident, 0, in_hand)
+            self._save_before_loss(resident, 0, pinned)
             self._remove(resident)
         self.memory.clear_sequence(slot)
 
@@ -222,7 +222,7 @@ class PrefixCache:
             return self._touch(source)
         if source is None or self.kind.shares_cells:
             return None
-        # The copy is kept, within the budget, for the next prompt with this prefix.
+        # If the budget allows, the copy is cached for the next prompt with this prefix.
         saved = self._save(source)
         return self._copy(source) if saved is None else saved.state
 
@@ -237,12 +237,12 @@ class PrefixCache:
             logger.warning("a saved prefix of %d tokens does not fit into KV memory", n_tokens)
             self.memory.clear_sequence(slot)
             return 0
-        if self.kind.can_be_cut:
+        if self.kind.truncatable:
             self.memory.truncate_sequence(slot, n_tokens)
         return n_tokens
 
     def _touch(self, saved: Saved) -> State | None:
-        """The state of a saved prefix, read from disk if necessary, as the most recently used one."""
+        """Return the state of a saved prefix, from disk if necessary. Marks it as most recently used."""
         if saved.state is None:
             saved.state = self._load(saved.tokens)
             if saved.state is None:
@@ -259,25 +259,25 @@ class PrefixCache:
         n_bytes = self.files.n_bytes(tokens)
         return self.files.load(tokens) if n_bytes and self._make_room(tokens, n_bytes) else None
 
-    def _save_before_loss(self, resident: Resident, n_kept: int, in_hand: State | None = None) -> None:
-        """Save a slot unless its tokens beyond ``n_kept`` are few or known elsewhere."""
-        n_known = n_kept if self.kind.can_be_cut else 0
+    def _save_before_loss(self, resident: Resident, n_kept: int, pinned: State | None = None) -> None:
+        """Save a slot unless its tokens beyond ``n_kept`` are few or cached elsewhere."""
+        n_known = n_kept if self.kind.truncatable else 0
         for depth, item in self._tree.matches(resident.tokens):
             if item is not resident:
                 n_known = max(n_known, self._usable(item, depth, _ELSEWHERE))
                 if n_known >= depth:
                     break
-        if resident.n_computed - n_known >= _LEAST_TO_SAVE:
-            self._save(resident, in_hand=in_hand)
+        if resident.n_computed - n_known >= _MIN_TO_SAVE:
+            self._save(resident, pinned=pinned)
 
     def _save(
-        self, resident: Resident, *, is_context: bool = False, in_hand: State | None = None
+        self, resident: Resident, *, is_context: bool = False, pinned: State | None = None
     ) -> Saved | None:
-        """Keep a copy of a slot. None if it does not fit into the budget, which is known before the copy."""
+        """Save a copy of a slot. None, without a copy, if it exceeds the budget."""
         tokens = resident.tokens
         if resident.sequence is not None:
             tokens = resident.sequence.tokens[: resident.n_computed]
-        if not self._make_room(tokens, self.memory.sequence_bytes(resident.slot), in_hand):
+        if not self._make_room(tokens, self.memory.sequence_bytes(resident.slot), pinned):
             return None
         state = self._copy(resident)
         return None if state is None else self._keep(Saved(list(tokens), state, is_context))
@@ -298,24 +298,25 @@ class PrefixCache:
         self.version += 1
         return saved
 
-    def _make_room(self, tokens: Tokens[int], n_bytes: int, in_hand: State | None = None) -> bool:
-        """Evict states until one of these tokens fits into the budget beside the one in hand.
+    def _make_room(self, tokens: Tokens[int], n_bytes: int, pinned: State | None = None) -> bool:
+        """Evict states, except ``pinned``, until ``n_bytes`` for these tokens fit into the budget.
 
-        False, and nothing is evicted, if it can never fit.
+        False, without evictions, if they cannot fit.
         """
-        if n_bytes + sum(saved.n_bytes for saved in self._saved if saved.state is in_hand) > self.budget:
+        if n_bytes + sum(saved.n_bytes for saved in self._saved if saved.state is pinned) > self.budget:
             return False
         for depth, item in list(self._tree.matches(tokens)):
-            # The new state replaces the same prefix, and any that it can be truncated to.
-            covered = self.kind.can_be_cut or depth == len(tokens)
+            # The new state replaces a state of the same tokens, and of any prefix that it can be truncated
+            # to.
+            covered = self.kind.truncatable or depth == len(tokens)
             if not isinstance(item, Saved) or item.is_context or depth < len(item.tokens) or not covered:
                 continue
-            if in_hand is None or item.state is not in_hand:  # a state in hand still takes its bytes
+            if pinned is None or item.state is not pinned:  # a pinned state still occupies its bytes
                 self._discard(item)
         for saved in sorted(self._saved, key=lambda saved: saved.is_context):
             if self.figures.n_bytes + n_bytes <= self.budget:
                 break
-            if saved.state is not None and saved.state is not in_hand:
+            if saved.state is not None and saved.state is not pinned:
                 self._evict(saved)
         return True
 
@@ -342,7 +343,7 @@ class PrefixCache:
     # --- contexts
 
     def load_context(self, tokens: Tokens[int]) -> bool:
-        """Load a context's state from disk. False if it has to be computed."""
+        """Load a context's state from disk. False if it must be computed."""
         state = self._load(tokens)
         if state is not None:
             self._keep(Saved(list(tokens), state, is_context=True))
@@ -354,7 +355,8 @@ class PrefixCache:
         saved = self._save(self._residents[sequence.slot], is_context=True)
         if saved is None:
             logger.warning(
-                "the state of a context of %d tokens is not kept: raise PREFIX_CACHE_MB", len(sequence.tokens)
+                "the state of a context of %d tokens is not cached: raise PREFIX_CACHE_MB",
+                len(sequence.tokens),
             )
         elif self.files is not None and saved.state is not None:
             self.files.save(sequence.tokens, saved.state)

@@ -14,7 +14,7 @@ Tokens = NDArray[np.int32]
 
 
 class _Node(Generic[T]):
-    """A run of tokens after those of the parent, and the items whose tokens end with it.
+    """A run of tokens after those of the parent, and the items that end with it.
 
     Children are keyed by their first token.
     """
@@ -31,7 +31,7 @@ class _Node(Generic[T]):
 class PrefixTree(Generic[T]):
     """Maps token sequences to items. Several items can have the same tokens.
 
-    Every node but the root has items or at least two children. So n items need at most 2 n nodes
+    Every node except the root has items or at least two children. So n items need at most 2 n nodes
     (Morrison 1968, "PATRICIA").
     """
 

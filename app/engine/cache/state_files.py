@@ -1,15 +1,16 @@
-"""Sequence states on disk: the result of a prefill outlives the process.
+"""Sequence states on disk, so that the result of a prefill survives a restart.
 
-A file holds one state behind three lines, which ``head -3`` shows::
+A file holds one state after three lines of text (``head -3``)::
 
     tokenstream state 1              magic and version of this format
-    9f86d081884c7d659a2feaa0c55a…    SHA-256 of all that follows
+    9f86d081884c7d659a2feaa0c55a…    SHA-256 of the following bytes
     {"key": {…}, "n_bytes": …, …}    dependencies and size of the state
     …                                the state, as returned by llama_state_seq_get_data
 
 llama.cpp does not validate states: a damaged or forged one can corrupt memory. A checksum detects damage.
 Permissions prevent forgery: only the owner of the process, or root, may be able to write folder and files.
-SHA-256 costs little more than a CRC: most CPUs have instructions for it (17 MB in 16 ms, CRC-32 takes 11).
+SHA-256 takes little more time than CRC-32, because most CPUs have instructions for it: 16 ms for 17 MB, not
+11.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ logger = logging.getLogger("tokenstream.state_files")
 
 _FORMAT = b"tokenstream state "
 _MAGIC = _FORMAT + b"1\n"
-_LONGEST_LINE = 1 << 16  # bytes; a damaged file may have no line end
+_MAX_LINE = 1 << 16  # bytes; a damaged file may have no line end
 
 _NAME = re.compile(r"[0-9a-f]{64}\.kv")
 _TEMPORARY_NAME = re.compile(r"[0-9a-f]{64}\.kv\.\w+\.tmp")
@@ -45,26 +46,25 @@ _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class _Unusable(Exception):
-    """A file is not a valid state of its name; the message has the reason."""
+    """A file is not a valid state for its name; the message has the reason."""
 
 
 class StateFiles:
-    """A folder of saved states, found by their exact tokens.
+    """A folder of saved states, keyed by their exact tokens.
 
     Processes can share a folder, threads an object. States contain the text of users, so folder and files are
-    created for their owner only. If others can write to the folder, that is logged once and the folder is
-    neither read nor written.
+    created for their owner only. A folder that others can write to is not used; a warning is logged once.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, str], *, max_bytes: int) -> None:
-        """Set the folder, which is created when the first state is saved.
+        """Set the folder; the first ``save`` creates it.
 
         Args:
-            folder: Location of the files. Other files in it are left alone.
-            key: Everything that a state depends on beside its tokens, such as model file, library version and
-                KV type. States saved under another key are not found.
-            max_bytes: Maximum size of all files of the folder, including those of other keys. One more may
-                exist while it is written.
+            folder: Location of the files. Other files in it are not touched.
+            key: Dependencies of a state besides its tokens, such as model file, library version and KV type.
+                States of another key are not found.
+            max_bytes: Maximum size of all files of the folder, including those of other keys. One more file
+                may exist during a save.
         """
         self._folder = folder
         self._key = dict(key)
@@ -103,8 +103,8 @@ class StateFiles:
     def save(self, tokens: Sequence[int], state: NDArray[np.uint8]) -> None:
         """Save the state of these tokens, completely or not at all.
 
-        The least recently used files are removed until the folder is within its limit. A state beyond the
-        limit is not saved. If the folder cannot be written, that is logged once.
+        The least recently used files are removed until the folder is within its limit. A state larger than
+        the limit is not saved. If the folder cannot be written, a warning is logged once.
         """
         state = np.ascontiguousarray(state)
         head = self._head(tokens, state)
@@ -160,7 +160,7 @@ class StateFiles:
         magic = file.readline(len(_MAGIC))
         if magic != _MAGIC:
             raise _Unusable("its format has another version" if magic.startswith(_FORMAT) else "not a state")
-        checksum, header = file.readline(_LONGEST_LINE), file.readline(_LONGEST_LINE)
+        checksum, header = file.readline(_MAX_LINE), file.readline(_MAX_LINE)
         n_bytes = status.st_size - file.tell()
         _check_header(header, self._header(tokens, n_bytes))
         state = np.empty(n_bytes, np.uint8)
@@ -215,7 +215,7 @@ def _check_status(status: os.stat_result) -> None:
     """Check type, owner and mode of an open file.
 
     Raises:
-        _Unusable: It is not a regular file that only this user and root can write to.
+        _Unusable: The file is not regular, or others than this user and root can write to it.
     """
     if not stat.S_ISREG(status.st_mode):
         raise _Unusable("not a regular file")
@@ -245,12 +245,12 @@ def _check_header(line: bytes, expected: Mapping[str, object]) -> None:
 
 
 def _write_whole(path: Path, head: bytes, state: NDArray[np.uint8]) -> None:
-    """Write a file that other processes see complete and on the disk, or not at all.
+    """Write a file atomically, and durably.
 
     Raises:
-        OSError: It cannot be written; nothing of it remains.
+        OSError: The file cannot be written; no part of it remains.
     """
-    # mkstemp creates it with mode 0600. It is in the same folder: a rename does not cross file systems.
+    # mkstemp creates it with mode 0600. It is in the same folder because a rename cannot cross file systems.
     descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     try:

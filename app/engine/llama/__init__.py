@@ -1,6 +1,6 @@
 """Typed wrappers of llama.cpp's objects: model, vocabulary, context with its KV cache, batch, sampler chain.
 
-The only package that imports llama_cpp. Each class owns one native object; scheduling is the engine's part.
+The only package that imports llama_cpp. Each class owns one native object. Scheduling is in ``app.engine``.
 Source of every call: llama.cpp's ``include/llama.h`` and ``ggml-cpu.h``.
 """
 
@@ -18,7 +18,7 @@ from app.engine.llama.native import (
     ModelLoadError,
     UnsupportedLibraryError,
     attention_calls,
-    last_complaint,
+    last_error,
     matmul_calls,
     native_function,
     start_backend,
@@ -42,7 +42,7 @@ __all__ = [
     "Vocab",
     "attention_calls",
     "context_params",
-    "last_complaint",
+    "last_error",
     "matmul_calls",
     "native_function",
     "smoke_decode",
@@ -60,7 +60,7 @@ def smoke_decode(path: Path, *, n_threads: int, gpu_layers: int, main_gpu: int =
     context = Context(model, n_ctx=256, n_sequences=1, n_batch=64, n_threads=n_threads)
     batch, sampler = Batch(64), Sampler(model.vocab)
     sampler.greedy()
-    # 32 tokens, so that the matrix-matrix kernels (AMX among them) run too.
+    # 32 tokens also test the matrix-matrix kernels, such as AMX.
     batch.add([model.vocab.bos if model.vocab.bos >= 0 else 0] * 32, 0, 0, n_outputs=1)
     context.decode(batch)
     token = sampler.sample(context, 0)

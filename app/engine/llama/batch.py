@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 class Batch:
     """Tokens of one ``llama_decode``, each with its position and its sequence.
 
-    The arrays are numpy's, filled by slices, without a Python loop over tokens.
+    NumPy arrays are filled by slices, without a Python loop over tokens.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -24,7 +24,7 @@ class Batch:
         self._token: NDArray[np.int32] = np.zeros(capacity, np.int32)
         self._position: NDArray[np.int32] = np.zeros(capacity, np.int32)
         self._sequence: NDArray[np.int32] = np.zeros(capacity, np.int32)
-        self._wants_logits: NDArray[np.int8] = np.zeros(capacity, np.int8)
+        self._needs_logits: NDArray[np.int8] = np.zeros(capacity, np.int8)
         self._one_each: NDArray[np.int32] = np.ones(capacity, np.int32)
         # llama_batch.seq_id has a pointer to a list of sequence ids for each token. Each list here is one
         # element of _sequence.
@@ -42,7 +42,7 @@ class Batch:
             pos=pointer(self._position, lib.llama_pos),
             n_seq_id=pointer(self._one_each, ctypes.c_int32),
             seq_id=pointer(self._sequence_pointers, ctypes.POINTER(lib.llama_seq_id)),
-            logits=pointer(self._wants_logits, ctypes.c_int8),
+            logits=pointer(self._needs_logits, ctypes.c_int8),
         )
 
     def clear(self) -> None:
@@ -59,8 +59,8 @@ class Batch:
         self._token[begin:end] = tokens
         self._position[begin:end] = range(position, position + len(tokens))
         self._sequence[begin:end] = sequence
-        self._wants_logits[begin:end] = 0
-        self._wants_logits[end - n_outputs : end] = 1
+        self._needs_logits[begin:end] = 0
+        self._needs_logits[end - n_outputs : end] = 1
         self.n_tokens = end
         first_row = len(self.output_tokens)
         self.output_tokens += range(end - n_outputs, end)

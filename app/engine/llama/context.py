@@ -17,18 +17,18 @@ from app.engine.llama.native import (
     DecodeError,
     ModelLoadError,
     has_exports,
-    last_complaint,
+    last_error,
     native_function,
 )
 
-# How long idle threads of ggml spin before they sleep, from 0 (never) to 100 (always). 50 covers the gaps
-# between decode steps.
+# Spinning of ggml's idle threads before they sleep, from 0 (none) to 100 (always). 50 covers the gaps between
+# decode steps.
 _POLL = 50
-_ABORTED = 2  # of llama_decode: its abort callback returned true
+_ABORTED = 2  # return value of llama_decode after the abort callback returned true
 
 
 class ThreadPool:
-    """Threads of ggml that stay between decodes. Without a pool ggml starts new threads for every decode."""
+    """ggml's threads, kept between decodes. Without a pool ggml starts new threads for every decode."""
 
     def __init__(self, n_threads: int, *, poll: int = _POLL) -> None:
         self.handle: int | None = None
@@ -37,7 +37,7 @@ class ThreadPool:
         create = native_function("tokenstream_threadpool_new", ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32)
         self.handle = create(n_threads, poll)
         if not self.handle:
-            raise ModelLoadError(f"a pool of {n_threads} threads cannot be started; lower MODEL_THREADS")
+            raise ModelLoadError(f"cannot start {n_threads} threads; lower MODEL_THREADS")
 
     def attach(self, context: Any) -> None:
         """Make llama.cpp's ``context`` compute with these threads."""
@@ -48,7 +48,7 @@ class ThreadPool:
             function(context, self.handle, self.handle)
 
     def close(self) -> None:
-        """Stop the threads. The context that they are attached to must be closed before."""
+        """Stop the threads. Close the attached context first."""
         if self.handle:
             native_function("ggml_threadpool_free", None, ctypes.c_void_p)(self.handle)
             self.handle = None
@@ -97,7 +97,7 @@ class Context:
         """Allocate the KV cache and the compute buffers.
 
         Args:
-            model: Must be closed after the context.
+            model: Close it after the context.
             n_ctx: Cells of the KV cache in total.
             n_sequences: Maximum sequences.
             n_batch: Maximum tokens per decode.
@@ -114,8 +114,8 @@ class Context:
         params.n_threads = params.n_threads_batch = n_threads
         self._handle = lib.llama_init_from_model(model._handle, params)
         if not self._handle:
-            reason = last_complaint("llama.cpp gave no reason")
-            raise ModelLoadError(f"no KV cache for N_CTX={n_ctx} tokens: {reason}; lower N_CTX")
+            reason = last_error("no reason given")
+            raise ModelLoadError(f"cannot allocate a KV cache of N_CTX={n_ctx} tokens: {reason}; lower N_CTX")
         self.n_sequences = n_sequences
         self.n_batch = n_batch
         self.kv = kv
@@ -158,7 +158,7 @@ class Context:
                 self._logits = np.ctypeslib.as_array(pointer, (n_rows, self._n_vocab))
 
     def abort(self) -> None:
-        """Make the running decode and all later ones raise DecodeAborted. Callable from any thread."""
+        """Abort the running decode and all later ones with DecodeAborted. Callable from any thread."""
         self._abort_flag[0] = b"\x01"
 
     @property
@@ -175,8 +175,8 @@ class Context:
     def can_truncate(self, sequence: int, n_tokens: int) -> bool:
         """Whether the KV cache still has the exact state after the first ``n_tokens`` of a sequence.
 
-        Plain attention keeps every token. With sliding windows, older tokens may be freed that the earlier
-        window needs; llama.cpp truncates there without an error. A recurrent state exists for its end only.
+        Plain attention keeps every token. With sliding windows, tokens of the earlier window may be freed;
+        llama.cpp then truncates without an error. A recurrent state exists only for the end of the sequence.
         """
         if n_tokens == self.sequence_length(sequence):
             return True
@@ -187,12 +187,12 @@ class Context:
         """Keep the first ``n_tokens`` of a sequence.
 
         Raises:
-            ValueError: This architecture cannot be truncated there.
+            ValueError: The KV cache cannot be truncated there.
         """
         if not self.can_truncate(sequence, n_tokens) or not lib.llama_memory_seq_rm(
             self._memory, sequence, n_tokens, -1
         ):
-            raise ValueError(f"sequence {sequence} cannot be cut to {n_tokens} tokens")
+            raise ValueError(f"sequence {sequence} cannot be truncated to {n_tokens} tokens")
 
     def share_prefix(self, source: int, target: int, n_tokens: int) -> None:
         """Add the first ``n_tokens`` of ``source`` to the empty ``target``, in the same cells.
@@ -203,11 +203,11 @@ class Context:
         lib.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
 
     def sequence_bytes(self, sequence: int) -> int:
-        """Size of the state that ``save_sequence`` returns, in bytes. Nothing is copied."""
+        """Size of a sequence's state in bytes, without copying it."""
         return int(lib.llama_state_seq_get_size(self._handle, sequence))
 
     def save_sequence(self, sequence: int) -> NDArray[np.uint8]:
-        """A copy of a sequence's state, for ``restore_sequence``."""
+        """Copy a sequence's state, for ``restore_sequence``."""
         size = self.sequence_bytes(sequence)
         state: NDArray[np.uint8] = np.empty(size, np.uint8)
         written = lib.llama_state_seq_get_data(self._handle, _bytes_of(state), size, sequence)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from app.engine.llama.batch import Batch
 from app.engine.llama.context import ThreadPool
 from app.engine.llama.model import Model
-from app.engine.llama.native import DecodeError, ModelLoadError, last_complaint
+from app.engine.llama.native import DecodeError, ModelLoadError, last_error
 
 # Reduction of a text's token vectors to one vector; values of llama.cpp's llama_pooling_type.
 POOLING = {"mean": 1, "cls": 2, "last": 3}
@@ -30,16 +30,16 @@ class EmbeddingContext:
         """Allocate the compute buffers.
 
         Args:
-            model: Must be closed after the context.
+            model: Close it after the context.
             n_batch: Maximum tokens per batch, and so per text.
             n_sequences: Maximum texts per batch.
             n_threads: Compute threads.
             pooling: A key of POOLING. None: the default of the model's file.
 
         Raises:
-            ModelLoadError: llama.cpp cannot create the context, or the model is no embedding model.
+            ModelLoadError: llama.cpp cannot create the context, or the model is not an embedding model.
         """
-        # Otherwise llama.cpp's graph for mean pooling aborts the process.
+        # A multiple of n_sequences: otherwise llama.cpp's graph for mean pooling aborts the process.
         n_batch = -(-n_batch // n_sequences) * n_sequences
         params = lib.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = params.n_outputs_max = n_batch
@@ -50,20 +50,20 @@ class EmbeddingContext:
         params.no_perf = True
         self._handle = lib.llama_init_from_model(model._handle, params)
         if not self._handle:
-            reason = last_complaint("llama.cpp gave no reason")
-            raise ModelLoadError(f"no compute buffers for {n_batch} tokens: {reason}")
+            reason = last_error("no reason given")
+            raise ModelLoadError(f"cannot allocate compute buffers for {n_batch} tokens: {reason}")
         number = lib.llama_pooling_type(self._handle)
         known = {number: name for name, number in POOLING.items()}
         if number not in known:
             self._free()
             raise ModelLoadError(
-                "its file does not say how the vectors of tokens become one: it may be no embedding model; "
-                f"if it is, set EMBEDDING_POOLING to one of {', '.join(POOLING)}"
+                "the file has no pooling type, so it may not be an embedding model; "
+                f"if it is one, set EMBEDDING_POOLING to one of {', '.join(POOLING)}"
             )
         self.pooling = known[number]
         self.dimensions: int = lib.llama_model_n_embd_out(model._handle)
         self._memory = lib.llama_get_memory(self._handle)
-        # Texts arrive in bursts, beside decodes of another context: idle threads must not spin.
+        # Texts arrive in bursts, while another context decodes: idle threads must not spin.
         self._threads = ThreadPool(n_threads, poll=0)
         self._threads.attach(self._handle)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-from app.engine.llama import last_complaint, native_function, start_backend
+from app.engine.llama import last_error, native_function, start_backend
 from app.engine.llama.native import GgufInitParams
 
 
@@ -17,8 +17,8 @@ def check_gguf(path: Path) -> None:
     """Check that ``path`` is a GGUF with all its tensors.
 
     Raises:
-        ModelFileError: It is another kind of file, damaged, or too short.
-        OSError: It cannot be read.
+        ModelFileError: The file is not a GGUF, damaged, or incomplete.
+        OSError: The file cannot be read.
     """
     start_backend()
     with path.open("rb") as file:
@@ -29,7 +29,7 @@ def check_gguf(path: Path) -> None:
         str(path).encode(), GgufInitParams(no_alloc=True, ctx=None)
     )
     if not gguf:
-        raise ModelFileError(f"its GGUF header is damaged or cut off ({last_complaint('no reason given')})")
+        raise ModelFileError(f"its GGUF header is damaged or cut off ({last_error('no reason given')})")
     try:
         needed = native_function("gguf_get_data_offset", ctypes.c_size_t, handle)(gguf)
         offset = native_function("gguf_get_tensor_offset", ctypes.c_size_t, handle, ctypes.c_int64)

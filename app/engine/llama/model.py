@@ -9,7 +9,7 @@ from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
-from app.engine.llama.native import ModelLoadError, drop_mapped_pages, last_complaint, start_backend
+from app.engine.llama.native import ModelLoadError, drop_mapped_pages, last_error, start_backend
 
 
 class Model:
@@ -21,10 +21,10 @@ class Model:
         """Load the weights.
 
         Args:
-            path: A GGUF file; of a split model the first part.
+            path: A GGUF file; for a split model, its first part.
             gpu_layers: Layers to offload to a GPU; -1 is all.
             main_gpu: Index of that GPU.
-            vocab_only: Load vocabulary and metadata only: enough to tokenize.
+            vocab_only: Load only vocabulary and metadata, enough to tokenize.
 
         Raises:
             ModelLoadError: llama.cpp rejects the file.
@@ -38,7 +38,7 @@ class Model:
         with drop_mapped_pages():
             self._handle = lib.llama_model_load_from_file(str(path).encode(), params)
         if not self._handle:
-            raise ModelLoadError(last_complaint("llama.cpp gave no reason"))
+            raise ModelLoadError(last_error("no reason given"))
         self.vocab = Vocab(lib.llama_model_get_vocab(self._handle))
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(self._handle)
         self.n_params: int = lib.llama_model_n_params(self._handle)
@@ -105,12 +105,12 @@ class Vocab:
         return buffer.raw[:size]
 
     def tokenize(self, text: str, *, parse_special: bool, add_special: bool = False) -> list[int]:
-        """The tokens of ``text``.
+        """Tokenize ``text``.
 
         Args:
             text: Lone surrogates become replacement characters.
             parse_special: Convert the strings of control tokens to these tokens.
-            add_special: Add the vocabulary's own tokens, such as BOS, or CLS and SEP.
+            add_special: Add tokens around the text, such as BOS, or CLS and SEP.
         """
         data = text.encode("utf-8", "replace")
         tokens = (lib.llama_token * (len(data) + 2))()
@@ -130,13 +130,13 @@ class Vocab:
 
     @functools.cached_property
     def control_tokens(self) -> dict[str, int]:
-        """Text to id of control tokens and the unknown token. None of them stands for plain text."""
+        """Ids of control tokens and the unknown token, by text. They never represent plain text."""
         marked = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
         return {self.text(t): t for t in range(self.n_tokens) if self._attributes(t) & marked}
 
     @functools.cached_property
     def added_tokens(self) -> dict[str, int]:
-        """Text to id of user-defined tokens, which the tokenizer recognizes even in plain text."""
+        """Ids of user-defined tokens, by text. The tokenizer recognizes them even in plain text."""
         marked = lib.LLAMA_TOKEN_ATTR_USER_DEFINED
         return {self.text(t): t for t in range(self.n_tokens) if self._attributes(t) & marked}
 

@@ -1,4 +1,4 @@
-"""Process-wide parts of llama.cpp: setup, check of the library, logging, functions that llama_cpp lacks."""
+"""Process-wide parts of llama.cpp: setup, check of the library, logging, functions missing in llama_cpp."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class UnsupportedLibraryError(ModelLoadError):
 
     def __init__(self, difference: str) -> None:
         super().__init__(
-            f"the llama.cpp library in use does not fit this version of Tokenstream: {difference}. "
+            f"the llama.cpp library in use does not match this version of Tokenstream: {difference}. "
             "Run `make rebuild` and unset LLAMA_CPP_LIB_PATH"
         )
 
 
 class DecodeError(Exception):
-    """``llama_decode`` failed. ``code`` is its return value; 1: no free KV cells, below 0: fatal."""
+    """``llama_decode`` failed. ``code``: its return value; 1: no free KV cells, negative: fatal."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"llama_decode returned {code}")
@@ -56,16 +56,16 @@ class _Layout(ctypes.Structure):
 
 
 # Warnings and errors of llama.cpp are logged at level debug. The last error is kept for error messages.
-_last_complaint = ""
+_last_error = ""
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: bytes, _user_data: object) -> None:
-    global _last_complaint
+    global _last_error
     line = text.decode("utf-8", "replace").rstrip("\n")
     if level in (3, 4) and line:  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR
         if level == 4:
-            _last_complaint = line
+            _last_error = line
         logger.debug("%s", line)
 
 
@@ -79,7 +79,7 @@ def start_backend(*, matmul: bool = True) -> None:
         matmul: Compute matrix products with native/matmul.cpp where it covers the format of the weights.
 
     Raises:
-        UnsupportedLibraryError: A struct of the library has another layout than its Python declaration.
+        UnsupportedLibraryError: A struct's layout differs between library and Python declaration.
     """
     global _started
     if _started:
@@ -109,30 +109,27 @@ def _start_matmul() -> None:
 
 
 def has_exports() -> bool:
-    """Whether the library in use contains native/exports.cpp.
-
-    Libraries that ``native/build.py`` did not build lack it, for example in LLAMA_CPP_LIB_PATH.
-    """
+    """Whether the library in use contains native/exports.cpp, as built by ``native/build.py``."""
     return hasattr(lib._lib, "tokenstream_layouts")
 
 
 def check_layouts() -> None:
     """Compare size and field offsets of each struct with the headers that the library was compiled from.
 
-    A library without ``tokenstream_layouts`` cannot be checked: that is logged as a warning.
+    A library without native/exports.cpp is not checked; a warning is logged.
 
     Raises:
-        UnsupportedLibraryError: They differ.
+        UnsupportedLibraryError: A size or an offset differs.
     """
     if not has_exports():
         logger.warning(
             "The llama.cpp library in use was not built by `make install`: its struct layouts are unchecked, "
-            "and every decode starts its threads anew"
+            "and every decode starts new threads"
         )
         return
     entries = native_function("tokenstream_layouts", ctypes.POINTER(_Layout))()
     layouts: dict[str, int] = {}
-    for entry in entries:  # endless: a pointer has no length
+    for entry in entries:  # an array without a length; its last entry has no name
         if entry.name is None:
             break
         layouts[entry.name.decode()] = entry.value
@@ -157,7 +154,7 @@ def _first_difference(layouts: Mapping[str, int]) -> str | None:
 def attention_calls() -> int | None:
     """Attention operations that native/flash_attention.cpp has computed in this process.
 
-    None: the library lacks it, or was built for a CPU without AVX2.
+    None: the library lacks it, or is built for a CPU without AVX2.
     """
     if not hasattr(lib._lib, "tokenstream_attention_calls"):
         return None
@@ -174,8 +171,8 @@ def _return_large_buffers() -> None:
     """Make freed allocations of 1 MiB or more return to the operating system at once.
 
     glibc raises this threshold to the largest freed buffer, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD).
-    Saved sequences are that large: 40 MB stayed resident after a few long requests. An explicit threshold is
-    fixed. Other C libraries lack mallopt.
+    Saved sequences are that large: 40 MB stayed resident after a few long requests. An explicit threshold
+    does not grow. Other C libraries lack mallopt.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -193,12 +190,12 @@ def drop_mapped_pages() -> Iterator[None]:
     yield
     libc = ctypes.CDLL(None)
     for begin, end in _mapped_files() - before:
-        # Fails for locked pages, which stay resident.
+        # Locked pages stay resident.
         libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
 
 
 def _mapped_files() -> set[tuple[int, int]]:
-    """Address ranges of read-only shared mappings, the kind llama.cpp makes (proc_pid_maps(5))."""
+    """Address ranges of read-only shared mappings, such as llama.cpp's (proc_pid_maps(5))."""
     try:
         lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
     except OSError:
@@ -207,9 +204,9 @@ def _mapped_files() -> set[tuple[int, int]]:
     return {(int(begin, 16), int(end, 16)) for begin, end in ranges}
 
 
-def last_complaint(otherwise: str) -> str:
-    """The last error that llama.cpp logged, without the C function's name in front of it."""
-    return _last_complaint.partition(": ")[2] or otherwise
+def last_error(otherwise: str) -> str:
+    """llama.cpp's last logged error, without the name of the C function."""
+    return _last_error.partition(": ")[2] or otherwise
 
 
 def native_function(name: str, result: Any, *arguments: Any) -> Any:

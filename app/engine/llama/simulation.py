@@ -1,7 +1,7 @@
-"""Memory of a model and its contexts, measured without allocating it.
+"""Memory of a model and its contexts, determined without allocating it.
 
-llama.cpp runs its own loading and reserving code with ``no_alloc`` (``include/llama.h``) and logs the sizes.
-They are therefore correct for all architectures and number formats. ``common/fit.cpp`` does this for GPUs.
+With ``no_alloc`` (``include/llama.h``) llama.cpp runs its code for loading and reserving, and logs the sizes.
+So they are correct for all architectures and number formats. ``common/fit.cpp`` does this for GPUs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from app.engine.llama.native import (
     ModelLoadError,
     UnsupportedLibraryError,
     _on_log,
-    last_complaint,
+    last_error,
     native_function,
     start_backend,
 )
@@ -34,8 +34,8 @@ _MIB = 1 << 20
 _BUFFER = re.compile(
     r": +(?P<name>\S+) +(?:\S+ )*?(?P<kind>model|RS|state|output|compute) buffer size = +(?P<mib>[\d.]+) MiB"
 )
-# A simulated KV cache has empty buffers. The size of its tensors has a line of its own, which follows a line
-# with the device of each layer.
+# A simulated KV cache has empty buffers. After a line per layer with its device, another line has the size of
+# all tensors.
 _EMPTY_KV_BUFFER = re.compile(r" KV buffer size = +0\.00 MiB")
 _KV_CACHE = re.compile(r"llama_kv_cache: size = +(?P<mib>[\d.]+) MiB")
 _KV_LAYER = re.compile(r"llama_kv_cache: layer +\d+: dev = (?P<name>\S+)")
@@ -46,7 +46,7 @@ class ContextMemory:
     """Host memory of one context, in bytes.
 
     Attributes:
-        n_ctx: Its cells, which llama.cpp rounds up to multiples of 256: per sequence, or in total if shared.
+        n_ctx: KV cells, rounded up to a multiple of 256: per sequence, or in total if shared.
         kv: Keys, values and the states of recurrent layers; resident from the start.
         buffers: Intermediate results and logits of the largest batch.
     """
@@ -66,7 +66,7 @@ class SimulatedModel:
         """Read the metadata.
 
         Args:
-            path: A GGUF file; of a split model the first part.
+            path: A GGUF file; for a split model, its first part.
             gpu_layers: Layers to offload to a GPU; -1 is all. GPU memory is not counted.
             main_gpu: Index of that GPU.
 
@@ -78,7 +78,7 @@ class SimulatedModel:
         self._params = lib.llama_model_default_params()
         self._params.n_gpu_layers = 2**31 - 1 if gpu_layers < 0 else gpu_layers
         self._params.main_gpu = main_gpu
-        self._params.load_mode = lib.LLAMA_LOAD_MODE_NONE  # mapped, the whole file would count
+        self._params.load_mode = lib.LLAMA_LOAD_MODE_NONE  # a mapped file would count as memory
         self._params.no_alloc = True
         # Loading the vocabulary takes three quarters of the time and affects no other size. Without it the
         # metadata must contain the number of tokens, which is common but optional.
@@ -92,10 +92,10 @@ class SimulatedModel:
             self._params.kv_overrides = None
             self._handle = self._load()
         if not self._handle:
-            raise ModelLoadError(last_complaint("llama.cpp gave no reason"))
+            raise ModelLoadError(last_error("no reason given"))
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(self._handle)
         self.n_vocab: int = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._handle))
-        # A sequence has one recurrent state, whatever its length.
+        # A sequence has one recurrent state, independent of its length.
         self.is_recurrent: bool = lib.llama_model_is_recurrent(self._handle) or lib.llama_model_is_hybrid(
             self._handle
         )
@@ -106,14 +106,14 @@ class SimulatedModel:
     def weights_memory(self) -> int:
         """Bytes of the weights, each tensor counted once in its final form.
 
-        llama.cpp logs these sizes only when it has allocated the buffers. So a real load is started, and
-        cancelled before any weight is read. Tensors that are repacked for this CPU (for example for AMX) are
+        llama.cpp logs these sizes only after it has allocated the buffers. So a real load is started, and
+        cancelled before weights are read. Tensors that are repacked for this CPU (for example for AMX) are
         copied from the mapped file. Afterwards only pages of the other tensors are needed. Example: with AMX
         the default model needs 95 MiB repacked and 29 MiB of its 92 MiB file.
 
         Raises:
             ModelLoadError: The GPU lacks memory for its layers.
-            UnsupportedLibraryError: A size in the log is not understood.
+            UnsupportedLibraryError: A line with a size has an unknown form.
         """
         params = lib.llama_model_params.from_buffer_copy(self._params)
         params.no_alloc = False
@@ -124,7 +124,7 @@ class SimulatedModel:
         if not any("model buffer size" in line for line in lines):
             # The kernel rejects allocations larger than all memory.
             if self._params.n_gpu_layers:
-                raise ModelLoadError(last_complaint("llama.cpp gave no reason"))
+                raise ModelLoadError(last_error("no reason given"))
             return int(lib.llama_model_size(self._handle))
         return _host_bytes(lines)["model"]
 
@@ -135,7 +135,7 @@ class SimulatedModel:
 
         Raises:
             ModelLoadError: llama.cpp rejects the arguments.
-            UnsupportedLibraryError: A size in the log is missing or not understood.
+            UnsupportedLibraryError: A size is missing in the log, or its line has an unknown form.
         """
         params = context_params(
             n_ctx=n_ctx, n_sequences=n_sequences, n_batch=n_batch, n_outputs=n_outputs, kv=kv
@@ -143,7 +143,7 @@ class SimulatedModel:
         with _captured_log() as lines:
             handle = lib.llama_init_from_model(self._handle, params)
         if not handle:
-            raise ModelLoadError(last_complaint("llama.cpp gave no reason"))
+            raise ModelLoadError(last_error("no reason given"))
         n_ctx = lib.llama_n_ctx(handle)
         has_cache = bool(lib.llama_get_memory(handle))  # encoders have none
         lib.llama_free(handle)
@@ -155,7 +155,7 @@ class SimulatedModel:
         return ContextMemory(n_ctx, sizes["KV"] + sizes["RS"] + sizes["state"], sizes["compute"] + output)
 
     def _missing(self, sizes: Mapping[str, int], *, has_cache: bool) -> str | None:
-        """The buffer that the log of a context should name and does not."""
+        """The buffer whose size is missing in the log of a context, or None."""
         needed = {"compute": "the compute buffer", "output": "the buffer of logits"}
         if has_cache and self.is_recurrent:
             needed["RS"] = "the recurrent states"
@@ -171,7 +171,7 @@ class SimulatedModel:
 
 @contextlib.contextmanager
 def _captured_log() -> Iterator[list[str]]:
-    """Collect llama.cpp's log lines of all levels. They also reach the usual log."""
+    """Collect llama.cpp's log lines of all levels, besides the usual logging."""
     lines: list[str] = []
 
     def keep(level: int, text: bytes, user_data: object) -> None:
@@ -204,7 +204,7 @@ def _host_bytes(lines: Iterable[str]) -> Counter[str]:
             sizes["KV"] += _bytes_in(match) * sum(on_host) // max(1, len(on_host))
             on_host.clear()
         elif "buffer size =" in line and not _EMPTY_KV_BUFFER.search(line):
-            raise UnsupportedLibraryError(f"this line of its log is not understood: {line.strip()}")
+            raise UnsupportedLibraryError(f"unknown form of a line in its log: {line.strip()}")
     return sizes
 
 

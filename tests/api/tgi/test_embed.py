@@ -67,7 +67,7 @@ def test_truncate(client: InferenceClient) -> None:
     # What is left out of one does not change it.
     assert np.allclose(client.feature_extraction(LONG + " more", truncate=True), right, atol=1e-6)
     for truncate in (None, False):
-        with pytest.raises(HfHubHTTPError, match=r"has \d+ tokens; all-MiniLM-L6-v2 reads at most 512"):
+        with pytest.raises(HfHubHTTPError, match=r"has \d+ tokens; the maximum of all-MiniLM-L6-v2 is 512"):
             client.feature_extraction(LONG, truncate=truncate)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from app.chat.template.process import TemplateProcess
-from app.chat.template.sandbox import TemplateFailure, TemplateRefusal, TemplateTimeout
+from app.chat.template.sandbox import TemplateFailure, TemplateRejection, TemplateTimeout
 from tests.chat.sample_templates import CHATML
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -143,7 +143,7 @@ def test_what_does_not_compile_fails(
 
 def test_a_refusal_is_told_from_a_failure(start: Callable[..., TemplateProcess]) -> None:
     process = start("{{ raise_exception('One question,\nplease') if messages[1] else messages.x.y }}")
-    with pytest.raises(TemplateRefusal, match=r"^One question,\nplease$"):
+    with pytest.raises(TemplateRejection, match=r"^One question,\nplease$"):
         process.render(HELLO * 2, add_generation_prompt=True)
     with pytest.raises(TemplateFailure, match="UndefinedError: 'list object' has no attribute 'x'"):
         process.render(HELLO, add_generation_prompt=True)

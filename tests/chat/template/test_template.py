@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jinja2 import Environment
 
 from app.chat.messages import Message
-from app.chat.template.sandbox import TemplateRefusal
+from app.chat.template.sandbox import TemplateRejection
 from app.chat.template.template import ChatTemplate, choose_template
 from app.engine.llama import Model
 from tests.chat import sample_templates
@@ -56,7 +56,7 @@ def test_mistral(choose: Choose) -> None:
     assert template.folds_system
     assert text(template, USER, ASSISTANT, USER) == "<s>[INST] Why? [/INST]Because.</s>[INST] Why? [/INST]"
     assert text(template, SYSTEM, USER) == "<s>[INST] Be brief.\n\nWhy? [/INST]"
-    with pytest.raises(TemplateRefusal, match=r"^Conversation roles must alternate user/assistant"):
+    with pytest.raises(TemplateRejection, match=r"^Conversation roles must alternate user/assistant"):
         template.render([USER, USER])
 
 
@@ -117,7 +117,7 @@ def test_the_bundled_models_own_template(choose: Choose) -> None:
     source = model.chat_template
     model.close()
     template = choose(source)
-    assert template.name == "the model's own template"
+    assert template.name == "the model's template"
     assert text(template, SYSTEM, USER) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -285,7 +285,7 @@ def test_a_failure_at_a_request_is_that_requests_alone(
 
 def test_a_refusal_is_the_callers_to_tell(choose: Choose, caplog: pytest.LogCaptureFixture) -> None:
     template = choose(sample_templates.GEMMA)
-    with pytest.raises(TemplateRefusal, match=r"^Conversation roles must alternate"):
+    with pytest.raises(TemplateRejection, match=r"^Conversation roles must alternate"):
         template.render([USER, USER])
     assert not warnings(caplog)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.chat.template import traced
-from app.chat.template.sandbox import Sandbox, TemplateFailure, TemplateRefusal
+from app.chat.template.sandbox import Sandbox, TemplateFailure, TemplateRejection
 from app.chat.template.traced import Tracer
 
 PIECES = st.sampled_from(
@@ -120,7 +120,7 @@ def test_more_characters_than_stand_ins_are_refused(monkeypatch: pytest.MonkeyPa
     messages = [{"role": "user", "content": "\U0001f642\U0001f643\U0001f642"}]
     assert sandbox.render(messages, add_generation_prompt=True).text == messages[0]["content"]
     messages.append({"role": "user", "content": "\U0001f644"})
-    with pytest.raises(TemplateRefusal, match="the messages have more than 2 distinct characters"):
+    with pytest.raises(TemplateRejection, match="the messages have more than 2 distinct characters"):
         sandbox.render(messages, add_generation_prompt=True)
 
 

@@ -48,12 +48,12 @@ class FakeMemory:
         self.slots.pop(sequence, None)
 
     def can_truncate(self, sequence: int, n_tokens: int) -> bool:
-        return self.kind.can_be_cut or n_tokens == len(self.slots[sequence])
+        return self.kind.truncatable or n_tokens == len(self.slots[sequence])
 
     def truncate_sequence(self, sequence: int, n_tokens: int) -> None:
         held = self.slots[sequence]
         assert n_tokens <= len(held)
-        if n_tokens < len(held) and not self.kind.can_be_cut:
+        if n_tokens < len(held) and not self.kind.truncatable:
             raise ValueError("a recurrent state was cut")
         self.slots[sequence] = held[:n_tokens]
 
@@ -61,7 +61,7 @@ class FakeMemory:
         assert self.kind.shares_cells
         assert not self.slots.get(target), "a share into a slot that holds something"
         held = self.slots[source]
-        if not self.kind.can_be_cut:
+        if not self.kind.truncatable:
             assert n_tokens in (-1, len(held)), "a recurrent state is shared as a whole"
         self.slots[target] = held[:n_tokens] if n_tokens >= 0 else list(held)
         self.n_shares += 1

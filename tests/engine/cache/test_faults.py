@@ -98,7 +98,7 @@ PROMPTS = {
     "is new": list(range(5000, 5020)),
 }
 SHARED, SPLIT = MemoryKind(shares_cells=True), MemoryKind()
-KINDS = {"split": SPLIT, "shared": SHARED, "recurrent": MemoryKind(can_be_cut=False)}
+KINDS = {"split": SPLIT, "shared": SHARED, "recurrent": MemoryKind(truncatable=False)}
 
 
 @pytest.mark.parametrize("kind", KINDS)

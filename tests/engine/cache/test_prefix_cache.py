@@ -176,7 +176,7 @@ class TestWhatCannotBeCut:
     """A recurrent state stands for exactly the tokens that made it."""
 
     def rig(self) -> Rig:
-        return Rig(kind=MemoryKind(can_be_cut=False))
+        return Rig(kind=MemoryKind(truncatable=False))
 
     def test_a_text_that_goes_on_is_continued(self) -> None:
         rig = self.rig()
