@@ -1,1 +1,1 @@
-"""The knowledge base: from the user's files to the passages for a question."""
+"""The knowledge base: indexes documents and finds passages for a question."""

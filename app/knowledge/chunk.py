@@ -12,7 +12,7 @@ class Chunk:
     Attributes:
         file: The document's path relative to the documents' folder, with forward slashes.
         position: Index within the document, from 0.
-        heading: Headings above it, outermost first, joined by `` › ``; empty if there are none.
+        heading: Headings above it, outermost first, joined by `` › ``; may be empty.
         page: Page number from 1, in formats with pages.
         text: Content.
     """
@@ -30,8 +30,8 @@ class Passage:
 
     Attributes:
         chunk: The chunk.
-        cosine: Cosine between its vector and the query's.
-        score: Rank by vectors and words together; higher is better.
+        cosine: Cosine of its vector and the query's.
+        score: Combined score by vectors and words; higher is better.
     """
 
     chunk: Chunk

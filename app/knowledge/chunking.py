@@ -16,17 +16,17 @@ from app.knowledge.sentences import sentences
 
 _TINY = 4  # sections up to 1/4 of the budget may share a chunk
 _HEADINGS = 2  # headings take at most 1/2 of the budget
-# The embedding model's tokenizer may map unknown text of any length to one token. The language model's
-# does not, so a token counts for at most this many characters.
+# The embedding model's tokenizer may map unknown text of any length to one token. The language model's does
+# not. So one token counts for at most this many characters.
 _MOST_CHARACTERS_PER_TOKEN = 16
 _CHARACTERS_PER_TOKEN = 4  # initial estimate
-_SHORT = 24  # characters; shorter sentences join the next one, as each call of the tokenizer costs time
-_LONGEST_CLUSTER = 16  # code points that are not separated, such as those of one emoji
+_SHORT = 24  # characters; shorter sentences join the next one, because each call of the tokenizer takes time
+_LONGEST_CLUSTER = 16  # code points that are not separated, such as an emoji
 _JOINERS = "\u200d\ufe0e\ufe0f"
 
 
 def embedded_text(chunk: Chunk) -> str:
-    """The text of a chunk for the embedding model; the token budget applies to it."""
+    """The text of a chunk for the embedding model, limited by the token budget."""
     return _with_heading(chunk.heading, chunk.text)
 
 
@@ -39,9 +39,8 @@ def split_into_chunks(
         document: The document.
         file: Its name, for the chunks.
         n_tokens: Counts the tokens of a text, including special ones.
-        max_tokens: Maximum tokens per chunk, heading included. Only a single character with more tokens
-            exceeds it.
-        overlap: Maximum tokens in whole sentences that a chunk repeats from its predecessor in the section.
+        max_tokens: Maximum tokens per chunk, including the heading. Only a single character can exceed it.
+        overlap: Maximum tokens of whole sentences repeated from the previous chunk of the section.
 
     Raises:
         ValueError: ``max_tokens`` leaves no room for text, or ``overlap`` is not below that room.
@@ -62,13 +61,13 @@ def _with_heading(heading: str, text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """A text that is not split further. The units of a section, joined, are its text."""
+    """A text that is not split further. Joined units are the text of a section."""
 
     text: str
     cost: int
     page: int | None
     begins_block: bool = False
-    is_whole: bool = True  # a whole sentence or line, not a part of one
+    is_whole: bool = True  # a whole sentence or line, not a part
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,25 +103,25 @@ class _Cutter:
         if not 0 <= overlap < self.room:
             raise ValueError(f"an overlap of {overlap} tokens is not within 0 to {self.room - 1}")
         self._overlap = overlap
-        self._spoken: set[int] = set()  # numbers of the headings that are in a chunk already
+        self._used: set[int] = set()  # numbers of headings that are already in a chunk
 
     def cost(self, text: str) -> int:
         """Tokens of a text within a chunk, without special tokens."""
         return max(self._n_tokens(text) - self._special, len(text) // _MOST_CHARACTERS_PER_TOKEN, 1)
 
     def heading(self, path: Sequence[_Heading]) -> tuple[str, int]:
-        """The line of headings of a chunk, and the number of outermost headings that do not fit."""
+        """The heading line of a chunk, and the number of outermost headings that do not fit."""
         names = [heading.block.text for heading in path]
         while names and self.cost(" › ".join(names) + "\n") > self.room // _HEADINGS:
             names.pop(0)
         return " › ".join(names), len(path) - len(names)
 
     def room_below(self, heading: str) -> int:
-        """Tokens left for text in a chunk with that heading."""
+        """Tokens left for text in a chunk with this heading."""
         return self.room - (self.cost(heading + "\n") if heading else 0)
 
     def units(self, block: Block, room: int) -> Iterator[_Unit]:
-        """The sentences of a block; those larger than ``room`` are split further."""
+        """The sentences of a block. Sentences larger than ``room`` are split."""
         begins = True
         for sentence in _joined(sentences(block.text + "\n\n"), min(_SHORT, room // 8)):
             cost = self.cost(sentence)
@@ -137,7 +136,7 @@ class _Cutter:
         """Heading and units of each chunk of a section."""
         heading, units = self._titled(section)
         room = self.room_below(heading)
-        begin = carried = 0  # units up to `begin` are in a chunk; those from `carried` on are repeated
+        begin = carried = 0  # units before `begin` are in a chunk; units from `carried` on are repeated
         while begin < len(units):
             end = self._fill(units, carried, begin, room)
             while not (fits := self._fits(heading, units[carried:end])) and end - carried > 1:
@@ -156,10 +155,10 @@ class _Cutter:
         """The heading of all chunks of a section, and its units. Headings that do not fit become text."""
         path = section.path if section.units else section.path[:-1]
         heading, n_left = self.heading(path)
-        left = [outer for outer in path[:n_left] if outer.number not in self._spoken]
+        left = [outer for outer in path[:n_left] if outer.number not in self._used]
         if not section.units:
             left.append(section.path[-1])
-        self._spoken.update(outer.number for outer in section.path)
+        self._used.update(outer.number for outer in section.path)
         room = self.room_below(heading)
         return heading, [unit for outer in left for unit in self.units(outer.block, room)] + section.units
 
@@ -181,7 +180,7 @@ class _Cutter:
         return self.cost(text) <= self.room
 
     def _carry(self, units: Sequence[_Unit], begin: int, end: int) -> int:
-        """Index of the first sentence of a chunk that its successor repeats."""
+        """Index of the first sentence that the next chunk repeats."""
         spent, first = 0, end
         while first - 1 > begin and units[first - 1].is_whole:
             spent += units[first - 1].cost
@@ -191,7 +190,7 @@ class _Cutter:
         return first
 
     def _pieces(self, text: str, page: int | None, room: int) -> Iterator[_Unit]:
-        """Split a sentence into parts of at most ``room`` tokens, counting each about once."""
+        """Split a sentence into parts of at most ``room`` tokens. Each part is tokenized about once."""
         begin, width = 0, room * _CHARACTERS_PER_TOKEN
         while begin < len(text):
             end, is_line = _cut_before(text, begin, begin + width)
@@ -205,7 +204,7 @@ class _Cutter:
             begin = end
 
     def _halves(self, unit: _Unit) -> list[_Unit]:
-        """Halve a unit, for tokenizers that give a whole more tokens than its parts."""
+        """Halve a unit: some tokenizers need more tokens for a whole than for its parts."""
         content = unit.text.strip()
         if len(content) < 2:
             return [unit]
@@ -221,7 +220,7 @@ class _Cutter:
 
 
 def _cut_before(text: str, begin: int, latest: int) -> tuple[int, bool]:
-    """Position to split before ``latest``: at a line break, else a space, else between characters.
+    """Find a position to split before ``latest``: at a line break, else a space, else any character.
 
     The flag is True at a line break or the end of the text.
     """
@@ -272,7 +271,7 @@ def _sections(blocks: Sequence[Block], cutter: _Cutter) -> Iterator[_Section]:
 
 
 def _merged(sections: Iterable[_Section], cutter: _Cutter) -> Iterator[_Section]:
-    """Merge tiny neighbouring sections below one heading, and headings without text with their successor."""
+    """Merge tiny neighbouring sections below one heading, and headings without text with the next section."""
     last: _Section | None = None
     empty: list[_Section] = []
     for section in sections:
@@ -299,7 +298,7 @@ def _merged(sections: Iterable[_Section], cutter: _Cutter) -> Iterator[_Section]
 
 
 def _together(last: _Section, section: _Section, cutter: _Cutter) -> _Section | None:
-    """Both sections as one, if they are tiny and the later is below or beside the earlier; else None."""
+    """Merge two sections if they are tiny and the second is below or beside the first; else None."""
     is_below = last.n_merged > 1 or section.path[:-1] == last.path
     base = last.path if is_below else last.path[:-1]
     tiny = cutter.room // _TINY

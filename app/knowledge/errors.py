@@ -1,4 +1,4 @@
-"""Errors of the index, in a module without costly imports."""
+"""Errors of the index, without expensive imports."""
 
 from app.config.errors import UserError
 

@@ -28,11 +28,11 @@ from app.knowledge.reading.reader import MOST_BYTES, SUFFIXES, DocumentReader
 
 logger = logging.getLogger("tokenstream.knowledge")
 
-# Chunks in embedding while further files are read: enough to fill batches from small files.
+# Chunks in embedding while more files are read: enough to fill batches from small files.
 _AHEAD = 256
-# Seconds between scans without notification: network file systems and some container mounts send none.
+# Seconds between scans without change events: network file systems and some container mounts send none.
 _RESCAN_AFTER = 60.0
-_REPORT_EVERY = 1.0  # second, during indexing: counting all files takes time
+_REPORT_EVERY = 1.0  # seconds, during indexing: counting all files takes time
 _WATCH_TIMEOUT = 5000  # milliseconds
 
 
@@ -89,8 +89,8 @@ class Indexer:
         self._unnamed: set[Path] = set()  # files whose names are not UTF-8
         self._reported_at = 0.0
         self._ends = threading.Event()
-        self.has_scanned = threading.Event()  # set after the first scan of the whole folder
-        self.problem: str | None = None  # why documents are not indexed
+        self.has_scanned = threading.Event()  # set after the first complete scan
+        self.problem: str | None = None  # reason why documents are not indexed
         self.waiting: dict[str, int] = {}  # name → size of files that are not indexed yet
         self._thread = threading.Thread(target=self._run, name="indexer", daemon=True)
 
@@ -115,8 +115,8 @@ class Indexer:
                 if folder is not None:
                     self._watch(folder)
                 elif not self._ends.wait(1.0) and _identity(self._folder) is not None:
-                    self._scan()  # the folder is back
-            except BaseException as error:  # such as: no inotify watches left, or a panic of watchfiles
+                    self._scan()  # the folder exists again
+            except BaseException as error:  # for example no free inotify watches, or a panic of watchfiles
                 logger.warning(
                     "%s cannot be watched, next scan in %.0f s: %s", self._folder, _RESCAN_AFTER, error
                 )
@@ -125,7 +125,7 @@ class Indexer:
 
     def _watch(self, folder: tuple[int, int]) -> None:
         """Scan after every change, until the folder is replaced."""
-        scanned_at = 0.0  # scan at once: files may have changed before the watch began
+        scanned_at = 0.0  # scan immediately: files may have changed before the watch began
         for changes in watch(
             self._folder,
             stop_event=self._ends,
@@ -149,7 +149,7 @@ class Indexer:
             self.problem = str(error)
             if not self._ends.is_set():
                 logger.error("documents cannot be indexed: %s", error)
-        except BaseException as error:  # a defect; documents that are indexed are still served
+        except BaseException as error:  # a defect; indexed documents stay searchable
             self.problem = f"indexing failed: {error}"
             logger.exception("indexing failed; the next change or scan tries again")
 
@@ -159,7 +159,7 @@ class Indexer:
             self.problem = f"{self._folder} does not exist; its documents stay indexed"
             logger.warning("%s", self.problem)
             return
-        unseen: list[str] = []  # folders that cannot be listed: their documents stay indexed
+        unseen: list[str] = []  # unreadable folders; their documents stay indexed
         known, found = self._store.files(), dict(self._found(unseen))
         for name in known.keys() - found.keys():
             if any(name.startswith(folder) for folder in unseen):
@@ -251,7 +251,7 @@ class Indexer:
         self._observer.on_index(len(files) - n_skipped, self._store.n_chunks, n_skipped)
 
     def _found(self, unseen: list[str]) -> Iterator[tuple[str, _Found]]:
-        """Documents in the folder tree, without hidden ones. Appends unreadable folders to ``unseen``."""
+        """Visible documents in the folder tree. Unreadable folders are appended to ``unseen``."""
         seen: set[str] = set()
 
         def note(error: OSError) -> None:
@@ -278,7 +278,7 @@ class Indexer:
                 try:
                     status = path.stat()
                 except OSError:
-                    continue  # deleted meanwhile, or a broken link
+                    continue  # deleted in the meantime, or a broken link
                 if not stat.S_ISREG(status.st_mode):
                     continue  # reading a pipe would block
                 stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -31,10 +31,10 @@ class KnowledgeOptions:
     Attributes:
         folder: Folder of the documents.
         index: Folder of the index.
-        top_k: Default for the maximum passages per search.
-        threshold: Default for the minimum cosine between query and passage.
+        top_k: Default for the maximum number of passages.
+        threshold: Default for the minimum cosine of query and passage.
         chunk_tokens: Maximum tokens per passage.
-        chunk_overlap: Tokens that a passage repeats from its predecessor.
+        chunk_overlap: Maximum tokens repeated from the previous passage.
         query_prefix: Prepended to queries before embedding.
         passage_prefix: Prepended to passages before embedding.
     """
@@ -51,7 +51,7 @@ class KnowledgeOptions:
 
 @dataclass(frozen=True, slots=True)
 class DocumentState:
-    """Indexing state of a file; ``problem`` is the reason why it is skipped."""
+    """Indexing state of a file; ``problem``: reason why it is skipped."""
 
     name: str
     state: Literal["indexed", "waiting", "skipped"]
@@ -64,7 +64,7 @@ class Observer(indexer.Observer, Protocol):
     """Receives events of indexing and search."""
 
     def on_lookup(self, seconds: float) -> None:
-        """A search has finished, embedding included."""
+        """A search has finished; ``seconds`` includes embedding."""
 
 
 class Knowledge:
@@ -82,8 +82,8 @@ class Knowledge:
         self._store = Store(
             options.index, dimensions=embedder.dimensions, identity=_identity(options, embedder)
         )
-        how = indexer.Chunking(options.chunk_tokens, options.chunk_overlap, options.passage_prefix)
-        self._indexer = indexer.Indexer(options.folder, self._store, embedder, how, observer)
+        chunking = indexer.Chunking(options.chunk_tokens, options.chunk_overlap, options.passage_prefix)
+        self._indexer = indexer.Indexer(options.folder, self._store, embedder, chunking, observer)
         self._threads = ThreadPoolExecutor(_SEARCHING_THREADS, thread_name_prefix="search")
 
     def start(self) -> None:
@@ -103,7 +103,7 @@ class Knowledge:
 
     @property
     def problem(self) -> str | None:
-        """Why documents are not indexed; None if nothing is wrong."""
+        """Reason why documents are not indexed, or None."""
         return self._indexer.problem
 
     async def search(
@@ -117,10 +117,10 @@ class Knowledge:
         """The passages most relevant to a query, best first.
 
         Args:
-            query: The query. If it exceeds the model's context, its end is used.
-            files: Names of the documents to search; None is all.
+            query: The query. If it exceeds the model's context, only its end is used.
+            files: Names of the documents to search. None: all.
             top_k: Maximum number of passages.
-            threshold: Minimum cosine between query and passage.
+            threshold: Minimum cosine of query and passage.
 
         Raises:
             EmbeddingError: The query cannot be embedded.
@@ -128,7 +128,7 @@ class Knowledge:
         """
         started = time.perf_counter()
         loop = asyncio.get_running_loop()
-        # A token has about 4 characters: tokenizing text beyond the model's context is wasted time.
+        # A token has about 4 characters: text far beyond the model's context is not tokenized.
         text = query[-self._embedder.max_tokens * 16 :]
         tokens = self._embedder.fit(self.options.query_prefix + text, keep="end")
         vectors = await asyncio.wrap_future(self._embedder.submit([tokens]))
@@ -159,14 +159,14 @@ class Knowledge:
         return [states[name] for name in sorted(states)]
 
     def close(self) -> None:
-        """Stop indexing and close the index; blocking. Call it before the embedder is closed."""
+        """Stop indexing and close the index; blocking. Close the embedder afterwards."""
         self._indexer.close()
         self._threads.shutdown()
         self._store.close()
 
 
 def _identity(options: KnowledgeOptions, embedder: Embedder) -> str:
-    """Everything that determines the chunks of a document and their vectors."""
+    """All inputs that determine the chunks of a document and their vectors."""
     code = hashlib.sha256()
     here = Path(__file__).parent
     for path in sorted(path for pattern in _READING for path in here.glob(pattern)):

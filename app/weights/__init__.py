@@ -1,1 +1,1 @@
-"""From a model's name to checked files on this disk."""
+"""Models by name: search, download and check of their files."""

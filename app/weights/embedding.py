@@ -63,9 +63,9 @@ def resolve_embedding_model(settings: Settings) -> Path:
 
 
 def _bundled() -> Path:
-    """all-MiniLM-L6-v2, converted at the first start. Of several processes one converts it."""
-    source, version_of_it = _package()
-    target = cache_folder() / "models" / version_of_it / f"{minilm.NAME}.gguf"
+    """all-MiniLM-L6-v2, converted at the first start by one process; others wait."""
+    source, version_name = _package()
+    target = cache_folder() / "models" / version_name / f"{minilm.NAME}.gguf"
     from filelock import FileLock, Timeout
 
     try:
@@ -89,8 +89,8 @@ def _bundled() -> Path:
 
 
 def _package() -> tuple[Path, str]:
-    """Folder of the original weights, and a name that changes with the result of the conversion."""
-    # Not imported: the package would load another engine.
+    """Folder of the original weights, and a name that identifies the result of the conversion."""
+    # Not imported: the package would load another inference engine.
     package = importlib.util.find_spec(minilm.PACKAGE)
     folders = package.submodule_search_locations if package else None
     try:

@@ -29,7 +29,7 @@ class HubError(ModelError):
 
 
 class FileNotInRepository(ModelError):
-    """The repository exists on the hub and does not contain this file."""
+    """The repository exists on the hub but does not contain this file."""
 
     def __init__(self, file: str, repository: str) -> None:
         self.file = file
@@ -46,7 +46,7 @@ def readable_size(size: int) -> str:
 
 @contextmanager
 def explained_hub(variable: str, repository: str, revision: str, file: str = "") -> Iterator[None]:
-    """Turn exceptions of huggingface_hub into HubError or FileNotInRepository. OSErrors of the disk pass.
+    """Convert exceptions of huggingface_hub to HubError or FileNotInRepository. Disk errors pass through.
 
     Args:
         variable: The setting that names the repository.
@@ -66,7 +66,7 @@ def explained_hub(variable: str, repository: str, revision: str, file: str = "")
     try:
         yield
     except HfHubHTTPError as error:
-        raise _refusal(error, variable, repository, revision, file) from error
+        raise _rejection(error, variable, repository, revision, file) from error
     except HFValidationError as error:
         raise HubError(
             f"{variable}={repository} is not the name of a repository", "use owner/name"
@@ -81,14 +81,14 @@ def explained_hub(variable: str, repository: str, revision: str, file: str = "")
         raise _no_answer(error) from error
     except (FileMetadataError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise HubError(
-            f"{_endpoint()} does not behave like a Hugging Face hub ({error})",
-            "check HF_ENDPOINT, and whether a proxy responds in its place",
+            f"{_endpoint()} is not a Hugging Face hub ({error})",
+            "check HF_ENDPOINT and the proxy",
         ) from error
 
 
 @contextmanager
 def explained_disk(folder: Path, what: str) -> Iterator[None]:
-    """Turn an OSError during the download of ``what`` to ``folder`` into a ModelError."""
+    """Convert an OSError during the download of ``what`` to ``folder`` to a ModelError."""
     try:
         yield
     except OSError as error:
@@ -96,9 +96,7 @@ def explained_disk(folder: Path, what: str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = readable_size(shutil.disk_usage(folder).free)
             problem = f"{error.strerror} while downloading {what}, {free} free"
-            advice = (
-                "free some space, or set MODELS_DIR to another disk; the download resumes where it stopped"
-            )
+            advice = "free some space, or set MODELS_DIR to another disk; the download will resume"
         raise ModelError(f"MODELS_DIR={folder}: {problem}: {advice}") from error
 
 
@@ -115,16 +113,16 @@ def _no_answer(error: BaseException) -> HubError:
 
     if isinstance(error, OfflineModeIsEnabled):
         return HubError("HF_HUB_OFFLINE is set", "unset it to download files that are not on this disk")
-    said = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
+    reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
     if isinstance(error, httpx2.TimeoutException):
-        said = f"no answer within {constants.HF_HUB_ETAG_TIMEOUT} s"
+        reason = f"no answer within {constants.HF_HUB_ETAG_TIMEOUT} s"
     return HubError(
-        f"{_endpoint()} cannot be reached ({said})",
+        f"{_endpoint()} cannot be reached ({reason})",
         "check the network and HF_ENDPOINT, or name local files instead",
     )
 
 
-def _refusal(error: HfHubHTTPError, variable: str, repository: str, revision: str, file: str) -> ModelError:
+def _rejection(error: HfHubHTTPError, variable: str, repository: str, revision: str, file: str) -> ModelError:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     status = error.response.status_code
@@ -142,7 +140,7 @@ def _refusal(error: HfHubHTTPError, variable: str, repository: str, revision: st
         advice = f"choose one of {page}/tree/main"
         return HubError(f"{what} has no branch, tag or commit {revision}", advice)
     if status == 401 and has_token and not isinstance(error, RepositoryNotFoundError):
-        return HubError(f"{_endpoint()} does not accept HF_TOKEN for {what} (401)", other_token)
+        return HubError(f"{_endpoint()} rejects HF_TOKEN for {what} (401)", other_token)
     if status in (401, 404) and (not file or status == 401 or isinstance(error, RepositoryNotFoundError)):
         advice = f"check the name, or {other_token}"
         return HubError(f"{what} is not a repository of {_endpoint()}, or a private one", advice)
@@ -150,7 +148,7 @@ def _refusal(error: HfHubHTTPError, variable: str, repository: str, revision: st
         return FileNotInRepository(file, repository)
     if status == 403:
         return HubError(f"{_endpoint()} denies access to {what} (403: {error.server_message})", other_token)
-    said = f"{status} {error.response.reason_phrase}".strip()
+    reason = f"{status} {error.response.reason_phrase}".strip()
     return HubError(
-        f"{_endpoint()} responds {said} for {what}", "try again later, or name local files instead"
+        f"{_endpoint()} responds with {reason} for {what}", "try again later, or name local files instead"
     )

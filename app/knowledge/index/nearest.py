@@ -1,6 +1,6 @@
 """Exhaustive nearest-neighbour search over the vectors of all chunks, kept in memory as int8.
 
-At 384 dimensions 100,000 chunks take 38 MB, and a search takes 7 ms of one core.
+At 384 dimensions, 100,000 chunks take 38 MB and a search takes 7 ms on one core.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _LEAST_CAPACITY = 1024
 _NONE = np.empty(0, np.int64)
-_DELETED = -1  # as the file of a row
+_DELETED = -1  # file id of a deleted row
 
 
 def pack(vectors: NDArray[np.float32]) -> NDArray[np.int8]:
@@ -34,8 +34,8 @@ def pack(vectors: NDArray[np.float32]) -> NDArray[np.int8]:
 class VectorIndex:
     """The packed vectors of all chunks. Immutable: a change returns a new index.
 
-    The new index may share the rows and write behind the last used one. Of two indexes derived from the
-    same one, only the later may be used.
+    The new index may share the rows and write after the last used row. If two indexes are derived from one
+    index, only the later may be used.
 
     Attributes:
         rows: Packed vectors, (capacity, dimensions).
@@ -83,7 +83,7 @@ class VectorIndex:
         Args:
             query: Vector of the query, (dimensions,).
             k: Number of chunks.
-            files: Ids of the files to search; None is all.
+            files: Ids of the files to search. None: all.
         """
         n = len(self.files)
         allowed = self.files != _DELETED if files is None else np.isin(self.files, list(files))
@@ -96,7 +96,7 @@ class VectorIndex:
         return chunks
 
     def _with_room(self, n: int) -> VectorIndex:
-        """A copy without deleted rows, with capacity for twice the rest plus ``n`` rows."""
+        """A copy without deleted rows, with capacity for twice the remaining rows plus ``n``."""
         kept = np.flatnonzero(self.files != _DELETED)
         capacity = max(_LEAST_CAPACITY, 2 * len(kept) + n)
         rows = np.empty((capacity, self.rows.shape[1]), np.int8)

@@ -1,8 +1,8 @@
 """The index on disk: chunks, their vectors and their words, and the search over both.
 
-One SQLite file holds everything, so that a document's chunks change in one transaction. A search uses two
-indexes: the vectors in memory, one byte per component, give candidates whose exact cosines are then
-computed; SQLite's FTS5 ranks chunks by BM25.
+One SQLite file holds all data, so a document's chunks change in one transaction. A search uses two indexes.
+Vectors in memory, one byte per component, yield candidates; their exact cosines are then computed. SQLite's
+FTS5 ranks chunks by BM25.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = "1"  # of the tables and of the words; incremented with every change of either
+_FORMAT = "1"  # version of tables and words; incremented with every change of either
 _RANKED = 40  # minimum chunks that each of the two rankings contributes to the fusion
-_MARGIN = 2  # candidates by packed vectors per chunk wanted
+_MARGIN = 2  # candidates by packed vectors per requested chunk
 _WORDS_SHARE = 0.3  # weight of BM25 in the score; chosen by `python -m bench.knowledge --only recall`
-_LOGGED = 1000  # chunks in SQLite's write-ahead log before a checkpoint
+_LOGGED = 1000  # maximum chunks in SQLite's write-ahead log before a checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class IndexedFile:
         fingerprint: Digest of its content.
         n_bytes: File size.
         n_chunks: Number of its chunks.
-        problem: Why it was skipped; None if it was read.
+        problem: Reason why it was skipped, or None.
     """
 
     name: str
@@ -59,15 +59,15 @@ class IndexedFile:
 
 
 class Store:
-    """The index of one folder of documents. One thread writes at a time; any number search concurrently."""
+    """The index of a folder of documents. One thread writes at a time; any number of threads search."""
 
     def __init__(self, folder: Path, *, dimensions: int, identity: str) -> None:
-        """Open the index. A missing or damaged one, or one of another identity, is created anew.
+        """Open the index. If it is missing, damaged or of another identity, a new index is created.
 
         Args:
             folder: Folder of the index; created if missing.
             dimensions: Components per vector.
-            identity: Everything that makes two vectors comparable, as text.
+            identity: Equal for comparable vectors.
 
         Raises:
             StoreError: The folder cannot be written, or another process uses it.
@@ -77,7 +77,7 @@ class Store:
         self._dimensions = dimensions
         self._meta = {"format": _FORMAT, "dimensions": str(dimensions), "identity": identity}
         self._writing = threading.Lock()  # held from the first change to the commit
-        self._switching = threading.Lock()  # held while the file and the vectors in memory change together
+        self._switching = threading.Lock()  # held while both the file and the vectors in memory change
         self._idle_readers: list[sqlite3.Connection] = []
         self._closed = False
         self._scanning = ThreadPoolExecutor(2, thread_name_prefix="scan")
@@ -110,7 +110,7 @@ class Store:
         """Replace a document's chunks in one transaction.
 
         Args:
-            file: The document. One with a problem has no chunks and is recorded as skipped.
+            file: The document. With a problem it has no chunks and is recorded as skipped.
             chunks: All chunks of the document.
             vectors: Float array (chunks, dimensions).
 
@@ -120,9 +120,11 @@ class Store:
         """
         vectors = np.asarray(vectors, np.float32).reshape(len(chunks), self._dimensions)
         if file.n_chunks != len(chunks) or any(chunk.file != file.name for chunk in chunks):
-            raise ValueError(f"{file.name}: {file.n_chunks} chunks announced, {len(chunks)} given")
+            raise ValueError(
+                f"{file.name}: n_chunks is {file.n_chunks}, but there are {len(chunks)} chunks of it"
+            )
         if not np.isfinite(vectors).all():
-            raise ValueError(f"{file.name}: a vector has components that are not finite")
+            raise ValueError(f"{file.name}: a vector is not finite")
         vectors = _unit(vectors)
         packed = pack(vectors)
 
@@ -142,7 +144,7 @@ class Store:
         self._write(change, len(chunks))
 
     def remove(self, name: str) -> None:
-        """Remove a document; a missing one is no error.
+        """Remove a document, if it exists.
 
         Raises:
             StoreError: The disk is full, or the index is damaged, gone or closed; nothing has changed.
@@ -164,8 +166,8 @@ class Store:
             vector: Vector of the query, (dimensions,).
             text: The query; any text is valid.
             top_k: Maximum number of passages.
-            threshold: Minimum cosine, for chunks found by words too.
-            files: Search these documents only; None is all.
+            threshold: Minimum cosine, also for chunks found by words.
+            files: Names of the documents to search. None: all.
 
         Raises:
             StoreError: The index is damaged, gone or closed.
@@ -175,7 +177,7 @@ class Store:
         depth = max(_RANKED, top_k)
         with self._explained(), self._reading() as (db, index):
             file_ids = None if files is None else tables.file_ids(db, files)
-            # The two searches run in parallel: neither holds the interpreter lock.
+            # Both searches release the interpreter lock and run in parallel.
             nearest = self._scanning.submit(index.nearest, query, _MARGIN * depth, file_ids)
             by_words = tables.ranked_by_words(db, text, depth, file_ids)
             cosines = tables.cosines(db, [*{*nearest.result(), *by_words}], query)
@@ -214,7 +216,8 @@ class Store:
         except OSError:
             inode = None
         if inode != self._inode:
-            # Open connections still reach the deleted file: searches would see stale data, writes get lost.
+            # Open connections use the deleted file: searches would return stale data, and writes would be
+            # lost.
             raise StoreError(
                 f"the index in KNOWLEDGE_INDEX={self._folder} is gone; restart the server to index the"
                 " documents again"
@@ -247,7 +250,7 @@ class Store:
         except sqlite3.OperationalError as error:
             raise StoreError(self._not_usable(error)) from error
         except sqlite3.DatabaseError as error:
-            with suppress(OSError):  # without the folder there is nothing to mark
+            with suppress(OSError):  # the folder may be missing
                 self._damage_mark.touch()
             raise StoreError(
                 f"the index in KNOWLEDGE_INDEX={self._folder} is damaged ({error}); restart the server to"
@@ -272,7 +275,7 @@ class Store:
                 except _OtherIdentityError as error:
                     reason = str(error)
                 except sqlite3.OperationalError as error:
-                    # Locked, full and read-only are no damage; a missing table is.
+                    # A locked, full or read-only file is not damaged. A file without a table is.
                     if "no such" not in str(error):
                         raise
                 except (sqlite3.DatabaseError, ValueError) as error:
@@ -291,7 +294,7 @@ class Store:
                 db.executemany("insert into meta values (?, ?)", self._meta.items())
                 db.execute("commit")
             elif dict(db.execute("select key, value from meta where key != 'counted'")) != self._meta:
-                raise _OtherIdentityError("it was made with another embedding model or other settings")
+                raise _OtherIdentityError("it has another embedding model or other settings")
             rows = db.execute("select id, first_chunk, n_chunks, packed from files order by first_chunk")
             self._vectors = VectorIndex.of_files(self._dimensions, rows)
             db.execute("update meta set value = value where key = 'format'")  # fails if it is read-only
@@ -304,7 +307,7 @@ class Store:
         # Mode rw: a deleted file must not be recreated empty.
         uri = f"{self._path.absolute().as_uri()}?mode={'rwc' if new else 'rw'}"
         db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
-        # No sync per commit: a power cut may lose the last documents, never the index.
+        # No sync per commit: a power failure may lose the last documents, but not the index.
         db.executescript(
             "pragma synchronous = normal; pragma wal_autocheckpoint = 0; pragma cache_size = -8000"
         )
@@ -312,7 +315,7 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[tuple[sqlite3.Connection, VectorIndex]]:
-        """A snapshot of the file and of the vectors in memory."""
+        """A consistent snapshot of the file and the vectors in memory."""
         with self._switching:
             self._check_open()
             db = self._idle_readers.pop() if self._idle_readers else self._connect()
@@ -355,7 +358,7 @@ class Store:
 
 
 class _OtherIdentityError(Exception):
-    """The index on disk holds vectors that are not comparable with this model's."""
+    """The index on disk has vectors that are not comparable with this model's."""
 
 
 @contextmanager
@@ -372,10 +375,10 @@ def _transaction(
 
 
 def _fused(found: Sequence[int], cosines: Mapping[int, float], bm25: Mapping[int, float]) -> dict[int, float]:
-    """Scores: cosine plus a share of BM25, which is scaled so that the best chunk by words has 1.
+    """Scores: cosine plus a share of BM25, scaled to 1 for the best chunk by words.
 
     Source: Bruch, Gai & Ingber 2023, "An analysis of fusion functions for hybrid retrieval". Unlike a fusion
-    of ranks, a sum of scores keeps the distance between ranks.
+    of ranks, a sum of scores keeps the differences between scores.
     """
     most = max(bm25.values(), default=1.0)
     return {chunk: cosines[chunk] + _WORDS_SHARE * bm25.get(chunk, 0.0) / most for chunk in found}

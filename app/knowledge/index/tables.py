@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 _QUERY_CHARACTERS = 4096  # of the query, for the search by words
 _QUERY_WORDS = 32
-# BM25 visits every chunk that has one of the words, at about 0.7 µs each. Above this many visits, the most
-# frequent words of the query are left out: they discriminate least.
+# BM25 visits every chunk with one of the words, at about 0.7 µs each. Above this number of visits, the most
+# frequent words of the query are left out, because they discriminate least.
 _WALKED = 2000
-_COMMON = 1000  # chunks; counting a word visits all its chunks, so frequent words are counted in advance
-_COUNT_AGAIN = 1.25  # growth of the index after which they are counted again
+_COMMON = 1000  # chunks; counting a word visits all its chunks, so counts of frequent words are stored
+_COUNT_AGAIN = 1.25  # growth of the index before they are counted again
 
 TABLES = f"""
 create table meta(key text primary key, value text not null) without rowid;
@@ -40,7 +40,7 @@ create table common_words(word text primary key, n_chunks integer not null) with
 
 
 def delete_file(db: sqlite3.Connection, name: str) -> int | None:
-    """Delete a file with its chunks. Returns its id, None if there is no such file."""
+    """Delete a file with its chunks. Returns its id, or None if it does not exist."""
     row = db.execute("select id, first_chunk, n_chunks from files where name = ?", (name,)).fetchone()
     if row is None:
         return None
@@ -82,7 +82,7 @@ def _indexed_words(heading: str, text: str) -> str:
 
 
 def count_common_words(db: sqlite3.Connection, n_chunks: int) -> None:
-    """Count the chunks of frequent words in advance, whenever the index has grown by a quarter."""
+    """Store the number of chunks of frequent words, whenever the index has grown by a quarter."""
     row = db.execute("select value from meta where key = 'counted'").fetchone()
     if n_chunks < _COUNT_AGAIN * (int(row[0]) if row else _COMMON):
         return
@@ -104,7 +104,7 @@ def cosines(db: sqlite3.Connection, chunks: Sequence[int], query: NDArray[np.flo
         (json.dumps(list(chunks)),),
     ).fetchall()
     vectors = np.frombuffer(b"".join(row[1] for row in rows), "<f2").reshape(len(rows), len(query))
-    # No BLAS: its threads would compete with the model's for 0.25 ms of work.
+    # No BLAS: for 0.25 ms of work its threads would compete with the model's.
     cosines = np.einsum("ij,j->i", vectors.astype(np.float32), query)
     return dict(zip((row[0] for row in rows), np.clip(cosines, -1, 1).tolist(), strict=True))
 
@@ -112,8 +112,8 @@ def cosines(db: sqlite3.Connection, chunks: Sequence[int], query: NDArray[np.flo
 def ranked_by_words(
     db: sqlite3.Connection, text: str, limit: int, file_ids: Collection[int] | None
 ) -> dict[int, float]:
-    """Chunk ids and their BM25, best first; ``file_ids`` of None is all files."""
-    chosen = _telling_words(db, text)
+    """BM25 by chunk id, best first; ``file_ids`` None: all files."""
+    chosen = _selective_words(db, text)
     if not chosen:
         return {}
     match = " OR ".join(f'"{word}"' for word in chosen)
@@ -131,8 +131,8 @@ def ranked_by_words(
     return dict(rows)
 
 
-def _telling_words(db: sqlite3.Connection, text: str) -> list[str]:
-    """The rarest words of a query, as many as the limit of visits allows."""
+def _selective_words(db: sqlite3.Connection, text: str) -> list[str]:
+    """The rarest words of a query, within the limit of visits."""
     distinct = list(dict.fromkeys(words.split_into_words(text[:_QUERY_CHARACTERS])))[:_QUERY_WORDS]
     counts: dict[str, int] = {}
     for word in distinct:

@@ -1,8 +1,8 @@
-"""Text → words of the full-text index.
+"""Splits text into words of the full-text index.
 
-SQLite's own tokenizer has three defects: it makes one word of scripts without spaces, splits part numbers
-into frequent fragments, and distinguishes "ё" from "е" and "й" from "и". So words are made here, and SQLite
-splits at the spaces between them only.
+SQLite's tokenizer has three defects. Text without spaces becomes one word. Part numbers become frequent
+fragments. "ё" differs from "е", and "й" from "и". So this module splits the text, and SQLite only splits the
+result at spaces.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _ACCENTS = re.compile("[\u0300-\u036f]")
 def split_into_words(text: str) -> list[str]:
     """The words of a text in order, without case, accents and English suffixes.
 
-    Runs of a script without spaces give bigrams of characters. Terms with digits and inner punctuation
-    ("XK-4471-B", "192.168.7.4") give their parts and, as a further word, the whole.
+    Runs of a script without spaces become bigrams of characters. Terms with digits and inner punctuation
+    ("XK-4471-B", "192.168.7.4") become their parts plus a word for the whole.
     """
     if not text.isascii():
         bare = _ACCENTS.sub("", unicodedata.normalize("NFKD", text))
@@ -58,7 +58,7 @@ def split_into_words(text: str) -> list[str]:
         for part in parts:
             words += [_stem(part)] if part.isascii() else _pairs(part)
         if len(parts) > 1 and any(character.isdigit() for character in term):
-            # A whole with letters matches "XK4471B" too. Digits alone keep a separator: 1.5 is not 15.
+            # With letters, the whole also matches "XK4471B". Digits only keep a separator: 1.5 is not 15.
             words.append(("" if any(character.isalpha() for character in term) else "_").join(parts))
     return [word for word in words if len(word) <= MAX_WORD_LENGTH]
 

@@ -1,1 +1,1 @@
-"""Documents to text."""
+"""Readers of document formats."""

@@ -31,7 +31,7 @@ def read(data: bytes) -> list[Block]:
     """Blocks of the document with all tracked changes accepted. The title is the only heading of level 1.
 
     Raises:
-        UnreadableDocument: The file is no .docx, is encrypted or damaged, or exceeds a size limit.
+        UnreadableDocument: The file is not a .docx, encrypted, damaged, or exceeds a size limit.
     """
     if data.startswith(b"\xd0\xcf\x11\xe0"):  # OLE container: an old .doc, or an encrypted .docx
         raise UnreadableDocument("is encrypted, or an old .doc: save it as .docx without a password")
@@ -43,7 +43,7 @@ def read(data: bytes) -> list[Block]:
     except (MemoryError, RecursionError, UnreadableDocument):
         raise
     except Exception as error:  # the library does not wrap the exceptions of its parsers
-        raise UnreadableDocument("is damaged, or no .docx") from error
+        raise UnreadableDocument("is damaged, or not a .docx") from error
     markup = _BACK_LINKS.sub("", converted.value)
     found = html.blocks(markup)
     if '<h1 class="title">' not in markup:

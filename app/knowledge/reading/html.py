@@ -27,7 +27,7 @@ _BLOCKS = _LISTS | _ITEMS | _HEADINGS.keys() | frozenset({
 # fmt: on
 _INVISIBLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.I)
 _DECLARED = re.compile(rb"""<meta\b[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{1,40})""", re.I)
-_BREAK = "\f"  # stands for <br>; a form feed in the page is treated as <br> too
+_BREAK = "\f"  # represents <br>; a form feed in the page is treated like <br>
 
 
 def read(data: bytes) -> list[Block]:
@@ -85,7 +85,7 @@ def _is_hidden(node: LexborNode) -> bool:
 class _List:
     tag: str
     number: int
-    marker: str = ""  # of the item whose first line is not written yet
+    marker: str = ""  # of an item without a written line
 
 
 @dataclass(slots=True)

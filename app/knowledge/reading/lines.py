@@ -18,11 +18,11 @@ _GAP = 1.3  # minimum line distance between paragraphs, relative to that within 
 _INDENT = 0.8
 
 _LONGEST_HEADING = 200  # characters
-_MOST_HEADINGS = 0.3  # of all characters; with more large text, size does not identify headings
+_MOST_HEADINGS = 0.3  # share of all characters; with more large text, size does not identify headings
 _MARGIN_LINES = 2  # at the top and at the bottom of a page, checked for repetition
 _FEWEST_PAGES = 3
 _SHIFT = 4.0  # points; tolerance for the position of a repeated line
-_MOST_NUMBERS = 5  # in a line, checked as page numbers
+_MOST_NUMBERS = 5  # numbers per line that are checked as page numbers
 _Place = tuple[str, "int | None", int]  # text, number in it minus the page's index, vertical position
 _DIGITS = re.compile(r"\d+")
 _BULLET = re.compile(r"(?:[•◦▪‣·●○■□–—*-]|\(?(?:\d{1,3}|[a-zA-Z])[.)])\s")
@@ -37,7 +37,7 @@ class Line:
 
     Attributes:
         text: Text without a hyphen at its end.
-        is_divided: Whether the line ended in a hyphen, so that its last word may continue in the next.
+        is_divided: Whether the line ends with a hyphen, so its last word may continue on the next line.
     """
 
     text: str
@@ -73,8 +73,8 @@ def blocks(pages: Sequence[Sequence[Line]]) -> list[Block]:
 def _without_margins(pages: Sequence[Sequence[Line]]) -> list[list[Line]]:
     """Remove lines at the same position of at least half of the pages.
 
-    Equal lines are removed except the first, which may be the title. Lines that differ are removed if the
-    difference is a number that grows with the pages. Other numbers may be the content of such a line.
+    Equal lines are removed, except the first, which may be the title. Different lines are removed if they
+    differ only in a number that increases with the pages. Lines that differ in other numbers may be content.
     """
     margins = [_margin_lines(page) for page in pages]
     seen = Counter(
@@ -100,14 +100,14 @@ def _without_margins(pages: Sequence[Sequence[Line]]) -> list[list[Line]]:
 
 
 def _margin_lines(page: Sequence[Line]) -> dict[int, Line]:
-    if len(page) <= 2 * _MARGIN_LINES:  # such as a slide, all of whose lines would count as margin
+    if len(page) <= 2 * _MARGIN_LINES:  # such as a slide: all its lines would be margin lines
         return {}
     by_place = sorted(page, key=lambda line: line.bottom)
     return {id(line): line for line in by_place[:_MARGIN_LINES] + by_place[-_MARGIN_LINES:]}
 
 
 def _places(line: Line, page: int) -> list[_Place]:
-    """Keys that a running line shares with other pages: its text, and its text around the page number."""
+    """Keys for repeated lines: the text, and the text around each possible page number."""
     text, bottom = line.whole, round(line.bottom / _SHIFT)
     numbers = [number for number in _DIGITS.finditer(text) if len(number[0]) < 7]
     return [(text, None, bottom)] + [
@@ -122,7 +122,7 @@ def _occurrences(seen: Counter[_Place], place: _Place) -> int:
 
 
 def _heading_levels(lines: Sequence[Line]) -> Callable[[Sequence[Line]], int]:
-    """A function that returns a paragraph's heading level, by the height of its letters."""
+    """Return a function for a paragraph's heading level, determined by the height of its letters."""
     sizes: Counter[float] = Counter()
     for line in lines:
         sizes[round(line.height, 1)] += len(line.text)
@@ -198,7 +198,7 @@ def _joined(group: Sequence[Line], compounds: set[str], edge: float) -> str:
 
 
 def _is_one_word(above: str, below: str, compounds: set[str]) -> bool:
-    """Whether the hyphen between two lines divides one word, and is not part of a compound."""
+    """Whether the hyphen between two lines divides a word, and does not belong to a compound."""
     last, first = _LAST_WORD.search(above), _FIRST_WORD.search(below)
     if not last or not first or not below[0].islower() or not last[0][-1].isalpha():
         return False

@@ -13,7 +13,7 @@ from app.knowledge.reading.text import clean
 
 logger = logging.getLogger("tokenstream.knowledge")
 
-_MOST_CHARACTERS = 50_000_000  # of all pages; a hostile file can repeat one page many times
+_MOST_CHARACTERS = 50_000_000  # of all pages; a malicious file can repeat a page many times
 # At a line's end. PDFium uses the first two for hyphens that it classifies as word division.
 _HYPHENS = "\x02\ufffe\u00ad-\u2010"
 
@@ -29,7 +29,7 @@ def read(data: bytes) -> list[Block]:
     except pdfium.PdfiumError as error:
         if error.err_code == raw.FPDF_ERR_PASSWORD:
             raise UnreadableDocument("is encrypted: a password is required") from error
-        raise UnreadableDocument("is damaged, or no PDF") from error
+        raise UnreadableDocument("is damaged, or not a PDF") from error
     pages: list[list[Line]] = []
     n_characters = 0
     for number in range(1, len(document) + 1):

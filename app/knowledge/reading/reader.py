@@ -1,8 +1,8 @@
 """Reads users' files in a child process.
 
-Files are untrusted, and their readers are large libraries, some in C. A file may crash a reader, keep it
-busy for hours, or make it fill memory. In a child that costs one skipped file. The child also spares the
-server's interpreter lock and memory. It stays for further files, at low priority.
+Files are untrusted, and their readers are large libraries, some in C. A file can crash a reader, take hours,
+or fill memory. In a child process this costs one skipped file. The child also keeps the work off the server's
+interpreter lock and memory. It is reused for more files, at low priority.
 
 Run as ``python -m app.knowledge.reading.reader`` this module is the child.
 """
@@ -36,25 +36,25 @@ SUFFIXES: frozenset[str] = frozenset(_FORMATS)  # of readable files, in lower ca
 MOST_BYTES = 50 << 20  # of a file
 TIME_LIMIT = 300.0  # seconds of CPU time; a PDF of 5,000 full pages takes one or two minutes
 MEMORY_LIMIT = 1 << 30  # bytes of address space; an idle child has about 30 MB
-# Seconds of wall time. CPU time is limited, but a child of low priority may get little of it on a busy
-# machine. Only a file system that does not respond takes this long.
+# Seconds of wall time. On a busy machine a child of low priority may get little CPU time. Only a file system
+# that does not respond takes this long.
 _WALL_TIME_LIMIT = 3600.0
-_START_TIME_LIMIT = 300.0  # seconds, on a busy machine too
+_START_TIME_LIMIT = 300.0  # seconds, enough for a busy machine
 _NICENESS = 10
 
 
 def read_document(path: Path) -> Document:
-    """Read one file. For several, keep a :class:`DocumentReader`.
+    """Read a file. For several files, use a :class:`DocumentReader`.
 
     Raises:
-        UnreadableDocument: The file gives no text; the message says why.
+        UnreadableDocument: The file has no readable text; the message has the reason.
     """
     with DocumentReader() as reader:
         return reader.read(path)
 
 
 class DocumentReader:
-    """Reads files in a child process, started at the first file and replaced if it ended."""
+    """Reads files in a child process, started at the first file and replaced after it has ended."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class DocumentReader:
         memory_limit: int = MEMORY_LIMIT,
         most_bytes: int = MOST_BYTES,
     ) -> None:
-        """Set the limits of a single file.
+        """Set the limits per file.
 
         Args:
             time_limit: Seconds of CPU time.
@@ -95,10 +95,10 @@ class DocumentReader:
         """Read a file with the reader for its suffix. Other threads wait.
 
         Raises:
-            UnreadableDocument: The file gives no text; the message says why.
+            UnreadableDocument: The file has no readable text; the message has the reason.
         """
         if path.suffix.lower() not in SUFFIXES:
-            raise UnreadableDocument(f"is of no supported format: {', '.join(sorted(SUFFIXES))}")
+            raise UnreadableDocument(f"has no supported format: {', '.join(sorted(SUFFIXES))}")
         try:
             blocks = self._child.request(
                 os.fspath(path.absolute()),
@@ -136,7 +136,7 @@ def read_here(path: Path, most_bytes: int = MOST_BYTES) -> Document:
     """Read a file in this process, without limits of time and memory.
 
     Raises:
-        UnreadableDocument: The file gives no text; the message says why.
+        UnreadableDocument: The file has no readable text; the message has the reason.
         RecursionError, MemoryError: The file is nested too deeply or expands too much.
     """
     data = _contents(path, most_bytes)
@@ -173,7 +173,7 @@ def _contents(path: Path, most_bytes: int) -> bytes:
 
 
 def _reader(suffix: str) -> Callable[[bytes], list[Block]]:
-    """The reader of a format. Its library is imported at the first file of that format."""
+    """The reader of a format. Its library is imported on first use."""
     if _FORMATS[suffix] == "text":
         from app.knowledge.reading.text import read
     elif _FORMATS[suffix] == "markdown":

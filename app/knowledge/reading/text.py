@@ -11,7 +11,7 @@ from app.knowledge.reading.document import Block, UnreadableDocument
 
 logger = logging.getLogger("tokenstream.knowledge")
 
-# UTF-32 before UTF-16, whose mark is a prefix of UTF-32's.
+# UTF-32 first: UTF-16's byte order mark is a prefix of UTF-32's.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -37,7 +37,7 @@ def decode(data: bytes, declared: str | None = None) -> str:
 
     Args:
         data: Contents of the file.
-        declared: Encoding that the file declares, if any.
+        declared: Encoding declared in the file, if any.
 
     Raises:
         UnreadableDocument: The data is not text.

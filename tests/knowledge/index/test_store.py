@@ -505,9 +505,9 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
 
 def test_mismatched_arguments_are_rejected(store: Store) -> None:
     chunk = Chunk("a", 0, "", None, "text")
-    with pytest.raises(ValueError, match="2 chunks announced, 1 given"):
+    with pytest.raises(ValueError, match="n_chunks is 2, but there are 1 chunks of it"):
         store.replace(IndexedFile("a", "1", 1, 2, None), [chunk], some_vectors(1))
-    with pytest.raises(ValueError, match="announced"):
+    with pytest.raises(ValueError, match="n_chunks is"):
         store.replace(IndexedFile("b", "1", 1, 1, None), [chunk], some_vectors(1))
     with pytest.raises(ValueError, match="finite"):
         store.replace(
