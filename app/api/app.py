@@ -1,4 +1,4 @@
-"""The application: all dialects folded into routes, error handlers and the OpenAPI document."""
+"""The application: routes, error handlers and the OpenAPI document of all dialects."""
 
 from __future__ import annotations
 

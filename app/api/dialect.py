@@ -40,13 +40,13 @@ def causes(*statuses: int) -> dict[int, str]:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a request is rejected, independent of the dialect.
+    """The reason for an error response, independent of the dialect.
 
     Attributes:
-        status: HTTP status. A dialect may map ``kind`` to another one.
+        status: HTTP status. A dialect may map ``kind`` to another status.
         kind: Machine-readable cause, such as ``too_long``.
         message: Error message for the author of the request. It names the field, the value and the limit.
-        field: The invalid field, if there is one.
+        field: The invalid field, if any.
     """
 
     status: int
@@ -59,19 +59,19 @@ class Problem:
         """Response headers."""
         if self.status == 401:
             return {"WWW-Authenticate": "Bearer"}
-        if self.status == 413:  # the rest of the body stays unread: the connection cannot be reused
+        if self.status == 413:  # the body is not read completely, so the connection cannot be reused
             return {"Connection": "close"}
         return {429: {"Retry-After": "1"}, 503: {"Retry-After": "2"}}.get(self.status, {})
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorFormat:
-    """How a dialect encodes a ``Problem``.
+    """A dialect's encoding of a ``Problem``.
 
     Attributes:
         schema: Type of the body, for the OpenAPI document.
-        body: Makes the body of the response.
-        status: Makes the HTTP status.
+        body: Returns the body of the response.
+        status: Returns the HTTP status.
     """
 
     schema: Any
@@ -81,7 +81,7 @@ class ErrorFormat:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A successful response, described.
+    """Description of a successful response.
 
     Attributes:
         description: One sentence.
@@ -107,7 +107,7 @@ class Operation:
     Attributes:
         method: HTTP method.
         path: Starlette's path, such as ``/v1/models/{name:path}``.
-        endpoint: Answers the request.
+        endpoint: Handles the request.
         group: Heading in the document. Default: the name of the dialect.
         summary: One line.
         description: Details, in Markdown.
@@ -142,11 +142,11 @@ class Dialect:
     Attributes:
         name: Heading of its operations in the document.
         description: One sentence below that heading.
-        error: Encodes the errors of all its operations, and of unknown paths below its own.
+        error: Error format of its operations, and of unknown paths below its paths.
         operations: In order of matching.
-        groups: Further headings and their descriptions.
+        groups: Other headings and their descriptions.
         files: Static files by path. They are served without API_KEY.
-        schemas: Types that descriptions mention but no body has.
+        schemas: Types mentioned in descriptions that are not in a body.
     """
 
     name: str
@@ -162,7 +162,7 @@ class RouteTable:
     """The routes of all dialects, and the dialect of each path."""
 
     def __init__(self, dialects: Sequence[Dialect], settings: Settings, default: ErrorFormat) -> None:
-        """Fold the dialects. ``default`` encodes the errors of paths without a dialect."""
+        """Combine the dialects; ``default``: error format of paths without a dialect."""
         self.dialects = [
             (dialect, [operation for operation in dialect.operations if operation.is_served(settings)])
             for dialect in dialects
@@ -200,9 +200,9 @@ class RouteTable:
         return sorted({method for route in routes for method in route.methods or ()})
 
     def error_format(self, method: str, path: str) -> ErrorFormat:
-        """The error format of a request: of its operation, else of the one dialect with this path.
+        """The error format of a request: of its operation, else of the only dialect with this path.
 
-        An unknown path has the format of the first dialect with a path that begins with the same segment.
+        For an unknown path, that of the first dialect with a path that begins with the same segment.
         """
         scope = {"type": "http", "method": method, "path": path}
         matches = [(route.matches(scope)[0], dialect) for route, dialect in self._routes]

@@ -72,13 +72,13 @@ def _types(dialects: Dialects) -> dict[Any, None]:
 
 class _SchemaGenerator(GenerateJsonSchema):
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
-        """Omit titles, which only repeat the name of a field."""
+        """Omit titles: they repeat the name of the field."""
         return False
 
 
 class _Schemas:
     def __init__(self, types: Iterable[Any]) -> None:
-        # Mode "validation": a field with a default may be missing in requests and in responses.
+        # Mode "validation": a field with a default may be missing, in requests and in responses.
         self._schemas, definitions = TypeAdapter.json_schemas(
             [(kind, "validation", TypeAdapter(kind)) for kind in types],
             ref_template="#/components/schemas/{model}",

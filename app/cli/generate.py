@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.api.http.problems import complaint
+from app.api.http.problems import validation_problem
 from app.api.tokenstream.token_stream import TokenStreamRequest
 from app.config.errors import UserError
 from app.config.settings import Settings
@@ -57,4 +57,4 @@ def request_of(fields: dict[str, Any]) -> TokenStreamRequest:
     try:
         return TokenStreamRequest.model_validate({k: v for k, v in fields.items() if v is not None})
     except ValidationError as error:
-        raise ArgumentError(complaint(error).message) from None
+        raise ArgumentError(validation_problem(error).message) from None

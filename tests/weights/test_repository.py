@@ -90,7 +90,9 @@ def test_the_next_start_resumes_a_download_that_failed(resolve: Resolve, fake_hu
     fake_hub.add(REPO, {"a.gguf": BIG})
     fake_hub.cut_after, fake_hub.fail_after_cut = CUT, True
     failed = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf")
-    assert failed.error.startswith(f"{fake_hub.url} responds with 500 Internal Server Error for MODEL_REPO={REPO}")
+    assert failed.error.startswith(
+        f"{fake_hub.url} responds with 500 Internal Server Error for MODEL_REPO={REPO}"
+    )
     fake_hub.status = None
     fake_hub.requests.clear()
     outcome = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf")

@@ -1,1 +1,1 @@
-"""Code that all dialects share."""
+"""Common code of all dialects."""

@@ -28,7 +28,7 @@ SHUTTING_DOWN = Problem(503, "shutting_down", "the server is shutting down")
 
 
 class Answering(Response):
-    """A response made from generations, which are closed when it ends."""
+    """A response created from generations. They are closed when it ends."""
 
     def __init__(self, request: Request, generations: Sequence[Generation], media_type: str) -> None:
         self._request = request
@@ -38,7 +38,7 @@ class Answering(Response):
         self.background = None
         self.body = b""
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        # init_headers took the length of the empty body.
+        # init_headers() has set the length of the empty body.
         self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,7 +55,7 @@ class Answering(Response):
                 await self._send_all(scope, receive, send)
                 tasks.cancel_scope.cancel()
         except asyncio.CancelledError:
-            # The server shuts down and SHUTDOWN_GRACE is over.
+            # The server shuts down, and SHUTDOWN_GRACE has passed.
             n_tokens = sum(generation.n_generated for generation in self._generations)
             logger.warning("shutdown interrupted an answer after %d tokens", n_tokens)
             await self._interrupt(scope, receive, send)
@@ -78,7 +78,7 @@ class WholeAnswer(Answering):
     def __init__(
         self, request: Request, generations: Sequence[Generation], body: Callable[[], Awaitable[Any]]
     ) -> None:
-        """``body`` receives the generations and makes the body."""
+        """``body``: receives the generations and returns the body."""
         super().__init__(request, generations, JSON)
         self._make_body = body
         self._is_started = False
@@ -121,12 +121,12 @@ class StreamedAnswer(Answering):
         Args:
             request: The request.
             generations: Closed when the response ends.
-            parts: Parts of the body, each sent at once.
+            parts: Parts of the body, each sent immediately.
             media_type: Media type of the body.
-            error_part: Encodes the last part of a body that fails. None leaves the body without its last
-                chunk, which clients detect.
+            error_part: Encodes the last part of a failed body. None: the body ends without its last chunk,
+                which clients detect.
             keep_alive: Sent after KEEP_ALIVE_AFTER seconds of silence.
-            headers: Further headers.
+            headers: Other headers.
         """
         super().__init__(request, generations, media_type)
         self.headers.update(headers or {})

@@ -16,7 +16,7 @@ class RequireKey:
     """Middleware that rejects requests without the key (401). Clients send the key as a Bearer token."""
 
     def __init__(self, app: ASGIApp, key: str, is_open: Callable[[str, str], bool]) -> None:
-        """``is_open`` tells for method and path whether a request needs no key."""
+        """``is_open``: whether a request with this method and path needs no key."""
         self._app = app
         self._key = key.encode()
         self._is_open = is_open

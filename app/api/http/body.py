@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from app.api.dialect import JSON, Problem
-from app.api.http.problems import ApiError, complaint
+from app.api.http.problems import ApiError, validation_problem
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -29,14 +29,14 @@ async def read_json(request: Request, model: type[T]) -> T:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise ApiError(complaint(error)) from None
+        raise ApiError(validation_problem(error)) from None
 
 
 async def read_ahead(request: Request) -> tuple[Any, Request]:
-    """Parse a body to choose the endpoint that reads it.
+    """Parse a body before an endpoint reads it, to choose the endpoint.
 
     Returns:
-        The JSON value, None if it is invalid; and a request with the body still to read.
+        The JSON value, or None if it is invalid; and a request with an unread body.
 
     Raises:
         ApiError: 413 body too long.
@@ -67,8 +67,8 @@ async def read_body(request: Request) -> bytes:
     limit: int = request.app.state.settings.max_body_bytes
     message = f"the body is longer than {limit} bytes (MAX_BODY_BYTES)"
     too_long = ApiError(Problem(413, "body_too_large", message))
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
+    content_length = request.headers.get("content-length", "")
+    if content_length.isdecimal() and int(content_length) > limit:
         raise too_long
     body = bytearray()
     async for chunk in request.stream():

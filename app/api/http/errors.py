@@ -17,7 +17,7 @@ from app.service import ServiceError
 
 
 class ErrorBody(TypedDict):
-    """Why a request is rejected or failed."""
+    """Reason for a rejected or failed request."""
 
     error: Annotated[str, Field(description="Error message. It names the field, the value and the limit.")]
     error_type: Annotated[str, Field(description="Machine-readable cause.")]
@@ -28,7 +28,7 @@ def error_body(problem: Problem) -> ErrorBody:
 
 
 ERRORS = ErrorFormat(ErrorBody, error_body)
-"""The format of our own dialect, of the operator's routes, and of unknown paths."""
+"""Error format of Tokenstream's route, the operator's routes, and unknown paths."""
 
 
 def respond(scope: Scope, problem: Problem) -> Response:
@@ -66,10 +66,10 @@ def http_error(request: Request, error: Exception) -> Response:
 
 
 def client_gone(_request: Request, _error: Exception) -> Response:
-    """End a request whose client disconnected before its body was read. Nobody receives the response."""
+    """End a request whose client disconnected before its body was read. The response is not delivered."""
     return Response(status_code=400)
 
 
 def server_error(request: Request, _error: Exception) -> Response:
-    """Respond to an unexpected exception, which Starlette's server logs."""
+    """Respond to an unexpected exception. Uvicorn logs it."""
     return respond(request.scope, Problem(500, "internal", "internal server error; see the server's log"))

@@ -12,12 +12,12 @@ from app.api.dialect import EVENTS, Problem
 from app.api.http.answering import StreamedAnswer
 from app.service import Generation
 
-# One encoder for all events: json.dumps with an option makes a new one at each call.
+# One encoder for all events: json.dumps with an option creates a new one at each call.
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def event(data: Any, *, prefix: str = "data: ") -> bytes:
-    """Encode an event. ``prefix`` may hold a line with its name."""
+    """Encode an event; ``prefix``: may contain a line with its name."""
     return f"{prefix}{_encode(data)}\n\n".encode("utf-8", "replace")
 
 
@@ -35,7 +35,7 @@ def event_stream(
         request: The request.
         generations: Closed when the response ends.
         events: Parts of the body.
-        error_event: Encodes the last event of a stream that fails.
+        error_event: Encodes the last event of a failed stream.
         keep_alive: Comment for a silent connection.
     """
     return StreamedAnswer(

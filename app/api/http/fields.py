@@ -1,4 +1,4 @@
-"""Request fields that several dialects share."""
+"""Common request fields of several dialects."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def problem_of(error: service.ServiceError) -> Problem:
     return Problem(status, kind, message, error.field)
 
 
-def complaint(error: ValidationError) -> Problem:
+def validation_problem(error: ValidationError) -> Problem:
     """Summarize pydantic's first errors in one message that names fields and values."""
     errors = error.errors(include_url=False)
     if errors[0]["type"] == "json_invalid":
@@ -54,9 +54,9 @@ def complaint(error: ValidationError) -> Problem:
 
 
 def _deepest(errors: list[Any]) -> list[Any]:
-    """One error per field. A field with an error in a nested field is left out.
+    """One error per field. A field with an error in a nested field is omitted.
 
-    Pydantic reports an error for every member of a union; the most deeply nested ones are useful.
+    Pydantic reports an error for every member of a union. The most deeply nested one is useful.
     """
     by_field: dict[str, Any] = {}
     for error in errors:
@@ -73,11 +73,11 @@ def _field(error: Any) -> str:
 
 
 def _is_union_member(part: str) -> bool:
-    """Whether it names a class or a simple type. Names of fields begin with a small letter."""
+    """Whether a part is the name of a class or simple type. Field names begin with a small letter."""
     return part[0].isupper() or part in _SIMPLE_TYPES
 
 
-# Errors of validators that check several fields name the field in the message.
+# Validators of several fields put the name of the field into the message.
 _NAMED = re.compile(r"Value error, ([a-z_.]+): ")
 _SIMPLE_TYPES = {"str", "int", "float", "bool", "dict", "none"}
 
@@ -91,10 +91,10 @@ def _one(error: Any) -> str:
     message = (
         error["msg"].removeprefix("Value error, ").replace("Input ", "").replace(" after validation", "")
     )
-    if not error["loc"]:  # of a validator of several fields: the message has the field
+    if not error["loc"]:  # from a validator of several fields: the message names the field
         return str(message)
     message = f"{field}: {message[0].lower()}{message[1:]}"
-    if error["type"] in ("too_long", "value_error"):  # the message has the value
+    if error["type"] in ("too_long", "value_error"):  # the message contains the value
         return message
     value = json.dumps(error["input"], ensure_ascii=False, default=str)
     return f"{message}, not {value if len(value) <= 60 else value[:57] + '...'}"

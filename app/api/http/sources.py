@@ -1,4 +1,4 @@
-"""Passages of documents: how requests choose documents and how responses cite them."""
+"""Documents in requests, and citations of passages in responses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from app.service import KnowledgeUse, Passage
 
-# Cites the sources of an answer before its first byte. Some proxies reject more than 4 KB of headers.
+# Header with the sources of an answer. Some proxies reject more than 4 KB of headers.
 HEADER = "X-Sources"
 _LONGEST_HEADER = 3000
 
@@ -22,7 +22,7 @@ class KnowledgeChoice(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     files: Annotated[
-        list[str], Field(min_length=1, max_length=1000, description="Names as GET /v1/knowledge lists them.")
+        list[str], Field(min_length=1, max_length=1000, description="Names from GET /v1/knowledge.")
     ]
 
 
@@ -36,8 +36,8 @@ KnowledgeField = Annotated[
     bool | KnowledgeChoice | None,
     BeforeValidator(_checked, json_schema_input_type=bool | KnowledgeChoice | None),
     Field(
-        description="Whether the answer uses the knowledge base, or the documents to use. Default: as the "
-        "context sets it."
+        description="Whether the answer uses the knowledge base, or the documents to use. Default: the "
+        "context's setting."
     ),
 ]
 
@@ -46,12 +46,12 @@ class Source(TypedDict):
     """A passage of a document."""
 
     file: str
-    heading: Annotated[str, Field(description="The headings above it, outermost first.")]
-    page: Annotated[int | None, Field(description="From 1, in formats that have pages.")]
+    heading: Annotated[str, Field(description="Headings above it, outermost first.")]
+    page: Annotated[int | None, Field(description="From 1, in formats with pages.")]
     position: Annotated[int, Field(description="Index among the passages of its document, from 0.")]
     text: str
     cosine: Annotated[float, Field(description="Cosine similarity of passage and question.")]
-    score: Annotated[float, Field(description="Combined rank of vector and keyword search.")]
+    score: Annotated[float, Field(description="Combined score of vector and keyword search.")]
 
 
 def knowledge_use(choice: bool | KnowledgeChoice | None) -> KnowledgeUse:
@@ -74,7 +74,7 @@ def source(passage: Passage) -> Source:
 
 
 def header(passages: Sequence[Passage]) -> dict[str, str]:
-    """The header that cites passages: an ASCII JSON list, best first, without their texts."""
+    """The header for passages: an ASCII JSON list, best first, without their texts."""
     cited: list[str] = []
     for passage in passages:
         fields = source(passage)

@@ -1,4 +1,4 @@
-"""Embeddings for the dialects that offer them."""
+"""Embeddings, for several dialects."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from app.service import Embeddings, Service
 
 MOST_INPUTS = 2048  # per request, as in OpenAI's API
 
-# Models trained so that the first dimensions form a vector of their own (Kusupati et al. 2022, "Matryoshka
-# Representation Learning"). GGUF metadata does not tell, so these are the names of known models.
+# Names of models whose first dimensions are usable as shorter vectors (Kusupati et al. 2022, "Matryoshka
+# Representation Learning"). GGUF metadata lacks this property.
 _MATRYOSHKA = re.compile(
     r"embedding-?gemma|qwen3-embedding|jina-embeddings-v[3-5]|mxbai-embed-(large|2d)|"
     r"nomic-embed-text-v(1\.5|2)|arctic-embed-([ml]-v2|m-v1\.5)",
@@ -32,14 +32,14 @@ async def vectors(
     truncate: Literal["left", "right"] | None = None,
     normalize: bool = True,
 ) -> Embeddings:
-    """Embed texts as :meth:`Service.embed` does. A disconnect of the client cancels the work.
+    """Embed texts with :meth:`Service.embed`. A disconnect of the client cancels the work.
 
     Args:
         request: A request whose body has been read.
         inputs: Texts, or token lists of the embedding model.
         field: Name of the inputs in the request, for error messages.
-        dimensions: Dimensions of each vector; None for all.
-        truncate: Side from which too long texts are cut; None rejects them.
+        dimensions: Dimensions of each vector. None: all.
+        truncate: Side at which long texts are truncated. None: reject them.
         normalize: Whether to scale vectors to length 1.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Cancel work when its client disconnects."""
+"""Cancellation of work when its client disconnects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
     Raises:
         ClientDisconnect: The client has disconnected.
-        ApiError: The server shuts down and SHUTDOWN_GRACE is over.
+        ApiError: The server shuts down, and SHUTDOWN_GRACE has passed.
     """
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_until_disconnected(request))

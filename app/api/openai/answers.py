@@ -1,4 +1,4 @@
-"""Parts of responses that chat and completions share: envelope, usage, log-probabilities."""
+"""Common parts of chat and completions: envelope, usage, log-probabilities."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def finish_reason(generation: Generation) -> CompletionFinishReason:
 
 
 def usage(generations: Sequence[Generation], *, n_prompts: int = 1) -> Usage:
-    """Tokens of a request. Each prompt counts once, however many answers it has."""
+    """Tokens of a request. Each prompt counts once, independent of its number of answers."""
     firsts = generations[:: max(1, len(generations) // n_prompts)]
     n_prompt = sum(generation.n_prompt for generation in firsts)
     n_generated = sum(generation.n_generated for generation in generations)
@@ -92,12 +92,12 @@ class CompletionLogprobsWriter:
         self._offset = 0
 
     def of_prompt(self, generation: Generation) -> CompletionLogprobs:
-        """Those of the prompt. Its first token has none."""
+        """Log-probabilities of the prompt. The first token has none."""
         known: list[Logprobs | None] = [None, *generation.prompt_logprobs]
         return self._lists(list(zip(generation.prompt, known, strict=True)))
 
     def of_answer(self, outputs: Sequence[Output]) -> CompletionLogprobs:
-        """Those of the next tokens of the answer."""
+        """Log-probabilities of the next tokens of the answer."""
         return self._lists([(output.token, output.logprobs) for output in shown(self._vocab, outputs)])
 
     def _lists(self, entries: Sequence[tuple[int, Logprobs | None]]) -> CompletionLogprobs:
@@ -125,7 +125,7 @@ class CompletionLogprobsWriter:
 
 
 def joined(first: CompletionLogprobs | None, second: CompletionLogprobs | None) -> CompletionLogprobs | None:
-    """The log-probabilities of two consecutive parts as one."""
+    """Join the log-probabilities of two consecutive parts."""
     if first is None or second is None:
         return first or second
     tops, more = first["top_logprobs"], second["top_logprobs"]

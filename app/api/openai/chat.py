@@ -105,7 +105,7 @@ def _tool_use(body: ChatRequest) -> ToolUse | None:
 
 @contextlib.contextmanager
 def _naming(place: str) -> Iterator[None]:
-    """Report a ValueError as an invalid value at this place of the body."""
+    """Convert a ValueError to an error of the field ``place``."""
     try:
         yield
     except ValueError as error:
@@ -135,7 +135,7 @@ class ChatAnswer:
         self.model = model
         self._body = body
         self.tools = prompt.tools
-        # With "echo" the answer begins with the message that it continues.
+        # With "echo" the answer begins with the continued message.
         self.beginning = prompt.messages[-1].content if body.echo and prompt.continues else ""
         self._generations = generations
         self._sources: list[Source] = [source(passage) for passage in generations[0].sources]

@@ -45,7 +45,7 @@ async def completions(request: Request) -> Response:
 
 
 async def _start(service: Service, body: CompletionRequest) -> list[Generation]:
-    """The answers to the first prompt, then those to the second, and so on."""
+    """Start the answers, in the order of the prompts."""
     n_answers, most = len(body.prompts) * body.n_generated, service.settings.max_concurrent_requests
     if n_answers > most:
         raise invalid(f"{n_answers} answers exceed MAX_CONCURRENT_REQUESTS ({most})", "prompt")
@@ -53,10 +53,10 @@ async def _start(service: Service, body: CompletionRequest) -> list[Generation]:
     try:
         for prompt in body.prompts:
             if isinstance(prompt, str):
-                asked = TextPrompt(prompt, suffix=body.suffix)
+                text_prompt = TextPrompt(prompt, suffix=body.suffix)
             else:
-                asked = TextPrompt(tokens=tuple(prompt))
-            generations += await service.generate(asked, body.overrides(), n=body.n_generated)
+                text_prompt = TextPrompt(tokens=tuple(prompt))
+            generations += await service.generate(text_prompt, body.overrides(), n=body.n_generated)
     except BaseException:
         for generation in generations:
             generation.close()

@@ -17,7 +17,7 @@ from app.api.openai.requests import ChatRequest, CompletionRequest
 
 _KNOWLEDGE = "Knowledge base"
 
-_INVALID = {400: "The request is invalid. `param` names the field, `message` the allowed values."}
+_INVALID = {400: "The request is invalid. `param` is the field, `message` has the allowed values."}
 _STREAM = (
     "\n\nWith `stream`, the data of each event is a chunk, and the last event is `[DONE]`. If generation "
     "fails, the last event has the name `error`."
@@ -100,7 +100,7 @@ _CHAT = Operation(
     endpoint=chat_completions,
     summary="Answer a conversation",
     description=(
-        "A conversation without a system message gets the prompt of the default context, or of `context`. "
+        "A conversation without a system message has the prompt of the default context, or of `context`. "
         "If the last message is the assistant's, the answer continues it. Missing parameters come from the "
         "context and the settings." + _STREAM
     ),
@@ -214,5 +214,5 @@ DIALECT = Dialect(
         _KNOWLEDGE_STATE,
         _SEARCH,
     ),
-    groups={_KNOWLEDGE: "The documents that answers use."},
+    groups={_KNOWLEDGE: "Documents for answers."},
 )

@@ -61,8 +61,8 @@ class EmbeddingsRequest(BaseModel):
         _Input,
         BeforeValidator(_checked, json_schema_input_type=_Input),
         Field(
-            description="A text or its tokens, or a list of either. Tokens are those of the embedding model, "
-            "including its begin and end tokens."
+            description="A text or its tokens, or a list of either. Tokens of the embedding model, including "
+            "its begin and end tokens."
         ),
     ]
     model: Annotated[
@@ -76,7 +76,7 @@ class EmbeddingsRequest(BaseModel):
         int | None,
         Field(
             ge=1,
-            description="Dimensions of each vector. Fewer than the model's require a model trained for that.",
+            description="Dimensions of each vector. Fewer than the model's require a Matryoshka model.",
         ),
     ] = None
     user: str | None = None  # ignored
@@ -107,7 +107,7 @@ class EmbeddingUsage(TypedDict):
 
 
 class EmbeddingList(TypedDict):
-    """The vectors of all texts, in their order."""
+    """The vectors of all texts, in order."""
 
     object: Literal["list"]
     data: list[Embedding]
@@ -120,13 +120,13 @@ async def embeddings(request: Request) -> Response:
     body = await read_json(request, EmbeddingsRequest)
     made = await vectors(request, body.inputs, field="input", dimensions=body.dimensions)
     is_base64 = body.encoding_format == "base64"
-    # Encoding a million numbers takes long enough to delay streams: it has a thread.
+    # On a thread: encoding a million numbers would delay streams.
     content = await asyncio.to_thread(_encoded, made, service.embedding_name or "", is_base64=is_base64)
     return Response(content, media_type=JSON)
 
 
 def _encoded(made: Embeddings, model: str, *, is_base64: bool) -> bytes:
-    """Encode an ``EmbeddingList`` vector by vector: Python lists of all numbers would take much memory."""
+    """Encode an ``EmbeddingList`` vector by vector: lists of all numbers would need much memory."""
     data: Iterator[Embedding] = (
         {"object": "embedding", "index": index, "embedding": _vector(vector, is_base64=is_base64)}
         for index, vector in enumerate(made.vectors)

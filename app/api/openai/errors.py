@@ -23,7 +23,7 @@ _NAMES = {
 
 
 class OpenAIError(TypedDict):
-    """Why a request is rejected or failed."""
+    """Reason for a rejected or failed request."""
 
     message: str
     type: str
@@ -32,13 +32,13 @@ class OpenAIError(TypedDict):
 
 
 class OpenAIErrorResponse(TypedDict):
-    """An error as OpenAI encodes it."""
+    """An error in OpenAI's format."""
 
     error: OpenAIError
 
 
 def openai_status(problem: Problem) -> int:
-    """OpenAI responds 400 to every invalid body."""
+    """OpenAI's status for invalid bodies is 400."""
     return 400 if problem.status == 422 or problem.kind == "unknown_context" else problem.status
 
 

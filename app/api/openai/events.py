@@ -22,12 +22,12 @@ def event_stream(
     generations: Sequence[Generation],
     chunks: AsyncIterator[Sequence[Mapping[str, Any]]],
 ) -> Response:
-    """A response of chunks, given as the chunks of each step."""
+    """A response of chunks; ``chunks``: one sequence per step."""
     return events.event_stream(request, generations, encoded(chunks), error_event=_error_event)
 
 
 async def encoded(chunks: AsyncIterator[Sequence[Mapping[str, Any]]]) -> AsyncIterator[bytes]:
-    """The events of each step in one part."""
+    """Encode the events of each step as one part."""
     async for of_step in chunks:
         yield b"".join(map(event, of_step))
     yield _DONE

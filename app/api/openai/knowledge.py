@@ -1,4 +1,4 @@
-"""``/v1/knowledge``: the documents of the knowledge base, and a search in them."""
+"""``/v1/knowledge``: list and search the documents of the knowledge base."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class Document(TypedDict):
     name: Annotated[str, Field(description="Path below DATA_PATH, with forward slashes.")]
     state: Annotated[
         Literal["indexed", "waiting", "skipped"],
-        Field(description="`indexed`: searchable. `waiting`: to be indexed. `skipped`: not readable."),
+        Field(description="`indexed`: searchable. `waiting`: not indexed yet. `skipped`: not readable."),
     ]
     chunks: Annotated[int, Field(description="Number of its passages.")]
     bytes: int
-    problem: Annotated[str | None, Field(description="Why it is skipped.")]
+    problem: Annotated[str | None, Field(description="Reason why it is skipped.")]
 
 
 class Counts(TypedDict):
@@ -78,7 +78,7 @@ class KnowledgeState(TypedDict):
 
     embedding_model: str
     indexing: Annotated[bool, Field(description="Whether indexing is in progress.")]
-    problem: Annotated[str | None, Field(description="Why indexing is not possible.")]
+    problem: Annotated[str | None, Field(description="Reason why indexing is not possible.")]
     counts: Counts
     documents: list[Document]
 
@@ -119,5 +119,5 @@ async def state(request: Request) -> Response:
 
 def _service(request: Request) -> Service:
     service: Service = request.app.state.service
-    _ = service.model  # raises Loading: the knowledge base opens before the model is ready
+    _ = service.model  # raises Loading: the knowledge base is opened before the model is ready
     return service

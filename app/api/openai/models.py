@@ -22,7 +22,7 @@ class ModelEntry(TypedDict):
     created: Annotated[int, Field(description="Modification time of its file, in seconds since 1970.")]
     owned_by: str
     max_model_len: Annotated[  # vLLM's name
-        int, Field(description="Maximum tokens of prompt and answer together, or of an embedded text.")
+        int, Field(description="Maximum tokens of prompt plus answer, or of an embedded text.")
     ]
 
 

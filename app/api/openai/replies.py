@@ -12,8 +12,8 @@ from app.api.http.sources import Source
 Sources = Annotated[
     list[Source],
     Field(
-        description="Passages of documents that the answer uses, best first. A stream has them in the "
-        "first chunk. Missing if there are none."
+        description="Passages of documents in the prompt, best first. In a stream, in the first chunk. "
+        "Missing if there are none."
     ),
 ]
 
@@ -21,11 +21,11 @@ Sources = Annotated[
 class PromptTokensDetails(TypedDict):
     """Details of the prompt's tokens."""
 
-    cached_tokens: Annotated[int, Field(description="Tokens found in the prefix cache.")]
+    cached_tokens: Annotated[int, Field(description="Prompt tokens from the prefix cache.")]
 
 
 class Usage(TypedDict):
-    """Tokens of a request. Each prompt counts once, however many choices it has."""
+    """Tokens of a request. Each prompt counts once, independent of its number of choices."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -40,7 +40,7 @@ class Envelope(TypedDict):
     created: Annotated[int, Field(description="Seconds since 1970.")]
     model: Annotated[str, Field(description="Name of the model that answered.")]
     system_fingerprint: Annotated[
-        str, Field(description="Changes with the model, the library and the sampling code.")
+        str, Field(description="Identifies the model, the library and the sampling code.")
     ]
 
 
@@ -130,7 +130,7 @@ class ToolCallDelta(TypedDict):
 
 
 class MessageDelta(TypedDict, total=False):
-    """What a chunk adds to an answer."""
+    """Addition of a chunk to an answer."""
 
     role: Literal["assistant"]
     content: str

@@ -1,6 +1,6 @@
 """Request bodies of the OpenAI dialect.
 
-Fields of OpenAI's API without influence on the answer are accepted. Unsupported fields that would change the
+Fields of OpenAI's API without effect on the answer are accepted. Unsupported fields that would affect the
 answer are rejected by name.
 """
 
@@ -46,7 +46,7 @@ class MessageToolCall(_Part):
 class ChatMessage(BaseModel):
     """A message of a conversation."""
 
-    # Clients send back all fields of an assistant's message, such as annotations.
+    # Clients return all fields of an assistant's message, such as annotations.
     model_config = ConfigDict(extra="ignore", strict=True)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -96,7 +96,7 @@ class FunctionName(_Part):
 
 
 class NamedToolChoice(_Part):
-    """The one tool that the model must call."""
+    """The tool that the model must call."""
 
     type: Literal["function"] = "function"
     function: FunctionName
@@ -126,7 +126,7 @@ class ResponseFormat(_Part):
     @model_validator(mode="after")
     def _has_schema(self) -> ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError('json_schema requires type "json_schema", and the reverse')
+            raise ValueError('json_schema and type "json_schema" require each other')
         kinds, in_words = _VALUES[self.type]
         if not isinstance(self.value, kinds):
             raise ValueError(f"value should be {in_words} with type {self.type!r}")
@@ -135,16 +135,16 @@ class ResponseFormat(_Part):
 
 # Types of ``value`` by type of format, and their description for error messages.
 _VALUES: dict[str, tuple[tuple[type, ...], str]] = {
-    "text": ((NoneType,), "left out"),
-    "json_object": ((dict, NoneType), "a schema, or left out,"),
-    "json_schema": ((NoneType,), "left out"),
+    "text": ((NoneType,), "omitted"),
+    "json_object": ((dict, NoneType), "a schema, or omitted,"),
+    "json_schema": ((NoneType,), "omitted"),
     "json": ((dict,), "a schema"),
     "regex": ((str,), "a text"),
 }
 
 
 class StreamOptions(_Part):
-    """Further content of a stream."""
+    """Options of a stream."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
@@ -153,7 +153,7 @@ class StreamOptions(_Part):
 class OpenAIRequest(SamplingFields):
     """Fields of chat and completions."""
 
-    # Unsupported fields, with the values that are harmless.
+    # Unsupported fields, with values that do not affect the answer.
     rejected: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
     model: Annotated[str | None, Field(description="Any name. The model of the server answers.")] = None
@@ -163,7 +163,7 @@ class OpenAIRequest(SamplingFields):
         Field(
             ge=1,
             le=MOST_CHOICES,
-            description="Number of answers to generate; the `n` most likely are returned.",
+            description="Number of generated answers; the `n` most likely are returned.",
         ),
     ] = None
     stream: Annotated[bool | None, Field(description="Stream the answer as server-sent events.")] = None
@@ -242,7 +242,7 @@ class ChatRequest(OpenAIRequest):
     tools: Annotated[list[ToolDefinition] | None, Field(max_length=128)] = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    prediction: dict[str, Any] | None = None  # ignored: a hint for speed
+    prediction: dict[str, Any] | None = None  # ignored: affects only speed
 
     @model_validator(mode="after")
     def _fits(self) -> ChatRequest:

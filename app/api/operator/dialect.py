@@ -94,7 +94,7 @@ DIALECT = Dialect(
             for path in ("/docs", "/swagger-ui", "/swagger-ui/")
         ),
         *(
-            _for_browsers(path, pages.openapi, "This description", _DOCUMENT)
+            _for_browsers(path, pages.openapi, "This document", _DOCUMENT)
             for path in ("/openapi.json", "/api-docs/openapi.json")
         ),
     ),

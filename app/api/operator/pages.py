@@ -13,7 +13,7 @@ from swagger_ui_bundle import swagger_ui_path
 
 UI = Path(__file__).resolve().parents[2] / "ui"
 
-# Without Swagger UI's index.html, which loads the document of another host.
+# Without Swagger UI's index.html, which loads a document from another host.
 _SWAGGER_FILES = ("swagger-ui.css", "swagger-ui-bundle.js")
 
 
@@ -57,6 +57,6 @@ async def swagger_ui(_request: Request) -> Response:
 
 
 async def openapi(request: Request) -> Response:
-    """Respond with the OpenAPI document, which create_app encodes once."""
+    """Respond with the OpenAPI document, encoded once by create_app."""
     document: bytes = request.app.state.document
     return Response(document, media_type="application/json", headers={"Cache-Control": "no-cache"})

@@ -9,19 +9,19 @@ from typing_extensions import TypedDict
 
 
 class Contexts(TypedDict):
-    """The contexts that requests may name."""
+    """The contexts of the server."""
 
-    default: Annotated[str, Field(description="The context of requests that name none.")]
+    default: Annotated[str, Field(description="Context of requests without the field `context`.")]
     contexts: list[str]
     model: Annotated[str, Field(description="Name of the model; empty while it is loading.")]
     knowledge: Annotated[bool, Field(description="Whether the knowledge base is on.")]
     with_documents: Annotated[
         list[str],
-        Field(description="Contexts that use the knowledge base unless the request says otherwise."),
+        Field(description="Contexts that use the knowledge base by default."),
     ]
     refused: Annotated[
         dict[str, str],
-        Field(description="Contexts that the chat template refuses, with its error messages."),
+        Field(description="Contexts rejected by the chat template, with its error messages."),
     ]
 
 
@@ -44,7 +44,7 @@ class Loading(TypedDict):
 
 
 class Failed(TypedDict):
-    """The engine or the embedding model failed. The process ends by itself."""
+    """The engine or the embedding model failed. The process then exits."""
 
     status: Literal["failed"]
     reason: Annotated[str, Field(description="Error message of the engine or the embedding model.")]

@@ -1,4 +1,4 @@
-"""``POST /invocations``, SageMaker's one route: the body decides between OpenAI and TGI, as in TGI."""
+"""``POST /invocations``, SageMaker's route: the body selects OpenAI or TGI, as in TGI."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from app.api.tgi.requests import CompatGenerateRequest
 
 
 async def invocations(request: Request) -> Response:
-    """Answer as the route that the fields of the body belong to."""
+    """Answer like the route with the fields of the body."""
     fields, again = await read_ahead(request)
     if isinstance(fields, dict) and "inputs" not in fields:
         if "messages" in fields:
@@ -37,8 +37,8 @@ _INVOCATIONS = Operation(
     endpoint=invocations,
     summary="Answer in the dialect of the body",
     description=(
-        "A body with `messages` is answered as by `/v1/chat/completions`, one with `prompt` as by "
-        "`/v1/completions`, any other as by `POST /`. Errors before the first byte have TGI's format."
+        "A body with `messages` is answered like `/v1/chat/completions`, with `prompt` like "
+        "`/v1/completions`, any other like `POST /`. Errors before the first byte have TGI's format."
     ),
     body=ChatRequest | CompletionRequest | CompatGenerateRequest | EmbedRequest,
     examples={

@@ -119,9 +119,9 @@ _COMPAT = Operation(
     endpoint=embed_or_generate,
     summary="Continue a text, whole or streamed; or embed texts",
     description=(
-        "As `/generate_stream` with `stream`; else as `/generate`, with the answer in a list. "
+        "Like `/generate_stream` with `stream`; else like `/generate`, with the answer in a list. "
         f"{_NO_TEMPLATE}\n\nA body with a list of `inputs`, or with another field of `/embed`, is answered "
-        "as by `/embed`. So is a body with `inputs` only from huggingface_hub, for its `feature_extraction`."
+        "like `/embed`. So is a body with only `inputs` from huggingface_hub, for its `feature_extraction`."
     ),
     body=CompatGenerateRequest | EmbedRequest,
     examples={**_TEXT_EXAMPLES, "Streamed": STREAM_EXAMPLE, "Vectors": _EMBED_EXAMPLES["A text"]},
@@ -155,7 +155,7 @@ _CHAT_TOKENIZE = Operation(
     path="/chat_tokenize",
     endpoint=chat_tokenize,
     summary="List the tokens of a conversation",
-    description="The prompt of the conversation: with its context, written by the chat template.",
+    description="The prompt of the conversation: with its context, rendered by the chat template.",
     body=ChatRequest,
     examples={"A question": CHAT_EXAMPLES["A question"]},
     replies={200: Reply("The tokens and the text.", {JSON: ChatTokenizeResponse})},
@@ -180,7 +180,7 @@ DIALECT = Dialect(
         _GENERATE_STREAM,
         _EMBED,
         _COMPAT,
-        # The longer path first: a path parameter matches slashes too.
+        # The longer path first, because a path parameter also matches slashes.
         replace(_COMPAT, path="/model/{name:path}/", parameters=_NAMED),
         replace(_COMPAT, path="/model/{name:path}", parameters=_NAMED),
         _TOKENIZE,

@@ -1,4 +1,4 @@
-"""``POST /embed`` as in Text Embeddings Inference, and requests to ``/`` for the same."""
+"""``POST /embed`` as in Text Embeddings Inference, also for bodies at ``/``."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ class EmbedRequest(TgiFields):
         int | None,
         Field(
             ge=1,
-            description="Dimensions of each vector. Fewer than the model's require a model trained for that.",
+            description="Dimensions of each vector. Fewer than the model's require a Matryoshka model.",
         ),
     ] = None
     encoding_format: Annotated[Literal["float"] | None, Field(description="Ignored.")] = None
 
     @property
     def direction(self) -> Literal["left", "right"] | None:
-        """Side to truncate; None to reject too long texts."""
+        """Side at which long texts are truncated. None: reject them."""
         if not self.truncate:
             return None
         return "left" if self.truncation_direction in ("left", "Left") else "right"
@@ -83,18 +83,18 @@ async def embed(request: Request) -> Response:
 
 
 async def embed_or_generate(request: Request) -> Response:
-    """Respond to requests at the address that huggingface_hub uses for both tasks, by the body."""
+    """Embed or generate, by the body: huggingface_hub uses one address for both tasks."""
     fields, again = await read_ahead(request)
-    if asks_for_vectors(fields, request.headers):
+    if requests_vectors(fields, request.headers):
         return await embed(again)
     return await compat_generate(again)
 
 
-def asks_for_vectors(fields: Any, headers: Mapping[str, str]) -> bool:
-    """Whether a body with ``inputs`` asks for vectors.
+def requests_vectors(fields: Any, headers: Mapping[str, str]) -> bool:
+    """Whether a body with ``inputs`` requests vectors.
 
-    A single text is continued, as in TGI. From huggingface_hub it is embedded: that client sends
-    ``parameters`` for a text to continue.
+    A single text is continued, as in TGI. From huggingface_hub it is embedded, because that client sends
+    ``parameters`` with a text to continue.
     """
     if not isinstance(fields, dict) or "inputs" not in fields or fields.keys() & _OF_GENERATION:
         return False
@@ -104,7 +104,7 @@ def asks_for_vectors(fields: Any, headers: Mapping[str, str]) -> bool:
 
 
 def _prefix(prompt_name: str | None, service: Service) -> str:
-    """The prefix of texts of this kind, which sentence-transformers calls a prompt."""
+    """The prefix of texts of this kind (a prompt in sentence-transformers)."""
     settings = service.settings
     if prompt_name is None:
         return ""

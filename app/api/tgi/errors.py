@@ -6,7 +6,7 @@ from typing_extensions import TypedDict
 
 from app.api.dialect import ErrorFormat, Problem
 
-# Status, error_type and beginning of the message by kind, where they differ from those of the Problem.
+# Status, error_type and start of the message by kind, if they differ from those of the Problem.
 _NAMES = {
     "validation": (422, "validation", "Input validation error: "),
     "too_long": (422, "validation", "Input validation error: "),
@@ -16,7 +16,7 @@ _NAMES = {
 
 
 class ErrorResponse(TypedDict):
-    """Why a request is rejected or failed."""
+    """Reason for a rejected or failed request."""
 
     error: str
     error_type: str

@@ -37,7 +37,7 @@ from app.service import (
     collect,
 )
 
-_PREFIX = "data:"  # TGI writes no space behind it
+_PREFIX = "data:"  # without a space, as in TGI
 
 
 async def generate(request: Request) -> Response:
@@ -127,16 +127,16 @@ class TgiAnswer:
 async def _start(request: Request, body: GenerateRequest, *, is_stream: bool) -> list[TgiAnswer]:
     service: Service = request.app.state.service
     model = service.model
-    asked = validated(body, service, is_stream=is_stream)
+    valid = validated(body, service, is_stream=is_stream)
     try:
         generations = await service.generate(
-            asked.prompt, asked.overrides, constraint=asked.constraint, n=asked.n
+            valid.prompt, valid.overrides, constraint=valid.constraint, n=valid.n
         )
     except TooLong:
-        n_tokens = len(await service.tokens(asked.prompt))
+        n_tokens = len(await service.tokens(valid.prompt))
         raise too_long(body.parameters, n_tokens, model.limits) from None
     return [
-        TgiAnswer(model.vocab, body, asked.seed_of(index), generation)
+        TgiAnswer(model.vocab, body, valid.seed_of(index), generation)
         for index, generation in enumerate(generations)
     ]
 
@@ -182,7 +182,7 @@ async def _streamed(request: Request, body: GenerateRequest) -> Response:
 
 
 async def _events(answer: TgiAnswer) -> AsyncIterator[bytes]:
-    """An event per token. Those of one step are one part."""
+    """An event per token. The events of a step are one part."""
     text, index = "", 0
     parameters = answer.body.parameters
     async for step in answer.generation:

@@ -20,7 +20,7 @@ class TgiFields(BaseModel):
 
 
 class Grammar(TgiFields):
-    """Format of the answer: JSON by a schema, or text that a regular expression matches."""
+    """Format of the answer: JSON by a schema, or text by a regular expression."""
 
     type: Literal["json", "json_object", "json_schema", "regex"]
     value: Annotated[
@@ -39,12 +39,14 @@ class GenerateParameters(TgiFields):
         int | None,
         _UNSIGNED,
         _POSITIVE,
-        Field(description="Number of answers to generate; the most likely is returned. At most MAX_BEST_OF."),
+        Field(description="Number of generated answers; the most likely is returned. At most MAX_BEST_OF."),
     ] = None
     decoder_input_details: Annotated[
         bool, Field(description="Return the tokens of the prompt and their log-probabilities.")
     ] = False
-    details: Annotated[bool, Field(description="Return the tokens of the answer and why it ended.")] = False
+    details: Annotated[bool, Field(description="Return the tokens and the finish reason of the answer.")] = (
+        False
+    )
     do_sample: Annotated[
         bool,
         Field(description="Sample; implied by `temperature`, `top_k`, `top_p` and `typical_p`."),
@@ -69,7 +71,7 @@ class GenerateParameters(TgiFields):
     ] = None
     stop: Annotated[
         list[str],
-        Field(description="Texts that end the answer, which includes them. At most MAX_STOP_SEQUENCES."),
+        Field(description="Texts that end the answer. It includes them. At most MAX_STOP_SEQUENCES."),
     ] = []
     temperature: Annotated[float | None, _POSITIVE, Field(description="Sampling temperature.")] = None
     top_k: Annotated[
@@ -97,9 +99,7 @@ class GenerateParameters(TgiFields):
     typical_p: Annotated[
         float | None, _SHARE, Field(description="Locally typical sampling: share of probability to keep.")
     ] = None
-    watermark: Annotated[
-        bool, Field(description="Add a watermark by which the text can be recognized as generated.")
-    ] = False
+    watermark: Annotated[bool, Field(description="Add a watermark that identifies generated text.")] = False
 
 
 class GenerateRequest(TgiFields):

@@ -60,10 +60,10 @@ async def chat_tokenize(request: Request) -> Response:
 
 
 def located(vocab: Vocab, tokens: Sequence[int], text: str) -> list[SimpleToken]:
-    """Which bytes of a text each of its tokens stands for.
+    """The tokens of a text and their ranges of bytes.
 
-    Tokens that share a character all have it: bytes of an emoji may be spread over several. A token that
-    the tokenizer added, such as a BOS, stands for none.
+    The bytes of an emoji may belong to several tokens; each of them has the whole character. The range of an
+    added token, such as BOS, is empty.
     """
     data = text.encode("utf-8", "replace")
     found: list[SimpleToken] = []
@@ -82,8 +82,8 @@ def located(vocab: Vocab, tokens: Sequence[int], text: str) -> list[SimpleToken]
 
 
 def written(vocab: Vocab, tokens: Sequence[int]) -> str:
-    """The text of tokens, with the names of control tokens."""
-    # Some vocabularies add a space before a text, and after a control token.
+    """The text of tokens, including the names of control tokens."""
+    # Some tokenizers add a space before a text, and after a control token.
     adds_space = b"".join(map(vocab.piece, vocab.tokenize("a", parse_special=False))).startswith(b" ")
     data, is_first = bytearray(), True
     for token in tokens:
@@ -94,7 +94,7 @@ def written(vocab: Vocab, tokens: Sequence[int]) -> str:
 
 
 def _length(piece: bytes, data: bytes, at: int) -> int:
-    """Number of bytes of the piece in ``data`` at ``at``, without a space that the tokenizer added."""
+    """Number of bytes of the piece in ``data`` at ``at``, without an added space."""
     if data.startswith(piece, at):
         return len(piece)
     without_space = piece.removeprefix(b" ")

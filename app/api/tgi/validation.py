@@ -18,14 +18,14 @@ from app.service import Constraint, JSONSchema, Regex, Service, TextPrompt, Toke
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ValidRequest:
     """A valid request.
 
     Attributes:
         prompt: The text to continue.
         overrides: Fields of SamplingParams.
         constraint: Format of the answer.
-        n: Number of answers to generate; the best is returned.
+        n: Number of generated answers; the best is returned.
         seed: Seed of the first answer; None for greedy sampling.
     """
 
@@ -36,7 +36,7 @@ class Asked:
     seed: int | None
 
     def seed_of(self, index: int) -> int | None:
-        """The seed that reproduces an answer. Each of several answers has its own."""
+        """The seed that reproduces an answer. Several answers have different seeds."""
         return (self.seed + index) % 2**32 if self.seed is not None and index else self.seed
 
 
@@ -44,8 +44,8 @@ def rejection(cause: str) -> ApiError:
     return ApiError(Problem(422, "validation", cause))
 
 
-def validated(request: GenerateRequest, service: Service, *, is_stream: bool) -> Asked:
-    """Validate a request as TGI does.
+def validated(request: GenerateRequest, service: Service, *, is_stream: bool) -> ValidRequest:
+    """Validate a request as in TGI.
 
     Raises:
         ApiError: The request is invalid.
@@ -57,11 +57,11 @@ def validated(request: GenerateRequest, service: Service, *, is_stream: bool) ->
     samples = _samples(given)
     n = given.best_of or 1
     seed = (secrets.randbits(32) if given.seed is None else given.seed) if samples else None
-    return Asked(prompt, _overrides(given, seed, samples=samples), _constraint(given.grammar), n, seed)
+    return ValidRequest(prompt, _overrides(given, seed, samples=samples), _constraint(given.grammar), n, seed)
 
 
 def too_long(given: GenerateParameters, n_tokens: int, limits: TokenLimits) -> ApiError:
-    """The rejection of a prompt that exceeds a limit, alone or with its answer."""
+    """The error for a prompt that exceeds a limit, with or without its answer."""
     n_new = given.max_new_tokens or 0  # the default is reduced to fit
     if n_tokens + n_new > limits.total:
         return rejection(

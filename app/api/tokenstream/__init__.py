@@ -1,1 +1,1 @@
-"""Tokenstream's own dialect."""
+"""Tokenstream's dialect."""

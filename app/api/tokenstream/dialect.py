@@ -1,4 +1,4 @@
-"""Tokenstream's own route."""
+"""Tokenstream's route."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _TOKEN_STREAM = Operation(
         200: Reply(
             "The text of the answer.",
             {"text/plain": str},
-            may_have={HEADER: "JSON list of the passages that the answer uses, without their texts."},
+            may_have={HEADER: "JSON list of the passages in the prompt, without their texts."},
         )
     },
     errors=causes(400, 404, 413, 415, 422, 429, 500, 501, 503),
@@ -54,7 +54,7 @@ _TOKEN_STREAM = Operation(
 
 DIALECT = Dialect(
     name="Token stream",
-    description="A query in, the text of the answer out.",
+    description="Plain text of an answer to a query.",
     error=ERRORS,
     operations=(_TOKEN_STREAM,),
     schemas=(Figures,),

@@ -15,13 +15,13 @@ class Figures(TypedDict):
 
     finish_reason: Literal["length", "eos_token", "stop_sequence"]
     prompt_tokens: int
-    cached_tokens: Annotated[int, Field(description="Prompt tokens found in the prefix cache.")]
+    cached_tokens: Annotated[int, Field(description="Prompt tokens from the prefix cache.")]
     generated_tokens: int
     time_to_first_token: Annotated[float, Field(description="Seconds.")]
     tokens_per_second: float
     sources: NotRequired[
         Annotated[
             list[Source],
-            Field(description="Passages that the answer uses, best first. Missing if there are none."),
+            Field(description="Passages in the prompt, best first. Missing if there are none."),
         ]
     ]

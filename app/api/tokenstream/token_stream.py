@@ -47,7 +47,7 @@ class TokenStreamRequest(SamplingFields):
     knowledge: KnowledgeField = None
 
     @model_validator(mode="after")
-    def _ask_once(self) -> TokenStreamRequest:
+    def _has_one_question(self) -> TokenStreamRequest:
         if self.query is None and self.messages is None:
             raise ValueError("query: is required, or messages instead")
         if self.query is not None and self.messages is not None:
@@ -95,7 +95,7 @@ def _error_part(problem: Problem) -> bytes:
 
 
 def figures(generation: Generation) -> Figures:
-    """The figures of a finished answer."""
+    """The figures of a complete answer."""
     assert generation.finish_reason is not None
     body: Figures = {
         "finish_reason": generation.finish_reason.value,

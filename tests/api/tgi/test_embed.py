@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
-from app.api.tgi.embed import asks_for_vectors
+from app.api.tgi.embed import requests_vectors
 from tests.conftest import ROOT, Server
 
 REFERENCE = {
@@ -103,7 +103,7 @@ async def test_the_asynchronous_client(embedding_url: str) -> None:
     ],
 )
 def test_what_is_embedded(fields: Any, agent: str, expected: bool) -> None:
-    assert asks_for_vectors(fields, {"user-agent": agent}) is expected
+    assert requests_vectors(fields, {"user-agent": agent}) is expected
 
 
 @pytest.mark.parametrize("path", ["/", "/model/some/name", "/invocations"])
