@@ -114,5 +114,5 @@ def test_a_hybrid_state_is_a_fixed_part_and_one_for_each_token(run: Run) -> None
 @pytest.mark.parametrize("kind", ["recurrent", "hybrid"], indirect=True)
 def test_what_is_recurrent_cannot_be_cut(run: Run) -> None:
     run.fresh(PROMPT)
-    with pytest.raises(ValueError, match="cannot be cut"):
+    with pytest.raises(ValueError, match="cannot be truncated"):
         run.context.truncate_sequence(0, 199)

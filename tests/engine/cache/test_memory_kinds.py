@@ -1,4 +1,4 @@
-"""The engine over models whose memory cannot be cut everywhere: sliding windows, recurrent states.
+"""The engine over models whose memory cannot be truncated everywhere: sliding windows, recurrent states.
 
 Their weights are random and their logits far apart: a prefix reused where it is not exact gives another
 text at once. Texts reused rightly are the same, near-ties aside.
@@ -149,7 +149,7 @@ def test_a_saved_window_is_not_cut(tiny_model: TinyModel) -> None:
     assert context.can_truncate(0, 300), "all is there yet"
     assert context.restore_sequence(1, context.save_sequence(0))
     assert not context.can_truncate(1, 300)
-    with pytest.raises(ValueError, match="cannot be cut"):
+    with pytest.raises(ValueError, match="cannot be truncated"):
         context.truncate_sequence(1, 300)
     assert context.can_truncate(1, 400)
     context.close()
