@@ -6,8 +6,8 @@
 # Mount /srv/tokenstream/config for other contexts and /srv/tokenstream/models to keep downloaded models. An image
 # built with --build-arg KNOWLEDGE=on answers from documents mounted on /srv/tokenstream/data. See docs/docker.md.
 #
-# llama.cpp is compiled for the CPU that builds the image. On a CPU without its instruction sets, the server ends
-# with an error message. For every CPU with AVX2 (2013 and later), at lower speed on newer ones, build with
+# llama.cpp is compiled for the CPU that builds the image. On a CPU without its instruction sets, the server exits
+# with an error message. An image for every CPU with AVX2 (2013 and later) is slower on newer CPUs. Build it with
 #
 #   --build-arg LLAMA_BUILD_FLAGS="-DGGML_AVX_VNNI=OFF -DGGML_AVX512=OFF -DGGML_AVX512_VBMI=OFF
 #     -DGGML_AVX512_VNNI=OFF -DGGML_AVX512_BF16=OFF -DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF"
@@ -20,8 +20,8 @@ RUN apt-get update \
 
 WORKDIR /srv/tokenstream
 
-# Only the inputs of `make install`, so that a change in app/ does not compile llama.cpp again. The cache mount
-# keeps downloads and the compiled library for the next build, outside the layers.
+# Only the inputs of `make install`: a change in app/ does not compile llama.cpp again. The cache mount stores
+# downloads and the compiled library for the next build, outside the layers.
 COPY Makefile ./
 COPY requirements/ requirements/
 COPY native/ native/
@@ -32,7 +32,7 @@ RUN --mount=type=cache,target=/root/.cache make install
 # pip is not needed at run time.
 RUN .venv/bin/python -m pip uninstall --quiet --yes pip
 
-# Readable for the server's user, independent of the umask of the checkout. Compiled here, because that user
+# Readable for the server's user, independent of the umask of the checkout. Compiled here, because this user
 # cannot write .pyc files.
 COPY app/ app/
 COPY config/ config/

@@ -1,6 +1,6 @@
 # Tokenstream. `make run` installs and serves; `make help` lists all targets.
 #
-# make exports the variables of its command line to the environment, which is where settings are read:
+# make exports the variables of its command line to the environment. Settings are read from there:
 # make run MODEL_REPO=… MODEL_FILE=… CONTEXT_TYPE=sql
 
 # Without this, make would expand a $ in a value.
@@ -40,13 +40,13 @@ rebuild: $(VENV)/.packages
 	@$(BIN)/python native/build.py install --venv $(VENV) --rebuild
 	@touch $(VENV)/.native
 
-## make test         run all tests; those of the web page need Chromium. PYTEST='-k name' passes options
+## make test         run all tests; tests of the web page need Chromium. PYTEST='-k name' passes options
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 TEST_TOOLS := $(addprefix $(VENV)/,.knowledge .dev .bench .text-generation)
 test: install $(TEST_TOOLS)
 	@$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
 
-## make test-quick   run the tests that need no server, browser or compiler
+## make test-quick   run the tests without server, browser or compiler
 test-quick: install $(TEST_TOOLS)
 	@$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' $(PYTEST)
 
@@ -67,7 +67,7 @@ lint: install $(VENV)/.knowledge $(VENV)/.dev
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-## make bench        compare with llama-server from the same sources; run nothing else meanwhile.
+## make bench        compare with llama-server from the same sources; run nothing else at the same time.
 ##                   The first run compiles for a quarter of an hour. BENCH='--help' lists options
 bench: install $(VENV)/.bench
 	@$(BIN)/python -m bench $(BENCH)
@@ -77,7 +77,7 @@ BUILDER ?= docker
 image:
 	@$(BUILDER) build --build-arg LLAMA_BUILD_FLAGS --build-arg KNOWLEDGE --tag tokenstream .
 
-## make clean        remove .venv and caches, but no models
+## make clean        remove .venv and caches, but not models
 clean:
 	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     serving. 128 + n: signal n.
     """
     options = _parser().parse_args(arguments)
-    # Until the server sets its own handler: a container's first process ignores an unhandled SIGTERM.
+    # Replaced by the server's handler. Without a handler, a container's first process ignores SIGTERM.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         overrides = {"model_path": options.model} if getattr(options, "model", None) else {}
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.basicConfig(
             level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
         )
-        if settings.log_level == "info":  # routine lines of libraries are noise
+        if settings.log_level == "info":  # omit routine lines of libraries
             for name in ("httpx2", "uvicorn", "watchfiles"):
                 logging.getLogger(name).setLevel(logging.WARNING)
         preflight.check_library()
@@ -44,12 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader of standard output is gone: Python must not flush to it at exit.
+        # Standard output is closed: prevent Python from flushing to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-# The commands are imported late: they load the native library, which check_library() tries first.
+# Commands are imported after check_library(), because they load the native library.
 
 
 def _serve(settings: Settings, _options: argparse.Namespace) -> int:
@@ -109,16 +109,18 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--context", help="name of the context (default: CONTEXT_TYPE)")
     generate.add_argument("--sample-len", "-n", type=int, help="maximum tokens of the answer")
     generate.add_argument("--temperature", type=float, help="sampling temperature; 0 is greedy")
-    generate.add_argument("--top-p", type=float, help="nucleus sampling: share of probability kept")
+    generate.add_argument("--top-p", type=float, help="nucleus sampling: probability mass")
     generate.add_argument("--seed", type=int, help="seed of the sampler")
     generate.add_argument("--repeat-penalty", type=float, help="repetition penalty; 1 is off")
-    generate.add_argument("--repeat-last-n", type=int, help="tokens within which a repetition is penalized")
+    generate.add_argument(
+        "--repeat-last-n", type=int, help="number of last tokens in which repetition is penalized"
+    )
     generate.add_argument("--model", help="a GGUF file (default: the model of serve)")
     detect = commands.add_parser(
         "detect-watermark",
         help="test whether a text carries a watermark",
         description="Test whether a text was generated with `watermark`. The model and WATERMARK_GAMMA must "
-        "be those of the server that generated it.",
+        "be those of the generating server.",
     )
     detect.add_argument("file", nargs="?", type=Path, help="file of the text (default: standard input)")
     detect.add_argument("--model", help="a GGUF file (default: the model of serve)")

@@ -12,7 +12,7 @@ from app.engine.sampling.watermark import Detection, Watermark
 from app.service.start import readable_load_errors
 from app.weights.model import resolve_model
 
-# Of unmarked texts, 1 in 30,000 has a z-score above the first, and 1 in 40 above the second.
+# z-scores. 1 in 30,000 unmarked texts exceeds the first, 1 in 40 the second.
 _MARKED, _UNMARKED = 4.0, 2.0
 
 

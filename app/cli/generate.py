@@ -49,7 +49,7 @@ async def generate(settings: Settings, request: TokenStreamRequest) -> None:
 
 
 def request_of(fields: dict[str, Any]) -> TokenStreamRequest:
-    """Build the request from the command line's arguments; None marks an absent one.
+    """Build the request from the arguments of the command line; None: absent.
 
     Raises:
         ArgumentError: A value is out of range.

@@ -46,8 +46,8 @@ def serve(settings: Settings) -> int:
     listener = _listen("HTTP_ADDRESS", settings.http_address)
     if settings.prometheus_http_address is not None:
         _serve_metrics(settings.prometheus_http_address, start.service.metrics)
-    host, port = listener.getsockname()[:2]  # the real port, where 0 is configured
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # a browser needs a concrete address
+    host, port = listener.getsockname()[:2]  # the actual port, if 0 is configured
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # browsers need a concrete address
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     server = _Server(url, start)
     server.run(sockets=[listener])
@@ -79,7 +79,7 @@ def _serve_metrics(address: str, metrics: Metrics) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, with the model loading in the background. A signal ends it with status 0.
+    """uvicorn, while the model loads in the background. After a signal it exits with status 0.
 
     Attributes:
         failure: The error that ended the server; None after a signal.
@@ -105,14 +105,14 @@ class _Server(uvicorn.Server):
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve on ``sockets`` until SIGTERM or SIGINT."""
-        # After its shutdown uvicorn raises a caught signal again, for the handler that was set before.
-        # That handler does nothing: a shutdown by a signal exits with status 0.
+        # After its shutdown uvicorn raises the signal again for the previous handler. An empty handler makes
+        # the process exit with status 0.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         super().run(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Let running answers finish; a second signal exits at once."""
+        """Shut down after running answers; a second signal exits immediately."""
         if self.should_exit:
             print("stopped without waiting", file=sys.stderr, flush=True)
             os._exit(128 + sig)
@@ -121,7 +121,7 @@ class _Server(uvicorn.Server):
             answers = "an answer" if running == 1 else f"{running} answers"
             grace = self._service.settings.shutdown_grace
             print(
-                f"waiting up to {grace:g} s for {answers}; a second signal stops at once",
+                f"waiting up to {grace:g} s for {answers}; a second signal stops immediately",
                 file=sys.stderr,
                 flush=True,
             )
@@ -149,7 +149,7 @@ class _Server(uvicorn.Server):
             self._announce()
 
     def _fail(self, error: UserError) -> None:
-        """Shut down, and let ``serve`` raise an error."""
+        """Shut down. ``serve`` then raises the error."""
         self.failure = self.failure or error
         self.should_exit = True
 

@@ -126,7 +126,7 @@ class Settings(BaseSettings):
         also="N_GPU_LAYERS",
         validation_alias=AliasChoices("MODEL_GPU_LAYERS", "N_GPU_LAYERS"),
     )
-    main_gpu: int = _setting(0, "Index of the GPU that gets the offloaded layers.", ge=0)
+    main_gpu: int = _setting(0, "Index of the GPU for the offloaded layers.", ge=0)
     n_ctx: int | None = _setting(
         None,
         "Size of the KV cache of all sequences. With KV_LAYOUT=split, each of MAX_SEQUENCES has an equal "
@@ -161,8 +161,7 @@ class Settings(BaseSettings):
     )
     prefix_cache_mb: int | None = _setting(
         None,
-        "RAM for saved sequence states. A prompt that starts with a saved prefix skips its prefill. "
-        "0 turns this off.",
+        "RAM for saved sequence states. A prompt that starts with a saved prefix skips its prefill. 0: off.",
         unit="MB",
         ge=0,
         shown="a tenth of the free memory, at most 2048 MB",
@@ -187,7 +186,7 @@ class Settings(BaseSettings):
     )
     matmul: Literal["auto", "ggml"] = _setting(
         "auto",
-        "Kernels of matrix products. `auto`: own ones for the weight formats that they cover, else ggml's.",
+        "Kernels of matrix products. `auto`: Tokenstream's for supported weight formats, else ggml's.",
     )
     kv_layout: Literal["auto", "split", "shared"] = _setting(
         "auto",
@@ -213,9 +212,7 @@ class Settings(BaseSettings):
     seed: int | None = _setting(
         None, "Seed of the sampler.", ge=0, lt=2**32, shown="a new one for each request"
     )
-    repeat_penalty: float = _setting(
-        1.1, "Penalty on the logits of repeated tokens; 1 turns it off.", gt=0, le=10
-    )
+    repeat_penalty: float = _setting(1.1, "Penalty on the logits of repeated tokens; 1: off.", gt=0, le=10)
     repeat_last_n: int = _setting(
         64,
         "Number of last tokens in which repetition is penalized; 0: none, -1: all.",

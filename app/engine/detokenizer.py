@@ -11,9 +11,8 @@ from app.engine.llama import Vocab
 class Detokenizer:
     """The text of one answer.
 
-    Two kinds of text are held back at the end: incomplete UTF-8 characters (an emoji or a CJK character may
-    take several tokens), and a possible beginning of a stop string. Invalid bytes, as at high temperatures,
-    are dropped.
+    Incomplete UTF-8 characters are held back: an emoji or a CJK character may take several tokens. So is a
+    possible beginning of a stop string at the end. Invalid bytes, as at high temperatures, are dropped.
     """
 
     def __init__(

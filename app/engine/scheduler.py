@@ -76,7 +76,7 @@ class Scheduler:
     another sequence computes a prefix that both share.
 
     ``Pacing`` bounds the prefill of a step. In the split layout the occupied slots stay contiguous
-    (0, 1, 2, …): a gap costs a second pass over the weights at every step, moving the last sequence into
+    (0, 1, 2, …). A gap costs a second pass over the weights at every step. Moving the last sequence into
     the gap costs one copy.
     """
 

@@ -181,8 +181,8 @@ class _Planner:
     def _measure(self, options: EngineOptions) -> tuple[int, int, int]:
         """Cells, and bytes of the KV cache and of the buffers.
 
-        Two cases are extrapolated from a smaller simulation, because the simulation itself would need too
-        much memory: recurrent states that exceed memory, and contexts of many millions of tokens.
+        Two cases are extrapolated from a smaller simulation: recurrent states that exceed memory, and
+        contexts of many millions of tokens. Their simulation would need too much memory.
         """
         n_sequences, n_ctx = options.max_sequences, options.n_ctx
         if self._model.is_recurrent and n_sequences > 1:

@@ -72,7 +72,7 @@ def check(
         n_threads: Compute threads.
         n_gpu_layers: Layers on the GPU; -1 is all.
         main_gpu: Index of the GPU.
-        matmul: Whether to use this project's matrix kernels.
+        matmul: Whether to use the matrix kernels of native/matmul.cpp.
 
     Raises:
         NativeLibraryError: The library cannot be loaded, crashes, hangs or fails to compute.

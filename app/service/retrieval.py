@@ -1,4 +1,4 @@
-"""The embedding model, and the knowledge base that is built with it."""
+"""The embedding model and the knowledge base."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from app.service.prompts import ChatPrompt
 from app.telemetry.metrics import Metrics
 from app.weights.errors import ModelError
 
-if TYPE_CHECKING:  # its packages are installed for KNOWLEDGE=on only
+if TYPE_CHECKING:  # its packages are installed only for KNOWLEDGE=on
     from app.knowledge.knowledge import DocumentState, Knowledge, KnowledgeOptions
 
-# Maximum seconds for which a start waits for the index. Large folders are indexed while serving.
+# Maximum seconds of indexing before the server is ready. Large folders are indexed while serving.
 _START_WITHIN = 5.0
 _PACKAGES = ("mammoth", "markdown_it", "pypdfium2", "selectolax", "simsimd", "snowballstemmer", "watchfiles")
 
@@ -81,7 +81,7 @@ class Retrieval:
 
 
 def check(settings: Settings) -> None:
-    """Check that the documents and packages of a configured knowledge base exist.
+    """Check that the folder and packages of a configured knowledge base exist.
 
     Raises:
         SettingsError: The folder or a package is missing. The message has a remedy.
@@ -90,8 +90,8 @@ def check(settings: Settings) -> None:
         return
     if not settings.data_path.is_dir():
         raise SettingsError(
-            f"DATA_PATH={settings.data_path}: there is no such folder; create it with documents in it, or "
-            "set DATA_PATH to their folder"
+            f"DATA_PATH={settings.data_path}: no such folder; create it, or set DATA_PATH to the folder of "
+            "your documents"
         )
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -102,7 +102,7 @@ def check(settings: Settings) -> None:
 
 
 def knowledge_options(settings: Settings) -> KnowledgeOptions:
-    """The options of the knowledge base, from the settings."""
+    """Options of the knowledge base from the settings."""
     from app.knowledge.knowledge import KnowledgeOptions
 
     folder = settings.data_path.resolve()
@@ -125,7 +125,7 @@ def _open(settings: Settings, embedder: Embedder, metrics: Metrics) -> Knowledge
     longest = len(embedder.tokenize(settings.embedding_passage_prefix)) + settings.knowledge_chunk_tokens
     if longest > embedder.max_tokens:
         raise SettingsError(
-            f"KNOWLEDGE_CHUNK_TOKENS={settings.knowledge_chunk_tokens}: {embedder.name} reads at most "
+            f"KNOWLEDGE_CHUNK_TOKENS={settings.knowledge_chunk_tokens}: the maximum of {embedder.name} is "
             f"{embedder.max_tokens} tokens, including prefix and control tokens"
         )
     if settings.knowledge_chunk_overlap >= settings.knowledge_chunk_tokens:
@@ -144,8 +144,8 @@ async def passages_for(
 ) -> Sequence[Passage]:
     """Search for passages on the last question of a conversation.
 
-    A question such as "and when does it close?" depends on the one before it. A second search therefore
-    joins both.
+    A question such as "and when does it close?" depends on the question before it. So a second search uses
+    both.
 
     Returns:
         Passages, best first; empty if the request or its context searches no documents.
@@ -166,7 +166,7 @@ async def passages_for(
         return ()
     await asyncio.to_thread(check_files, knowledge, use.files, "knowledge.files")
     queries = [questions[-1], "\n".join(questions[-2:])] if len(questions) > 1 else questions
-    with _in_terms_of_the_service():
+    with _service_errors():
         found = await asyncio.gather(*(knowledge.search(query, files=use.files) for query in queries))
     best: dict[tuple[str, int], Passage] = {}
     for passage in sorted((p for passages in found for p in passages), key=lambda p: -p.score):
@@ -193,7 +193,7 @@ async def search_documents(
     top_k: int | None = None,
     threshold: float | None = None,
 ) -> Sequence[Passage]:
-    """Search as :meth:`Knowledge.search`, with the errors of the service.
+    """Call :meth:`Knowledge.search` and convert its errors to those of the service.
 
     Raises:
         BadRequest: A file does not exist.
@@ -201,7 +201,7 @@ async def search_documents(
         GenerationFailed: The query cannot be embedded.
     """
     await asyncio.to_thread(check_files, knowledge, files, "files")
-    with _in_terms_of_the_service():
+    with _service_errors():
         return await knowledge.search(query, files=files, top_k=top_k, threshold=threshold)
 
 
@@ -211,7 +211,7 @@ def list_documents(knowledge: Knowledge) -> Sequence[DocumentState]:
     Raises:
         KnowledgeFailed: The index cannot be read.
     """
-    with _in_terms_of_the_service():
+    with _service_errors():
         return knowledge.documents()
 
 
@@ -228,12 +228,12 @@ def check_files(knowledge: Knowledge, files: Sequence[str] | None, field: str) -
     for name in files:
         if name not in known:
             raise BadRequest(
-                f"there is no document {name[:100]!r}; GET /v1/knowledge lists them", field=field
+                f"document {name[:100]!r} does not exist; GET /v1/knowledge lists all documents", field=field
             )
 
 
 @contextlib.contextmanager
-def _in_terms_of_the_service() -> Iterator[None]:
+def _service_errors() -> Iterator[None]:
     try:
         yield
     except EmbeddingError as error:

@@ -1,4 +1,4 @@
-"""The operations behind every dialect: generate, tokenize, embed. Models do the work."""
+"""The operations of all dialects: generate, tokenize, embed."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from app.weights.tokenizer import TokenizerRepo
 if TYPE_CHECKING:
     from app.knowledge.knowledge import Knowledge
 
-# Templates and the tokenizer run outside the event loop: a long document takes milliseconds.
+# Templates and the tokenizer run on threads: a long document takes milliseconds.
 _PREPARING_THREADS = 2
-_LONG_TEXT = 50_000  # characters; takes more than 1 to 2 ms
+_LONG_TEXT = 50_000  # characters; longer texts take more than 1 to 2 ms
 
 
 class Service:
@@ -40,7 +40,7 @@ class Service:
     """
 
     def __init__(self, settings: Settings, contexts: Mapping[str, Context], metrics: Metrics) -> None:
-        """Create a service that loads nothing yet.
+        """Create a service without loading a model.
 
         Raises:
             SettingsError: CONTEXT_TYPE is not defined.
@@ -59,7 +59,7 @@ class Service:
         self._retrieval: Retrieval | None = None
         self._n_embedding = 0  # unfinished embedding requests
         self._threads = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare")
-        # Slow preparations have threads of their own and delay no other request.
+        # Separate threads for slow preparations, so that they do not delay other requests.
         self._long_texts = ThreadPoolExecutor(1, thread_name_prefix="prepare-long")
         self._grammars = ThreadPoolExecutor(1, thread_name_prefix="prepare-grammar")
 
@@ -76,7 +76,7 @@ class Service:
             Loading: The model is not loaded yet.
         """
         if self._model is None:
-            raise Loading("the model is still loading; GET /ready answers 200 when it is there")
+            raise Loading("the model is still loading; GET /ready responds 200 when it is loaded")
         return self._model
 
     @property
@@ -86,7 +86,7 @@ class Service:
 
     @property
     def refused_contexts(self) -> Mapping[str, str]:
-        """The contexts that the chat template refuses, with its error messages."""
+        """Contexts rejected by the chat template, with its error messages."""
         return self._model.refused if self._model else {}
 
     @property
@@ -121,14 +121,14 @@ class Service:
         """Load the models, start the engine and prefill contexts.
 
         Args:
-            path: A GGUF file; of a split model, its first part.
+            path: A GGUF file; for a split model, its first part.
             tokenizer_repo: Replaces the chat template and special tokens of the GGUF file.
             embedding_model: A GGUF file.
             warm: Names of the contexts to prefill; None: all.
             on_failure: Called once, on the event loop, with the error message that ``failure`` gets.
 
         Raises:
-            ModelLoadError: llama.cpp cannot load a model, or memory is short.
+            ModelLoadError: llama.cpp cannot load a model, or memory is insufficient.
             UserError: The settings, the contexts or the tokenizer do not fit the model.
         """
         self._on_failure = on_failure
@@ -138,7 +138,7 @@ class Service:
             with suppress(RuntimeError):  # the loop is closed: the process is ending
                 loop.call_soon_threadsafe(self._fail, f"the embedding model failed: {error}")
 
-        if embedding_model is not None:  # before the model: its memory plan counts what is left
+        if embedding_model is not None:  # before the model, whose memory plan counts the remaining memory
             self._retrieval = await asyncio.to_thread(
                 Retrieval, self.settings, embedding_model, self.metrics, lock, embedder_failed
             )
@@ -153,7 +153,9 @@ class Service:
             warm=warm,
         )
         try:
-            if self._retrieval is not None:  # after the measurements of the model's load: it uses all cores
+            if (
+                self._retrieval is not None
+            ):  # after the model has measured its kernels, because indexing uses all cores
                 await self._retrieval.index()
         except BaseException:
             await model.close()
@@ -189,23 +191,23 @@ class Service:
         Args:
             inputs: The texts or token lists.
             field: Name of the request's field, for error messages.
-            truncate: The side at which too long texts are cut; None rejects them.
+            truncate: Side at which long texts are truncated. None: reject them.
             normalize: Whether to scale vectors to length 1.
 
         Raises:
-            NotOffered: There is no embedding model.
+            NotOffered: The server has no embedding model.
             BadRequest: An input is empty, too long, or holds tokens of another vocabulary.
             Overloaded: The maximum number of embedding requests is running or waiting.
             GenerationFailed: The computation failed.
         """
-        model = self.model  # raises while the embedding model may still be loading
+        _ = self.model  # raises Loading while models are loading
         if self._retrieval is None:
             raise NotOffered(
-                f"{model.name} makes no embeddings; start the server with KNOWLEDGE=on or EMBEDDING_MODEL"
+                "there is no embedding model; start the server with KNOWLEDGE=on or EMBEDDING_MODEL"
             )
         if self._n_embedding >= self.settings.max_concurrent_requests:
             raise Overloaded(
-                f"the server is busy: {self._n_embedding} requests for vectors are running or waiting; "
+                f"the server is busy: {self._n_embedding} embedding requests are running or waiting; "
                 "try again later"
             )
         self._n_embedding += 1
@@ -234,7 +236,7 @@ class Service:
         constraint: Constraint | None = None,
         n: int = 1,
     ) -> list[Generation]:
-        """Start ``n`` answers to one prompt, which is prefilled once.
+        """Start ``n`` answers to one prompt. It is prefilled once.
 
         Args:
             prompt: The conversation or text.
@@ -249,7 +251,7 @@ class Service:
         model = self.model
         most = self.settings.max_concurrent_requests
         if n > most:
-            raise BadRequest(f"{n} answers are more than may run and wait ({most})", field="n")
+            raise BadRequest(f"{n} answers exceed MAX_CONCURRENT_REQUESTS ({most})", field="n")
         prompt = await self._with_passages(prompt)
         is_constrained = constraint is not None or (
             isinstance(prompt, ChatPrompt) and prompt.tools is not None
@@ -264,7 +266,7 @@ class Service:
         return model.submit(prepared, n, requested_at)
 
     async def _with_passages(self, prompt: Prompt) -> Prompt:
-        """Add passages from the knowledge base, if the prompt or its context asks for them."""
+        """Add passages from the knowledge base, if the prompt or its context requests them."""
         if not isinstance(prompt, ChatPrompt):
             return prompt
         context = self.contexts.get(prompt.context or self.settings.context_type)

@@ -1,4 +1,4 @@
-"""The start of every command that runs a model: checks, files, preflight, contexts, service."""
+"""Common start of all commands with a model: checks, files, preflight, contexts, service."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from app.weights.tokenizer import TokenizerRepo, load_tokenizer_repo
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A service that is not loaded yet, and the checked files to load."""
+    """An unloaded service, and the checked files to load."""
 
     service: Service
     model: Path
@@ -80,7 +80,7 @@ def prepare(settings: Settings) -> Start:
 
 @contextmanager
 def readable_load_errors() -> Iterator[None]:
-    """Convert ModelLoadError, which the engine raises, into a UserError."""
+    """Convert the engine's ModelLoadError to a UserError."""
     try:
         yield
     except ModelLoadError as error:

@@ -88,7 +88,7 @@ def explained_hub(variable: str, repository: str, revision: str, file: str = "")
 
 @contextmanager
 def explained_disk(folder: Path, what: str) -> Iterator[None]:
-    """Convert an OSError during the download of ``what`` to ``folder`` to a ModelError."""
+    """Convert an OSError of a download to ``folder`` to a ModelError; ``what``: name of the download."""
     try:
         yield
     except OSError as error:

@@ -2,7 +2,7 @@
 
 The environment is that of ``transformers/utils/chat_template_utils.py``: Jinja's immutable sandbox,
 ``trim_blocks``, ``lstrip_blocks``, loop controls, ``raise_exception``, ``strftime_now``, a ``tojson``
-without HTML escapes, and ``{% generation %}`` blocks, which mark assistant text for training.
+without HTML escapes, and ``{% generation %}`` blocks (marks for training).
 """
 
 from __future__ import annotations

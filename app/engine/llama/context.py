@@ -78,8 +78,8 @@ class Context:
     """KV cache for ``n_sequences`` sequences, compute buffers and threads.
 
     In the split layout each sequence has ``n_ctx_sequence`` cells. A decode is one pass over the weights if
-    the ids of its sequences are consecutive and all have equally many tokens in the batch. Each gap and each
-    longer sequence costs another pass (``llama_batch_allocr::split_equal``). In the shared layout a sequence
+    its sequence ids are consecutive and all sequences have equally many tokens. Each gap and each longer
+    sequence costs another pass (``llama_batch_allocr::split_equal``). In the shared layout a sequence
     can use all ``n_ctx`` cells, and any batch is one pass.
     """
 

@@ -76,7 +76,7 @@ def start_backend(*, matmul: bool = True) -> None:
     """Initialize llama.cpp. Only the first call in a process has an effect.
 
     Args:
-        matmul: Compute matrix products with native/matmul.cpp where it covers the format of the weights.
+        matmul: Compute matrix products with native/matmul.cpp if it supports the format of the weights.
 
     Raises:
         UnsupportedLibraryError: A struct's layout differs between library and Python declaration.
@@ -98,13 +98,14 @@ def _has_matmul() -> bool:
 
 
 def _start_matmul() -> None:
-    """Test the matrix kernels on this CPU. Models loaded afterwards use those that pass."""
+    """Test the matrix kernels on this CPU. Models loaded later use the kernels that pass."""
     failed = native_function("tokenstream_matmul_start", ctypes.c_char_p)()
     if failed is None:
-        logger.info("This build has no matrix kernels for this CPU; ggml's are used")
+        logger.info("The library has no matrix kernels for this CPU; ggml's kernels are used")
     elif failed:
         logger.warning(
-            "The matrix kernels for %s fail their test on this CPU; ggml's are used", failed.decode()
+            "The matrix kernels for %s failed their test on this CPU; ggml's kernels are used",
+            failed.decode(),
         )
 
 
@@ -184,7 +185,7 @@ def drop_mapped_pages() -> Iterator[None]:
     """Drop the resident pages of files that the block maps. Later reads bring pages back.
 
     llama.cpp maps a model's file and reads all of it. ggml's repacking and AMX copy most weights into another
-    order; those pages of the file are not read again, but count as resident. Linux only.
+    order. Their pages of the file are not read again, but count as resident. Linux only.
     """
     before = _mapped_files()
     yield
