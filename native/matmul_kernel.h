@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 namespace tokenstream {
 
@@ -37,6 +38,7 @@ using Ints = __m512i;
 using Floats = __m512;
 
 inline Ints load_ints(const void * from) { return _mm512_loadu_si512(from); }
+inline void store_ints(void * to, Ints x) { _mm512_storeu_si512(to, x); }
 inline Ints all_ints(int32_t x) { return _mm512_set1_epi32(x); }
 inline Ints all_bytes(int x) { return _mm512_set1_epi8((char) x); }
 inline Ints bits_and(Ints a, Ints b) { return _mm512_and_si512(a, b); }
@@ -84,6 +86,7 @@ using Ints = __m256i;
 using Floats = __m256;
 
 inline Ints load_ints(const void * from) { return _mm256_loadu_si256((const __m256i *) from); }
+inline void store_ints(void * to, Ints x) { _mm256_storeu_si256((__m256i *) to, x); }
 inline Ints all_ints(int32_t x) { return _mm256_set1_epi32(x); }
 inline Ints all_bytes(int x) { return _mm256_set1_epi8((char) x); }
 inline Ints bits_and(Ints a, Ints b) { return _mm256_and_si256(a, b); }
@@ -192,8 +195,8 @@ template <class F> struct Dot {
 };
 #endif
 
-// Vectors V and V + 4 of a block.
-template <class F, int V> inline void load_weights(const uint8_t * block, Ints & low, Ints & high) {
+// Unpack vectors V and V + 4 of a block.
+template <class F, int V> inline void unpack_weights(const uint8_t * block, Ints & low, Ints & high) {
     if constexpr (F::BITS == 8) {
         low = load_ints(block + 64*V), high = load_ints(block + 64*(V + 4));
     } else {
@@ -218,6 +221,13 @@ template <class F, int V> inline void load_weights(const uint8_t * block, Ints &
     }
 }
 
+template <class F, int V> inline void unpack_pair(const uint8_t * block, uint8_t * to) {
+    Ints low, high;
+    unpack_weights<F, V>(block, low, high);
+    store_ints(to + V*4*LANES, low);
+    store_ints(to + (V + 4)*4*LANES, high);
+}
+
 inline Ints all_of(const int8_t * quants) { // 4 bytes, in every lane
     int32_t x;
     memcpy(&x, quants, sizeof(x));
@@ -230,18 +240,40 @@ struct Matrix {
     int64_t columns, blocks;
 };
 
+// With few rows, weights come from memory, and the processor's own prefetching is late for several streams.
+template <class F> inline void prefetch(const uint8_t * quants) {
+    constexpr size_t AHEAD = 2048; // bytes
+    for (size_t i = 0; i < F::QUANT_BYTES && F::BITS < 8; i += 64) {
+        __builtin_prefetch(quants + AHEAD + i);
+    }
+}
+
+constexpr size_t UNPACKED_BYTES = 8*4*LANES; // of a block of one vector of columns
+
+// Unpack all blocks of a vector of columns, for many tiles.
+template <class F> void unpack_vector(const uint8_t * quants, int64_t n_blocks, uint8_t * to) {
+    for (int64_t b = 0; b < n_blocks; ++b, quants += F::QUANT_BYTES, to += UNPACKED_BYTES) {
+        unpack_pair<F, 0>(quants, to);
+        unpack_pair<F, 1>(quants, to);
+        unpack_pair<F, 2>(quants, to);
+        unpack_pair<F, 3>(quants, to);
+    }
+}
+
 // A tile: R rows times P vectors of columns.
-template <class F, int R, int P> struct Tile {
+// `unpacked`: P vectors of columns from unpack_vector(); null: the tile unpacks the panels.
+template <class F, int R, int P, bool UNPACKED> struct Tile {
     static constexpr int PARTS = 1 + F::HALVES;
+    static constexpr size_t STEP = UNPACKED ? UNPACKED_BYTES : F::QUANT_BYTES;
     const uint8_t * quants[P], * scales[P];
     const Activations * rows[R];
     Floats sums[R][P];
 
-    Tile(const Matrix & matrix, int64_t vector, const Activations * const * from) {
+    Tile(const Matrix & matrix, int64_t vector, const uint8_t * unpacked, const Activations * const * from) {
         for (int p = 0; p < P; ++p) {
             const int64_t column = (vector + p)*LANES, at = column%COLUMNS;
             const uint8_t * panel = matrix.panels + column/COLUMNS*F::panel_size(matrix.blocks);
-            quants[p] = panel + 4*at;
+            quants[p] = UNPACKED ? unpacked + p*matrix.blocks*UNPACKED_BYTES : panel + 4*at;
             scales[p] = panel + F::quants_size(matrix.blocks) + (F::BLOCKS > 1 ? 0 : 2*at);
         }
         for (int r = 0; r < R; ++r) {
@@ -255,7 +287,11 @@ template <class F, int R, int P> struct Tile {
     template <int V> inline void add_products(Dot<F> (& dots)[R][P][PARTS]) {
         Ints low[P], high[P];
         for (int p = 0; p < P; ++p) {
-            load_weights<F, V>(quants[p], low[p], high[p]);
+            if constexpr (UNPACKED) {
+                low[p] = load_ints(quants[p] + V*4*LANES), high[p] = load_ints(quants[p] + (V + 4)*4*LANES);
+            } else {
+                unpack_weights<F, V>(quants[p], low[p], high[p]);
+            }
         }
         for (int r = 0; r < R; ++r) {
             const Ints first = all_of(rows[r]->quants + 4*V), second = all_of(rows[r]->quants + 16 + 4*V);
@@ -268,6 +304,11 @@ template <class F, int R, int P> struct Tile {
 
     // scale and minimum: of the blocks, P vectors each; scale has PARTS.
     inline void add_block(const Floats (& scale)[P][PARTS], const Floats (& minimum)[P]) {
+        if constexpr (!UNPACKED && R <= 4) {
+            for (int p = 0; p < P; ++p) {
+                prefetch<F>(quants[p]);
+            }
+        }
         Dot<F> dots[R][P][PARTS];
         for (int r = 0; r < R; ++r) {
             for (int part = 0; part < PARTS; ++part) {
@@ -300,7 +341,7 @@ template <class F, int R, int P> struct Tile {
             ++rows[r];
         }
         for (int p = 0; p < P; ++p) {
-            quants[p] += F::QUANT_BYTES;
+            quants[p] += STEP;
         }
     }
 
@@ -339,9 +380,9 @@ template <class F, int R, int P> struct Tile {
     }
 };
 
-template <class F, int R, int P>
-void multiply_tile(const Matrix & matrix, int64_t vector, const Activations * const * rows, float * const * results) {
-    Tile<F, R, P> tile(matrix, vector, rows);
+template <class F, int R, int P, bool UNPACKED>
+void multiply_tile(const Matrix & matrix, int64_t vector, const uint8_t * unpacked, const Activations * const * rows, float * const * results) {
+    Tile<F, R, P, UNPACKED> tile(matrix, vector, unpacked, rows);
     for (int64_t s = 0; s < matrix.blocks/F::BLOCKS; ++s) {
         tile.add_superblock(vector);
     }
@@ -359,22 +400,46 @@ void multiply_tile(const Matrix & matrix, int64_t vector, const Activations * co
     }
 }
 
-template <class F, int P>
-void multiply_rows(const Matrix & matrix, int64_t vector, const Activations * const * rows, float * const * results, int n_rows) {
+template <class F, int P, bool UNPACKED>
+void multiply_rows(const Matrix & matrix, int64_t vector, const uint8_t * unpacked, const Activations * const * rows, float * const * results, int n_rows) {
     // Tiles of similar size: 8 rows are 4 and 4, not 6 and 2.
     constexpr int MOST = F::HALVES ? 4 : TILE_ROWS;
     for (int tiles = (n_rows + MOST - 1)/MOST; tiles > 0; --tiles) {
         const int n = (n_rows + tiles - 1)/tiles;
         switch (n) {
-            case 1:  multiply_tile<F, 1, P>(matrix, vector, rows, results); break;
-            case 2:  multiply_tile<F, 2, P>(matrix, vector, rows, results); break;
-            case 3:  multiply_tile<F, 3, P>(matrix, vector, rows, results); break;
-            case 4:  multiply_tile<F, 4, P>(matrix, vector, rows, results); break;
-            case 5:  multiply_tile<F, MOST < 5 ? MOST : 5, P>(matrix, vector, rows, results); break;
-            default: multiply_tile<F, MOST, P>(matrix, vector, rows, results); break;
+            case 1:  multiply_tile<F, 1, P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
+            case 2:  multiply_tile<F, 2, P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
+            case 3:  multiply_tile<F, 3, P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
+            case 4:  multiply_tile<F, 4, P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
+            case 5:  multiply_tile<F, MOST < 5 ? MOST : 5, P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
+            default: multiply_tile<F, MOST, P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
         }
         rows += n, results += n, n_rows -= n;
     }
+}
+
+// With this many rows, unpacking once for all tiles is faster than in each.
+template <class F> constexpr int UNPACK_ROWS = F::BITS == 8 ? 1 << 30 : F::BITS == 4 ? 64 : 24;
+
+// Multiply rows with P vectors of columns.
+template <class F, int P>
+void multiply_vectors(const Matrix & matrix, int64_t vector, const Activations * const * rows, float * const * results, int n_rows) {
+    if (n_rows < UNPACK_ROWS<F>) {
+        multiply_rows<F, P, false>(matrix, vector, nullptr, rows, results, n_rows);
+        return;
+    }
+    thread_local std::vector<uint8_t> unpacked;
+    const size_t size = matrix.blocks*UNPACKED_BYTES;
+    if (unpacked.size() < P*size + 64) {
+        unpacked.resize(P*size + 64);
+    }
+    uint8_t * const aligned = (uint8_t *) (((uintptr_t) unpacked.data() + 63)/64*64);
+    for (int p = 0; p < P; ++p) {
+        const int64_t column = (vector + p)*LANES;
+        const uint8_t * panel = matrix.panels + column/COLUMNS*F::panel_size(matrix.blocks);
+        unpack_vector<F>(panel + 4*(column%COLUMNS), matrix.blocks, aligned + p*size);
+    }
+    multiply_rows<F, P, true>(matrix, vector, aligned, rows, results, n_rows);
 }
 
 inline int64_t n_vectors(const Matrix & matrix) { return (matrix.columns + LANES - 1)/LANES; }
@@ -383,10 +448,10 @@ inline int64_t n_vectors(const Matrix & matrix) { return (matrix.columns + LANES
 template <class F>
 void multiply(const Matrix & matrix, int64_t begin, int64_t end, const Activations * const * rows, float * const * results, int n_rows) {
     for (; begin + TILE_VECTORS <= end; begin += TILE_VECTORS) {
-        multiply_rows<F, TILE_VECTORS>(matrix, begin, rows, results, n_rows);
+        multiply_vectors<F, TILE_VECTORS>(matrix, begin, rows, results, n_rows);
     }
     for (; begin < end; ++begin) {
-        multiply_rows<F, 1>(matrix, begin, rows, results, n_rows);
+        multiply_vectors<F, 1>(matrix, begin, rows, results, n_rows);
     }
 }
 
