@@ -108,7 +108,7 @@ struct Pass {
 };
 
 constexpr int64_t MAX_APART = 96;   // blocks
-constexpr int64_t CHUNK_WORK = 512; // blocks of rows times vectors: some microseconds
+constexpr int64_t CHUNK_WORK = 512; // blocks of rows times vectors of columns: some microseconds
 constexpr int MAX_LISTED = 128;     // rows whose addresses are listed at a time
 
 bool is_ours(const ggml_tensor * op);
@@ -187,12 +187,22 @@ public:
 
     // Results `first` to `first` + n.
     void list(int64_t first, int n, const Activations ** rows, float ** results) const {
-        const ggml_tensor * x = op->src[1];
+        int64_t i1 = first%op->ne[1], i2 = first/op->ne[1]%op->ne[2], i3 = first/op->ne[1]/op->ne[2];
         for (int i = 0; i < n; ++i) {
-            const int64_t at = order.empty() ? first + i : order[first + i];
-            const int64_t i1 = at%op->ne[1], i2 = at/op->ne[1]%op->ne[2], i3 = at/op->ne[1]/op->ne[2];
-            rows[i] = activations + n_blocks*(order.empty() ? at : i2*x->ne[1] + i1%x->ne[1]);
+            if (order.empty()) {
+                rows[i] = activations + n_blocks*(first + i);
+            } else {
+                const ggml_tensor * x = op->src[1];
+                i1 = order[first + i]%op->ne[1], i2 = order[first + i]/op->ne[1];
+                rows[i] = activations + n_blocks*(i2*x->ne[1] + i1%x->ne[1]);
+            }
             results[i] = (float *) ((char *) op->data + i1*op->nb[1] + i2*op->nb[2] + i3*op->nb[3]);
+            if (++i1 == op->ne[1]) {
+                i1 = 0;
+                if (++i2 == op->ne[2]) {
+                    i2 = 0, ++i3;
+                }
+            }
         }
     }
 
@@ -229,8 +239,33 @@ void multiply_chunk(const Format & f, const Matrix & matrix, int64_t begin, int6
     }
 }
 
+// How an operation is divided into chunks. Small operations have one a thread: taking the next costs more than
+// waiting for the last. Larger ones have several, so that threads that finish early take more.
+struct Division {
+    int64_t n_experts, vectors, unit, column_parts, row_parts = 1;
+
+    Division(const Format & f, const ggml_tensor * op, int n_threads) {
+        n_experts = op->src[0]->ne[2];
+        vectors = n_vectors(matrix_of(f, op->src[0], 0));
+        unit = vectors/TILE_VECTORS < n_threads ? 1 : TILE_VECTORS;
+        const int64_t n_rows = ggml_nrows(op)/n_experts; // of an expert, on average
+        const int64_t rounds = std::max<int64_t>(1, vectors*n_rows*op->src[0]->ne[0]/BLOCK_SIZE/CHUNK_WORK/n_threads);
+        column_parts = std::min((vectors + unit - 1)/unit, n_threads*rounds);
+        if (column_parts < n_threads*std::min<int64_t>(rounds, 2)) {
+            // Fewer columns than threads need.
+            row_parts = std::max<int64_t>(1, std::min(n_rows/(4*TILE_ROWS), 4*n_threads/column_parts));
+        }
+    }
+
+    int64_t n_chunks() const { return column_parts*row_parts*n_experts; }
+
+    // The first vector of columns of a part.
+    int64_t vector(int64_t part) const {
+        return std::min(vectors, (vectors + unit - 1)/unit*part/column_parts*unit);
+    }
+};
+
 void compute(const Format & f, ggml_compute_params * params, ggml_tensor * op) {
-    const ggml_tensor * weights = op->src[0];
     Step & step = *(Step *) op->extra;
     const int64_t blocks = n_blocks_of_rows(op);
     Activations * activations = step.activations + (step.apart ? params->ith*blocks : 0);
@@ -243,17 +278,13 @@ void compute(const Format & f, ggml_compute_params * params, ggml_tensor * op) {
         quantize_rows(op->src[1], blocks*params->ith/params->nth, blocks*(params->ith + 1)/params->nth, activations);
         ggml_barrier(params->threadpool);
     }
-    // Columns are divided into chunks. Threads that finish early take more, if chunks are worth it.
     const Rows rows(op, activations);
-    const int64_t vectors = n_vectors(matrix_of(f, weights, 0)), tiles = (vectors + TILE_VECTORS - 1)/TILE_VECTORS;
-    const int64_t rounds = vectors*weights->ne[0]/BLOCK_SIZE*ggml_nrows(op)/weights->ne[2]/CHUNK_WORK/params->nth;
-    const int64_t n_chunks = std::min(tiles, params->nth*std::max<int64_t>(1, rounds));
-    for (int64_t i = params->ith; i < n_chunks*weights->ne[2]; i = step.next.fetch_add(1, std::memory_order_relaxed)) {
-        const int64_t expert = i/n_chunks, chunk = i%n_chunks;
-        if (rows.begin(expert) < rows.end(expert)) {
-            multiply_chunk(f, matrix_of(f, weights, expert), tiles*chunk/n_chunks*TILE_VECTORS,
-                std::min(vectors, tiles*(chunk + 1)/n_chunks*TILE_VECTORS), rows, rows.begin(expert), rows.end(expert));
-        }
+    const Division d(f, op, params->nth);
+    for (int64_t i = params->ith; i < d.n_chunks(); i = step.next.fetch_add(1, std::memory_order_relaxed)) {
+        const int64_t expert = i/d.column_parts/d.row_parts, part = i/d.column_parts%d.row_parts;
+        const int64_t column = i%d.column_parts, begin = rows.begin(expert), n = rows.end(expert) - begin;
+        multiply_chunk(f, matrix_of(f, op->src[0], expert), d.vector(column), d.vector(column + 1), rows,
+            begin + n*part/d.row_parts, begin + n*(part + 1)/d.row_parts);
     }
 }
 
