@@ -23,7 +23,7 @@ _SOURCES = tuple(
     HERE / name
     for name in (
         *("exports.cpp", "flash_attention.cpp", "attention_kernel.h"),
-        *("matmul.cpp", "matmul_kernel.h", "matmul_formats.h"),
+        *("matmul.cpp", "matmul_weights.cpp", "matmul_weights.h", "matmul_kernel.h", "matmul_formats.h"),
     )
 )
 
