@@ -1,7 +1,7 @@
 """``python -m bench.knowledge``: speed and recall of the knowledge base.
 
 Indexing is compared with a bare loop that encodes the same chunks. Look-ups are timed over 100,000 chunks.
-Recall is measured with sixty questions of known answers. Run nothing else meanwhile.
+Recall is measured with sixty questions of known answers. Run nothing else at the same time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _QUESTIONS = ROOT / "tests" / "knowledge" / "questions.json"
 _BATCH, _MOST_TEXTS = 384, 64
 
 
-class _Nobody:
+class _NoObserver:
     """An observer that ignores all events."""
 
     def on_indexed(self, n_chunks: int, problem: str | None) -> None:
@@ -92,7 +92,7 @@ class Bench:
 
         embedder.submit = noted  # type: ignore[method-assign]
         started = time.perf_counter()
-        knowledge = Knowledge(self.options(folder, index), embedder, _Nobody())
+        knowledge = Knowledge(self.options(folder, index), embedder, _NoObserver())
         knowledge.start()
         try:
             asyncio.run(knowledge.wait_until_indexed(3600))
@@ -166,14 +166,14 @@ class Bench:
                     store.replace(IndexedFile(found[0].file, "-", 0, len(found), None), found, vectors)
                     chunks += found
             matrix = _embed(embedder, [options.passage_prefix + embedded_text(c) for c in chunks])
-            asked = _embed(embedder, [options.query_prefix + entry["question"] for entry in entries])
+            queries = _embed(embedder, [options.query_prefix + entry["question"] for entry in entries])
             figures: dict[str, float] = {"questions": len(entries), "chunks": len(chunks)}
-            by_vectors = [[chunks[i] for i in np.argsort(-(matrix @ vector))[:k]] for vector in asked]
+            by_vectors = [[chunks[i] for i in np.argsort(-(matrix @ vector))[:k]] for vector in queries]
             figures["vectors alone"] = _share(entries, by_vectors)
             for threshold in thresholds:
                 found_by = [
                     [p.chunk for p in store.search(v, e["question"], top_k=k, threshold=threshold)]
-                    for v, e in zip(asked, entries, strict=True)
+                    for v, e in zip(queries, entries, strict=True)
                 ]
                 figures[f"hybrid, threshold {threshold}"] = _share(entries, found_by)
             store.close()

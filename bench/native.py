@@ -35,5 +35,5 @@ __all__ = [
 # Errors of building a peer. Their messages are for users.
 BUILD_ERRORS = (BuildError, BuildFlagsError, NoCompilerError)
 
-# Folder for peers and written models, beside the wheels.
+# Folder for peers and generated models, next to the wheels.
 CACHE: Path = cache_folder().parent

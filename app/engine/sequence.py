@@ -57,7 +57,7 @@ class Sequence:
     slot: int | None = None
     finish_reason: FinishReason | None = None
     submitted_at: float = field(default_factory=time.perf_counter)
-    _is_guess: bool = False  # the last draft came from lookup
+    _is_guess: bool = False  # the last draft is from lookup
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)

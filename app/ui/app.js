@@ -151,7 +151,7 @@ function conclude(turn, error, signal) {
     turn.failed("The page failed to show this answer.");
     throw error;
   }
-  say(""); // the error is an alert, announced on its own
+  say(""); // screen readers announce the error as an alert
   turn.failed(error.message);
   if (error.type === "loading" || error.type === "unauthorized") prepare();
 }

@@ -1,8 +1,8 @@
 """Files of a Hugging Face repository on this disk: resumable downloads, and local copies without the hub.
 
 The folder has the layout of huggingface_hub's cache (``models--owner--name/snapshots/<commit>/<file>``), so
-other programs may share it. huggingface_hub is imported in functions: the import takes half a second, and
-models on this disk do not need it.
+other programs can share it. huggingface_hub is imported in functions, because the import takes half a second.
+Models on this disk do not need it.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class CalledFunction(TypedDict):
 
 
 class ToolCall(TypedDict):
-    """A tool call."""
+    """A function call in the answer."""
 
     id: str
     type: Literal["function"]

@@ -90,7 +90,7 @@ class ToolDefinition(_Part):
 
 
 class FunctionName(_Part):
-    """Name of a function."""
+    """The function to call."""
 
     name: str
 
@@ -144,7 +144,7 @@ _VALUES: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 class StreamOptions(_Part):
-    """Options of a stream."""
+    """Additional data in a stream."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None

@@ -60,7 +60,7 @@ class GenerateResponse(TypedDict):
 
 
 class StreamDetails(_Ending):
-    """Details of a stream."""
+    """Finish reason, seed and token counts."""
 
     input_length: int
 

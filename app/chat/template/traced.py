@@ -1,6 +1,6 @@
 """Traces the characters of message contents through a template.
 
-Every character of a content is replaced by a stand-in: a code point of Unicode planes 4 to 16, which have no
+Every character of a content is replaced by a stand-in, a code point of Unicode planes 4 to 16. These have no
 letters. The stand-ins in the rendered text mark the contents, and are then replaced by the original
 characters. A :class:`TracedText` contains stand-ins, but compares and searches like the original text. In a
 template, ``'</think>' in content`` and ``content.split('\\n')`` have the same results as with the content.

@@ -156,7 +156,7 @@ def _find_call(text: str, begin: int, call: ToolCall) -> _Found | None:
 
 
 def _keys_of_call(text: str, at: int, call: ToolCall) -> tuple[tuple[str, str] | None, int]:
-    """Keys of name and arguments in the object at ``at``, or None if it is not the call; and its end."""
+    """Keys of name and arguments in the object at ``at`` (None: it is not the call), and its end."""
     try:
         value, end = _DECODER.raw_decode(text, at)
     except ValueError:

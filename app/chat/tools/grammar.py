@@ -37,8 +37,8 @@ def tool_grammar(
     Args:
         format_: Format of calls.
         tools: At least one function.
-        choice: ``required`` for a call of any function, a name for a call of that function, ``auto`` for
-            text that calls may follow.
+        choice: ``required``: a call of any function. ``auto``: text, optionally followed by calls. A name: a
+            call of that function.
         parallel: Whether an answer may have several calls, if the format supports that.
         special_tokens: Ids of control tokens by text. In the format these texts become the tokens.
 
