@@ -25,10 +25,10 @@ using namespace tokenstream;
 
 // What one pass over a graph knows of an operation before it starts.
 struct Step {
-    Activations * activations; // the quantized rows; with `apart`, of the first thread
-    bool quantize;             // else an earlier operation with the same rows has done it
-    bool apart;                // each thread quantizes all rows for itself, which is faster than a barrier
-    std::atomic<int64_t> next; // chunk that no thread has taken
+    Activations * activations;  // the quantized rows; with `apart`, of the first thread
+    bool quantize;              // else an earlier operation with the same rows has done it
+    bool apart;                 // each thread quantizes all rows for itself, which is faster than a barrier
+    std::atomic<int64_t> taken; // chunks, besides the first of each thread
 };
 
 // Memory of one pass, kept between passes.
@@ -76,7 +76,7 @@ void prepare(Pass & pass, ggml_cgraph * graph, int n_threads) {
             step->activations = pass.activations.data();
             step->quantize = node->src[1] != quantized;
             step->apart = n_blocks_of_rows(node) <= MAX_APART;
-            step->next.store(n_threads, std::memory_order_relaxed);
+            step->taken.store(0, std::memory_order_relaxed);
             quantized = node->src[1];
             node->extra = step++;
         }
@@ -211,7 +211,9 @@ void compute(const Format & f, ggml_compute_params * params, ggml_tensor * op) {
     }
     const Rows rows(op, activations);
     const Division d(f, op, params->nth);
-    for (int64_t i = params->ith; i < d.n_chunks(); i = step.next.fetch_add(1, std::memory_order_relaxed)) {
+    // params->nth can be below the plan's n_threads: a thread pool may be smaller.
+    const auto next = [&] { return params->nth + step.taken.fetch_add(1, std::memory_order_relaxed); };
+    for (int64_t i = params->ith; i < d.n_chunks(); i = next()) {
         const int64_t expert = i/d.column_parts/d.row_parts, part = i/d.column_parts%d.row_parts;
         const int64_t column = i%d.column_parts, begin = rows.begin(expert), n = rows.end(expert) - begin;
         multiply_chunk(f, matrix_of(f, op->src[0], expert), d.vector(column), d.vector(column + 1), rows,
