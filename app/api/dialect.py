@@ -33,6 +33,8 @@ CAUSES = {
     503: "The model is loading.",
 }
 
+RETRY_AFTER = {"Retry-After": "Seconds to wait before the next attempt."}  # description of the header
+
 
 def causes(*statuses: int) -> dict[int, str]:
     return {status: CAUSES[status] for status in statuses}

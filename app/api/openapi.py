@@ -11,10 +11,9 @@ from pydantic.json_schema import GenerateJsonSchema
 from starlette.routing import compile_path
 
 from app import __version__
-from app.api.dialect import JSON, Dialect, ErrorFormat, Operation, Reply
+from app.api.dialect import JSON, RETRY_AFTER, Dialect, ErrorFormat, Operation, Reply
 
-_RETRY_AFTER = {"Retry-After": "Seconds to wait before the next attempt."}
-_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: _RETRY_AFTER, 503: _RETRY_AFTER}
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: RETRY_AFTER, 503: RETRY_AFTER}
 
 Dialects = Sequence[tuple[Dialect, Sequence[Operation]]]
 

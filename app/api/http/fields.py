@@ -7,6 +7,12 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 MOST_CHOICES = 128  # answers to one request
+EXAMPLE_CONVERSATION = [
+    {"role": "system", "content": "Answer in one sentence."},
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "Paris."},
+    {"role": "user", "content": "And of Italy?"},
+]
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from starlette.requests import Request
 
 from app.api.http.problems import invalid
@@ -13,6 +14,14 @@ from app.api.http.waiting import while_connected
 from app.service import Embeddings, Service
 
 MOST_INPUTS = 2048  # per request, as in OpenAI's API
+
+Dimensions = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        description="Dimensions of each vector. Fewer than the model's require a Matryoshka model.",
+    ),
+]
 
 # Names of models whose first dimensions are usable as shorter vectors (Kusupati et al. 2022, "Matryoshka
 # Representation Learning"). GGUF metadata lacks this property.

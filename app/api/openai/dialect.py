@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from app.api.dialect import EVENTS, JSON, Dialect, Operation, Reply, causes
+from app.api.http.fields import EXAMPLE_CONVERSATION
 from app.api.openai import knowledge
 from app.api.openai.chat import chat_completions
 from app.api.openai.completions import completions
@@ -17,7 +18,9 @@ from app.api.openai.requests import ChatRequest, CompletionRequest
 
 _KNOWLEDGE = "Knowledge base"
 
-_INVALID = {400: "The request is invalid. `param` is the field, `message` has the allowed values."}
+_ERRORS = causes(413, 415, 429, 500, 503) | {
+    400: "The request is invalid. `param` is the field, `message` has the allowed values."
+}
 _STREAM = (
     "\n\nWith `stream`, the data of each event is a chunk, and the last event is `[DONE]`. If generation "
     "fails, the last event has the name `error`."
@@ -46,12 +49,7 @@ _WEATHER = {
 CHAT_EXAMPLES: dict[str, Any] = {
     "A question": {"model": "any", "messages": _QUESTION, "max_tokens": 60},
     "A conversation, streamed": {
-        "messages": [
-            {"role": "system", "content": "Answer in one sentence."},
-            {"role": "user", "content": "What is the capital of France?"},
-            {"role": "assistant", "content": "Paris."},
-            {"role": "user", "content": "And of Italy?"},
-        ],
+        "messages": EXAMPLE_CONVERSATION,
         "max_tokens": 40,
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -109,7 +107,7 @@ _CHAT = Operation(
     replies={
         200: Reply("The answer.", {JSON: ChatCompletion, EVENTS: ChatCompletionChunk | OpenAIErrorResponse})
     },
-    errors=causes(413, 415, 429, 500, 503) | _INVALID,
+    errors=_ERRORS,
 )
 
 _COMPLETIONS = Operation(
@@ -121,7 +119,7 @@ _COMPLETIONS = Operation(
     body=CompletionRequest,
     examples=COMPLETION_EXAMPLES,
     replies={200: Reply("The texts.", {JSON: Completion, EVENTS: CompletionChunk | OpenAIErrorResponse})},
-    errors=causes(413, 415, 429, 500, 503) | _INVALID,
+    errors=_ERRORS,
 )
 
 _EMBEDDINGS = Operation(
@@ -142,7 +140,7 @@ _EMBEDDINGS = Operation(
         },
     },
     replies={200: Reply("The vectors.", {JSON: EmbeddingList})},
-    errors=causes(413, 415, 429, 500, 501, 503) | _INVALID,
+    errors=_ERRORS | causes(501),
 )
 
 _MODELS = Operation(

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from app.api.dialect import JSON
 from app.api.http.body import read_json
-from app.api.http.vectors import MOST_INPUTS, vectors
+from app.api.http.vectors import MOST_INPUTS, Dimensions, vectors
 from app.service import Embeddings, Service
 
 _Text = Annotated[str, Field(min_length=1)]
@@ -72,13 +72,7 @@ class EmbeddingsRequest(BaseModel):
         Literal["float", "base64"] | None,
         Field(description="`base64` encodes little-endian 32-bit floats."),
     ] = None
-    dimensions: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            description="Dimensions of each vector. Fewer than the model's require a Matryoshka model.",
-        ),
-    ] = None
+    dimensions: Dimensions = None
     user: str | None = None  # ignored
 
     @property

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.api.dialect import JSON, Dialect, Endpoint, Operation, Reply, causes
+from app.api.dialect import JSON, RETRY_AFTER, Dialect, Endpoint, Operation, Reply, causes
 from app.api.http.errors import ERRORS
 from app.api.operator import ops, pages
 from app.api.operator.replies import Contexts, Failed, Health, Loading, Ready
 
 _PAGES = "Pages"
-_RETRY_AFTER = {"Retry-After": "Seconds to wait before the next attempt."}
 
 _CONTEXTS = Operation(
     method="GET",
@@ -28,7 +27,7 @@ _HEALTH = Operation(
     summary="Liveness",
     replies={
         200: Reply("The process serves requests.", {JSON: Health}),
-        503: Reply("The engine or the embedding model failed.", {JSON: Failed}, _RETRY_AFTER),
+        503: Reply("The engine or the embedding model failed.", {JSON: Failed}, RETRY_AFTER),
     },
     errors=causes(500),
     is_open=True,
@@ -41,7 +40,7 @@ _READY = Operation(
     summary="Readiness",
     replies={
         200: Reply("The model is loaded.", {JSON: Ready}),
-        503: Reply("The model is loading, or a model failed.", {JSON: Loading | Failed}, _RETRY_AFTER),
+        503: Reply("The model is loading, or a model failed.", {JSON: Loading | Failed}, RETRY_AFTER),
     },
     errors=causes(500),
     is_open=True,

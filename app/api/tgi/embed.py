@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from app.api.dialect import JSON
 from app.api.http.body import read_ahead, read_json
-from app.api.http.vectors import MOST_INPUTS, vectors
+from app.api.http.vectors import MOST_INPUTS, Dimensions, vectors
 from app.api.tgi.generate import compat_generate
 from app.api.tgi.requests import TgiFields
 from app.api.tgi.validation import rejection
@@ -46,13 +46,7 @@ class EmbedRequest(TgiFields):
             "Default: none."
         ),
     ] = None
-    dimensions: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            description="Dimensions of each vector. Fewer than the model's require a Matryoshka model.",
-        ),
-    ] = None
+    dimensions: Dimensions = None
     encoding_format: Annotated[Literal["float"] | None, Field(description="Ignored.")] = None
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from app.api.dialect import Dialect, Operation, Reply, causes
 from app.api.http.errors import ERRORS
+from app.api.http.fields import EXAMPLE_CONVERSATION
 from app.api.http.sources import HEADER
 from app.api.tokenstream.replies import Figures
 from app.api.tokenstream.token_stream import TokenStreamRequest, token_stream
@@ -28,12 +29,7 @@ _TOKEN_STREAM = Operation(
             "max_tokens": 60,
         },
         "A sampled conversation, with figures": {
-            "messages": [
-                {"role": "system", "content": "Answer in one sentence."},
-                {"role": "user", "content": "What is the capital of France?"},
-                {"role": "assistant", "content": "Paris."},
-                {"role": "user", "content": "And of Italy?"},
-            ],
+            "messages": EXAMPLE_CONVERSATION,
             "max_tokens": 40,
             "temperature": 0.7,
             "top_p": 0.9,
