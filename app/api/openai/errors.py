@@ -19,6 +19,7 @@ _NAMES = {
     "internal": ("server_error", None),
     "shutting_down": ("service_unavailable_error", "shutting_down"),
     "loading": ("service_unavailable_error", "model_loading"),
+    "knowledge": ("service_unavailable_error", "knowledge_unavailable"),
 }
 
 

@@ -12,6 +12,9 @@ import httpx
 import openai
 import pytest
 
+from app.api.http.problems import problem_of
+from app.api.openai.errors import openai_body
+from app.service import GenerationFailed, KnowledgeFailed, Loading, Overloaded, ServiceError
 from tests.conftest import Server
 
 ASK: list[Any] = [{"role": "user", "content": "Name a colour."}]
@@ -77,6 +80,15 @@ def test_errors_have_the_dialects_shape(
     )
     assert response.status_code == status
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [GenerationFailed("x"), Loading("x"), KnowledgeFailed("x"), Overloaded("x")],
+    ids=lambda error: type(error).__name__,
+)
+def test_faults_of_the_server_are_no_invalid_requests(error: ServiceError) -> None:
+    assert openai_body(problem_of(error))["error"]["type"] != "invalid_request_error"
 
 
 def test_the_own_dialect_keeps_its_shape(server_url: str) -> None:
