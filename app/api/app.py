@@ -64,7 +64,6 @@ def create_app(service: Service, lifespan: Lifespan | None = None) -> Starlette:
         lifespan=lifespan or _no_lifespan,
     )
     app.state.service = service
-    app.state.settings = settings
     app.state.table = table
     app.state.document = json.dumps(api_document(settings), ensure_ascii=False).encode()
     return app

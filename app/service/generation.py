@@ -123,7 +123,7 @@ async def together(generations: Sequence[Generation]) -> AsyncIterator[list[tupl
         try:
             async for step in generations[index]:
                 inbox.put_nowait((index, step))
-        except GenerationFailed as error:
+        except Exception as error:
             inbox.put_nowait((index, error))
         else:
             inbox.put_nowait((index, None))

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 
@@ -18,7 +19,7 @@ from app.engine.async_engine import AsyncEngine
 from app.engine.embedder import Embedder
 from app.engine.engine import Engine
 from app.fit import preflight
-from app.service import ChatPrompt, GenerationFailed, Loading, Service, start
+from app.service import ChatPrompt, GenerationFailed, Loading, Service, collect, start
 from app.service import model as model_module
 from app.telemetry.metrics import Metrics
 from app.weights.embedding import resolve_embedding_model
@@ -121,6 +122,22 @@ async def test_a_fault_between_several_answers_ends_those_that_have_begun(
     with pytest.raises(MemoryError):
         await service.generate(PROMPT, {}, n=2)
     assert len(cancelled) == 1
+
+
+@pytest.mark.anyio
+async def test_an_unexpected_error_in_one_of_several_answers_ends_the_wait_for_them(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.load(MODEL, None, warm=())
+
+    def fail(*_: object) -> None:
+        monkeypatch.undo()
+        raise MemoryError("out of memory")
+
+    generations = await service.generate(PROMPT, {"max_tokens": 3}, n=2)
+    monkeypatch.setattr(Metrics, "on_first_token", fail)
+    with anyio.fail_after(60), pytest.raises(MemoryError):
+        await collect(generations)
 
 
 @pytest.mark.anyio

@@ -64,7 +64,7 @@ async def read_body(request: Request) -> bytes:
     Raises:
         ApiError: 413 body too long.
     """
-    limit: int = request.app.state.settings.max_body_bytes
+    limit: int = request.app.state.service.settings.max_body_bytes
     message = f"the body is longer than {limit} bytes (MAX_BODY_BYTES)"
     too_long = ApiError(Problem(413, "body_too_large", message))
     content_length = request.headers.get("content-length", "")
