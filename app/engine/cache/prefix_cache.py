@@ -64,7 +64,8 @@ class PrefixCache:
     before that and needs no copy. Saved states stay within ``budget`` bytes. The least recently used state is
     evicted first, contexts last.
 
-    If a method raises, the contents of its slots may be unknown. ``drop`` frees them.
+    If a method raises, the contents of its slots may be unknown. ``drop`` frees them. The tree gets an item
+    last and loses it first: a lookup never finds an item that the cache has given up.
     """
 
     memory: KVMemory
@@ -204,8 +205,8 @@ class PrefixCache:
         self.version += 1
 
     def _remove(self, resident: Resident) -> None:
-        del self._residents[resident.slot]
         self._tree.discard(resident)
+        del self._residents[resident.slot]
         self.version += 1
 
     def _empty(self, slot: int, pinned: State | None = None) -> None:
@@ -291,10 +292,10 @@ class PrefixCache:
             return None
 
     def _keep(self, saved: Saved) -> Saved:
-        self._tree.insert(saved.tokens, saved)
         self._saved[saved] = None
         self.figures.n_bytes += saved.n_bytes
         self.figures.n_states = len(self._saved)
+        self._tree.insert(saved.tokens, saved)
         self.version += 1
         return saved
 
@@ -329,9 +330,9 @@ class PrefixCache:
             self._discard(saved)
 
     def _discard(self, saved: Saved) -> None:
+        self._tree.discard(saved)
         self.figures.n_bytes -= saved.n_bytes
         self._saved.pop(saved, None)
-        self._tree.discard(saved)
         self.figures.n_states = len(self._saved)
         self.version += 1
 

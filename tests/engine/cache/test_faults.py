@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from app.engine.cache.kv_state import MemoryKind
 from app.engine.cache.prefix_cache import PrefixCache
+from app.engine.cache.prefix_tree import PrefixTree
 from app.engine.sequence import Sequence
 from tests.engine.cache.fake_memory import FakeMemory, sequence
 from tests.engine.cache.test_prefix_cache import PREFIX, Files, Rig
@@ -150,6 +153,48 @@ def test_a_fault_in_a_move_leaves_the_sequence_in_its_slot(kind: str, failing: s
     shares = KINDS[kind].shares_cells
     unused = {"truncate_sequence"} | ({"restore_sequence"} if shares else {"share_prefix"})
     assert bool(n_faults) == (failing not in unused)
+
+
+@pytest.mark.parametrize("method", ["insert", "discard"])
+@pytest.mark.parametrize("fails_before", [True, False])
+def test_a_lookup_finds_nothing_that_a_fault_in_the_tree_left_behind(
+    method: str, fails_before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = getattr(PrefixTree, method)
+    n_left = 0
+
+    def faulty(tree: PrefixTree[Any], *arguments: Any) -> None:
+        nonlocal n_left
+        n_left -= 1
+        if not fails_before or n_left:
+            original(tree, *arguments)
+        if not n_left:
+            raise Fault("forced")
+
+    n_faults = 0
+    for kind, n_before in itertools.product(KINDS.values(), range(1, 12)):
+        rig = FaultyRig(kind, "nothing", 0)
+        cache, [one, other] = rig.cache, rig.running
+        acts: list[tuple[Callable[[], object], tuple[int, ...]]] = [
+            (lambda c=cache, s=one: c.leave(s), (0,)),
+            (lambda r=rig: r.start(3, [*range(300, 350), 1]), (3,)),
+            (lambda c=cache, s=other: c.move(s, 2), (2, 1)),
+            (cache.evict_idle, ()),
+            (lambda r=rig: r.start(0, list(range(5000, 5090))), (0,)),
+        ]
+        monkeypatch.setattr(PrefixTree, method, faulty)
+        n_left = n_before
+        for act, slots in acts:
+            try:
+                act()
+            except Fault:
+                n_faults += 1
+                for slot in slots:
+                    cache.drop(slot)
+        monkeypatch.undo()
+        assert set(cache._tree) <= {*cache._residents.values(), *cache._saved}
+        assert cache.figures.n_bytes == sum(saved.n_bytes for saved in cache._saved) <= cache.budget
+    assert n_faults > len(KINDS)
 
 
 @pytest.mark.parametrize("failing", ["save_sequence", "clear_sequence"])
