@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -40,19 +40,41 @@ def causes(*statuses: int) -> dict[int, str]:
     return {status: CAUSES[status] for status in statuses}
 
 
+Kind = Literal[
+    "body_too_large",
+    "generation",
+    "http",
+    "internal",
+    "knowledge",
+    "loading",
+    "malformed_json",
+    "method_not_allowed",
+    "not_found",
+    "not_offered",
+    "overloaded",
+    "shutting_down",
+    "too_long",
+    "unauthorized",
+    "unknown_context",
+    "unknown_model",
+    "unsupported_media_type",
+    "validation",
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """The reason for an error response, independent of the dialect.
 
     Attributes:
         status: HTTP status. A dialect may map ``kind`` to another status.
-        kind: Machine-readable cause, such as ``too_long``.
+        kind: Machine-readable cause.
         message: Error message for the author of the request. It names the field, the value and the limit.
         field: The invalid field, if any.
     """
 
     status: int
-    kind: str
+    kind: Kind
     message: str
     field: str | None = None
 

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 from typing_extensions import TypedDict
 
-from app.api.dialect import ErrorFormat, Problem, RouteTable
+from app.api.dialect import ErrorFormat, Kind, Problem, RouteTable
 from app.api.http.problems import ApiError, problem_of
 from app.service import ServiceError
 
@@ -52,10 +52,11 @@ def http_error(request: Request, error: Exception) -> Response:
     """Respond to an unknown path or method."""
     assert isinstance(error, HTTPException)
     path = request.url.path
-    kind, message = {
+    kinds: dict[int, tuple[Kind, str]] = {
         404: ("not_found", f"{path} does not exist"),
         405: ("method_not_allowed", f"{request.method} is not allowed for {path}"),
-    }.get(error.status_code, ("http", error.detail))
+    }
+    kind, message = kinds.get(error.status_code, ("http", error.detail))
     response = respond(request.scope, Problem(error.status_code, kind, message))
     response.headers.update(error.headers or {})
     table: RouteTable = request.app.state.table

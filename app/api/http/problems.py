@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from app import service
-from app.api.dialect import Problem
+from app.api.dialect import Kind, Problem
 
 
 class ApiError(Exception):
@@ -25,7 +25,7 @@ def invalid(message: str, field: str) -> ApiError:
     return ApiError(Problem(422, "validation", f"{field}: {message}", field))
 
 
-_STATUS_AND_KIND: dict[type[service.ServiceError], tuple[int, str]] = {
+_STATUS_AND_KIND: dict[type[service.ServiceError], tuple[int, Kind]] = {
     service.UnknownContext: (404, "unknown_context"),
     service.TooLong: (422, "too_long"),
     service.BadRequest: (422, "validation"),

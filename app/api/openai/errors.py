@@ -7,10 +7,10 @@ from typing import Annotated
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from app.api.dialect import ErrorFormat, Problem
+from app.api.dialect import ErrorFormat, Kind, Problem
 
 # Type and code by kind.
-_NAMES = {
+_NAMES: dict[Kind, tuple[str, str | None]] = {
     "unauthorized": ("invalid_request_error", "invalid_api_key"),
     "unknown_model": ("invalid_request_error", "model_not_found"),
     "too_long": ("invalid_request_error", "context_length_exceeded"),

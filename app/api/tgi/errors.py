@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing_extensions import TypedDict
 
-from app.api.dialect import ErrorFormat, Problem
+from app.api.dialect import ErrorFormat, Kind, Problem
 
 # Status, error_type and start of the message by kind, if they differ from those of the Problem.
-_NAMES = {
+_NAMES: dict[Kind, tuple[int, str, str]] = {
     "validation": (422, "validation", "Input validation error: "),
     "too_long": (422, "validation", "Input validation error: "),
     "generation": (424, "generation", "Request failed during generation: "),
