@@ -9,15 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.llama import native_function, start_backend
-
-F32, F16 = 0, 1  # ggml_type
-
-_P, _I64 = ctypes.c_void_p, ctypes.c_int64
-
-
-class _InitParams(ctypes.Structure):
-    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", _P), ("no_alloc", ctypes.c_bool))
+from app.engine.llama import start_backend
+from tests.engine.llama import ggml
+from tests.engine.llama.ggml import F16, F32, I64, P, call
 
 
 @dataclass(frozen=True)
@@ -92,45 +86,40 @@ class Computation:
         streams, heads, rows, size = operation.q.shape
         inputs = sum(x.nbytes for x in (operation.q, operation.k, operation.v)) + operation.q.nbytes
         inputs += 0 if operation.mask is None else operation.mask.nbytes
-        self._context = _call("ggml_init", _P, _InitParams(inputs + (1 << 20), None, False))
+        self._context = ggml.new_context(inputs + (1 << 20))
         # As llama.cpp has them: heads beside each other at every position, seen through a permutation.
         q = self._tensor(F32, operation.q.transpose(0, 2, 1, 3))
         k = self._tensor(F16, operation.k.transpose(0, 2, 1, 3))
         v = self._tensor(F16, operation.v.transpose(0, 2, 1, 3))
         mask = None if operation.mask is None else self._tensor(F16, operation.mask[:, None])
         numbers = (operation.scale, 0.0, 0.0)
-        self._result = _call(
-            "ggml_flash_attn_ext", _P, self._context, *map(self._permuted, (q, k, v)), mask, *numbers
+        self._result = call(
+            "ggml_flash_attn_ext", P, self._context, *map(self._permuted, (q, k, v)), mask, *numbers
         )
-        self._graph = _call("ggml_new_graph", _P, self._context)
-        _call("ggml_build_forward_expand", None, self._graph, self._result)
+        self._graph = call("ggml_new_graph", P, self._context)
+        call("ggml_build_forward_expand", None, self._graph, self._result)
         self._shape = (streams, rows, heads, size)
 
-    def run(self, n_threads: int, *, reference: bool = False, times: int = 1) -> NDArray[np.float32]:
-        backend = _call("ggml_backend_cpu_init", _P)
-        _call("ggml_backend_cpu_set_n_threads", None, backend, n_threads)
-        _call("ggml_backend_cpu_set_use_ref", None, backend, reference)
-        for _ in range(times):
-            assert _call("ggml_backend_graph_compute", ctypes.c_int, backend, self._graph) == 0
-        _call("ggml_backend_free", None, backend)
-        data = _call("ggml_get_data", _P, self._result)
+    def run(self, n_threads: int, *, reference: bool = False) -> NDArray[np.float32]:
+        ggml.compute(self._graph, n_threads, reference=reference)
+        data = call("ggml_get_data", P, self._result)
         count = int(np.prod(self._shape))
         values = np.ctypeslib.as_array(ctypes.cast(data, ctypes.POINTER(ctypes.c_float)), (count,))
         return values.reshape(self._shape).copy()
 
     def close(self) -> None:
-        _call("ggml_free", None, self._context)
+        call("ggml_free", None, self._context)
 
     def _tensor(self, kind: int, array: NDArray[Any]) -> int:
-        sizes = [_I64(n) for n in array.shape[::-1]]
-        tensor = _call("ggml_new_tensor_4d", _P, self._context, ctypes.c_int(kind), *sizes)
+        sizes = [I64(n) for n in array.shape[::-1]]
+        tensor = call("ggml_new_tensor_4d", P, self._context, ctypes.c_int(kind), *sizes)
         data = np.ascontiguousarray(array)
-        ctypes.memmove(_call("ggml_get_data", _P, tensor), data.ctypes.data, data.nbytes)
+        ctypes.memmove(call("ggml_get_data", P, tensor), data.ctypes.data, data.nbytes)
         return int(tensor)
 
     def _permuted(self, tensor: int) -> int:
         axes = [ctypes.c_int(axis) for axis in (0, 2, 1, 3)]
-        return int(_call("ggml_permute", _P, self._context, tensor, *axes))
+        return int(call("ggml_permute", P, self._context, tensor, *axes))
 
 
 def compute(operation: Operation, n_threads: int, *, reference: bool = False) -> NDArray[np.float32]:
@@ -139,12 +128,3 @@ def compute(operation: Operation, n_threads: int, *, reference: bool = False) ->
         return computation.run(n_threads, reference=reference)
     finally:
         computation.close()
-
-
-def _call(name: str, result: Any, *arguments: Any) -> Any:
-    kinds = {float: ctypes.c_float, bool: ctypes.c_bool, int: _P, type(None): _P}
-    types = [
-        ctypes.c_int if name.endswith("n_threads") and i == 1 else kinds.get(type(a), type(a))
-        for i, a in enumerate(arguments)
-    ]
-    return native_function(name, result, *types)(*arguments)
