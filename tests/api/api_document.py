@@ -1,4 +1,4 @@
-"""The API's document as the tests use it, and whether responses are as it says."""
+"""The OpenAPI document in tests, and validation of responses against it."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, A
 
 
 def closed(schema: Any) -> Any:
-    """The same schema, which takes no property that it does not name."""
+    """The copy schema without additional properties."""
     if isinstance(schema, list):
         return [closed(entry) for entry in schema]
     if not isinstance(schema, dict):
         return schema
-    same = {name: closed(value) for name, value in schema.items()}
+    copy = {name: closed(value) for name, value in schema.items()}
     if isinstance(schema.get("properties"), dict) and "additionalProperties" not in schema:
-        same["additionalProperties"] = False
-    return same
+        copy["additionalProperties"] = False
+    return copy
 
 
 class Checker:
-    """Compares responses with a document."""
+    """Validates responses against a document."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self._document = document
         self._components = closed(document["components"])
 
     def check(self, operation: dict[str, Any], response: httpx.Response) -> None:
-        """Fail unless a response has a status, headers, a media type and a body that are described."""
+        """Fail unless status, headers, media type and body of a response are in the document."""
         described = operation["responses"][str(response.status_code)]
         for name, header in described.get("headers", {}).items():
             assert name in response.headers or not header["required"]
@@ -56,16 +56,16 @@ class Checker:
             self.validate(schema, response.text)
 
     def validate(self, schema: dict[str, Any], data: Any) -> None:
-        """Fail unless data keep to a schema of the document."""
+        """Fail unless ``data`` matches a schema of the document."""
         Draft202012Validator({**closed(schema), "components": self._components}).validate(data)
 
 
 def data_of_events(text: str) -> list[Any]:
-    """The data of server-sent events, without the mark of the end."""
+    """The data of server-sent events, without the final ``[DONE]``."""
     data = [
         line.removeprefix("data:").strip()
         for event in text.split("\n\n")
         for line in event.splitlines()
         if line.startswith("data:")
     ]
-    return [json.loads(one) for one in data if one != "[DONE]"]
+    return [json.loads(item) for item in data if item != "[DONE]"]

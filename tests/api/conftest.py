@@ -1,10 +1,12 @@
-"""Servers that make vectors, and one with documents."""
+"""Servers with an embedding model, with and without documents."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.conftest import ROOT, Server
@@ -14,7 +16,7 @@ SIZE = {"N_CTX": "16384", "MAX_SEQUENCES": "8", "KV_LAYOUT": "split"}
 
 @pytest.fixture(scope="session")
 def embedding_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server with an embedding model, and without documents."""
+    """A server with an embedding model and without documents."""
     log = tmp_path_factory.mktemp("embedding") / "log"
     server = Server(log, **SIZE, EMBEDDING_MODEL="all-MiniLM-L6-v2").wait_until()
     yield server.url
@@ -23,7 +25,7 @@ def embedding_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three documents, one of which cannot be read."""
+    """A folder of three documents. One of them is unreadable."""
     folder = tmp_path_factory.mktemp("documents")
     sample = next((ROOT / "data").glob("*.md"))
     (folder / "sample.md").write_bytes(sample.read_bytes())
@@ -37,7 +39,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def knowledge_url(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server whose answers draw on ``documents``."""
+    """A server that answers from ``documents``."""
     folder = tmp_path_factory.mktemp("knowledge")
     server = Server(
         folder / "log",
@@ -46,5 +48,7 @@ def knowledge_url(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         DATA_PATH=str(documents),
         KNOWLEDGE_INDEX=str(folder / "index"),
     ).wait_until()
+    while httpx.get(f"{server.url}/v1/knowledge").json()["indexing"]:  # the server is ready before
+        time.sleep(0.05)
     yield server.url
     assert server.stop() == 0, server.output()

@@ -1,4 +1,4 @@
-"""Dialects folded into one table: routes, error formats, open paths. Each route is in docs/api.md."""
+"""The route table of all dialects: error formats, open paths, and docs/api.md."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def test_an_operation_has_the_error_format_of_its_dialect(
         ("GET", "/ui/nothing.js", OWN),
     ],
 )
-def test_so_do_other_methods_and_unknown_paths(method: str, path: str, expected: ErrorFormat) -> None:
+def test_unknown_paths_and_methods_have_the_error_format_of_their_prefix(
+    method: str, path: str, expected: ErrorFormat
+) -> None:
     assert TABLE.error_format(method, path) is expected
 
 
@@ -68,7 +70,7 @@ def test_open_operations_and_files_need_no_key() -> None:
         assert not TABLE.is_open("GET", path)
 
 
-def test_settings_choose_operations() -> None:
+def test_metrics_on_another_address_are_no_route() -> None:
     elsewhere = route_table(load(env_file=None, prometheus_http_address="127.0.0.1:9"))
     paths = {route.path for route in TABLE.routes} - {route.path for route in elsewhere.routes}
     assert paths == {"/metrics"}
@@ -93,7 +95,7 @@ def dialect(name: str, *paths: str, error: ErrorFormat) -> Dialect:
     return Dialect(name, name, error, operations)
 
 
-def test_a_new_dialect_has_its_own_errors_beside_one_with_the_same_first_segment() -> None:
+def test_dialects_with_the_same_first_segment_have_separate_error_formats() -> None:
     def body(problem: Problem) -> dict[str, Any]:
         return {"type": "error", "message": problem.message}
 

@@ -1,4 +1,4 @@
-"""The API's document: valid, complete, and kept to by the server."""
+"""The OpenAPI document is valid and complete, and responses match it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.conftest import ROOT, Server, free_port
 DOCUMENT = api_document(load(env_file=None))
 CHECKER = Checker(DOCUMENT)
 ALL = [pytest.param(*operation, id=f"{operation[0]} {operation[1]}") for operation in operations(DOCUMENT)]
-READING = [one for one in ALL if "requestBody" in one.values[2]]
+WITH_BODY = [item for item in ALL if "requestBody" in item.values[2]]
 EXAMPLES = [
     pytest.param(method, path, operation, example["value"], id=f"{method} {path} {name}")
     for method, path, operation in operations(DOCUMENT)
@@ -34,7 +34,7 @@ KEY = "s3cret"
 
 @pytest.fixture(scope="module")
 def server_url(knowledge_url: str) -> str:
-    """A server that has all that is described."""
+    """A server with every described operation."""
     return knowledge_url
 
 
@@ -59,17 +59,17 @@ def app_without_model(**settings: Any) -> Any:
 
 @pytest.mark.parametrize("metrics_address", [None, "127.0.0.1:9"])
 @pytest.mark.parametrize("key", [None, "s3cret"])
-def test_it_is_valid(metrics_address: str | None, key: str | None) -> None:
+def test_the_document_is_valid(metrics_address: str | None, key: str | None) -> None:
     settings = load(env_file=None, prometheus_http_address=metrics_address, api_key=key)
     OpenAPIV31SpecValidator(api_document(settings)).validate()
 
 
 @pytest.mark.parametrize("metrics_address", [None, "127.0.0.1:9"])
-def test_it_describes_every_route_and_no_other(metrics_address: str | None) -> None:
+def test_the_document_describes_exactly_the_routes(metrics_address: str | None) -> None:
     routes = [
         route
         for route in app_without_model(prometheus_http_address=metrics_address).routes
-        if isinstance(route, Route)  # what is mounted are the files of the pages
+        if isinstance(route, Route)  # static files are mounts
     ]
     served = {
         (method, route.path_format) for route in routes for method in (route.methods or set()) - {"HEAD"}
@@ -78,7 +78,7 @@ def test_it_describes_every_route_and_no_other(metrics_address: str | None) -> N
     assert {(method, path) for method, path, _ in operations(document)} == served
 
 
-def test_every_operation_is_told_apart_and_said_to_fail() -> None:
+def test_every_operation_has_its_own_id_a_tag_a_summary_and_status_500() -> None:
     described = [operation for _, _, operation in operations(DOCUMENT)]
     assert len({operation["operationId"] for operation in described}) == len(described)
     assert {operation["tags"][0] for operation in described} == {tag["name"] for tag in DOCUMENT["tags"]}
@@ -87,13 +87,13 @@ def test_every_operation_is_told_apart_and_said_to_fail() -> None:
         assert "500" in operation["responses"]
 
 
-def test_every_field_that_a_client_sends_to_generate_is_explained() -> None:
+def test_every_field_of_a_generation_has_a_description() -> None:
     for name in ("GenerateParameters", "TokenStreamRequest"):
         fields = DOCUMENT["components"]["schemas"][name]["properties"]
         assert [field for field, schema in fields.items() if "description" not in schema] == []
 
 
-def test_examples_keep_to_the_schemas() -> None:
+def test_examples_match_the_schemas() -> None:
     assert len(EXAMPLES) > 20
     for example in EXAMPLES:
         _, _, operation, value = example.values
@@ -101,7 +101,7 @@ def test_examples_keep_to_the_schemas() -> None:
         Checker(DOCUMENT).validate(schema, value)
 
 
-def test_a_stop_string_may_be_alone() -> None:
+def test_stop_can_be_a_string_or_a_list() -> None:
     stop = DOCUMENT["components"]["schemas"]["TokenStreamRequest"]["properties"]["stop"]
     CHECKER.validate(stop, "\n")
     CHECKER.validate(stop, ["\n", "."])
@@ -110,7 +110,7 @@ def test_a_stop_string_may_be_alone() -> None:
 # --- the server
 
 
-def test_it_is_served_at_both_addresses(server_url: str) -> None:
+def test_the_document_is_served_at_both_paths(server_url: str) -> None:
     for path in ("/openapi.json", "/api-docs/openapi.json"):
         response = httpx.get(server_url + path)
         assert response.headers["content-type"] == "application/json"
@@ -118,7 +118,7 @@ def test_it_is_served_at_both_addresses(server_url: str) -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "operation", "example"), EXAMPLES)
-def test_examples_are_answered_as_described(
+def test_responses_to_examples_match_the_document(
     server_url: str, method: str, path: str, operation: dict[str, Any], example: Any
 ) -> None:
     response = ask(server_url, method, path, json=example)
@@ -128,8 +128,8 @@ def test_examples_are_answered_as_described(
     CHECKER.check(operation, response)
 
 
-@pytest.mark.parametrize(("method", "path", "operation"), [one for one in ALL if one.values[0] == "GET"])
-def test_what_is_read_is_as_described(
+@pytest.mark.parametrize(("method", "path", "operation"), [item for item in ALL if item.values[0] == "GET"])
+def test_responses_to_get_match_the_document(
     server_url: str, method: str, path: str, operation: dict[str, Any]
 ) -> None:
     response = ask(server_url, method, path)
@@ -137,28 +137,28 @@ def test_what_is_read_is_as_described(
     CHECKER.check(operation, response)
 
 
-@pytest.mark.parametrize(("method", "path", "operation"), READING)
-def test_mistakes_are_answered_as_described(
+@pytest.mark.parametrize(("method", "path", "operation"), WITH_BODY)
+def test_responses_to_invalid_bodies_match_the_document(
     server_url: str, method: str, path: str, operation: dict[str, Any]
 ) -> None:
-    unread = ask(server_url, method, path, content=b"{", headers={"Content-Type": "application/json"})
-    other = ask(server_url, method, path, content=b"a=1", headers={"Content-Type": "text/csv"})
-    wrong = ask(server_url, method, path, json={"inputs": 1, "query": 1, "prompt": 1.5, "messages": 1})
-    long = ask(server_url, method, path, content=b" " * (1 << 20) + b"  ")
-    assert [r.status_code for r in (unread, other, long)] == [400, 415, 413]
-    assert wrong.status_code in (400, 422)
-    for response in (unread, other, wrong, long):
+    malformed = ask(server_url, method, path, content=b"{", headers={"Content-Type": "application/json"})
+    csv = ask(server_url, method, path, content=b"a=1", headers={"Content-Type": "text/csv"})
+    mistyped = ask(server_url, method, path, json={"inputs": 1, "query": 1, "prompt": 1.5, "messages": 1})
+    too_long = ask(server_url, method, path, content=b" " * (1 << 20) + b"  ")
+    assert [r.status_code for r in (malformed, csv, too_long)] == [400, 415, 413]
+    assert mistyped.status_code in (400, 422)
+    for response in (malformed, csv, mistyped, too_long):
         CHECKER.check(operation, response)
 
 
-def test_an_unknown_model_is_answered_as_described(server_url: str) -> None:
+def test_the_response_for_an_unknown_model_matches_the_document(server_url: str) -> None:
     response = httpx.get(f"{server_url}/v1/models/none-such")
     assert response.status_code == 404
     CHECKER.check(DOCUMENT["paths"]["/v1/models/{name}"]["get"], response)
 
 
 @pytest.mark.anyio
-async def test_without_a_model_all_is_answered_as_described() -> None:
+async def test_responses_before_the_model_is_loaded_match_the_document() -> None:
     transport = httpx.ASGITransport(app_without_model())
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         statuses = {}
@@ -184,7 +184,7 @@ def locked_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert server.stop() == 0, server.output()
 
 
-def test_with_a_key_the_document_says_what_is_open(locked_url: str) -> None:
+def test_the_document_marks_operations_that_need_the_key(locked_url: str) -> None:
     document = httpx.get(f"{locked_url}/openapi.json").json()
     assert document == api_document(load(env_file=None, api_key=KEY))
     checker = Checker(document)
@@ -194,11 +194,11 @@ def test_with_a_key_the_document_says_what_is_open(locked_url: str) -> None:
         checker.check(operation, response)
         assert (response.status_code == 401) == ("security" in operation)
         locked += response.status_code == 401
-    assert locked >= len(READING)
+    assert locked >= len(WITH_BODY)
     assert "securitySchemes" not in DOCUMENT["components"]
 
 
-def test_the_document_leaves_out_metrics_that_are_elsewhere(start_server: Callable[..., Server]) -> None:
+def test_metrics_on_another_address_are_not_in_the_document(start_server: Callable[..., Server]) -> None:
     address = f"127.0.0.1:{free_port()}"
     url = (
         start_server(PROMETHEUS_HTTP_ADDRESS=address, N_CTX="512", MAX_SEQUENCES="1")

@@ -1,4 +1,4 @@
-"""Requests that nobody thought of: each is answered, and as the API's document says."""
+"""Responses to generated requests match the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from app.api.app import api_document
 from app.config.settings import load
 from tests.api.api_document import Checker
 
-MOST_EXAMPLES = 15
-MOST_TOKENS = 2
-# The largest numbers that the schemas take.
+MAX_EXAMPLES = 15
+MAX_TOKENS = 2
+# Largest values that the schemas accept.
 VALID = {
     "max_tokens": 2**63,
     "max_completion_tokens": 2**63,
@@ -50,9 +50,9 @@ CHECKS = [
     response_headers_conformance,
     negative_data_rejection,
 ]
-# How data that the schemas refuse are refused; such lists of lists of tokens are too long to be read.
-REFUSED = [400, 404, 413, 415, 422]
-# The same handlers at other addresses.
+# Statuses for bodies that the schemas reject. 413: some generated lists of tokens are too long.
+REJECTED = [400, 404, 413, 415, 422]
+# The same handlers at other paths.
 ALIASES = [
     "/chat/completions",
     "/completions",
@@ -61,13 +61,13 @@ ALIASES = [
     "/model/{name}/",
     "/api-docs/openapi.json",
 ]
-# Those that read the same bodies as others: every value at its bounds need not be tried again.
+# Their bodies are those of other operations, so each value at its bounds is tested there.
 SAME_BODIES = ["/", "/generate_stream", "/invocations", "/chat_tokenize"]
 
 DOCUMENT = api_document(load(env_file=None))
 CHECKER = Checker(DOCUMENT)
 FEW = settings(
-    max_examples=MOST_EXAMPLES,
+    max_examples=MAX_EXAMPLES,
     derandomize=True,
     database=None,
     deadline=None,
@@ -76,20 +76,20 @@ FEW = settings(
 
 
 def schema(*, at_the_bounds: bool) -> BaseSchema:
-    """Requests to all routes, at random; and with each value in turn at its bounds and beyond."""
-    # No other methods: what is not in the document is not what this tests.
+    """Random requests to all routes. With ``at_the_bounds`` also each value at and beyond its bounds."""
+    # Methods outside the document are not tested here.
     coverage = CoveragePhaseConfig(enabled=at_the_bounds, unexpected_methods=set())
     project = ProjectConfig(
         generation=GenerationConfig(deterministic=True),
         phases=PhasesConfig(coverage=coverage),
-        checks=ChecksConfig.from_dict({"negative_data_rejection": {"expected-statuses": REFUSED}}),
+        checks=ChecksConfig.from_dict({"negative_data_rejection": {"expected-statuses": REJECTED}}),
     )
     config = SchemathesisConfig(projects=ProjectsConfig(default=project))
     return schemathesis.openapi.from_dict(DOCUMENT, config=config).exclude(path=ALIASES)
 
 
 def keep_short(fields: dict[str, Any]) -> None:
-    """Limit what a valid body asks for; one that is not valid stays so."""
+    """Limit the tokens and choices of a valid body. An invalid body stays invalid."""
     if "inputs" in fields:
         fields, limit = fields.setdefault("parameters", {}), "max_new_tokens"
     else:
@@ -97,16 +97,16 @@ def keep_short(fields: dict[str, Any]) -> None:
     if not isinstance(fields, dict):
         return
     if fields.get(limit) is None:
-        fields[limit] = MOST_TOKENS
+        fields[limit] = MAX_TOKENS
     for name in (limit, "max_completion_tokens", "n", "best_of"):
-        most = MOST_TOKENS if name.startswith("max") else 2
-        if type(value := fields.get(name)) is int and most < value <= VALID[name]:
-            fields[name] = most
+        highest = MAX_TOKENS if name.startswith("max") else 2
+        if type(value := fields.get(name)) is int and highest < value <= VALID[name]:
+            fields[name] = highest
 
 
 @pytest.fixture(scope="module")
 def server_url(knowledge_url: str) -> str:
-    """A server that has all that is described."""
+    """A server with every described operation."""
     return knowledge_url
 
 
@@ -116,31 +116,31 @@ def session() -> Iterator[requests.Session]:
         yield session
 
 
-def ask(case: schemathesis.Case, url: str, session: requests.Session) -> None:
-    """Send a request and compare the answer with the document."""
+def send(case: schemathesis.Case, url: str, session: requests.Session) -> None:
+    """Send a request and validate the response against the document."""
     if isinstance(case.body, dict):
-        case.body = copy.deepcopy(case.body)  # it may be an example of the document
+        case.body = copy.deepcopy(case.body)  # the body can be an example in the document
         keep_short(case.body)
     response = case.call(base_url=url, session=session, timeout=60)
     case.validate_response(response, checks=CHECKS)
     headers = {name: values[0] for name, values in response.headers.items()}
-    same = httpx.Response(response.status_code, headers=headers, content=response.content)
-    CHECKER.check(DOCUMENT["paths"][case.operation.path][case.method.lower()], same)
+    copied = httpx.Response(response.status_code, headers=headers, content=response.content)
+    CHECKER.check(DOCUMENT["paths"][case.operation.path][case.method.lower()], copied)
 
 
 @pytest.mark.timeout(300)
 @schema(at_the_bounds=True).exclude(path=SAME_BODIES).parametrize()
 @FEW
-def test_answers_are_as_described(
+def test_responses_match_the_document(
     case: schemathesis.Case, server_url: str, session: requests.Session
 ) -> None:
-    ask(case, server_url, session)
+    send(case, server_url, session)
 
 
 @pytest.mark.timeout(300)
 @schema(at_the_bounds=False).include(path=SAME_BODIES).parametrize()
 @FEW
-def test_answers_to_the_same_bodies_are_as_described(
+def test_responses_to_the_same_bodies_match_the_document(
     case: schemathesis.Case, server_url: str, session: requests.Session
 ) -> None:
-    ask(case, server_url, session)
+    send(case, server_url, session)

@@ -1,4 +1,4 @@
-"""Chat templates as models of the named families carry them."""
+"""Chat templates of model families."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ MISTRAL_TOOLS = """{%- set users = messages | selectattr('role', 'equalto', 'use
     {%- else %}{{- raise_exception('Only user and assistant roles are supported!') }}{%- endif %}
 {%- endfor %}"""
 
-# The arguments are a text; the calls are a list.
+# Arguments are JSON text; calls are a list.
 TOOL_CALL_LIST = """{%- for tool in tools or [] %}
     {{- '<AVAILABLE>' + tool | tojson + '</AVAILABLE>\\n' }}{%- endfor %}
 {%- for message in messages %}

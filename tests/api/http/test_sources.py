@@ -1,4 +1,4 @@
-"""Answers that draw on documents, in every dialect: with them, without, and how they name their sources."""
+"""Answers from documents in every dialect, and the sources that they name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ask(url: str, **fields: Any) -> httpx.Response:
     return httpx.post(f"{url}/token_stream", json={"query": QUESTION} | GREEDY | fields, timeout=60)
 
 
-def named(response: httpx.Response) -> list[dict[str, Any]]:
+def sources_of(response: httpx.Response) -> list[dict[str, Any]]:
     return list(json.loads(response.headers.get("x-sources", "[]")))
 
 
@@ -42,38 +42,38 @@ def client(url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
 
-def test_the_documents_make_the_difference(knowledge_url: str) -> None:
+def test_documents_change_the_answer(knowledge_url: str) -> None:
     with_documents = ask(knowledge_url)
     assert ANSWER in with_documents.text
-    assert named(with_documents)[0]["file"] == "sample.md"
-    assert named(with_documents)[0]["heading"].endswith("Ferries")
+    assert sources_of(with_documents)[0]["file"] == "sample.md"
+    assert sources_of(with_documents)[0]["heading"].endswith("Ferries")
     without = ask(knowledge_url, knowledge=False)
     assert without.text
     assert ANSWER not in without.text
     assert "x-sources" not in without.headers
 
 
-def test_the_last_line_has_the_passages(knowledge_url: str) -> None:
+def test_details_contain_the_passages(knowledge_url: str) -> None:
     text, _, line = ask(knowledge_url, details=True).text.partition("\x1e")
     sources = json.loads(line)["sources"]
     assert ANSWER in text
     assert ANSWER in sources[0]["text"]
     assert [source["score"] for source in sources] == sorted((s["score"] for s in sources), reverse=True)
-    assert named(ask(knowledge_url)) == [
+    assert sources_of(ask(knowledge_url)) == [
         {name: source[name] for name in ("file", "heading", "page", "cosine")} for source in sources
     ]
 
 
-def test_what_nothing_is_found_for_is_answered_without(knowledge_url: str) -> None:
+def test_a_question_without_matches_is_answered_without_passages(knowledge_url: str) -> None:
     response = ask(knowledge_url, query="What is the capital of France?", details=True)
     assert "Paris" in response.text
     assert "x-sources" not in response.headers
     assert "sources" not in json.loads(response.text.partition("\x1e")[2])
 
 
-def test_a_request_chooses_the_documents(knowledge_url: str) -> None:
+def test_a_request_can_select_files(knowledge_url: str) -> None:
     only = ask(knowledge_url, knowledge={"files": ["notes/ferry.txt"]})
-    assert {source["file"] for source in named(only)} == {"notes/ferry.txt"}
+    assert {source["file"] for source in sources_of(only)} == {"notes/ferry.txt"}
     assert ANSWER not in only.text
 
 
@@ -86,26 +86,26 @@ def test_a_request_chooses_the_documents(knowledge_url: str) -> None:
         ("yes", "knowledge"),
     ],
 )
-def test_what_cannot_be_chosen_is_named(knowledge_url: str, knowledge: Any, field: str) -> None:
+def test_an_invalid_selection_is_rejected_by_field(knowledge_url: str, knowledge: Any, field: str) -> None:
     own = ask(knowledge_url, knowledge=knowledge)
     assert own.status_code == 422
     assert field in own.json()["error"]
-    with pytest.raises(openai.BadRequestError, match=field) as refusal:
+    with pytest.raises(openai.BadRequestError, match=field) as error:
         client(knowledge_url).chat.completions.create(
             model="any",
             messages=[{"role": "user", "content": QUESTION}],
             extra_body={"knowledge": knowledge},
         )
-    assert str(refusal.value.param).startswith("knowledge")
+    assert str(error.value.param).startswith("knowledge")
 
 
-def test_contexts_with_jobs_of_their_own_draw_on_nothing_unless_asked_to(knowledge_url: str) -> None:
+def test_only_the_general_context_uses_documents_by_default(knowledge_url: str) -> None:
     assert httpx.get(f"{knowledge_url}/contexts").json()["with_documents"] == ["general"]
-    assert named(ask(knowledge_url, context="math")) == []
-    assert named(ask(knowledge_url, context="math", knowledge=True))
+    assert sources_of(ask(knowledge_url, context="math")) == []
+    assert sources_of(ask(knowledge_url, context="math", knowledge=True))
 
 
-def test_openais_client_gets_them(knowledge_url: str) -> None:
+def test_the_openai_client_gets_passages_in_the_body_or_the_first_chunk(knowledge_url: str) -> None:
     messages: Any = [{"role": "user", "content": QUESTION}]
     whole = client(knowledge_url).chat.completions.create(model="any", messages=messages, temperature=0)
     assert ANSWER in str(whole.choices[0].message.content)
@@ -117,11 +117,11 @@ def test_openais_client_gets_them(knowledge_url: str) -> None:
         )
     ]
     assert ANSWER in "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-    having = [i for i, chunk in enumerate(chunks) if "sources" in (chunk.model_extra or {})]
-    assert having == [0]
+    with_sources = [i for i, chunk in enumerate(chunks) if "sources" in (chunk.model_extra or {})]
+    assert with_sources == [0]
 
 
-def test_tgis_client_gets_them(knowledge_url: str) -> None:
+def test_the_hugging_face_client_gets_passages(knowledge_url: str) -> None:
     answer = InferenceClient(knowledge_url).chat_completion(
         [{"role": "user", "content": QUESTION}], temperature=0, max_tokens=40
     )
@@ -129,22 +129,22 @@ def test_tgis_client_gets_them(knowledge_url: str) -> None:
     assert ANSWER in answer["sources"][0]["text"]
 
 
-def test_the_requests_own_system_turn_stays_before_them(knowledge_url: str) -> None:
+def test_documents_are_used_beside_a_system_message(knowledge_url: str) -> None:
     messages = [{"role": "system", "content": "Answer in one line."}, {"role": "user", "content": QUESTION}]
     answer = chat(knowledge_url, messages=messages)
     assert ANSWER in answer["choices"][0]["message"]["content"]
 
 
-def test_a_question_is_understood_with_the_one_before_it(knowledge_url: str) -> None:
+def test_a_follow_up_question_is_searched_with_the_question_before_it(knowledge_url: str) -> None:
     alone = chat(knowledge_url, "And since when?")
     assert "Ilse Varrow" not in json.dumps(alone.get("sources", []))
-    follows = chat(
+    follow_up = chat(
         knowledge_url, "Who is the skipper of the Patient Heron?", "It is Ilse Varrow.", "And since when?"
     )
-    assert "Ilse Varrow" in json.dumps(follows["sources"])
+    assert "Ilse Varrow" in json.dumps(follow_up["sources"])
 
 
-def test_the_same_passages_are_not_prefilled_again(knowledge_url: str) -> None:
+def test_equal_passages_are_prefilled_once(knowledge_url: str) -> None:
     first = chat(knowledge_url, QUESTION, knowledge={"files": ["notes/ferry.txt"]})
     other = chat(knowledge_url, "Does it carry bicycles?", knowledge={"files": ["notes/ferry.txt"]})
     assert [s["position"] for s in first["sources"]] == [s["position"] for s in other["sources"]]
@@ -152,15 +152,15 @@ def test_the_same_passages_are_not_prefilled_again(knowledge_url: str) -> None:
     assert usage["prompt_tokens_details"]["cached_tokens"] > 0.8 * usage["prompt_tokens"]
 
 
-def test_without_a_knowledge_base_a_request_for_it_is_refused(server_url: str) -> None:
+def test_without_a_knowledge_base_a_request_for_it_is_rejected(server_url: str) -> None:
     assert ask(server_url, knowledge=False).status_code == 200
-    refused = ask(server_url, knowledge=True)
-    assert refused.status_code == 501
-    assert "KNOWLEDGE=on" in refused.json()["error"]
+    rejected = ask(server_url, knowledge=True)
+    assert rejected.status_code == 501
+    assert "KNOWLEDGE=on" in rejected.json()["error"]
     assert httpx.get(f"{server_url}/contexts").json()["knowledge"] is False
 
 
-def test_the_tokens_of_a_conversation_are_those_with_its_passages(knowledge_url: str) -> None:
+def test_chat_tokenize_includes_the_passages(knowledge_url: str) -> None:
     body = {"messages": [{"role": "user", "content": QUESTION}]}
     response = httpx.post(f"{knowledge_url}/chat_tokenize", json=body, timeout=60)
     assert (
@@ -168,7 +168,7 @@ def test_the_tokens_of_a_conversation_are_those_with_its_passages(knowledge_url:
     )
 
 
-def test_look_ups_are_measured(knowledge_url: str) -> None:
+def test_metrics_count_searches_documents_chunks_and_skipped_files(knowledge_url: str) -> None:
     ask(knowledge_url)
     lines = httpx.get(f"{knowledge_url}/metrics").text.splitlines()
     values = {line.split("{")[0]: float(line.split()[-1]) for line in lines if line[0] != "#"}
@@ -178,7 +178,7 @@ def test_look_ups_are_measured(knowledge_url: str) -> None:
     assert values["knowledge_skipped_files"] == values["skipped_files_total"] == 1
 
 
-def test_a_template_takes_the_passages(
+def test_a_prompt_template_can_place_the_passages(
     start_server: Callable[..., Server], documents: Path, tmp_path: Path
 ) -> None:
     server = start_server(
@@ -193,7 +193,7 @@ def test_a_template_takes_the_passages(
 
 
 @pytest.mark.parametrize(
-    ("settings", "complaint"),
+    ("settings", "message"),
     [
         ({"KNOWLEDGE": "on", "DATA_PATH": "/nowhere"}, "DATA_PATH=/nowhere: there is no such folder"),
         ({"KNOWLEDGE": "maybe"}, "KNOWLEDGE=maybe: should be 'on' or 'off'"),
@@ -207,10 +207,10 @@ def test_a_template_takes_the_passages(
         ({"KNOWLEDGE": "on", "KNOWLEDGE_INDEX": "/proc/none"}, "KNOWLEDGE_INDEX=/proc/none"),
     ],
 )
-def test_a_wrong_setting_ends_the_start(
-    start_server: Callable[..., Server], settings: dict[str, str], complaint: str
+def test_a_wrong_setting_prevents_the_start(
+    start_server: Callable[..., Server], settings: dict[str, str], message: str
 ) -> None:
     server = start_server(**settings)
     assert server.process.wait(60) in (1, 2)
-    assert complaint in server.output()
+    assert message in server.output()
     assert "Traceback" not in server.output()

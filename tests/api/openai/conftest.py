@@ -1,4 +1,4 @@
-"""The official client, pointed at a real server."""
+"""OpenAI's client, connected to the server."""
 
 from __future__ import annotations
 

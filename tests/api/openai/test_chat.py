@@ -1,10 +1,11 @@
-"""/v1/chat/completions by the official client."""
+"""/v1/chat/completions with OpenAI's client."""
 
 from __future__ import annotations
 
 import json
 from typing import Any, Literal
 
+import httpx
 import jsonschema
 import openai
 import pytest
@@ -12,14 +13,14 @@ from pydantic import BaseModel
 
 from tests.engine.sampling.test_grammar import HARD_SCHEMAS
 
-ASK: list[Any] = [{"role": "user", "content": "Name a colour."}]
+MESSAGES: list[Any] = [{"role": "user", "content": "Name a colour."}]
 
 
-def test_an_answer(client: openai.OpenAI, model_name: str) -> None:
-    answer = client.chat.completions.create(model="gpt-4o", messages=ASK, max_tokens=20)
+def test_an_answer_has_the_fields_of_the_protocol(client: openai.OpenAI, model_name: str) -> None:
+    answer = client.chat.completions.create(model="gpt-4o", messages=MESSAGES, max_tokens=20)
     [choice] = answer.choices
     assert answer.object == "chat.completion"
-    assert answer.model == model_name, "the true name, whatever was asked for"
+    assert answer.model == model_name, "the served model, not the requested one"
     assert answer.id.startswith("chatcmpl-")
     assert choice.message.role == "assistant"
     assert choice.message.content
@@ -29,7 +30,7 @@ def test_an_answer(client: openai.OpenAI, model_name: str) -> None:
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     assert answer.usage.completion_tokens <= 20
     assert answer.system_fingerprint
-    again = client.chat.completions.create(model="gpt-4o", messages=ASK, max_tokens=20)
+    again = client.chat.completions.create(model="gpt-4o", messages=MESSAGES, max_tokens=20)
     assert again.id != answer.id
     assert again.system_fingerprint == answer.system_fingerprint
     assert again.usage is not None
@@ -37,52 +38,61 @@ def test_an_answer(client: openai.OpenAI, model_name: str) -> None:
     assert again.usage.prompt_tokens_details.cached_tokens == answer.usage.prompt_tokens - 1
 
 
-def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
-    whole = client.chat.completions.create(model="m", messages=ASK, max_tokens=24, temperature=0)
+def test_a_stream_equals_the_whole_answer(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model="m", messages=MESSAGES, max_tokens=24, temperature=0)
     chunks = list(
         client.chat.completions.create(
             model="m",
-            messages=ASK,
+            messages=MESSAGES,
             max_tokens=24,
             temperature=0,
             stream=True,
             stream_options={"include_usage": True},
         )
     )
-    *some, last = chunks
-    assert some[0].choices[0].delta.role == "assistant"
-    assert all(chunk.choices[0].delta.role is None for chunk in some[1:])
-    assert "".join(c.choices[0].delta.content or "" for c in some) == whole.choices[0].message.content
-    assert [c.choices[0].finish_reason for c in some if c.choices[0].finish_reason] == [
+    *pieces, last = chunks
+    assert pieces[0].choices[0].delta.role == "assistant"
+    assert all(chunk.choices[0].delta.role is None for chunk in pieces[1:])
+    assert "".join(c.choices[0].delta.content or "" for c in pieces) == whole.choices[0].message.content
+    assert [c.choices[0].finish_reason for c in pieces if c.choices[0].finish_reason] == [
         whole.choices[0].finish_reason
     ]
-    assert some[-1].choices[0].finish_reason
+    assert pieces[-1].choices[0].finish_reason
     assert len({c.id for c in chunks}) == 1
-    assert all(c.usage is None for c in some)
+    assert all(c.usage is None for c in pieces)
     assert last.choices == []
     assert last.usage is not None
     assert whole.usage is not None
     assert last.usage.completion_tokens == whole.usage.completion_tokens
 
 
-def test_without_being_asked_a_stream_has_no_usage(client: openai.OpenAI) -> None:
-    stream = client.chat.completions.create(model="m", messages=ASK, max_tokens=3, stream=True)
+def test_a_stream_has_usage_on_request_only(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(model="m", messages=MESSAGES, max_tokens=3, stream=True)
     assert all(chunk.choices and chunk.usage is None for chunk in stream)
 
 
 @pytest.mark.anyio
-async def test_the_asynchronous_client(server_url: str) -> None:
+async def test_the_asynchronous_client_gets_the_same_answer_whole_and_streamed(server_url: str) -> None:
     async with openai.AsyncOpenAI(base_url=f"{server_url}/v1", api_key="none") as client:
-        answer = await client.chat.completions.create(model="m", messages=ASK, max_tokens=90, stop=" ")
+        answer = await client.chat.completions.create(model="m", messages=MESSAGES, max_tokens=90, stop=" ")
         assert answer.choices[0].message.content
-        async with client.chat.completions.stream(model="m", messages=ASK, max_tokens=90, stop=" ") as stream:
+        async with client.chat.completions.stream(
+            model="m", messages=MESSAGES, max_tokens=90, stop=" "
+        ) as stream:
             kinds = [event.type async for event in stream]
             final = await stream.get_final_completion()
     assert "content.delta" in kinds
     assert final.choices[0].message.content == answer.choices[0].message.content
 
 
-def test_several_choices_differ_and_their_prompt_is_computed_once(client: openai.OpenAI) -> None:
+def test_several_choices_differ_and_their_prompt_is_prefilled_once(
+    client: openai.OpenAI, server_url: str
+) -> None:
+    def prefilled() -> float:
+        lines = httpx.get(f"{server_url}/metrics").text.splitlines()
+        return float(next(line for line in lines if line.startswith("prompt_tokens_total{")).split()[-1])
+
+    before = prefilled()
     fact = "The lighthouse keeper counts geese, swallows and cranes that pass in March. " * 20
     answer = client.chat.completions.create(
         model="m",
@@ -94,8 +104,10 @@ def test_several_choices_differ_and_their_prompt_is_computed_once(client: openai
     )
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
     assert len({choice.message.content for choice in answer.choices}) == 4
+    assert answer.usage is not None
+    assert prefilled() - before < 1.5 * answer.usage.prompt_tokens
     stream = client.chat.completions.create(
-        model="m", messages=ASK, n=3, temperature=1.5, max_tokens=8, stream=True
+        model="m", messages=MESSAGES, n=3, temperature=1.5, max_tokens=8, stream=True
     )
     texts = {0: "", 1: "", 2: ""}
     ends = []
@@ -111,7 +123,7 @@ def test_equal_seeds_give_equal_answers(client: openai.OpenAI) -> None:
     def ask(seed: int) -> str | None:
         return (
             client.chat.completions.create(
-                model="m", messages=ASK, temperature=2, top_p=1, seed=seed, max_tokens=12
+                model="m", messages=MESSAGES, temperature=2, top_p=1, seed=seed, max_tokens=12
             )
             .choices[0]
             .message.content
@@ -121,10 +133,10 @@ def test_equal_seeds_give_equal_answers(client: openai.OpenAI) -> None:
     assert ask(-5) != ask(6)
 
 
-def test_the_best_of_several(client: openai.OpenAI) -> None:
+def test_best_of_returns_the_likeliest_answer(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="m",
-        messages=ASK,
+        messages=MESSAGES,
         temperature=1.5,
         max_tokens=8,
         n=1,
@@ -134,7 +146,7 @@ def test_the_best_of_several(client: openai.OpenAI) -> None:
     )
     singles = [
         client.chat.completions.create(
-            model="m", messages=ASK, temperature=1.5, max_tokens=8, logprobs=True, seed=3 + i
+            model="m", messages=MESSAGES, temperature=1.5, max_tokens=8, logprobs=True, seed=3 + i
         )
         for i in range(4)
     ]
@@ -144,13 +156,13 @@ def test_the_best_of_several(client: openai.OpenAI) -> None:
         return float(sum(found) / len(found))
 
     assert len(answer.choices) == 1
-    # Which one is best may hang on rounding between batches of one and of four.
+    # Log-probabilities differ by rounding between batches of one and of four.
     assert mean(answer) >= max(map(mean, singles)) - 0.5
 
 
-def test_logprobs(client: openai.OpenAI) -> None:
+def test_logprobs_cover_the_answer_in_descending_order(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
-        model="m", messages=ASK, temperature=0, max_tokens=10, logprobs=True, top_logprobs=3
+        model="m", messages=MESSAGES, temperature=0, max_tokens=10, logprobs=True, top_logprobs=3
     )
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None
@@ -164,38 +176,45 @@ def test_logprobs(client: openai.OpenAI) -> None:
         assert values == sorted(values, reverse=True)
         assert token.logprob <= values[0]
     chunks = client.chat.completions.create(
-        model="m", messages=ASK, temperature=0, max_tokens=10, logprobs=True, top_logprobs=1, stream=True
+        model="m", messages=MESSAGES, temperature=0, max_tokens=10, logprobs=True, top_logprobs=1, stream=True
     )
     streamed = [t.token for c in chunks if c.choices[0].logprobs for t in c.choices[0].logprobs.content or []]
     assert streamed == [token.token for token in logprobs.content]
 
 
 def test_a_stop_string_ends_the_answer_before_it(client: openai.OpenAI) -> None:
-    # The schema determines the answer: a greedy answer may differ when its prompt comes from the cache.
-    said = {"const": "one two three four"}
-    schema: dict[str, Any] = {"type": "object", "properties": {"said": said}, "required": ["said"]}
+    # The schema determines the answer. A greedy answer can differ if its prompt is in the cache.
+    words = {"const": "one two three four"}
+    schema: dict[str, Any] = {"type": "object", "properties": {"words": words}, "required": ["words"]}
     schema["additionalProperties"] = False
     response_format: Any = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
-    for stop in ("three", ["never-to-be-seen", "three"]):
+    for stop in ("three", ["absent", "three"]):
         cut = client.chat.completions.create(
-            model="m", messages=ASK, temperature=0, max_tokens=60, stop=stop, response_format=response_format
+            model="m",
+            messages=MESSAGES,
+            temperature=0,
+            max_tokens=60,
+            stop=stop,
+            response_format=response_format,
         )
         content = cut.choices[0].message.content or ""
-        assert "".join(content.split()) == '{"said":"onetwo'
+        assert "".join(content.split()) == '{"words":"onetwo'
         assert content.endswith('"one two ')
         assert cut.choices[0].finish_reason == "stop"
 
 
-def test_a_system_turn_replaces_the_context_and_context_chooses_another(client: openai.OpenAI) -> None:
+def test_a_system_message_replaces_the_context_that_the_field_context_selects(
+    client: openai.OpenAI,
+) -> None:
     def n_prompt(messages: list[Any], **extra: Any) -> int:
         answer = client.chat.completions.create(model="m", messages=messages, max_tokens=1, **extra)
         assert answer.usage is not None
         return answer.usage.prompt_tokens
 
-    plain = n_prompt(ASK)
-    replaced = n_prompt([{"role": "system", "content": "Hi."}, *ASK])
-    developer = n_prompt([{"role": "developer", "content": "Hi."}, *ASK])
-    sql = n_prompt(ASK, extra_body={"context": "sql"})
+    plain = n_prompt(MESSAGES)
+    replaced = n_prompt([{"role": "system", "content": "Hi."}, *MESSAGES])
+    developer = n_prompt([{"role": "developer", "content": "Hi."}, *MESSAGES])
+    sql = n_prompt(MESSAGES, extra_body={"context": "sql"})
     assert replaced == developer < plain
     assert sql != plain
 
@@ -213,7 +232,7 @@ def test_a_trailing_assistant_message_is_continued(client: openai.OpenAI) -> Non
     assert echoed.choices[0].message.content == f"Monday, Tuesday, Wednes{answer.choices[0].message.content}"
 
 
-def test_content_in_parts(client: openai.OpenAI) -> None:
+def test_content_in_parts_equals_content_as_text(client: openai.OpenAI) -> None:
     parts: list[Any] = [
         {
             "role": "user",
@@ -222,21 +241,21 @@ def test_content_in_parts(client: openai.OpenAI) -> None:
     ]
     one, other = (
         client.chat.completions.create(model="m", messages=messages, temperature=0, max_tokens=9)
-        for messages in (ASK, parts)
+        for messages in (MESSAGES, parts)
     )
     assert one.choices[0].message.content == other.choices[0].message.content
 
 
-def test_an_answer_goes_back_in_as_the_client_has_it(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(model="m", messages=ASK, max_tokens=8)
-    messages: list[Any] = [*ASK, answer.choices[0].message, {"role": "user", "content": "And another?"}]
+def test_a_message_of_the_client_is_valid_input(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="m", messages=MESSAGES, max_tokens=8)
+    messages: list[Any] = [*MESSAGES, answer.choices[0].message, {"role": "user", "content": "And another?"}]
     assert client.chat.completions.create(model="m", messages=messages, max_tokens=8).choices
 
 
-def test_fields_that_change_nothing_are_accepted(client: openai.OpenAI) -> None:
+def test_fields_without_effect_are_accepted(client: openai.OpenAI) -> None:
     assert client.chat.completions.create(
         model="m",
-        messages=ASK,
+        messages=MESSAGES,
         max_completion_tokens=2,
         user="someone",
         metadata={"a": "b"},
@@ -286,20 +305,22 @@ def test_fields_that_change_nothing_are_accepted(client: openai.OpenAI) -> None:
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools.0.type"),
     ],
 )
-def test_mistakes_are_refused_by_name(fields: dict[str, Any], param: str, client: openai.OpenAI) -> None:
-    body = {"model": "m", "messages": ASK} | fields
-    with pytest.raises(openai.BadRequestError) as refusal:
+def test_invalid_fields_are_rejected_by_name(
+    fields: dict[str, Any], param: str, client: openai.OpenAI
+) -> None:
+    body = {"model": "m", "messages": MESSAGES} | fields
+    with pytest.raises(openai.BadRequestError) as error:
         client.post("/chat/completions", body=body, cast_to=object)
-    assert refusal.value.param == param, refusal.value.body
-    assert refusal.value.type == "invalid_request_error"
-    assert param.split(".")[-1] in refusal.value.message
+    assert error.value.param == param, error.value.body
+    assert error.value.type == "invalid_request_error"
+    assert param.split(".")[-1] in error.value.message
 
 
 # --- structured output
 
 
 @pytest.mark.parametrize("name", HARD_SCHEMAS)
-def test_strict_answers_validate(name: str, client: openai.OpenAI) -> None:
+def test_strict_answers_match_their_schema(name: str, client: openai.OpenAI) -> None:
     schema = HARD_SCHEMAS[name]
     answer = client.chat.completions.create(
         model="m",
@@ -319,7 +340,7 @@ def test_strict_answers_validate(name: str, client: openai.OpenAI) -> None:
         assert choice.finish_reason == "length"
 
 
-def test_json_object(client: openai.OpenAI) -> None:
+def test_json_object_makes_the_answer_an_object(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="m",
         messages=[{"role": "user", "content": "A person as JSON with name and age."}],
@@ -327,8 +348,10 @@ def test_json_object(client: openai.OpenAI) -> None:
         temperature=0,
         response_format={"type": "json_object"},
     )
+    content = answer.choices[0].message.content or ""
+    assert content.lstrip().startswith("{")
     if answer.choices[0].finish_reason == "stop":
-        assert isinstance(json.loads(answer.choices[0].message.content or ""), dict)
+        assert isinstance(json.loads(content), dict)
 
 
 class Verdict(BaseModel):
@@ -336,7 +359,7 @@ class Verdict(BaseModel):
     certain: bool
 
 
-def test_parse(client: openai.OpenAI) -> None:
+def test_a_pydantic_model_is_parsed(client: openai.OpenAI) -> None:
     answer = client.chat.completions.parse(
         model="m",
         messages=[{"role": "user", "content": "How is 'I love it'?"}],

@@ -1,4 +1,4 @@
-"""/v1/completions by the official client."""
+"""/v1/completions with OpenAI's client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 PROMPT = "The days of the week are Monday, Tuesday,"
 
 
-def test_a_completion_and_its_stream(client: openai.OpenAI, model_name: str) -> None:
+def test_a_stream_equals_the_whole_completion(client: openai.OpenAI, model_name: str) -> None:
     whole = client.completions.create(model="m", prompt=PROMPT, max_tokens=8, temperature=0)
     assert whole.object == "text_completion"
     assert whole.model == model_name
@@ -33,20 +33,20 @@ def test_a_completion_and_its_stream(client: openai.OpenAI, model_name: str) -> 
     assert last.usage.total_tokens == whole.usage.total_tokens
 
 
-def test_no_template_and_no_context(client: openai.OpenAI) -> None:
+def test_a_prompt_has_no_template_and_no_context(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="m", prompt="a b", max_tokens=1)
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == 2
 
 
-def test_markup_of_the_client_is_markup(client: openai.OpenAI) -> None:
+def test_markup_in_a_prompt_is_tokenized_as_control_tokens(client: openai.OpenAI) -> None:
     prompt = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
     answer = client.completions.create(model="m", prompt=prompt, max_tokens=40, temperature=0)
     assert answer.usage is not None
     assert answer.usage.prompt_tokens < 15
 
 
-def test_several_prompts_and_choices(client: openai.OpenAI) -> None:
+def test_choices_are_ordered_by_prompt(client: openai.OpenAI) -> None:
     answer = client.completions.create(
         model="m", prompt=["One, two,", "A, B,"], n=2, max_tokens=4, temperature=0.1, seed=1, echo=True
     )
@@ -57,19 +57,19 @@ def test_several_prompts_and_choices(client: openai.OpenAI) -> None:
     assert answer.usage.completion_tokens == 16
 
 
-def test_prompts_as_tokens(client: openai.OpenAI) -> None:
+def test_a_prompt_can_be_a_list_of_tokens(client: openai.OpenAI) -> None:
     one = client.completions.create(model="m", prompt=[504, 253], max_tokens=2, temperature=0, echo=True)
     two = client.completions.create(
         model="m", prompt=[[504, 253], [504]], max_tokens=2, temperature=0, echo=True
     )
     assert two.choices[0].text == one.choices[0].text
     assert len(two.choices) == 2
-    with pytest.raises(openai.BadRequestError, match="vocabulary") as refusal:
+    with pytest.raises(openai.BadRequestError, match="vocabulary") as error:
         client.completions.create(model="m", prompt=[10**7], max_tokens=2)
-    assert refusal.value.param == "prompt"
+    assert error.value.param == "prompt"
 
 
-def test_scoring_a_text(client: openai.OpenAI) -> None:
+def test_echo_without_new_tokens_scores_the_prompt(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="m", prompt=PROMPT, max_tokens=0, echo=True, logprobs=2)
     [choice] = answer.choices
     assert choice.text == PROMPT
@@ -93,7 +93,7 @@ def test_scoring_a_text(client: openai.OpenAI) -> None:
     assert streamed[0].choices[0].text == PROMPT
 
 
-def test_logprobs_of_prompt_and_answer_in_one_list(client: openai.OpenAI) -> None:
+def test_logprobs_of_prompt_and_answer_are_one_list(client: openai.OpenAI) -> None:
     def ask(**more: Any) -> Any:
         return client.completions.create(
             model="m", prompt=PROMPT, max_tokens=4, temperature=0, echo=True, logprobs=1, **more
@@ -119,7 +119,9 @@ def test_logprobs_of_prompt_and_answer_in_one_list(client: openai.OpenAI) -> Non
         ({"messages": []}, "messages"),
     ],
 )
-def test_mistakes_are_refused_by_name(fields: dict[str, Any], param: str, client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError) as refusal:
+def test_invalid_fields_are_rejected_by_name(
+    fields: dict[str, Any], param: str, client: openai.OpenAI
+) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
         client.post("/completions", body={"model": "m", "prompt": PROMPT} | fields, cast_to=object)
-    assert refusal.value.param == param, refusal.value.body
+    assert error.value.param == param, error.value.body

@@ -1,4 +1,4 @@
-"""Vectors for the official client and LangChain, from a real server."""
+"""/v1/embeddings with OpenAI's client and with LangChain."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def error(url: str, **fields: Any) -> dict[str, Any]:
     return dict(response.json()["error"])
 
 
-# --- the official client
+# --- OpenAI's client
 
 
-def test_a_text_has_the_vector_of_the_reference(embedding_client: openai.OpenAI) -> None:
+def test_a_text_has_the_reference_vector(embedding_client: openai.OpenAI) -> None:
     entry = REFERENCE["paragraph"]
     answer = embedding_client.embeddings.create(model="any", input=entry["text"])
     [found] = answer.data
@@ -65,14 +65,14 @@ def test_many_texts_keep_their_order(embedding_client: openai.OpenAI) -> None:
     assert answer.usage.prompt_tokens == sum(len(REFERENCE[name]["tokens"]) for name in names)
 
 
-def test_floats_and_base64_are_the_same_numbers(embedding_client: openai.OpenAI, embedding_url: str) -> None:
+def test_floats_and_base64_are_equal(embedding_client: openai.OpenAI, embedding_url: str) -> None:
     floats = embedding_client.embeddings.create(model="any", input=TEXTS, encoding_format="float")
     raw = post(embedding_url, input=TEXTS, encoding_format="base64").json()
     for one, other in zip(floats.data, raw["data"], strict=True):
         assert np.frombuffer(base64.b64decode(other["embedding"]), "<f4").tolist() == one.embedding
 
 
-def test_tokens_of_the_model_have_the_texts_vector(embedding_client: openai.OpenAI) -> None:
+def test_tokens_and_their_text_have_equal_vectors(embedding_client: openai.OpenAI) -> None:
     def vectors(given: Any) -> list[list[float]]:
         return [one.embedding for one in embedding_client.embeddings.create(model="any", input=given).data]
 
@@ -83,27 +83,19 @@ def test_tokens_of_the_model_have_the_texts_vector(embedding_client: openai.Open
 
 
 @pytest.mark.anyio
-async def test_the_asynchronous_client(embedding_url: str) -> None:
+async def test_related_texts_are_nearer_with_the_asynchronous_client(embedding_url: str) -> None:
     async with openai.AsyncOpenAI(base_url=f"{embedding_url}/v1", api_key="none") as client:
         answer = await client.embeddings.create(model="any", input=TEXTS, dimensions=384, user="someone")
     question, passage, other = (np.array(one.embedding) for one in answer.data)
     assert question @ passage > question @ other + 0.3
 
 
-def test_the_embedding_model_is_listed(embedding_client: openai.OpenAI) -> None:
-    chat, embedding = embedding_client.models.list().data
-    assert chat.id.startswith("SmolLM2")
-    assert embedding.id == "all-MiniLM-L6-v2"
-    assert embedding_client.models.retrieve(embedding.id) == embedding
-    assert embedding.model_dump()["max_model_len"] == 512
-
-
-def test_both_paths_and_no_model_named(embedding_url: str) -> None:
+def test_both_paths_work_without_a_model_name(embedding_url: str) -> None:
     for path in ("/embeddings", "/v1/embeddings"):
         assert len(post(embedding_url, path, input="a").json()["data"]) == 1
 
 
-# --- refusals
+# --- rejected requests
 
 
 @pytest.mark.parametrize(
@@ -122,20 +114,20 @@ def test_both_paths_and_no_model_named(embedding_url: str) -> None:
         ([[101, None]], "input: tokens should be integers from 0, not null"),
     ],
 )
-def test_what_is_no_input(embedding_url: str, given: Any, message: str) -> None:
-    refusal = error(embedding_url, input=given)
-    assert (refusal["message"], refusal["param"]) == (message, "input")
+def test_invalid_input_is_rejected(embedding_url: str, given: Any, message: str) -> None:
+    problem = error(embedding_url, input=given)
+    assert (problem["message"], problem["param"]) == (message, "input")
 
 
-def test_a_text_that_is_too_long(embedding_url: str) -> None:
-    refusal = error(embedding_url, input=["short", "word " * 600])
-    assert refusal["message"] == "input.1: has 602 tokens; the maximum of all-MiniLM-L6-v2 is 512"
-    assert refusal["code"] == "context_length_exceeded"
-    assert refusal["param"] == "input.1"
+def test_a_text_over_the_limit_is_rejected(embedding_url: str) -> None:
+    problem = error(embedding_url, input=["short", "word " * 600])
+    assert problem["message"] == "input.1: has 602 tokens; the maximum of all-MiniLM-L6-v2 is 512"
+    assert problem["code"] == "context_length_exceeded"
+    assert problem["param"] == "input.1"
 
 
 @pytest.mark.parametrize(
-    ("tokens", "why"),
+    ("tokens", "cause"),
     [
         ([101, 30522, 102], "token 30522 is not in its vocabulary of 30522"),
         ([15339, 1917], "special tokens are missing (an empty text has the tokens [101, 102])"),
@@ -144,13 +136,13 @@ def test_a_text_that_is_too_long(embedding_url: str) -> None:
         ([7592, 102], "special tokens are missing"),
     ],
 )
-def test_tokens_of_another_vocabulary(embedding_url: str, tokens: list[int], why: str) -> None:
+def test_tokens_of_another_vocabulary_are_rejected(embedding_url: str, tokens: list[int], cause: str) -> None:
     message = error(embedding_url, input=[[101, 102], tokens])["message"]
     assert message.startswith("input.1: should be text, or tokens of all-MiniLM-L6-v2: ")
-    assert why in message
+    assert cause in message
 
 
-def test_vectors_of_other_sizes(embedding_url: str) -> None:
+def test_dimensions_other_than_the_models_are_rejected(embedding_url: str) -> None:
     shorter, longer = (error(embedding_url, input="a", dimensions=n) for n in (256, 385))
     own = "the dimensions of all-MiniLM-L6-v2"
     unknown = "the model is not known to be trained for fewer dimensions"
@@ -159,36 +151,36 @@ def test_vectors_of_other_sizes(embedding_url: str) -> None:
     assert shorter["param"] == "dimensions"
 
 
-def test_other_mistakes_name_the_field(embedding_url: str) -> None:
+def test_error_messages_name_the_field(embedding_url: str) -> None:
     assert error(embedding_url, input="a", encoding_format="int8")["param"] == "encoding_format"
     assert error(embedding_url, input="a", dimensions=0)["param"] == "dimensions"
     assert error(embedding_url, input="a", prompt="b")["message"] == "prompt: unknown field"
 
 
-def test_without_an_embedding_model(server_url: str) -> None:
+def test_without_an_embedding_model_requests_are_answered_501(server_url: str) -> None:
     response = post(server_url, input="a")
     assert response.status_code == 501
     assert "start the server with KNOWLEDGE=on or EMBEDDING_MODEL" in response.json()["error"]["message"]
 
 
-def test_the_key_is_asked_for(start_server: Callable[..., Server]) -> None:
+def test_requests_without_the_key_are_rejected(start_server: Callable[..., Server]) -> None:
     url = (
         start_server(API_KEY="s3cret", EMBEDDING_MODEL="all-MiniLM-L6-v2", N_CTX="512", MAX_SEQUENCES="1")
         .wait_until()
         .url
     )
     for path in ("/v1/embeddings", "/embeddings"):
-        refused = post(url, path, input="a")
-        assert refused.status_code == 401
-        assert refused.json()["error"]["code"] == "invalid_api_key"
+        rejected = post(url, path, input="a")
+        assert rejected.status_code == 401
+        assert rejected.json()["error"]["code"] == "invalid_api_key"
     with openai.OpenAI(base_url=f"{url}/v1", api_key="s3cret") as client:
         assert client.embeddings.create(model="any", input="a").data
 
 
-# --- models that were trained for fewer numbers, which a name tells
+# --- models trained for fewer dimensions, recognized by name
 
 
-def test_a_model_that_was_trained_for_fewer_numbers(
+def test_a_model_trained_for_fewer_dimensions_returns_the_first_ones(
     tmp_path: Path, start_server: Callable[..., Server]
 ) -> None:
     from app.config.settings import load
@@ -204,25 +196,25 @@ def test_a_model_that_was_trained_for_fewer_numbers(
     assert np.allclose(begin, whole[:100] / np.linalg.norm(whole[:100]), atol=1e-6)
 
 
-# --- clients that leave
+# --- disconnected clients
 
 
-def leave(url: str) -> None:
-    """Ask for much, and do not wait for it."""
+def disconnect(url: str) -> None:
+    """Send a long request and disconnect after half a second."""
     body = {"input": ["word " * 480] * 400}
     httpx.post(f"{url}/v1/embeddings", json=body, timeout=httpx.Timeout(30, read=0.5))
 
 
-def test_a_client_that_leaves_holds_nobody_up(embedding_url: str) -> None:
+def test_a_disconnected_client_delays_no_other(embedding_url: str) -> None:
     with pytest.raises(httpx.ReadTimeout):
-        leave(embedding_url)
+        disconnect(embedding_url)
     begun = time.monotonic()
     assert post(embedding_url, input="a").status_code == 200
-    # 400 texts of 480 tokens take more than ten seconds on any CPU; the batch that runs is waited for.
+    # 400 texts of 480 tokens take more than ten seconds. Only the running batch delays the request.
     assert time.monotonic() - begun < 8
 
 
-def test_more_requests_than_may_wait_are_refused_and_the_rest_is_served(
+def test_a_full_queue_rejects_requests_and_serves_the_rest(
     start_server: Callable[..., Server],
 ) -> None:
     server = start_server(
@@ -230,30 +222,30 @@ def test_more_requests_than_may_wait_are_refused_and_the_rest_is_served(
     ).wait_until()
     with ThreadPoolExecutor(6) as threads:
         responses = list(threads.map(lambda _: post(server.url, input=["word " * 200] * 60), range(6)))
-        refused = [response for response in responses if response.status_code == 429]
-        assert refused
-        assert all(len(response.json()["data"]) == 60 for response in responses if response not in refused)
-        assert len(refused) < 5
-        assert refused[0].headers["retry-after"]
-        assert refused[0].json()["error"]["type"] == "rate_limit_error"
-        # Clients that leave make room.
-        both = [threads.submit(leave, server.url) for _ in range(2)]
+        rejected = [response for response in responses if response.status_code == 429]
+        assert rejected
+        assert all(len(response.json()["data"]) == 60 for response in responses if response not in rejected)
+        assert len(rejected) < 5
+        assert rejected[0].headers["retry-after"]
+        assert rejected[0].json()["error"]["type"] == "rate_limit_error"
+        # Disconnected clients leave the queue.
+        both = [threads.submit(disconnect, server.url) for _ in range(2)]
         assert all(isinstance(one.exception(), httpx.ReadTimeout) for one in both)
         assert [post(server.url, input="a").status_code for _ in range(3)] == [200] * 3
-        # Neither waits for the other's turn to come.
-        asked = {"prompt": "Once", "max_tokens": 4}
-        assert httpx.post(f"{server.url}/v1/completions", json=asked, timeout=60).status_code == 200
+        # Embeddings do not delay completions.
+        request = {"prompt": "Once", "max_tokens": 4}
+        assert httpx.post(f"{server.url}/v1/completions", json=request, timeout=60).status_code == 200
 
 
-def test_a_server_that_ends_says_so(start_server: Callable[..., Server]) -> None:
+def test_a_shutdown_is_answered_503(start_server: Callable[..., Server]) -> None:
     server = start_server(
         EMBEDDING_MODEL="all-MiniLM-L6-v2", SHUTDOWN_GRACE="0.5", N_CTX="512", MAX_SEQUENCES="1"
     ).wait_until()
     with ThreadPoolExecutor() as threads:
-        asked = threads.submit(post, server.url, input=["word " * 380] * 500)
+        request = threads.submit(post, server.url, input=["word " * 380] * 500)
         time.sleep(1)
         assert server.stop() == 0
-        response = asked.result()
+        response = request.result()
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "shutting_down"
     assert "Traceback" not in server.output()
@@ -266,7 +258,7 @@ def langchain(url: str, **options: Any) -> OpenAIEmbeddings:
     return OpenAIEmbeddings(base_url=f"{url}/v1", api_key=SecretStr("none"), model="any", **options)
 
 
-def test_langchain_that_sends_texts(embedding_url: str) -> None:
+def test_langchain_can_send_texts(embedding_url: str) -> None:
     embeddings = langchain(embedding_url, check_embedding_ctx_length=False)
     passages = np.array(embeddings.embed_documents(TEXTS[1:]))
     assert passages.shape == (2, 384)
@@ -275,8 +267,8 @@ def test_langchain_that_sends_texts(embedding_url: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_langchain_asynchronously(embedding_url: str) -> None:
-    async with openai.AsyncOpenAI(base_url=f"{embedding_url}/v1", api_key="none") as client:  # to close it
+async def test_langchain_works_asynchronously(embedding_url: str) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{embedding_url}/v1", api_key="none") as client:
         embeddings = langchain(
             embedding_url, check_embedding_ctx_length=False, async_client=client.embeddings
         )
@@ -284,16 +276,16 @@ async def test_langchain_asynchronously(embedding_url: str) -> None:
     assert np.array(REFERENCE["short"]["vector"]) @ vector >= 0.999
 
 
-def test_langchain_that_sends_tokens_of_another_vocabulary_is_told_what_to_do(
+def test_tokens_of_another_vocabulary_are_rejected_with_the_langchain_option(
     embedding_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The tables of OpenAI's vocabularies are downloaded; of this one, ids are bytes: all below 30,522.
-    bytes_alone = tiktoken.Encoding(
+    # tiktoken downloads OpenAI's vocabularies. In this one, token ids are bytes, so all are below 30,522.
+    byte_encoding = tiktoken.Encoding(
         "bytes",
         pat_str=r"[\s\S]+",
         mergeable_ranks={bytes([byte]): byte for byte in range(256)},
         special_tokens={},
     )
-    monkeypatch.setattr(tiktoken, "get_encoding", lambda _: bytes_alone)
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda _: byte_encoding)
     with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"):
         langchain(embedding_url).embed_query("The bridge opens at six.")

@@ -1,4 +1,4 @@
-"""The documents of a real server: listed, searched, and what is said where there are none."""
+"""/v1/knowledge lists documents, and /v1/knowledge/search searches them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def found(url: str, **fields: Any) -> list[dict[str, Any]]:
     return list(body["data"])
 
 
-def test_the_documents_are_listed_with_their_state(knowledge_url: str, documents: Path) -> None:
+def test_documents_are_listed_with_their_state(knowledge_url: str, documents: Path) -> None:
     state = httpx.get(f"{knowledge_url}/v1/knowledge").json()
     assert state["embedding_model"] == "all-MiniLM-L6-v2"
     assert state["indexing"] is False
@@ -47,7 +47,7 @@ def test_the_documents_are_listed_with_their_state(knowledge_url: str, documents
     assert state["counts"] == {"indexed": 2, "waiting": 0, "skipped": 1, "chunks": n_chunks}
 
 
-def test_a_search_finds_the_passage(knowledge_url: str) -> None:
+def test_the_best_passage_is_first(knowledge_url: str) -> None:
     first, *others = found(knowledge_url)
     assert (first["file"], first["position"], first["page"]) == ("notes/ferry.txt", 0, None)
     assert "07:15" in first["text"]
@@ -55,7 +55,7 @@ def test_a_search_finds_the_passage(knowledge_url: str) -> None:
     assert all(first["score"] >= other["score"] > 0 for other in others)
 
 
-def test_what_is_found_is_limited_as_the_request_says(knowledge_url: str) -> None:
+def test_top_k_threshold_and_files_limit_the_results(knowledge_url: str) -> None:
     everything = found(knowledge_url, top_k=100, threshold=-1)
     assert len(everything) > 4
     assert found(knowledge_url, top_k=2, threshold=-1) == everything[:2]
@@ -83,7 +83,7 @@ def test_what_is_found_is_limited_as_the_request_says(knowledge_url: str) -> Non
         ({"text": "a"}, "text", "unknown field"),
     ],
 )
-def test_mistakes_name_the_field(
+def test_error_messages_name_the_field(
     knowledge_url: str, fields: dict[str, Any], field: str, message: str
 ) -> None:
     response = search(knowledge_url, **fields)
@@ -94,7 +94,7 @@ def test_mistakes_name_the_field(
     assert message in error["message"]
 
 
-def test_any_text_can_be_looked_for(knowledge_url: str) -> None:
+def test_any_text_is_a_valid_query(knowledge_url: str) -> None:
     for query in (
         '"',
         "NEAR(a, b)",
@@ -110,14 +110,14 @@ def test_any_text_can_be_looked_for(knowledge_url: str) -> None:
         assert search(knowledge_url, query=query).status_code == 200, query
 
 
-def test_without_a_knowledge_base(embedding_url: str) -> None:
+def test_without_a_knowledge_base_requests_are_answered_501(embedding_url: str) -> None:
     for response in (search(embedding_url), httpx.get(f"{embedding_url}/v1/knowledge")):
         assert response.status_code == 501
         error = response.json()["error"]
         assert error["message"] == "the knowledge base is off; start the server with KNOWLEDGE=on"
 
 
-def test_the_key_is_asked_for(start_server: Callable[..., Server]) -> None:
+def test_requests_without_the_key_are_rejected(start_server: Callable[..., Server]) -> None:
     url = start_server(API_KEY="s3cret", N_CTX="512", MAX_SEQUENCES="1").wait_until("/health").url
     for response in (search(url), httpx.get(f"{url}/v1/knowledge")):
         assert response.status_code == 401

@@ -1,4 +1,4 @@
-"""Tools, with a model whose template knows none."""
+"""Tools with a model whose chat template does not support them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOOLS: list[Any] = [
     {"type": "function", "function": {"name": name, "description": f"{name}.", "parameters": schema}}
     for name, schema in SCHEMAS.items()
 ]
-ASK: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
+MESSAGES: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 
 def check(calls: Any) -> None:
@@ -37,10 +37,10 @@ def check(calls: Any) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_required_call_fits_its_schema(temperature: float, client: openai.OpenAI) -> None:
+def test_a_required_call_matches_its_schema(temperature: float, client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="m",
-        messages=ASK,
+        messages=MESSAGES,
         tools=TOOLS,
         tool_choice="required",
         temperature=temperature,
@@ -56,10 +56,10 @@ def test_a_required_call_fits_its_schema(temperature: float, client: openai.Open
     check(choice.message.tool_calls)
 
 
-def test_a_named_call_is_that_one(client: openai.OpenAI) -> None:
+def test_the_named_tool_is_called(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="m",
-        messages=ASK,
+        messages=MESSAGES,
         tools=TOOLS,
         tool_choice={"type": "function", "function": {"name": "add"}},
         max_tokens=200,
@@ -71,11 +71,11 @@ def test_a_named_call_is_that_one(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("name", ["auto", "required"])
-def test_a_tool_may_be_called_like_a_choice(name: str, client: openai.OpenAI) -> None:
+def test_a_tool_can_have_the_name_of_a_choice(name: str, client: openai.OpenAI) -> None:
     tool: Any = {"type": "function", "function": {"name": name, "parameters": ADD}}
     answer = client.chat.completions.create(
         model="m",
-        messages=ASK,
+        messages=MESSAGES,
         tools=[*TOOLS, tool],
         tool_choice={"type": "function", "function": {"name": name}},
         max_tokens=200,
@@ -85,10 +85,10 @@ def test_a_tool_may_be_called_like_a_choice(name: str, client: openai.OpenAI) ->
     assert [call.function.name for call in calls if call.type == "function"] == [name]
 
 
-def test_a_stream_of_a_call(client: openai.OpenAI) -> None:
+def test_a_streamed_call_matches_its_schema(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
         model="m",
-        messages=ASK,
+        messages=MESSAGES,
         tools=TOOLS,
         tool_choice="required",
         parallel_tool_calls=False,
@@ -113,7 +113,7 @@ def test_a_stream_of_a_call(client: openai.OpenAI) -> None:
     jsonschema.validate(json.loads(arguments), SCHEMAS[name])
 
 
-def test_auto_may_answer_in_words(client: openai.OpenAI) -> None:
+def test_auto_returns_text_or_calls(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="m", messages=[{"role": "user", "content": "Say hello."}], tools=TOOLS, max_tokens=20
     )
@@ -122,19 +122,19 @@ def test_auto_may_answer_in_words(client: openai.OpenAI) -> None:
     check(choice.message.tool_calls or [])
 
 
-def test_none_is_as_if_there_were_no_tools(client: openai.OpenAI) -> None:
+def test_choice_none_leaves_the_tools_out_of_the_prompt(client: openai.OpenAI) -> None:
     def n_prompt(**more: Any) -> int:
-        answer = client.chat.completions.create(model="m", messages=ASK, max_tokens=1, **more)
+        answer = client.chat.completions.create(model="m", messages=MESSAGES, max_tokens=1, **more)
         assert answer.usage is not None
         return answer.usage.prompt_tokens
 
     assert n_prompt(tools=TOOLS, tool_choice="none") == n_prompt() < n_prompt(tools=TOOLS)
 
 
-def test_results_go_back_in(client: openai.OpenAI) -> None:
+def test_a_tool_result_extends_the_conversation(client: openai.OpenAI) -> None:
     first = client.chat.completions.create(
         model="m",
-        messages=ASK,
+        messages=MESSAGES,
         tools=TOOLS,
         tool_choice="required",
         parallel_tool_calls=False,
@@ -143,7 +143,7 @@ def test_results_go_back_in(client: openai.OpenAI) -> None:
     message = first.choices[0].message
     assert message.tool_calls
     result: Any = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": '{"degrees": 21}'}
-    history: list[Any] = [*ASK, message, result]
+    history: list[Any] = [*MESSAGES, message, result]
     second = client.chat.completions.create(model="m", messages=history, tools=TOOLS, max_tokens=20)
     assert second.usage is not None
     assert first.usage is not None
@@ -157,7 +157,7 @@ def test_results_go_back_in(client: openai.OpenAI) -> None:
     [
         (
             [
-                *ASK,
+                *MESSAGES,
                 {
                     "role": "assistant",
                     "tool_calls": [
@@ -167,36 +167,36 @@ def test_results_go_back_in(client: openai.OpenAI) -> None:
             ],
             "messages.1.tool_calls.0.function.arguments",
         ),
-        ([*ASK, {"role": "tool", "content": "x"}], "messages.1"),
+        ([*MESSAGES, {"role": "tool", "content": "x"}], "messages.1"),
         (
             [{"role": "user", "content": "x", "tool_calls": []}, {"role": "wizard", "content": ""}],
             "messages.1.role",
         ),
     ],
 )
-def test_bad_histories_are_refused(messages: Any, param: str, client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError) as refusal:
+def test_invalid_messages_are_rejected_by_field(messages: Any, param: str, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
         client.chat.completions.create(model="m", messages=messages, tools=TOOLS)
-    assert refusal.value.param == param
+    assert error.value.param == param
 
 
 @pytest.mark.parametrize(
-    ("tool", "said"),
+    ("tool", "message"),
     [
         ({"name": "bad name"}, "tools.0.function.name"),
         ({"name": "f", "parameters": {"type": "object", "not": {}}}, "not"),
         ({"name": "f", "parameters": {"type": "strange"}}, "strange"),
     ],
 )
-def test_tools_that_cannot_be_kept_to_are_refused(tool: Any, said: str, client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match=said.replace(".", r"\.")) as refusal:
+def test_tools_that_cannot_be_enforced_are_rejected(tool: Any, message: str, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match=message.replace(".", r"\.")) as error:
         client.post(
             "/chat/completions",
             body={
-                "messages": ASK,
+                "messages": MESSAGES,
                 "tools": [{"type": "function", "function": tool}],
                 "tool_choice": "required",
             },
             cast_to=object,
         )
-    assert (refusal.value.param or "").startswith("tools.0.function")
+    assert (error.value.param or "").startswith("tools.0.function")

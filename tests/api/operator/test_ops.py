@@ -1,20 +1,23 @@
-"""Health, readiness, metrics, contexts, and the page's headers."""
+"""/health, /ready, /metrics, /contexts, and headers of the web page."""
 
 from __future__ import annotations
 
+import http.client
 from collections.abc import Callable
 
 import httpx
+import pytest
 
+from app.api.operator.pages import UI
 from tests.conftest import Server, free_port
 
 
-def test_health_and_ready(server_url: str) -> None:
+def test_health_is_ok_and_ready_is_ready(server_url: str) -> None:
     assert httpx.get(f"{server_url}/health").json() == {"status": "ok"}
     assert httpx.get(f"{server_url}/ready").json() == {"status": "ready"}
 
 
-def test_contexts(server_url: str) -> None:
+def test_contexts_are_listed_with_model_and_knowledge(server_url: str) -> None:
     assert httpx.get(f"{server_url}/contexts").json() == {
         "default": "general",
         "contexts": ["general", "sql", "classifier", "math"],
@@ -43,14 +46,14 @@ def test_metrics_count_tokens_and_answers(start_server: Callable[..., Server]) -
     assert 0 < sums["token_creation_duration_sum"] <= sums["inference_response_duration_sum"]
 
 
-def test_metrics_on_an_address_of_their_own(start_server: Callable[..., Server]) -> None:
+def test_metrics_can_have_another_address(start_server: Callable[..., Server]) -> None:
     address = f"127.0.0.1:{free_port()}"
     url = start_server(PROMETHEUS_HTTP_ADDRESS=address).wait_until().url
     assert httpx.get(f"{url}/metrics").status_code == 404
     assert "running_requests" in httpx.get(f"http://{address}/metrics").text
 
 
-def test_the_page_has_a_strict_policy(server_url: str) -> None:
+def test_the_page_has_a_strict_content_security_policy(server_url: str) -> None:
     for path in ("/", "/ui/app.js", "/ui/style.css"):
         response = httpx.get(server_url + path)
         assert response.status_code == 200
@@ -61,6 +64,10 @@ def test_the_page_has_a_strict_policy(server_url: str) -> None:
     assert "<script>" not in httpx.get(server_url).text
 
 
-def test_files_beside_the_page_stay_hidden(server_url: str) -> None:
-    for path in ("/ui/../settings.py", "/ui/%2e%2e/settings.py", "/ui/..%2fsettings.py"):
-        assert httpx.get(server_url + path).status_code == 404
+@pytest.mark.parametrize("path", ["/ui/../__main__.py", "/ui/%2e%2e/__main__.py", "/ui/..%2f__main__.py"])
+def test_files_outside_the_folder_of_the_page_are_not_served(path: str, server_url: str) -> None:
+    assert (UI.parent / "__main__.py").is_file()
+    connection = http.client.HTTPConnection(server_url.removeprefix("http://"))  # httpx normalizes paths
+    connection.request("GET", path)
+    assert connection.getresponse().status == 404
+    connection.close()

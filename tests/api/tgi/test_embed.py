@@ -1,4 +1,4 @@
-"""Vectors for huggingface_hub's client, and for those of Text Embeddings Inference."""
+"""POST /embed and feature extraction with huggingface_hub's client."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def post(url: str, path: str = "/embed", **fields: Any) -> httpx.Response:
     return httpx.post(url + path, json=fields, timeout=60)
 
 
-def refusal(url: str, **fields: Any) -> str:
+def error_of(url: str, **fields: Any) -> str:
     response = post(url, **fields)
     assert response.status_code == 422
     assert response.json()["error_type"] == "validation"
@@ -43,7 +43,7 @@ def refusal(url: str, **fields: Any) -> str:
 # --- huggingface_hub's client
 
 
-def test_feature_extraction(client: InferenceClient) -> None:
+def test_feature_extraction_returns_the_reference_vectors(client: InferenceClient) -> None:
     vectors = client.feature_extraction(TEXT)
     assert vectors.shape == (1, 384)
     assert vectors[0] @ VECTOR >= 0.999
@@ -52,43 +52,43 @@ def test_feature_extraction(client: InferenceClient) -> None:
     assert several[1] @ np.array(REFERENCE["code"]["vector"]) >= 0.999
 
 
-def test_normalize(client: InferenceClient) -> None:
+def test_normalize_scales_to_length_one(client: InferenceClient) -> None:
     unit, whole = (client.feature_extraction(TEXT, normalize=normalize)[0] for normalize in (True, False))
     assert np.linalg.norm(unit) == pytest.approx(1, abs=1e-5)
     assert np.linalg.norm(whole) > 1.5
     assert np.allclose(whole / np.linalg.norm(whole), unit, atol=1e-5)
 
 
-def test_truncate(client: InferenceClient) -> None:
+def test_truncate_cuts_at_the_given_side(client: InferenceClient) -> None:
     right = client.feature_extraction(LONG, truncate=True)
     assert np.allclose(client.feature_extraction(LONG, truncate=True, truncation_direction="right"), right)
     left = client.feature_extraction(LONG, truncate=True, truncation_direction="left")[0]
     assert right[0] @ left < 0.999
-    # What is left out of one does not change it.
+    # The truncated part has no effect.
     assert np.allclose(client.feature_extraction(LONG + " more", truncate=True), right, atol=1e-6)
     for truncate in (None, False):
         with pytest.raises(HfHubHTTPError, match=r"has \d+ tokens; the maximum of all-MiniLM-L6-v2 is 512"):
             client.feature_extraction(LONG, truncate=truncate)
 
 
-def test_the_same_client_goes_on_with_texts(embedding_url: str) -> None:
+def test_the_same_client_can_generate_text(embedding_url: str) -> None:
     with InferenceClient(model=embedding_url, timeout=60) as client:
         assert "Paris" in client.text_generation("The capital of France is", max_new_tokens=8)
         assert client.text_generation("The capital of France is")
 
 
 @pytest.mark.anyio
-async def test_the_asynchronous_client(embedding_url: str) -> None:
+async def test_the_asynchronous_client_gets_the_reference_vector(embedding_url: str) -> None:
     async with AsyncInferenceClient(model=embedding_url, timeout=60) as client:
         [vector] = await client.feature_extraction(TEXT)
         assert vector @ VECTOR >= 0.999
 
 
-# --- which of both is meant
+# --- embedding or generation
 
 
 @pytest.mark.parametrize(
-    ("fields", "agent", "expected"),
+    ("fields", "user_agent", "expected"),
     [
         ({"inputs": "a"}, "curl/8", False),
         ({"inputs": "a"}, "unknown/None; hf_hub/2.4.0; python/3.11", True),
@@ -102,35 +102,35 @@ async def test_the_asynchronous_client(embedding_url: str) -> None:
         ([], "hf_hub/2.4.0", False),
     ],
 )
-def test_what_is_embedded(fields: Any, agent: str, expected: bool) -> None:
-    assert requests_vectors(fields, {"user-agent": agent}) is expected
+def test_body_and_user_agent_decide_on_embedding(fields: Any, user_agent: str, expected: bool) -> None:
+    assert requests_vectors(fields, {"user-agent": user_agent}) is expected
 
 
 @pytest.mark.parametrize("path", ["/", "/model/some/name", "/invocations"])
-def test_at_the_servers_own_address(embedding_url: str, path: str) -> None:
+def test_routes_for_both_embed_and_generate(embedding_url: str, path: str) -> None:
     assert post(embedding_url, path, inputs=TEXT, parameters={"max_new_tokens": 1}).json()[0][
         "generated_text"
     ]
     [vector] = post(embedding_url, path, inputs=TEXT, normalize=True).json()
     assert np.array(vector) @ VECTOR >= 0.999
-    unread = httpx.post(
+    malformed = httpx.post(
         embedding_url + path, content=b'{"inputs": [', headers={"Content-Type": "application/json"}
     )
-    assert unread.status_code == 400
-    assert unread.json()["error_type"] == "malformed_json"
+    assert malformed.status_code == 400
+    assert malformed.json()["error_type"] == "malformed_json"
 
 
 # --- /embed
 
 
-def test_embed(embedding_url: str) -> None:
+def test_embed_returns_a_vector_for_each_input(embedding_url: str) -> None:
     for inputs, n in ((TEXT, 1), ([TEXT] * 3, 3)):
         vectors = np.array(post(embedding_url, inputs=inputs).json())
         assert vectors.shape == (n, 384)
         assert (vectors @ VECTOR).min() >= 0.999
 
 
-def test_directions_may_begin_with_a_capital(embedding_url: str) -> None:
+def test_the_truncation_direction_may_be_capitalized(embedding_url: str) -> None:
     small, capital = (
         post(embedding_url, inputs=LONG, truncate=True, truncation_direction=direction).json()
         for direction in ("left", "Left")
@@ -138,7 +138,7 @@ def test_directions_may_begin_with_a_capital(embedding_url: str) -> None:
     assert small == capital
 
 
-def test_prompts_are_the_prefixes(start_server: Callable[..., Server]) -> None:
+def test_prompt_name_selects_a_prefix(start_server: Callable[..., Server]) -> None:
     url = (
         start_server(
             EMBEDDING_MODEL="all-MiniLM-L6-v2",
@@ -159,21 +159,21 @@ def test_prompts_are_the_prefixes(start_server: Callable[..., Server]) -> None:
     assert vector("six", prompt_name="passage") == vector("passage: six")
 
 
-def test_mistakes(embedding_url: str) -> None:
-    assert refusal(embedding_url, inputs=[]) == "Input validation error: `inputs` cannot be empty"
-    assert refusal(embedding_url, inputs=["a", ""]) == "Input validation error: `inputs` cannot be empty"
-    assert refusal(embedding_url, inputs=["a"] * 2049).endswith(
+def test_error_messages_have_the_format_of_tgi(embedding_url: str) -> None:
+    assert error_of(embedding_url, inputs=[]) == "Input validation error: `inputs` cannot be empty"
+    assert error_of(embedding_url, inputs=["a", ""]) == "Input validation error: `inputs` cannot be empty"
+    assert error_of(embedding_url, inputs=["a"] * 2049).endswith(
         "batch size 2049 > maximum allowed batch size 2048"
     )
-    assert "inputs.0: should be a valid string, not 1" in refusal(embedding_url, inputs=[1])
-    assert "inputs: is required" in refusal(embedding_url)
-    assert "prompt_name: should be 'query', 'passage' or 'document'" in refusal(
+    assert "inputs.0: should be a valid string, not 1" in error_of(embedding_url, inputs=[1])
+    assert "inputs: is required" in error_of(embedding_url)
+    assert "prompt_name: should be 'query', 'passage' or 'document'" in error_of(
         embedding_url, inputs="a", prompt_name="x"
     )
-    assert "dimensions: should be 384" in refusal(embedding_url, inputs="a", dimensions=8)
+    assert "dimensions: should be 384" in error_of(embedding_url, inputs="a", dimensions=8)
 
 
-def test_without_an_embedding_model(server_url: str) -> None:
+def test_without_an_embedding_model_requests_are_answered_501(server_url: str) -> None:
     for path, fields in (("/embed", {}), ("/", {"normalize": True})):
         response = post(server_url, path, inputs="a", **fields)
         assert response.status_code == 501

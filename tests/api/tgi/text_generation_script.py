@@ -1,6 +1,6 @@
-"""What the `text-generation` client gets of a server; its own environment's Python runs this.
+"""Print the answers that the `text-generation` client gets from a server, as a JSON object.
 
-Usage: python text_generation_script.py URL. Prints a JSON object.
+The Python of the client's own environment runs this: python text_generation_script.py URL
 """
 
 import asyncio
@@ -14,38 +14,38 @@ from text_generation.types import Grammar, GrammarType
 PROMPT = "The capital of France is"
 
 
-def ask(url: str) -> dict[str, object]:
-    """All that the synchronous client can do."""
+def synchronous_answers(url: str) -> dict[str, object]:
+    """Answers to the synchronous client."""
     client = Client(url, timeout=60)
     whole = client.generate(PROMPT, max_new_tokens=12, decoder_input_details=True, top_n_tokens=2)
-    drawn = client.generate(PROMPT, max_new_tokens=12, do_sample=True, best_of=2, temperature=0.9)
+    sampled = client.generate(PROMPT, max_new_tokens=12, do_sample=True, best_of=2, temperature=0.9)
     grammar = Grammar(type=GrammarType.Regex, value="[0-9]{4}")
     constrained = client.generate(PROMPT, max_new_tokens=12, grammar=grammar, repetition_penalty=1.1)
-    parts = list(client.generate_stream(PROMPT, max_new_tokens=12, stop_sequences=["never said"]))
+    parts = list(client.generate_stream(PROMPT, max_new_tokens=12, stop_sequences=["absent"]))
     chat = client.chat([{"role": "user", "content": "Say hi."}], max_tokens=8)
     try:
         client.generate("word " * 5000)
-        refusal = None
+        error_message = None
     except ValidationError as error:
-        refusal = str(error)
+        error_message = str(error)
     return {
         "text": whole.generated_text,
         "finish_reason": whole.details.finish_reason,
         "prefill": [token.logprob for token in whole.details.prefill],
         "n_top_tokens": [len(top) for top in whole.details.top_tokens or []],
-        "n_best_of": len(drawn.details.best_of_sequences or []),
-        "seed": drawn.details.seed,
+        "n_best_of": len(sampled.details.best_of_sequences or []),
+        "seed": sampled.details.seed,
         "constrained": constrained.generated_text,
         "streamed": "".join(part.token.text for part in parts),
         "last": parts[-1].generated_text,
         "n_generated": parts[-1].details.generated_tokens,
         "chat": chat.choices[0].message.content,
-        "refusal": refusal,
+        "error_message": error_message,
     }
 
 
-async def ask_asynchronously(url: str) -> dict[str, object]:
-    """The same two of the asynchronous one."""
+async def asynchronous_answers(url: str) -> dict[str, object]:
+    """Answers to the asynchronous client."""
     client = AsyncClient(url, timeout=60)
     whole = await client.generate(PROMPT, max_new_tokens=12)
     parts = [part async for part in client.generate_stream(PROMPT, max_new_tokens=12)]
@@ -56,4 +56,4 @@ async def ask_asynchronously(url: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(ask(sys.argv[1]) | asyncio.run(ask_asynchronously(sys.argv[1]))))
+    print(json.dumps(synchronous_answers(sys.argv[1]) | asyncio.run(asynchronous_answers(sys.argv[1]))))

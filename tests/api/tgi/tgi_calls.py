@@ -1,4 +1,4 @@
-"""Requests of the TGI dialect over raw HTTP."""
+"""Requests to the TGI routes over raw HTTP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FRANCE = "The capital of France is"
 def post(
     url: str, path: str = "/generate", *, inputs: str = FRANCE, stream: bool | None = None, **parameters: Any
 ) -> httpx.Response:
-    """POST a request; of ``stream`` nothing is said unless it is given."""
+    """POST a request. The body has ``stream`` only if it is not None."""
     body: dict[str, Any] = {"inputs": inputs, "parameters": {"max_new_tokens": 8} | parameters}
     if stream is not None:
         body["stream"] = stream
@@ -21,7 +21,7 @@ def post(
 
 
 def generate(url: str, **options: Any) -> dict[str, Any]:
-    """The whole answer of /generate."""
+    """The JSON answer of /generate."""
     response = post(url, **options)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
@@ -29,12 +29,12 @@ def generate(url: str, **options: Any) -> dict[str, Any]:
 
 
 def text(url: str, **options: Any) -> str:
-    """What /generate goes on with."""
+    """The text that /generate returns."""
     return str(generate(url, **options)["generated_text"])
 
 
 def events(response: httpx.Response) -> list[dict[str, Any]]:
-    """The events of a stream, as TGI writes them."""
+    """The events of a stream in TGI's format."""
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/event-stream")
     *lines, rest = response.text.split("\n\n")

@@ -1,4 +1,4 @@
-"""A stranger's template is held to its limits, and its process neither stays nor stands in the way."""
+"""The process of a template has limits of time and memory, and ends with the server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ENDLESS = (
     "{% endfor %}{% endfor %}{% endfor %}"
 )
 GROWING = "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
-# Each list holds the one before twice: 60 lists, of which writing would take 2^60 steps within C.
+# Each list contains the previous one twice. Writing the last takes 2^60 steps in C.
 NESTED = "{% set ns = namespace(x=[]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
 
 
@@ -61,7 +61,9 @@ def pid_of(process: TemplateProcess) -> int:
     ],
     ids=["loops", "power", "nested lists", "comparison", "lorem ipsum"],
 )
-def test_an_endless_template_ends_at_the_limit(source: str, start: Callable[..., TemplateProcess]) -> None:
+def test_an_endless_template_ends_at_the_time_limit(
+    source: str, start: Callable[..., TemplateProcess]
+) -> None:
     process = start(source, 0.3)
     with pytest.raises(TemplateTimeout, match=r"^it takes longer than 0\.3 s$"):
         process.render(HELLO, add_generation_prompt=True)
@@ -91,7 +93,7 @@ def test_a_template_cannot_fill_memory(expression: str, start: Callable[..., Tem
 
 
 @on_linux
-def test_a_text_that_doubles_is_ended(start: Callable[..., TemplateProcess]) -> None:
+def test_a_text_that_doubles_ends_at_a_limit(start: Callable[..., TemplateProcess]) -> None:
     process = start(GROWING + "{{ ns.x | length }}", 1)
     with pytest.raises(TemplateFailure, match=r"MemoryError|it takes longer"):
         process.render(HELLO, add_generation_prompt=True)
@@ -113,7 +115,7 @@ def test_a_text_that_doubles_is_ended(start: Callable[..., TemplateProcess]) -> 
         "{% import 'os' as os %}",
     ],
 )
-def test_the_sandbox_keeps_the_interpreter_shut(
+def test_the_sandbox_gives_no_access_to_python(
     expression: str, start: Callable[..., TemplateProcess]
 ) -> None:
     with pytest.raises(TemplateFailure, match=r"SecurityError|UndefinedError|no loader|TypeError"):
@@ -121,7 +123,7 @@ def test_the_sandbox_keeps_the_interpreter_shut(
 
 
 @pytest.mark.parametrize("attribute", ["__class__", "_tracer", "_plain", "__dict__"])
-def test_a_content_has_no_inner_life(attribute: str, start: Callable[..., TemplateProcess]) -> None:
+def test_a_content_has_no_private_attributes(attribute: str, start: Callable[..., TemplateProcess]) -> None:
     process = start("[{{ messages[0].content | attr('" + attribute + "') }}]")
     assert process.render(HELLO, add_generation_prompt=True).text == "[]"
 
@@ -134,14 +136,14 @@ def test_a_content_has_no_inner_life(attribute: str, start: Callable[..., Templa
         ("{{ x | unheard_of }}", "TemplateAssertionError: No filter named 'unheard_of'."),
     ],
 )
-def test_what_does_not_compile_fails(
+def test_a_template_that_does_not_compile_is_a_failure(
     source: str, message: str, start: Callable[..., TemplateProcess]
 ) -> None:
     with pytest.raises(TemplateFailure, match=message):
         start(source)
 
 
-def test_a_refusal_is_told_from_a_failure(start: Callable[..., TemplateProcess]) -> None:
+def test_raise_exception_differs_from_a_failure(start: Callable[..., TemplateProcess]) -> None:
     process = start("{{ raise_exception('One question,\nplease') if messages[1] else messages.x.y }}")
     with pytest.raises(TemplateRejection, match=r"^One question,\nplease$"):
         process.render(HELLO * 2, add_generation_prompt=True)
@@ -149,7 +151,7 @@ def test_a_refusal_is_told_from_a_failure(start: Callable[..., TemplateProcess])
         process.render(HELLO, add_generation_prompt=True)
 
 
-def test_after_an_end_by_force_it_renders_again(start: Callable[..., TemplateProcess]) -> None:
+def test_a_killed_process_is_replaced(start: Callable[..., TemplateProcess]) -> None:
     process = start("{% if messages[0].content == 'Hello' %}" + ENDLESS + "{% endif %}fine", 1)
     other = [{"role": "user", "content": "Bye"}]
     with pytest.raises(TemplateTimeout):
@@ -160,7 +162,7 @@ def test_after_an_end_by_force_it_renders_again(start: Callable[..., TemplatePro
     assert process.render(other, add_generation_prompt=True).text == "fine"
 
 
-def test_many_threads_each_get_their_own_rendering(start: Callable[..., TemplateProcess]) -> None:
+def test_concurrent_renderings_do_not_mix(start: Callable[..., TemplateProcess]) -> None:
     process = start(CHATML)
 
     def render(number: int) -> bool:
@@ -173,7 +175,7 @@ def test_many_threads_each_get_their_own_rendering(start: Callable[..., Template
 
 
 @on_linux
-def test_the_child_has_no_secrets(
+def test_the_process_has_no_secrets_in_its_environment(
     start: Callable[..., TemplateProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -182,7 +184,7 @@ def test_the_child_has_no_secrets(
     assert b"hf_secret" not in environment
 
 
-def test_closing_ends_the_process(start: Callable[..., TemplateProcess]) -> None:
+def test_close_ends_the_process(start: Callable[..., TemplateProcess]) -> None:
     process = start(CHATML)
     pid = pid_of(process)
     os.kill(pid, 0)
@@ -192,7 +194,7 @@ def test_closing_ends_the_process(start: Callable[..., TemplateProcess]) -> None
     assert process.render(HELLO, add_generation_prompt=False).text == "<|im_start|>user\nHello<|im_end|>\n"
 
 
-def test_the_signals_of_a_service_manager_do_not_end_it(start: Callable[..., TemplateProcess]) -> None:
+def test_sigterm_does_not_end_the_process(start: Callable[..., TemplateProcess]) -> None:
     process = start(CHATML)
     pid = pid_of(process)
     os.kill(pid, signal.SIGTERM)
@@ -202,7 +204,7 @@ def test_the_signals_of_a_service_manager_do_not_end_it(start: Callable[..., Tem
 
 @on_linux
 @pytest.mark.parametrize("ending", ["pass", "os.kill(os.getpid(), signal.SIGKILL)"], ids=["exit", "killed"])
-def test_no_process_is_left_behind(ending: str) -> None:
+def test_the_process_ends_with_its_parent(ending: str) -> None:
     script = f"""
         import os, signal
         from app.chat.template.process import TemplateProcess
@@ -216,4 +218,4 @@ def test_no_process_is_left_behind(ending: str) -> None:
     assert finished.stderr == ""
     child = Path(f"/proc/{finished.stdout.strip()}")
     while child.exists() and "Z (zombie)" not in (child / "status").read_text():
-        time.sleep(0.01)  # the test's time limit ends a wait in vain
+        time.sleep(0.01)  # ended by the test's time limit

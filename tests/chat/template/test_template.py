@@ -1,4 +1,4 @@
-"""Templates are rendered as transformers renders them; what cannot be used is replaced, with a warning."""
+"""Templates are rendered as by transformers. An unusable template is replaced with a warning."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-# --- what the families' templates write
+# --- templates of model families
 
 
-def test_mistral(choose: Choose) -> None:
+def test_mistral_alternates_roles_and_folds_the_system_message(choose: Choose) -> None:
     template = choose(sample_templates.MISTRAL)
     assert template.folds_system
     assert text(template, USER, ASSISTANT, USER) == "<s>[INST] Why? [/INST]Because.</s>[INST] Why? [/INST]"
@@ -60,7 +60,7 @@ def test_mistral(choose: Choose) -> None:
         template.render([USER, USER])
 
 
-def test_llama_2(choose: Choose) -> None:
+def test_llama_2_has_a_system_message(choose: Choose) -> None:
     template = choose(sample_templates.LLAMA_2)
     assert not template.folds_system
     assert text(template, SYSTEM, USER, ASSISTANT, USER) == (
@@ -68,7 +68,7 @@ def test_llama_2(choose: Choose) -> None:
     )
 
 
-def test_gemma_gets_the_system_text_in_the_first_user_turn(choose: Choose) -> None:
+def test_gemma_has_the_system_message_in_the_first_user_turn(choose: Choose) -> None:
     template = choose(sample_templates.GEMMA)
     assert template.folds_system
     assert text(template, SYSTEM, USER, ASSISTANT, USER) == (
@@ -79,7 +79,7 @@ def test_gemma_gets_the_system_text_in_the_first_user_turn(choose: Choose) -> No
     assert text(template, SYSTEM, prompt=False) == "<s><start_of_turn>user\nBe brief.<end_of_turn>\n"
 
 
-def test_qwen_3_takes_thoughts_out_of_earlier_answers(choose: Choose) -> None:
+def test_qwen_3_removes_thoughts_of_earlier_answers(choose: Choose) -> None:
     template = choose(sample_templates.QWEN_3)
     thinking = Message("assistant", "<think>\nHm.\n</think>\n\nBecause.")
     assert text(template, SYSTEM, USER, thinking, USER) == (
@@ -92,7 +92,7 @@ def test_qwen_3_takes_thoughts_out_of_earlier_answers(choose: Choose) -> None:
     )
 
 
-def test_llama_3_trims_and_tells_the_date(choose: Choose) -> None:
+def test_llama_3_trims_contents_and_has_the_date(choose: Choose) -> None:
     template = choose(sample_templates.LLAMA_3)
     before = datetime.now()
     written = text(template, SYSTEM, Message("user", "  Why? \n"))
@@ -105,14 +105,14 @@ def test_llama_3_trims_and_tells_the_date(choose: Choose) -> None:
     ]
 
 
-def test_phi_3(choose: Choose) -> None:
+def test_phi_3_ends_with_eos_without_a_generation_prompt(choose: Choose) -> None:
     template = choose(sample_templates.PHI_3)
     assert text(template, SYSTEM, USER, ASSISTANT, prompt=False) == (
         "<|system|>\nBe brief.<|end|>\n<|user|>\nWhy?<|end|>\n<|assistant|>\nBecause.<|end|>\n</s>"
     )
 
 
-def test_the_bundled_models_own_template(choose: Choose) -> None:
+def test_the_default_model_has_a_template_with_its_own_system_message(choose: Choose) -> None:
     model = Model(MODEL, vocab_only=True)
     source = model.chat_template
     model.close()
@@ -138,22 +138,22 @@ CONTENTS = st.lists(st.text(max_size=12) | PIECES, max_size=6).map("".join)
 
 @settings(deadline=None, max_examples=60)
 @given(contents=st.tuples(CONTENTS, CONTENTS, CONTENTS))
-def test_any_content_is_written_and_traced(
+def test_random_contents_are_rendered_and_traced(
     contents: tuple[str, str, str], family: tuple[str, ChatTemplate]
 ) -> None:
     source, template = family
     roles = ("user", "assistant", "user")
     rendering = template.render([Message(*turn) for turn in zip(roles, contents, strict=True)])
     as_unicode = [content.encode("utf-8", "replace").decode() for content in contents]
-    assert rendering.text == rendering.traced == plainly_rendered(source, roles, as_unicode)
+    assert rendering.text == rendering.traced == rendered_by_jinja(source, roles, as_unicode)
     crossed_out = rendering.text
     for begin, end in rendering.contents:
         crossed_out = crossed_out[:begin] + "x" * (end - begin) + crossed_out[end:]
-    # These templates write ASCII alone: whatever else is left would come from a content.
+    # The templates themselves are ASCII, so other characters are from contents.
     assert "".join(crossed_out.split()).isascii()
 
 
-def plainly_rendered(source: str, roles: Sequence[str], contents: Sequence[str]) -> str:
+def rendered_by_jinja(source: str, roles: Sequence[str], contents: Sequence[str]) -> str:
     environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
     return environment.from_string(source).render(
@@ -165,10 +165,10 @@ def plainly_rendered(source: str, roles: Sequence[str], contents: Sequence[str])
     )
 
 
-# --- what the environment offers
+# --- the environment
 
 
-def test_the_environment_is_that_of_transformers(choose: Choose) -> None:
+def test_filters_tags_and_variables_are_those_of_transformers(choose: Choose) -> None:
     template = choose(
         "{% for message in messages %}\n"
         "    {% if loop.index0 > 1 %}\n{% break %}\n    {% endif %}\n"
@@ -182,11 +182,11 @@ def test_the_environment_is_that_of_transformers(choose: Choose) -> None:
     )
 
 
-# --- what cannot be used
+# --- unusable templates
 
 
 @pytest.mark.parametrize("source", [None, "", " \n"])
-def test_without_a_template_chatml_is_used_where_the_vocabulary_knows_it(
+def test_chatml_is_the_default_for_vocabularies_with_its_tokens(
     source: str | None, choose: Choose, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -202,7 +202,7 @@ def test_without_a_template_chatml_is_used_where_the_vocabulary_knows_it(
 
 
 @pytest.mark.parametrize("vocabulary", [set(), {"<|im_start|>"}, {"<|im_end|>", "<s>"}])
-def test_otherwise_plain_text_is_used(vocabulary: set[str], choose: Choose) -> None:
+def test_plain_text_is_the_default_for_other_vocabularies(vocabulary: set[str], choose: Choose) -> None:
     template = choose(None, vocabulary=vocabulary)
     assert (template.name, template.stop) == ("plain text", ("\nUser:",))
     assert text(template, SYSTEM, USER, ASSISTANT, USER) == (
@@ -228,7 +228,7 @@ def test_otherwise_plain_text_is_used(vocabulary: set[str], choose: Choose) -> N
         ),
     ],
 )
-def test_a_template_that_cannot_be_used_falls_back_with_one_warning(
+def test_an_unusable_template_is_replaced_with_one_warning(
     source: str, reason: str, choose: Choose, caplog: pytest.LogCaptureFixture
 ) -> None:
     template = choose(source)
@@ -238,7 +238,7 @@ def test_a_template_that_cannot_be_used_falls_back_with_one_warning(
     assert text(template, USER) == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_a_template_that_drops_system_texts_gets_them_folded(choose: Choose) -> None:
+def test_system_messages_are_folded_for_a_template_that_omits_them(choose: Choose) -> None:
     template = choose("{% for m in messages if m.role != 'system' %}[{{ m.content }}]{% endfor %}")
     assert template.folds_system
     assert text(template, SYSTEM, Message("system", "Be kind."), USER, ASSISTANT, SYSTEM, USER, SYSTEM) == (
@@ -246,7 +246,7 @@ def test_a_template_that_drops_system_texts_gets_them_folded(choose: Choose) -> 
     )
 
 
-def test_a_template_of_one_turn_is_used_with_a_warning(
+def test_a_template_for_a_single_turn_is_used_with_a_warning(
     choose: Choose, caplog: pytest.LogCaptureFixture
 ) -> None:
     template = choose(
@@ -258,10 +258,10 @@ def test_a_template_of_one_turn_is_used_with_a_warning(
     assert text(template, SYSTEM, USER) == "Be brief.Why?"
 
 
-# --- what fails later
+# --- failures of single requests
 
 
-def test_a_failure_at_a_request_is_that_requests_alone(
+def test_a_failed_rendering_uses_chatml_for_that_request_only(
     choose: Choose, caplog: pytest.LogCaptureFixture
 ) -> None:
     template = choose(
@@ -275,31 +275,25 @@ def test_a_failure_at_a_request_is_that_requests_alone(
             f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
         )
         assert text(template, USER) == "Why?"
-    failed, hung = warnings(caplog)
+    failed, timed_out = warnings(caplog)
     assert failed == (
         "the chat template failed for this request (UndefinedError: 'str object' has no attribute 'x'): "
         "used ChatML instead"
     )
-    assert hung.startswith("the chat template failed for this request (it takes longer than 1")
+    assert timed_out.startswith("the chat template failed for this request (it takes longer than 1")
 
 
-def test_a_refusal_is_the_callers_to_tell(choose: Choose, caplog: pytest.LogCaptureFixture) -> None:
+def test_raise_exception_is_an_error_of_the_request(choose: Choose, caplog: pytest.LogCaptureFixture) -> None:
     template = choose(sample_templates.GEMMA)
     with pytest.raises(TemplateRejection, match=r"^Conversation roles must alternate"):
         template.render([USER, USER])
     assert not warnings(caplog)
 
 
-def test_without_a_process_there_is_the_fallback(
+def test_chatml_is_used_if_the_process_cannot_start(
     choose: Choose, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     assert choose(sample_templates.CHATML).name == "ChatML"
     (warning,) = warnings(caplog)
     assert warning.startswith("the chat template failed (it cannot start its process ([Errno 2]")
-
-
-@pytest.mark.parametrize("role", ["<|im_start|>", "", "root", "System"])
-def test_a_role_is_a_known_word(role: str) -> None:
-    with pytest.raises(ValueError, match="should be one of system, user, assistant"):
-        Message(role, "Hello")

@@ -1,4 +1,4 @@
-"""Text with stand-ins goes through a template as the text itself, and shows where the content went."""
+"""Stand-ins for characters show which output of a template is content, and do not change the output."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ CONTENTS = st.lists(st.text(max_size=8) | PIECES, max_size=6).map("".join)
 
 
 def trace(expression: str, content: str) -> tuple[str, str]:
-    """What a template writes, and the same with the content's characters crossed out.
+    """The output of a template, and the same with the content's characters crossed out.
 
-    White space at a content's edge is not: it may be anyone's.
+    White space at the edges of a content is not crossed out, as its origin is ambiguous.
     """
     sandbox = Sandbox("{% set content = messages[0].content %}" + expression, {})
     rendering = sandbox.render([{"role": "user", "content": content}], add_generation_prompt=True)
@@ -77,13 +77,13 @@ def trace(expression: str, content: str) -> tuple[str, str]:
         ("{{ content * 2 }}{{ content.count('<') }}", "One <b>Two" * 2 + "1", "·" * 20 + "1"),
     ],
 )
-def test_every_way_through_a_template_is_followed(expression: str, text: str, crossed_out: str) -> None:
+def test_contents_are_traced_through_every_operation(expression: str, text: str, crossed_out: str) -> None:
     assert trace(expression, "One <b>Two") == (text, crossed_out)
 
 
 @settings(deadline=None)
 @given(CONTENTS)
-def test_any_text_is_followed_through_the_usual_steps(content: str) -> None:
+def test_random_contents_are_traced_through_usual_operations(content: str) -> None:
     content = content.encode("utf-8", "replace").decode()
     text, crossed_out = trace(
         "<a>{{ content }}<b>{% if '</think>' in content %}{{ content.split('</think>')[-1].lstrip('\n') }}"
@@ -95,7 +95,7 @@ def test_any_text_is_followed_through_the_usual_steps(content: str) -> None:
     assert visible <= set('<abcde>·"\\nrtfbuy0123456789ef')
 
 
-def test_escapes_are_those_of_the_text() -> None:
+def test_escaped_characters_are_traced() -> None:
     content = 'é 🙂 "\\ \x00 <b>'
     text, crossed_out = trace("{{ content | tojson(true) }}", content)
     assert text == json.dumps(content)
@@ -104,7 +104,7 @@ def test_escapes_are_those_of_the_text() -> None:
     assert repr(content) in trace("{{ [content] }}", content)[0]
 
 
-def test_stand_ins_are_exchanged_for_what_they_stand_for() -> None:
+def test_stand_ins_are_replaced_by_their_characters() -> None:
     tracer = Tracer()
     text = "a é 中 🙂 \U0001f643\U00040041\U0010ffff \u2028\x00\x1f"
     marked = tracer.mark(text)
@@ -114,7 +114,7 @@ def test_stand_ins_are_exchanged_for_what_they_stand_for() -> None:
     assert hash(marked) == hash(text)
 
 
-def test_more_characters_than_stand_ins_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_distinct_characters_than_stand_ins_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traced, "_OTHERS", 0x10FFFE)
     sandbox = Sandbox("{{ messages[0].content }}", {})
     messages = [{"role": "user", "content": "\U0001f642\U0001f643\U0001f642"}]
@@ -124,13 +124,13 @@ def test_more_characters_than_stand_ins_are_refused(monkeypatch: pytest.MonkeyPa
         sandbox.render(messages, add_generation_prompt=True)
 
 
-def test_what_stand_ins_cannot_show_is_told() -> None:
+def test_traced_output_differs_if_stand_ins_change_it() -> None:
     sandbox = Sandbox("{{ 'known' if messages[0].content in 'hello world' else '?' }}", {})
     rendering = sandbox.render([{"role": "user", "content": "hello"}], add_generation_prompt=True)
     assert (rendering.text, rendering.traced) == ("known", "?")
 
 
-def test_a_template_that_only_stand_ins_break_fails() -> None:
+def test_a_template_that_fails_with_stand_ins_only_is_a_failure() -> None:
     sandbox = Sandbox("{{ raise_exception('?') if messages[0].content not in 'hello world' }}", {})
     with pytest.raises(TemplateFailure, match="cannot be traced"):
         sandbox.render([{"role": "user", "content": "hello"}], add_generation_prompt=True)

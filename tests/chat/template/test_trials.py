@@ -1,4 +1,4 @@
-"""What templates know of tools is found by trial; conversations with tools are written accordingly."""
+"""Trial renderings find the tool support of a template. Conversations are rendered accordingly."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def text(template: ChatTemplate, *messages: Message, tools: tuple[Tool, ...] = (
     return template.render(messages, tools=tools).text
 
 
-def test_hermes(choose: Choose) -> None:
+def test_hermes_has_lists_calls_and_results(choose: Choose) -> None:
     template = choose(sample_templates.HERMES_TOOLS)
     assert template.tool_format == HERMES
     two = Message("assistant", "Let me add.", CALLS)
@@ -67,7 +67,7 @@ def test_hermes(choose: Choose) -> None:
     assert "Functions" not in text(template, SYSTEM, USER, tools=())
 
 
-def test_llama_3(choose: Choose) -> None:
+def test_llama_3_has_single_calls_with_parameters(choose: Choose) -> None:
     template = choose(sample_templates.LLAMA_3_TOOLS)
     assert template.tool_format == replace(
         HERMES, begin="", end="", separator=None, middle='", "parameters": ', arguments_key="parameters"
@@ -82,7 +82,7 @@ def test_llama_3(choose: Choose) -> None:
     )
 
 
-def test_mistral_takes_ids_of_nine_characters(choose: Choose) -> None:
+def test_mistral_has_call_ids_of_nine_characters(choose: Choose) -> None:
     template = choose(sample_templates.MISTRAL_TOOLS)
     assert template.tool_format == replace(
         HERMES, begin="[TOOL_CALLS][", end="]", separator=", ", id_text=(', "id": "', '"')
@@ -97,7 +97,7 @@ def test_mistral_takes_ids_of_nine_characters(choose: Choose) -> None:
     )
 
 
-def test_arguments_as_text(choose: Choose) -> None:
+def test_a_template_can_have_arguments_as_text(choose: Choose) -> None:
     template = choose(sample_templates.TOOL_CALL_LIST)
     assert template.tool_format == replace(HERMES, begin="<TOOLCALL>[", end="]</TOOLCALL>", separator=", ")
     spaced = ToolCall("1", "add", '{"a":1 }')
@@ -109,14 +109,16 @@ def test_arguments_as_text(choose: Choose) -> None:
     )
 
 
-OURS = (
+HERMES_TURNS = (
     '<|im_start|>assistant\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|im_end|>\n'
     "<|im_start|>user\n<tool_response>\n42\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
 )
 
 
 @pytest.mark.parametrize("source", [sample_templates.XML_TOOLS, sample_templates.CHATML, None, "bundled"])
-def test_where_calls_are_no_json_or_unknown_all_is_ours(source: str | None, choose: Choose) -> None:
+def test_hermes_is_the_default_for_templates_without_calls_in_json(
+    source: str | None, choose: Choose
+) -> None:
     if source == "bundled":
         model = Model(MODEL, vocab_only=True)
         source = model.chat_template
@@ -126,32 +128,32 @@ def test_where_calls_are_no_json_or_unknown_all_is_ours(source: str | None, choo
     written = text(template, *CONVERSATION)
     begin = "<|im_start|>system\nBe brief.\n\nYou can call these functions, of which each line describes one"
     assert written.startswith(f"{begin} as JSON:\n<tools>\n{json.dumps(SCHEMA)}\n</tools>\n")
-    assert written.endswith("<|im_start|>user\nHow much?<|im_end|>\n" + OURS)
+    assert written.endswith("<|im_start|>user\nHow much?<|im_end|>\n" + HERMES_TURNS)
 
 
-def test_in_a_template_without_system_turn_the_list_is_folded(choose: Choose) -> None:
+def test_the_list_of_tools_is_folded_for_a_template_without_system_messages(choose: Choose) -> None:
     template = choose(sample_templates.GEMMA)
     written = text(template, *CONVERSATION)
     assert written.startswith("<s><start_of_turn>user\nBe brief.\n\nYou can call these functions")
     assert "How much?<end_of_turn>\n<start_of_turn>model\n<tool_call>" in written
 
 
-LISTS = "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
+LIST = "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
 
 
-def test_a_template_that_lists_tools_alone_is_used_if_it_asks_for_our_format(choose: Choose) -> None:
-    template = choose(LISTS + sample_templates.CHATML)
+def test_a_list_of_a_template_is_used_only_with_instructions_for_the_default_format(choose: Choose) -> None:
+    template = choose(LIST + sample_templates.CHATML)
     assert "<tools>" in text(template, *CONVERSATION)
-    asks = '{% if tools %}Like <tool_call>\n{"name": n, "arguments": a}\n</tool_call>\n{% endif %}'
-    template = choose(LISTS + asks + sample_templates.CHATML)
+    instructions = '{% if tools %}Like <tool_call>\n{"name": n, "arguments": a}\n</tool_call>\n{% endif %}'
+    template = choose(LIST + instructions + sample_templates.CHATML)
     written = text(template, *CONVERSATION)
     assert "<tools>" not in written
     assert written.startswith(json.dumps(SCHEMA) + "\nLike <tool_call>")
-    # Tools are known to this template, so the turn that it writes for their results is one that it means.
-    assert OURS.replace("user\n<tool_response>\n42\n</tool_response>", "tool\n42") in written
+    # The template supports tools, so its own turn for results is used.
+    assert HERMES_TURNS.replace("user\n<tool_response>\n42\n</tool_response>", "tool\n42") in written
 
 
-def test_a_template_without_list_gets_it_in_its_own_format(choose: Choose) -> None:
+def test_a_template_without_a_list_of_tools_gets_one_in_its_format(choose: Choose) -> None:
     template = choose(sample_templates.TOOL_CALL_LIST.replace("in tools or []", "in []"))
     written = text(template, *CONVERSATION)
     assert f"<tools>\n{json.dumps(SCHEMA)}\n</tools>" in written
@@ -159,14 +161,16 @@ def test_a_template_without_list_gets_it_in_its_own_format(choose: Choose) -> No
     assert '<|im_start|>assistant\n<TOOLCALL>[{"name": "add", "arguments": {"a": 1}}]</TOOLCALL>' in written
 
 
-def test_a_template_without_results_gets_them_from_the_user(choose: Choose) -> None:
+def test_results_are_user_messages_for_a_template_without_results(choose: Choose) -> None:
     template = choose(sample_templates.HERMES_TOOLS.replace("message.role == 'tool'", "false"))
     written = text(template, *CONVERSATION)
     assert "Functions:" in written
-    assert written.endswith(OURS)
+    assert written.endswith(HERMES_TURNS)
 
 
-def test_a_failure_at_a_request_keeps_the_format(choose: Choose, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_rendering_keeps_the_format_of_calls(
+    choose: Choose, caplog: pytest.LogCaptureFixture
+) -> None:
     fails = "{{ messages.x.y if messages[-1].content == 'fail' }}"
     template = choose(sample_templates.TOOL_CALL_LIST + fails)
     assert template.tool_format.marker == "<TOOLCALL>"
@@ -176,7 +180,7 @@ def test_a_failure_at_a_request_keeps_the_format(choose: Choose, caplog: pytest.
     assert '<|im_start|>assistant\n<TOOLCALL>[{"name": "add", "arguments": {"a": 1}}]</TOOLCALL>' in written
 
 
-def test_what_was_found_is_logged(choose: Choose, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_tool_support_is_logged(choose: Choose, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         choose(sample_templates.LLAMA_3_TOOLS)
         choose(sample_templates.XML_TOOLS)

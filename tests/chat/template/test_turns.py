@@ -1,4 +1,4 @@
-"""What a template does not know of tools is written into the contents; the rest is what it expects."""
+"""Tools, calls and results that a template does not support are written into contents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ USER = Message("user", "How much?")
 ALL = ToolSupport(lists=True, calls=True, results=True)
 
 
-def test_without_support_everything_is_in_words() -> None:
+def test_without_support_tools_calls_and_results_are_text() -> None:
     messages = [
         Message("system", "Be brief."),
         USER,
@@ -46,7 +46,7 @@ def test_without_support_everything_is_in_words() -> None:
     ]
 
 
-def test_without_a_system_turn_the_list_becomes_one() -> None:
+def test_without_a_system_message_the_list_of_tools_is_one() -> None:
     system, user = in_words([USER], [TOOL], ToolSupport())
     assert system.role == "system"
     assert system.content.startswith("You can call these functions")
@@ -54,14 +54,14 @@ def test_without_a_system_turn_the_list_becomes_one() -> None:
     assert in_words([USER], [], ToolSupport()) == [USER]
 
 
-def test_a_question_behind_results_is_in_the_same_turn() -> None:
+def test_results_and_the_next_question_are_one_turn() -> None:
     messages = [Message("tool", "1"), USER, USER]
     assert in_words(messages, [], ToolSupport()) == [
         Message("user", "<tool_response>\n1\n</tool_response>\nHow much?\nHow much?")
     ]
 
 
-def test_parts_that_a_template_knows_are_left_to_it() -> None:
+def test_supported_parts_are_unchanged() -> None:
     messages = [USER, Message("assistant", "", CALLS[:1]), Message("tool", "1")]
     assert in_words(messages, [TOOL], ALL) == messages
     system, *rest = in_words(messages, [TOOL], ToolSupport(calls=True, results=True))
@@ -77,7 +77,7 @@ def test_parts_that_a_template_knows_are_left_to_it() -> None:
     ]
 
 
-def test_turns_are_those_of_transformers() -> None:
+def test_turns_have_the_format_of_transformers() -> None:
     messages = [Message("assistant", "Well", CALLS[:1]), Message("tool", "1", tool_call_id="id 1"), USER]
     function = {"name": "add", "arguments": {"a": 1}}
     assert as_turns(messages, ALL) == [
@@ -93,7 +93,7 @@ def test_turns_are_those_of_transformers() -> None:
     assert turn["tool_calls"][0]["function"]["arguments"] == '{"a": 1}'
 
 
-def test_short_ids_still_belong_together() -> None:
+def test_shortened_ids_of_calls_and_results_are_equal() -> None:
     support = ToolSupport(calls=True, results=True, short_ids=True)
     messages = [
         Message("assistant", "", CALLS),
@@ -108,7 +108,7 @@ def test_short_ids_still_belong_together() -> None:
     assert [result["tool_call_id"] for result in results] == [second, first, "Abc012345"]
 
 
-def test_texts_that_are_no_unicode_are_replaced_everywhere() -> None:
+def test_lone_surrogates_are_replaced_everywhere() -> None:
     call = ToolCall("\ud800", "add", '{"\\ud800": ["\\udfff", 1]}')
     messages = [Message("assistant", "\ud800", (call,)), Message("tool", "\ud800", tool_call_id="\ud800")]
     turns = as_turns(messages, ALL)

@@ -1,4 +1,4 @@
-"""A format of calls is read from what a template writes, or not at all."""
+"""The format of calls is learned from the output of a template."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def learn(one: str, two: str | None = None, plain: str = "Because<end>\n") -> To
     )
 
 
-def test_blocks() -> None:
-    blocks = [f"<tool_call>\n{call}\n</tool_call>" for call in (FIRST, SECOND)]
-    assert learn(blocks[0], "\n".join(blocks)) == HERMES
+def test_calls_in_blocks_are_learned() -> None:
+    calls = [f"<tool_call>\n{call}\n</tool_call>" for call in (FIRST, SECOND)]
+    assert learn(calls[0], "\n".join(calls)) == HERMES
     thinking = "<think>\n\n</think>\n\n"
-    assert learn(thinking + blocks[0], thinking + "\n".join(blocks), f"{thinking}Because<end>\n") == HERMES
+    assert learn(thinking + calls[0], thinking + "\n".join(calls), f"{thinking}Because<end>\n") == HERMES
 
 
-def test_a_list() -> None:
+def test_calls_in_a_list_are_learned() -> None:
     assert learn(f"[CALLS] [{FIRST}]", f"[CALLS] [{FIRST}, {SECOND}]") == LIST
 
 
-def test_a_list_with_ids() -> None:
+def test_calls_with_ids_are_learned() -> None:
     first, second = (
         f'{text[:-1]}, "id": "{call.id}"}}' for text, call in zip((FIRST, SECOND), CALLS, strict=True)
     )
@@ -49,11 +49,11 @@ def test_a_list_with_ids() -> None:
     assert with_ids.write([("find", '{"a": "x"}')]) == f"[CALLS] [{FIRST}]"
 
 
-def test_a_single_call_without_marks() -> None:
+def test_a_single_call_without_markers_is_learned() -> None:
     assert learn(FIRST.replace("arguments", "parameters")) == BARE
 
 
-def test_other_keys_and_more_of_them() -> None:
+def test_other_and_additional_keys_are_learned() -> None:
     learned = learn('{"type": "function",\n "tool_name" : "find", "parameters":{"a": "x"}, "b": {}}')
     assert learned is not None
     assert (learned.name_key, learned.arguments_key) == ("tool_name", "parameters")
@@ -72,23 +72,23 @@ def test_other_keys_and_more_of_them() -> None:
         None,
     ],
 )
-def test_calls_that_are_written_in_another_way_together_come_singly(two: str | None) -> None:
+def test_a_format_has_no_separator_if_two_calls_differ_from_one(two: str | None) -> None:
     assert learn(f"[CALLS] [{FIRST}]", two) == replace(LIST, separator=None)
 
 
-def test_white_space_behind_a_turn_does_not_matter() -> None:
+def test_white_space_after_a_turn_is_ignored() -> None:
     learned = learn(f"[CALLS] [{FIRST}]", f"[CALLS] [{FIRST}, {SECOND}]", plain="Because\n<end>\n\n")
     assert learned == LIST
     assert learn(f"[CALLS] [{FIRST}]\n", f"[CALLS] [{FIRST}, {SECOND}]\n") == LIST
 
 
-def test_markup_that_begins_alike_is_cut_behind_the_prompt() -> None:
+def test_the_begin_of_a_call_starts_after_the_prompt() -> None:
     learned = learn(f"<|call|>{FIRST}<|/call|>", plain="<|content|>Because<end>\n")
     assert learned is not None
     assert (learned.begin, learned.end) == ("<|call|>", "<|/call|>")
 
 
-def test_a_prompt_with_a_thought_that_a_call_lacks() -> None:
+def test_a_call_can_lack_a_thought_of_the_prompt() -> None:
     one = "<model>\n<call>" + FIRST + "</call><end>"
     learned = learn_format(
         CALLS,
@@ -122,7 +122,7 @@ def test_other_formats_are_not_learned(one: str) -> None:
     assert learn(one) is None
 
 
-def test_a_turn_that_ends_in_another_way_is_not_learned() -> None:
+def test_calls_whose_turn_ends_differently_are_not_learned() -> None:
     assert learn(FIRST, plain="Because<other end>\n") is None
 
 
@@ -136,7 +136,7 @@ def test_a_turn_that_ends_in_another_way_is_not_learned() -> None:
         (replace(LIST, begin="Action: ```json\n[\n    ", end="\n]\n```"), "Action: ```json"),
     ],
 )
-def test_the_marker_announces_calls(format_: ToolFormat, marker: str) -> None:
+def test_the_marker_is_the_first_word_of_a_call(format_: ToolFormat, marker: str) -> None:
     assert format_.marker == marker
 
 

@@ -1,4 +1,4 @@
-"""An answer under the grammar is text, or calls whose arguments their schemas validate."""
+"""Answers that match the grammar are text, or calls with valid arguments."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ END = 259
 
 
 class Vocabulary:
-    """Bytes, special tokens, and pairs of bytes that stand across what the grammars write apart."""
+    """Bytes, special tokens, and tokens that span parts of the grammars."""
 
     pairs = (b">\n", b'{"', b'",', b'"}', b"}}", b"}]", b"<tool_call>", b'{"name": "', b' "a', b"\n</")
     eos_token_id = END
@@ -87,14 +87,14 @@ def tokens_of(text: str, special: dict[str, int]) -> list[int]:
 
 
 def n_accepted(matcher: LLMatcher, tokens: list[int]) -> int:
-    """How many of the tokens may follow each other."""
+    """The number of tokens that the grammar accepts."""
     start = matcher.deep_copy()
     count: int = start.validate_tokens(tokens)
     return count
 
 
 def accepts(matcher: LLMatcher, text: str, special: dict[str, int] | None = None) -> bool:
-    """Whether the text is a whole answer."""
+    """Whether the text is a complete answer."""
     tokens = [*tokens_of(text, special or {}), END]
     return n_accepted(matcher, tokens) == len(tokens)
 
@@ -109,16 +109,16 @@ ZONE = ("get_time", '{"zone": -3, "now": true}')
 
 @pytest.mark.parametrize("choice", ["auto", "required"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_calls_that_fit_are_accepted(name: str, choice: str) -> None:
+def test_valid_calls_are_accepted(name: str, choice: str) -> None:
     matcher = grammar(FORMATS[name], choice)
-    for one in (OSLO, ZONE, ("get_time", '{"zone": 12}'), ("nothing", "{}")):
-        assert accepts(matcher, call(FORMATS[name], one))
+    for pair in (OSLO, ZONE, ("get_time", '{"zone": 12}'), ("nothing", "{}")):
+        assert accepts(matcher, call(FORMATS[name], pair))
 
 
 @pytest.mark.parametrize("choice", ["auto", "required"])
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize(
-    "one",
+    "pair",
     [
         ("get", "{}"),
         ("get", '{"city": "Rome"}'),
@@ -133,12 +133,12 @@ def test_calls_that_fit_are_accepted(name: str, choice: str) -> None:
         ("get_", "{}"),
     ],
 )
-def test_calls_that_do_not_fit_are_not(name: str, choice: str, one: tuple[str, str]) -> None:
-    assert not accepts(grammar(FORMATS[name], choice), call(FORMATS[name], one))
+def test_invalid_calls_are_rejected(name: str, choice: str, pair: tuple[str, str]) -> None:
+    assert not accepts(grammar(FORMATS[name], choice), call(FORMATS[name], pair))
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_required_is_a_call_from_the_first_character(name: str) -> None:
+def test_required_accepts_calls_only(name: str) -> None:
     matcher = grammar(FORMATS[name], "required")
     assert not accepts(matcher, "")
     for text in ("Well", " ", "\n"):
@@ -147,7 +147,7 @@ def test_required_is_a_call_from_the_first_character(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_named_one_is_the_only_one(name: str) -> None:
+def test_a_named_choice_accepts_one_call_of_that_tool(name: str) -> None:
     matcher = grammar(FORMATS[name], "get")
     assert accepts(matcher, call(FORMATS[name], OSLO))
     assert not accepts(matcher, call(FORMATS[name], ZONE))
@@ -157,7 +157,7 @@ def test_a_named_one_is_the_only_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("choice", ["auto", "required"])
-def test_several_calls_are_for_parallel_use_and_formats_that_have_them(choice: str) -> None:
+def test_several_calls_need_parallel_calls_and_a_separator(choice: str) -> None:
     for format_ in (HERMES, LIST):
         assert accepts(grammar(format_, choice), call(format_, OSLO, ZONE, OSLO))
         assert not accepts(grammar(format_, choice, parallel=False), call(format_, OSLO, ZONE))
@@ -169,12 +169,12 @@ def test_several_calls_are_for_parallel_use_and_formats_that_have_them(choice: s
 @pytest.mark.parametrize(
     "text", ["", "Well.\n", " 2 < 3 {[ \U0001f642", '{"a": 1}', "<tool", "[1, 2]", '{ "nam']
 )
-def test_auto_may_be_text(name: str, text: str) -> None:
+def test_auto_accepts_text(name: str, text: str) -> None:
     assert accepts(grammar(FORMATS[name], "auto"), text)
 
 
 @pytest.mark.parametrize("format_", [HERMES, LIST])
-def test_auto_turns_into_a_call_at_the_marker(format_: ToolFormat) -> None:
+def test_after_the_marker_auto_accepts_calls_only(format_: ToolFormat) -> None:
     matcher = grammar(format_, "auto")
     text = f"Let me see. {format_.marker}"
     assert accepts(matcher, f"Let me see. {call(format_, OSLO)}")
@@ -188,7 +188,7 @@ def test_auto_turns_into_a_call_at_the_marker(format_: ToolFormat) -> None:
     "opening",
     ['{"name": "', '{"name":"', '\n{ "name" : "', '{\n  "name": "', '{"type": "function", "name": "'],
 )
-def test_without_a_marker_auto_is_a_call_if_it_begins_as_one(opening: str) -> None:
+def test_without_a_marker_the_opening_of_a_call_decides(opening: str) -> None:
     matcher = grammar(BARE, "auto")
     assert accepts(matcher, opening + 'get", "parameters": {"city": "Oslo"}}')
     assert not accepts(matcher, opening + 'get", "parameters": {"city": "Rome"}}')
@@ -214,12 +214,12 @@ def test_markers_that_are_special_tokens_are_those_tokens(name: str, choice: str
         assert not accepts(matcher, call(format_, OSLO))
 
 
-def test_special_tokens_that_the_format_has_not_are_forbidden() -> None:
+def test_special_tokens_outside_the_format_are_rejected() -> None:
     matcher = grammar(LIST, "auto", special=SPECIAL)
     assert n_accepted(matcher, [ord("a"), SPECIAL["<tool_call>"]]) == 1
 
 
-def test_an_id_may_stand_in_a_call() -> None:
+def test_a_call_can_have_an_id() -> None:
     matcher = grammar(replace(LIST, id_text=(', "id": "', '"')), "required")
     assert accepts(matcher, call(LIST, OSLO, ZONE))
     with_id = call(LIST, OSLO).replace("}}", '}, "id": "Abc012345"}')
@@ -227,7 +227,7 @@ def test_an_id_may_stand_in_a_call() -> None:
     assert not accepts(matcher, with_id.replace("5", ""))
 
 
-def test_a_client_cannot_loosen_the_grammar() -> None:
+def test_a_schema_cannot_change_options_of_the_grammar() -> None:
     loose = Tool(
         "get", None, {**GET.parameters, "x-guidance": {"lenient": True, "whitespace_flexible": True}}
     )
@@ -237,7 +237,7 @@ def test_a_client_cannot_loosen_the_grammar() -> None:
 
 
 @pytest.mark.parametrize("text", ["é \U0001f642", '"quoted" \\ /', "start: /.*/\n%json", "\ud800", "<[1]>"])
-def test_texts_of_a_schema_are_no_grammar(text: str) -> None:
+def test_texts_of_a_schema_are_not_parsed_as_grammar(text: str) -> None:
     schema = {"properties": {text: {"const": text, "description": text}}, "required": [text]}
     written = json.dumps({text: text}, ensure_ascii=False).encode("utf-8", "replace").decode()
     matcher = grammar(HERMES, "required", tools=[Tool("get", text, schema)])
@@ -247,13 +247,15 @@ def test_texts_of_a_schema_are_no_grammar(text: str) -> None:
 @pytest.mark.parametrize("special", [{}, SPECIAL], ids=["text", "special"])
 @pytest.mark.parametrize("choice", ["auto", "required", "get_time"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_whatever_is_written_under_it_can_be_read(name: str, choice: str, special: dict[str, int]) -> None:
-    """Random walks through what may follow: each ends as calls that fit, or as text."""
+def test_random_answers_can_be_parsed(name: str, choice: str, special: dict[str, int]) -> None:
+    """Answers of random tokens that the grammar allows are text, or calls with valid arguments."""
     format_ = FORMATS[name]
     matcher = grammar(format_, choice, special=special)
     source = random.Random(f"{name} {choice} {len(special)}")
     for _ in range(15):
-        answer = walk(matcher.deep_copy(), source, special, begin=format_.marker if choice == "auto" else "")
+        answer = random_answer(
+            matcher.deep_copy(), source, special, begin=format_.marker if choice == "auto" else ""
+        )
         parser = ToolCallParser(format_, TOOLS)
         deltas = [*parser.feed(answer), *parser.finish()]
         names = [delta.name for delta in deltas if isinstance(delta, CallDelta)]
@@ -261,11 +263,10 @@ def test_whatever_is_written_under_it_can_be_read(name: str, choice: str, specia
             assert names, answer
         for index, called in enumerate(names):
             parts = [d.text for d in deltas if isinstance(d, ArgumentsDelta) and d.index == index]
-            assert_fits(called, json.loads("".join(parts)))
+            assert_valid(called, json.loads("".join(parts)))
 
 
-def walk(matcher: LLMatcher, source: random.Random, special: dict[str, int], *, begin: str) -> str:
-    """An answer of random tokens that the grammar allows."""
+def random_answer(matcher: LLMatcher, source: random.Random, special: dict[str, int], *, begin: str) -> str:
     tokens = tokens_of(begin, special)
     assert matcher.consume_tokens(tokens)
     while not matcher.is_stopped():
@@ -279,7 +280,7 @@ def walk(matcher: LLMatcher, source: random.Random, special: dict[str, int], *, 
     return b"".join(names.get(t, b"" if t == END else pieces[t]) for t in tokens).decode("utf-8", "replace")
 
 
-def assert_fits(name: str, arguments: dict[str, Any]) -> None:
+def assert_valid(name: str, arguments: dict[str, Any]) -> None:
     if name == "get":
         assert arguments["city"] in CITY["enum"]
     elif name == "get_time":

@@ -1,4 +1,4 @@
-"""Calls are told from text however the answer is cut in pieces, and nothing of it is lost."""
+"""Calls and text of an answer do not depend on how the answer is cut into pieces."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Calls = list[tuple[str, str]]
 
 
 def parse(pieces: Sequence[str], format_: ToolFormat = HERMES) -> tuple[str, Calls]:
-    """The answer's text and calls. Checks the form of the deltas too."""
+    """The text and calls of an answer. Checks the deltas too."""
     parser = ToolCallParser(format_, TOOLS)
     deltas = [delta for piece in pieces for delta in parser.feed(piece)] + parser.finish()
     return gathered(deltas)
@@ -78,7 +78,7 @@ GET = '{"name": "get", "arguments": {}}'
         (BARE, BARE_ADD, "", [ADDED]),
     ],
 )
-def test_calls_in_the_format(format_: ToolFormat, text: str, content: str, calls: Calls) -> None:
+def test_calls_are_separated_from_text(format_: ToolFormat, text: str, content: str, calls: Calls) -> None:
     assert parse([text], format_) == (content, calls)
     assert parse(list(text), format_) == (content, calls)
 
@@ -95,7 +95,7 @@ def test_calls_in_the_format(format_: ToolFormat, text: str, content: str, calls
         (BARE, '\n{ "type":"function" ,\n' + BARE_ADD[1:]),
     ],
 )
-def test_white_space_between_tokens_may_differ(format_: ToolFormat, text: str) -> None:
+def test_white_space_in_a_call_is_ignored(format_: ToolFormat, text: str) -> None:
     assert parse([text], format_) == parse(list(text), format_) == ("", [ADDED])
 
 
@@ -110,7 +110,7 @@ def test_white_space_between_tokens_may_differ(format_: ToolFormat, text: str) -
         (TAGGED_LIST, f"<TOOLCALL>[{ADD}]</TOOL"),
     ],
 )
-def test_an_incomplete_end_of_calls_is_dropped(format_: ToolFormat, text: str) -> None:
+def test_an_incomplete_end_marker_is_dropped(format_: ToolFormat, text: str) -> None:
     assert parse([text], format_) == parse(list(text), format_) == ("", [ADDED])
 
 
@@ -143,12 +143,12 @@ def test_an_incomplete_end_of_calls_is_dropped(format_: ToolFormat, text: str) -
         (BARE, "[1, 2]"),
     ],
 )
-def test_what_is_no_call_is_text(format_: ToolFormat, text: str) -> None:
+def test_invalid_calls_are_text(format_: ToolFormat, text: str) -> None:
     assert parse([text], format_) == (text, [])
     assert parse(list(text), format_) == (text, [])
 
 
-def test_text_goes_on_behind_what_is_no_call() -> None:
+def test_calls_after_invalid_ones_are_parsed() -> None:
     unknown = '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>'
     assert parse(list(f"{unknown} <tool_call> <tool_call>{GET}</tool_call>")) == (
         f"{unknown} <tool_call>",
@@ -159,26 +159,26 @@ def test_text_goes_on_behind_what_is_no_call() -> None:
     assert parse(list(f"[TOOL_CALLS][{GET}, {{}}]"), LIST) == (", {}]", [("get", "{}")])
 
 
-def test_arguments_are_handed_out_as_they_come() -> None:
+def test_arguments_are_streamed() -> None:
     parser = ToolCallParser(HERMES, TOOLS)
     assert parser.feed('Well <tool_call>\n{"name": "add", "arguments": ') == [ContentDelta("Well")]
-    begun, first = parser.feed('{"a": "')
-    assert isinstance(begun, CallDelta)
-    assert (begun.name, first) == ("add", ArgumentsDelta(0, '{"a": "'))
+    call, first = parser.feed('{"a": "')
+    assert isinstance(call, CallDelta)
+    assert (call.name, first) == ("add", ArgumentsDelta(0, '{"a": "'))
     assert parser.feed('}"') == [ArgumentsDelta(0, '}"')]
     assert parser.feed("}") == [ArgumentsDelta(0, "}")]
     assert parser.feed("}\n</tool_call>") == []
     assert parser.finish() == []
 
 
-def test_an_answer_that_is_cut_off_has_the_arguments_so_far() -> None:
+def test_a_truncated_answer_has_incomplete_arguments() -> None:
     assert parse(['<tool_call>\n{"name": "add", "arguments": {"a": [1']) == (
         "",
         [("add", '{"a": [1')],
     )
 
 
-def test_text_is_held_back_no_longer_than_needed() -> None:
+def test_text_is_streamed_once_it_cannot_be_a_call() -> None:
     parser = ToolCallParser(HERMES, TOOLS)
     assert parser.feed("One < ") == [ContentDelta("One <")]
     assert parser.feed("two <tool") == [ContentDelta(" two")]
@@ -209,8 +209,8 @@ TEXTS = st.text(st.characters(exclude_characters="<[{", exclude_categories=["Z",
 
 
 def cut(text: str, cuts: Sequence[int]) -> list[str]:
-    at = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
-    return [text[begin:end] for begin, end in itertools.pairwise(at)]
+    bounds = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
+    return [text[begin:end] for begin, end in itertools.pairwise(bounds)]
 
 
 @settings(deadline=None)
@@ -220,9 +220,7 @@ def cut(text: str, cuts: Sequence[int]) -> list[str]:
     cuts=st.lists(st.integers(min_value=0), max_size=12),
 )
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_a_format_writes_is_read_however_it_is_cut(
-    name: str, text: str, calls: Calls, cuts: list[int]
-) -> None:
+def test_written_calls_are_parsed_for_any_cuts(name: str, text: str, calls: Calls, cuts: list[int]) -> None:
     if name == "bare":
         text, calls = "", calls[:1]
     answer = text + FORMATS[name].write(calls)
@@ -255,7 +253,9 @@ PIECES = st.sampled_from(
 )
 @example(pieces=["<tool_call>", GET, "</tool_call>", " ", "<tool"], cuts=[])
 @pytest.mark.parametrize("name", FORMATS)
-def test_any_answer_is_read_the_same_however_it_is_cut(name: str, pieces: list[str], cuts: list[int]) -> None:
+def test_random_answers_are_parsed_equally_for_any_cuts(
+    name: str, pieces: list[str], cuts: list[int]
+) -> None:
     answer = "".join(pieces)
     content, calls = parse([answer], FORMATS[name])
     assert parse(cut(answer, cuts), FORMATS[name]) == (content, calls)

@@ -1,4 +1,4 @@
-"""POST /invocations: the body tells the dialect."""
+"""POST /invocations: the body selects the dialect."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def invoke(url: str, body: dict[str, Any]) -> httpx.Response:
     return httpx.post(f"{url}/invocations", json=body, timeout=60)
 
 
-def test_each_dialect_answers_as_on_its_own_route(server_url: str) -> None:
+def test_answers_equal_those_of_the_dialects_own_route(server_url: str) -> None:
     for body, path in ((TEXT, "/"), (CHAT, "/v1/chat/completions"), (COMPLETION, "/v1/completions")):
         own = httpx.post(server_url + path, json=body, timeout=60).json()
         invoked = invoke(server_url, body).json()
@@ -30,7 +30,7 @@ def test_each_dialect_answers_as_on_its_own_route(server_url: str) -> None:
             assert invoked == own
 
 
-def test_inputs_go_before_messages(server_url: str) -> None:
+def test_inputs_take_precedence_over_messages(server_url: str) -> None:
     assert "generated_text" in invoke(server_url, CHAT | TEXT).json()[0]
 
 
@@ -39,7 +39,7 @@ def test_inputs_go_before_messages(server_url: str) -> None:
     [(TEXT, "data:{"), (CHAT, "data: {"), (COMPLETION, "data: {")],
     ids=["text", "chat", "completion"],
 )
-def test_each_streams(body: dict[str, Any], begin: str, server_url: str) -> None:
+def test_each_dialect_can_stream(body: dict[str, Any], begin: str, server_url: str) -> None:
     response = invoke(server_url, body | {"stream": True})
     assert response.headers["content-type"].startswith("text/event-stream")
     assert response.text.startswith(begin)
@@ -47,6 +47,6 @@ def test_each_streams(body: dict[str, Any], begin: str, server_url: str) -> None
 
 
 @pytest.mark.parametrize("body", [{}, {"messages": 3}, {"prompt": {}}, {"inputs": 3}], ids=str)
-def test_a_body_of_none_of_them_is_refused(body: dict[str, Any], server_url: str) -> None:
+def test_a_body_of_no_dialect_is_rejected(body: dict[str, Any], server_url: str) -> None:
     response = invoke(server_url, body)
     assert (response.status_code, response.json()["error_type"]) == (422, "validation")

@@ -1,4 +1,4 @@
-"""LangChain's ChatOpenAI, as its users have it."""
+"""LangChain's ChatOpenAI."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, SecretStr
 
 
 class Mood(BaseModel):
-    """How a text feels."""
+    """The mood of a text."""
 
     mood: Literal["positive", "negative"]
 
@@ -23,7 +23,7 @@ def chat(server_url: str) -> ChatOpenAI:
     )
 
 
-def test_invoke_stream_and_batch(chat: ChatOpenAI) -> None:
+def test_invoke_stream_and_batch_return_answers(chat: ChatOpenAI) -> None:
     answer = chat.invoke([SystemMessage("Be brief."), HumanMessage("Name a colour.")])
     assert isinstance(answer, AIMessage)
     assert answer.content
@@ -34,6 +34,8 @@ def test_invoke_stream_and_batch(chat: ChatOpenAI) -> None:
 
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
-def test_structured_output(method: Literal["json_schema", "function_calling"], chat: ChatOpenAI) -> None:
+def test_structured_output_is_parsed(
+    method: Literal["json_schema", "function_calling"], chat: ChatOpenAI
+) -> None:
     mood = chat.with_structured_output(Mood, method=method).invoke("How does 'I love it' feel?")
     assert isinstance(mood, Mood)

@@ -1,4 +1,4 @@
-"""What the official client does not show: bytes on the wire, statuses, keys, disconnects."""
+"""OpenAI routes over raw HTTP: paths, events, errors, disconnects, a full queue and shutdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
-import openai
 import pytest
 
 from app.api.http.problems import problem_of
@@ -17,11 +16,11 @@ from app.api.openai.errors import openai_body
 from app.service import GenerationFailed, KnowledgeFailed, Loading, Overloaded, ServiceError
 from tests.conftest import Server
 
-ASK: list[Any] = [{"role": "user", "content": "Name a colour."}]
+MESSAGES: list[Any] = [{"role": "user", "content": "Name a colour."}]
 
 
 def post(url: str, path: str = "/v1/chat/completions", **fields: Any) -> httpx.Response:
-    return httpx.post(url + path, json={"messages": ASK, "max_tokens": 8} | fields, timeout=60)
+    return httpx.post(url + path, json={"messages": MESSAGES, "max_tokens": 8} | fields, timeout=60)
 
 
 def running(url: str) -> float:
@@ -29,7 +28,7 @@ def running(url: str) -> float:
     return float(line.split()[-1])
 
 
-def test_a_stream_is_made_of_events(server_url: str) -> None:
+def test_a_stream_consists_of_events_and_ends_with_done(server_url: str) -> None:
     response = post(server_url, stream=True, model="m")
     assert response.headers["content-type"].startswith("text/event-stream")
     *events, rest = response.text.split("\n\n")
@@ -39,26 +38,18 @@ def test_a_stream_is_made_of_events(server_url: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/v1/chat/completions"])
-def test_both_paths(path: str, server_url: str) -> None:
+def test_chat_is_served_at_both_paths(path: str, server_url: str) -> None:
     assert post(server_url, path).json()["choices"]
 
 
-def test_the_bare_path_of_completions(server_url: str) -> None:
+def test_completions_are_served_without_v1(server_url: str) -> None:
     body = {"prompt": "a b c", "max_tokens": 2}
     assert httpx.post(f"{server_url}/completions", json=body, timeout=60).json()["choices"]
 
 
-def test_a_model_need_not_be_named_and_null_is_nothing(server_url: str) -> None:
+def test_the_model_is_optional_and_null_is_the_default(server_url: str) -> None:
     fields = dict.fromkeys(("n", "stop", "tools", "logit_bias", "stream", "response_format"))
     assert post(server_url, **fields).json()["choices"]
-
-
-def test_the_models(server_url: str, client: openai.OpenAI) -> None:
-    [listed] = client.models.list().data
-    assert client.models.retrieve(listed.id) == listed
-    with pytest.raises(openai.NotFoundError) as refusal:
-        client.models.retrieve("another/model")
-    assert refusal.value.code == "model_not_found"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +63,7 @@ def test_the_models(server_url: str, client: openai.OpenAI) -> None:
         ("POST", "/chat/completions", b"{}", 400),
     ],
 )
-def test_errors_have_the_dialects_shape(
+def test_errors_have_the_format_of_openai(
     method: str, path: str, content: bytes, status: int, server_url: str
 ) -> None:
     response = httpx.request(
@@ -87,30 +78,30 @@ def test_errors_have_the_dialects_shape(
     [GenerationFailed("x"), Loading("x"), KnowledgeFailed("x"), Overloaded("x")],
     ids=lambda error: type(error).__name__,
 )
-def test_faults_of_the_server_are_no_invalid_requests(error: ServiceError) -> None:
+def test_faults_of_the_server_have_another_error_type(error: ServiceError) -> None:
     assert openai_body(problem_of(error))["error"]["type"] != "invalid_request_error"
 
 
-def test_the_own_dialect_keeps_its_shape(server_url: str) -> None:
+def test_errors_of_token_stream_have_another_format(server_url: str) -> None:
     response = httpx.post(f"{server_url}/token_stream", json={"query": "x", "context": "nowhere"})
     assert response.json()["error_type"] == "unknown_context"
 
 
-def test_who_leaves_frees_what_all_choices_held(server_url: str) -> None:
+def test_a_disconnect_ends_all_choices(server_url: str) -> None:
     for stream in (True, False):
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(
                 f"{server_url}/v1/chat/completions",
-                json={"messages": ASK, "max_tokens": 900, "ignore_eos": True, "n": 4, "stream": stream},
+                json={"messages": MESSAGES, "max_tokens": 1500, "ignore_eos": True, "n": 4, "stream": stream},
                 timeout=httpx.Timeout(10, read=0.001 if stream else 0.5),
             )
-        end = time.monotonic() + 20
+        end = time.monotonic() + 10
         while running(server_url):
-            assert time.monotonic() < end, "answers go on that nobody reads"
+            assert time.monotonic() < end, "answers continue after the disconnect"
             time.sleep(0.05)
 
 
-def test_too_many_are_told_when_to_come_again(start_server: Callable[..., Server]) -> None:
+def test_a_full_queue_is_answered_429_with_retry_after(start_server: Callable[..., Server]) -> None:
     server = start_server(MAX_SEQUENCES="1", MAX_CONCURRENT_REQUESTS="2", N_CTX="1024").wait_until()
 
     def ask(_: int) -> httpx.Response:
@@ -118,12 +109,12 @@ def test_too_many_are_told_when_to_come_again(start_server: Callable[..., Server
 
     with ThreadPoolExecutor(6) as pool:
         responses = list(pool.map(ask, range(6)))
-    refused = [response for response in responses if response.status_code == 429]
-    assert refused
-    assert len(refused) < 6
-    assert all(response.headers["retry-after"] for response in refused)
-    assert refused[0].json()["error"]["type"] == "rate_limit_error"
-    # One request of more answers than may wait is refused as a whole, and leaves nothing behind.
+    rejected = [response for response in responses if response.status_code == 429]
+    assert rejected
+    assert len(rejected) < 6
+    assert all(response.headers["retry-after"] for response in rejected)
+    assert rejected[0].json()["error"]["type"] == "rate_limit_error"
+    # A request for more answers than the queue has room for is rejected as a whole.
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(post, server.url, max_tokens=300, ignore_eos=True)
         while not running(server.url):
@@ -133,53 +124,10 @@ def test_too_many_are_told_when_to_come_again(start_server: Callable[..., Server
     assert post(server.url).status_code == 200
 
 
-def test_a_key_is_asked_for(start_server: Callable[..., Server]) -> None:
-    server = start_server(API_KEY="let me in").wait_until()
-    for path in ("/", "/health", "/ready", "/ui/app.js"):
-        assert httpx.get(server.url + path).status_code == 200
-    for path in ("/contexts", "/metrics", "/v1/models", "/ui", "/UI/../contexts"):
-        assert httpx.get(server.url + path).status_code != 200, path
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0) as client:
-        with pytest.raises(openai.AuthenticationError) as refusal:
-            client.models.list()
-        assert refusal.value.code == "invalid_api_key"
-        assert "let me in" not in str(refusal.value)
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="let me in") as client:
-        assert client.models.list().data
-    refused = httpx.post(f"{server.url}/token_stream", json={"query": "x"})
-    assert refused.status_code == 401
-    assert refused.headers["www-authenticate"] == "Bearer"
-    assert set(refused.json()) == {"error", "error_type"}
-    assert "let me in" not in server.output()
-
-
-def test_wrapped_messages_leave_the_template_out(start_server: Callable[..., Server]) -> None:
-    server = start_server(
-        TGICHAT_USER_PRE="<|im_start|>user\\n",
-        TGICHAT_USER_POST="<|im_end|>\\n",
-        TGICHAT_ASS_PRE="<|im_start|>assistant\\n",
-        TGICHAT_ASS_POST="<|im_end|>\\n",
-        TGICHAT_SYS_PRE="<|im_start|>system\\n",
-        TGICHAT_SYS_POST="<|im_end|>\\n",
-    ).wait_until()
-    messages = [{"role": "system", "content": "Be brief."}, *ASK]
-    read = httpx.post(f"{server.url}/chat_tokenize", json={"messages": messages}).json()
-    assert read["templated_text"] == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nName a colour.<|im_end|>\n"
-        "<|im_start|>assistant\n"
-    )
-    assert sum(token["text"].startswith("<|im_") for token in read["tokenize_response"]) == 5
-    # What a user writes stays text, whatever it looks like.
-    sly = post(server.url, messages=[{"role": "user", "content": "<|im_end|>"}]).json()
-    honest = post(server.url, messages=[{"role": "user", "content": ""}]).json()
-    assert sly["usage"]["prompt_tokens"] > honest["usage"]["prompt_tokens"] + 1
-
-
-def test_silence_is_filled_with_comments(start_server: Callable[..., Server]) -> None:
-    """A prompt that waits long behind others; the client hears that it is not forgotten."""
+def test_a_stream_in_the_queue_gets_keep_alive_comments(start_server: Callable[..., Server]) -> None:
     server = start_server(MAX_SEQUENCES="1", N_CTX="8192").wait_until()
     with ThreadPoolExecutor(1) as pool:
-        long = pool.submit(
+        blocking = pool.submit(
             httpx.post,
             f"{server.url}/v1/completions",
             json={"prompt": "Once", "max_tokens": 2500, "ignore_eos": True},
@@ -189,19 +137,19 @@ def test_silence_is_filled_with_comments(start_server: Callable[..., Server]) ->
         with httpx.stream(
             "POST",
             f"{server.url}/v1/chat/completions",
-            json={"messages": ASK, "max_tokens": 4, "stream": True},
+            json={"messages": MESSAGES, "max_tokens": 4, "stream": True},
             timeout=300,
         ) as response:
             first, *others = response.iter_lines()
             assert first == ": keep-alive"
             lines = [line for line in others if line.startswith("data: {")]
         assert json.loads(lines[0].removeprefix("data: "))["choices"]
-        assert long.result().status_code == 200
+        assert blocking.result().status_code == 200
 
 
-def test_when_the_server_ends_clients_are_told(start_server: Callable[..., Server]) -> None:
+def test_a_shutdown_is_an_error_in_answers_and_streams(start_server: Callable[..., Server]) -> None:
     server = start_server(SHUTDOWN_GRACE="0.5", N_CTX="32768").wait_until()
-    body = {"messages": ASK, "max_tokens": 3000, "ignore_eos": True}
+    body = {"messages": MESSAGES, "max_tokens": 3000, "ignore_eos": True}
 
     def ask(path: str, **more: Any) -> httpx.Response:
         return httpx.post(server.url + path, json=body | more, timeout=60)
@@ -209,7 +157,7 @@ def test_when_the_server_ends_clients_are_told(start_server: Callable[..., Serve
     with ThreadPoolExecutor(3) as pool:
         whole = pool.submit(ask, "/v1/chat/completions")
         streamed = pool.submit(ask, "/v1/chat/completions", stream=True)
-        own = pool.submit(ask, "/token_stream", details=True)
+        token_stream = pool.submit(ask, "/token_stream", details=True)
         time.sleep(1.5)
         assert server.stop() == 0, server.output()
         assert whole.result().status_code == 503
@@ -219,18 +167,18 @@ def test_when_the_server_ends_clients_are_told(start_server: Callable[..., Serve
         name, data = event.split("\n")
         assert name == "event: error"
         assert json.loads(data.removeprefix("data: "))["error"]["code"] == "shutting_down"
-        assert json.loads(own.result().text.rpartition("\x1e")[2])["error_type"] == "shutting_down"
-    assert "without" not in server.output(), "uvicorn complains of no response"
+        assert json.loads(token_stream.result().text.rpartition("\x1e")[2])["error_type"] == "shutting_down"
+    assert "without" not in server.output(), "uvicorn logs a missing response"
 
 
 @pytest.mark.parametrize(
     ("path", "fields", "param"),
     [
-        ("/v1/chat/completions", {"messages": ASK, "n": 128}, "n"),
+        ("/v1/chat/completions", {"messages": MESSAGES, "n": 128}, "n"),
         ("/v1/completions", {"prompt": ["a"] * 64, "n": 2}, "prompt"),
     ],
 )
-def test_more_answers_than_may_ever_wait_are_refused_for_good(
+def test_more_answers_than_the_queue_holds_are_answered_400(
     path: str, fields: dict[str, Any], param: str, start_server: Callable[..., Server]
 ) -> None:
     server = start_server(MAX_CONCURRENT_REQUESTS="100", N_CTX="2048").wait_until()
@@ -240,10 +188,10 @@ def test_more_answers_than_may_ever_wait_are_refused_for_good(
 
 
 @pytest.mark.parametrize("schema", [{"type": "integer", "multipleOf": 99999989}, {"multipleOf": 0.000001}])
-def test_a_schema_that_would_take_the_server_is_refused_at_once(schema: Any, server_url: str) -> None:
-    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+def test_a_schema_too_large_to_compile_is_rejected(schema: Any, server_url: str) -> None:
+    response_format = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": schema}}}}
-    for fields in ({"response_format": wanted}, {"tools": [tool], "tool_choice": "required"}):
+    for fields in ({"response_format": response_format}, {"tools": [tool], "tool_choice": "required"}):
         response = post(server_url, **fields)
         assert response.status_code == 400, response.text
         assert response.json()["error"]["param"].startswith(("response_format", "tools"))

@@ -1,4 +1,4 @@
-"""The routes while the model is still loading: a service that has not loaded yet, over a real socket."""
+"""Responses before the model is loaded, over a real socket."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def loading_url() -> Iterator[str]:
     thread.join()
 
 
-def test_it_is_alive_but_not_ready(loading_url: str) -> None:
+def test_health_is_ok_but_ready_answers_503(loading_url: str) -> None:
     assert httpx.get(f"{loading_url}/health").status_code == 200
     ready = httpx.get(f"{loading_url}/ready")
     assert (ready.status_code, ready.json()) == (503, {"status": "loading"})
     assert int(ready.headers["retry-after"]) >= 1
 
 
-def test_requests_are_answered_503_loading(loading_url: str) -> None:
+def test_valid_requests_are_answered_503_loading(loading_url: str) -> None:
     answer = httpx.post(f"{loading_url}/token_stream", json={"query": "x"})
     assert answer.status_code == 503
     assert answer.json()["error_type"] == "loading"
     assert answer.headers["retry-after"]
 
 
-def test_a_bad_request_is_told_so_even_then(loading_url: str) -> None:
+def test_invalid_requests_are_answered_422(loading_url: str) -> None:
     assert httpx.post(f"{loading_url}/token_stream", json={"query": 3}).status_code == 422

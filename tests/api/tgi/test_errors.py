@@ -1,4 +1,4 @@
-"""What TGI refuses, in its words, and what goes wrong after that."""
+"""Error messages in TGI's words, and failed generations."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ GRAMMAR = "grammar is not valid: "
     ],
     ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "",
 )  # fmt: skip
-def test_what_is_refused(parameters: dict[str, Any], cause: str, server_url: str) -> None:
+def test_error_messages_equal_those_of_tgi(parameters: dict[str, Any], cause: str, server_url: str) -> None:
     for path in ("/generate", "/generate_stream", "/"):
         if "best_of" in parameters and path == "/generate_stream":
             cause = "`best_of` != 1 is not supported when streaming tokens"
@@ -100,14 +100,14 @@ def test_what_is_refused(parameters: dict[str, Any], cause: str, server_url: str
         assert problem["error_type"] == "validation"
 
 
-def test_a_stream_has_no_prefill(server_url: str) -> None:
+def test_a_stream_with_decoder_input_details_is_rejected(server_url: str) -> None:
     expected = VALIDATION + "`decoder_input_details` == true is not supported when streaming tokens"
     for path, fields in (("/generate_stream", {}), ("/", {"stream": True})):
         response = post(server_url, path, decoder_input_details=True, **fields)
         assert (response.status_code, response.json()["error"]) == (422, expected)
 
 
-def test_limits_are_as_set(start_server: Callable[..., Server]) -> None:
+def test_settings_change_the_limits(start_server: Callable[..., Server]) -> None:
     url = start_server(
         MAX_BEST_OF="1",
         MAX_STOP_SEQUENCES="1",
@@ -136,10 +136,10 @@ def test_limits_are_as_set(start_server: Callable[..., Server]) -> None:
         )
         == 320
     )
-    described = httpx.get(f"{url}/info").json()
-    assert described["max_best_of"] == described["max_stop_sequences"] == 1
-    assert described["max_top_n_tokens"] == 2
-    assert (described["max_input_tokens"], described["max_total_tokens"]) == (320, 640)
+    info = httpx.get(f"{url}/info").json()
+    assert info["max_best_of"] == info["max_stop_sequences"] == 1
+    assert info["max_top_n_tokens"] == 2
+    assert (info["max_input_tokens"], info["max_total_tokens"]) == (320, 640)
 
 
 @pytest.mark.parametrize(
@@ -157,29 +157,29 @@ def test_limits_are_as_set(start_server: Callable[..., Server]) -> None:
     ],
     ids=["cut", "deep", "no text", "list", "empty", "long"],
 )
-def test_bodies_that_cannot_be_read(
+def test_unreadable_bodies_are_rejected(
     path: str, content: bytes, kind: str, status: int, server_url: str
 ) -> None:
     response = httpx.post(server_url + path, content=content, headers={"Content-Type": "application/json"})
     assert (response.status_code, response.json()["error_type"]) == (status, kind)
 
 
-def test_too_many_at_once(start_server: Callable[..., Server]) -> None:
+def test_a_full_queue_is_answered_429(start_server: Callable[..., Server]) -> None:
     url = start_server(MAX_SEQUENCES="1", MAX_CONCURRENT_REQUESTS="2", N_CTX="1024").wait_until().url
 
-    def ask(_: int) -> httpx.Response:
+    def send(_: int) -> httpx.Response:
         grammar = {"type": "regex", "value": "[a-z]{9000}"}
         return post(url, max_new_tokens=100, grammar=grammar)
 
     with ThreadPoolExecutor(5) as pool:
-        responses = list(pool.map(ask, range(5)))
-    refused = [response for response in responses if response.status_code == 429]
-    assert 0 < len(refused) < 5
-    assert refused[0].json() == {"error": "Model is overloaded", "error_type": "overloaded"}
-    assert refused[0].headers["retry-after"]
+        responses = list(pool.map(send, range(5)))
+    rejected = [response for response in responses if response.status_code == 429]
+    assert 0 < len(rejected) < 5
+    assert rejected[0].json() == {"error": "Model is overloaded", "error_type": "overloaded"}
+    assert rejected[0].headers["retry-after"]
 
 
-# --- faults, forced in a server of this process
+# --- forced faults, in a server in this process
 
 
 @pytest.fixture(scope="module")
@@ -209,17 +209,17 @@ def url_here(service: Service) -> Iterator[str]:
 
 @pytest.fixture
 def fail_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Let every decode fail once so many went well."""
+    """Make every decode fail after a number of successful ones."""
 
     decode = Context.decode
 
     def fail_after(n_decodes: int) -> None:
-        left = n_decodes
+        remaining = n_decodes
 
         def failing(self: Context, batch: Batch) -> None:
-            nonlocal left
-            left -= 1
-            if left < 0:
+            nonlocal remaining
+            remaining -= 1
+            if remaining < 0:
                 raise RuntimeError("forced")
             decode(self, batch)
 
@@ -235,17 +235,19 @@ FAILED = {
 
 
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/"])
-def test_a_generation_that_fails_at_once(
+def test_a_failed_prefill_is_answered_424(
     path: str, url_here: str, fail_after: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_after(0)
-    response = post(url_here, path, inputs=f"At once, {path}")
+    response = post(url_here, path, inputs=f"Prefill, {path}")
     assert (response.status_code, response.json()) == (424, FAILED)
     monkeypatch.undo()
-    assert generate(url_here)["generated_text"], "the next one is answered"
+    assert generate(url_here)["generated_text"], "the next request succeeds"
 
 
-def test_one_that_fails_later(url_here: str, fail_after: Callable[[int], None]) -> None:
+def test_a_failed_decode_is_an_error_or_the_last_event(
+    url_here: str, fail_after: Callable[[int], None]
+) -> None:
     fail_after(3)
     assert post(url_here, inputs="Later: one").json() == FAILED
     fail_after(3)
@@ -255,7 +257,9 @@ def test_one_that_fails_later(url_here: str, fail_after: Callable[[int], None]) 
     assert last == FAILED
 
 
-def test_a_fault_of_ours(url_here: str, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_is_answered_500(
+    url_here: str, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def generate(*_: Any, **__: Any) -> Any:
         raise RuntimeError("forced")
 

@@ -1,4 +1,4 @@
-"""Our ``/generate`` and ``/generate_stream`` beside TGI's, field by field."""
+"""The schemas of ``/generate`` and ``/generate_stream`` equal those of TGI 3, except DIFFERENCES."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.config.settings import load
 DOCUMENT = api_document(load(env_file=None))
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 
-# The fields of TGI 3, each as `told` puts it: "!" behind the name of a field that is always there.
+# Fields of TGI 3 in the notation of `notation`. "!" marks required fields.
 TGI: dict[str, dict[str, str]] = {
     "GenerateRequest": {"inputs!": "string", "parameters": "GenerateParameters"},
     "CompatGenerateRequest": {
@@ -79,48 +79,48 @@ TGI: dict[str, dict[str, str]] = {
     "ErrorResponse": {"error!": "string", "error_type!": "string"},
 }
 
-# What TGI's document says of a route: statuses, and the media types of the answer.
+# Statuses and media types in TGI's document.
 TGI_ROUTES = {
     "/generate": ({200, 422, 424, 429, 500}, {"application/json"}),
     "/generate_stream": ({200, 422, 424, 429, 500}, {"text/event-stream"}),
     "/": ({200, 422, 424, 429, 500}, {"application/json", "text/event-stream"}),
 }
 
-# Ours where it is another, and why.
+# Field -> our schema, and the reason.
 DIFFERENCES: dict[tuple[str, str], tuple[str, str]] = {
     ("GenerateParameters", "details"): (
         "boolean = false",
-        "TGI's document says true, but TGI answers without details unless they are asked for",
+        "TGI's document has true, but TGI answers without details by default",
     ),
     ("GenerateParameters", "frequency_penalty"): (
         "number >=-2 <=2 | null = null",
-        "the bounds that TGI checks, which its document has by half",
+        "TGI checks these bounds; its document has only one of them",
     ),
     ("GenerateParameters", "max_new_tokens"): (
         "integer >0 | null = null",
-        "TGI refuses 0 too; without the field MODEL_MAX_TOKEN counts",
+        "TGI rejects 0; the default is MODEL_MAX_TOKEN",
     ),
-    ("GenerateParameters", "seed"): ("integer | null = null", "TGI takes 0 too"),
+    ("GenerateParameters", "seed"): ("integer | null = null", "TGI accepts 0"),
     ("GenerateParameters", "stop"): (
         "[string] = []",
-        "how many there may be is a setting, MAX_STOP_SEQUENCES",
+        "MAX_STOP_SEQUENCES sets the limit",
     ),
-    ("GenerateParameters", "top_n_tokens"): ("integer | null = null", "TGI takes 0, for none, too"),
-    ("GenerateParameters", "top_p"): ("number >0 <1 | null = null", "TGI refuses 1"),
-    ("GenerateParameters", "truncate"): ("integer >0 | null = null", "TGI refuses 0"),
-    ("GenerateParameters", "typical_p"): ("number >0 <1 | null = null", "TGI refuses 1"),
+    ("GenerateParameters", "top_n_tokens"): ("integer | null = null", "TGI accepts 0"),
+    ("GenerateParameters", "top_p"): ("number >0 <1 | null = null", "TGI rejects 1"),
+    ("GenerateParameters", "truncate"): ("integer >0 | null = null", "TGI rejects 0"),
+    ("GenerateParameters", "typical_p"): ("number >0 <1 | null = null", "TGI rejects 1"),
     ("Grammar", "type!"): (
         "json or json_object or json_schema or regex",
-        "TGI takes json_object for json too",
+        "TGI accepts json_object for json",
     ),
 }
 
 
-def told(schema: dict[str, Any]) -> str:
-    """A schema in words: types, bounds other than those of a number's width, and the default."""
+def notation(schema: dict[str, Any]) -> str:
+    """A schema as text: type, bounds and default. Bounds of integer types are left out."""
     if "anyOf" in schema:
-        beside = {name: value for name, value in schema.items() if name not in ("anyOf", "default")}
-        kind = " | ".join(told({**beside, **one}) for one in schema["anyOf"])
+        siblings = {name: value for name, value in schema.items() if name not in ("anyOf", "default")}
+        kind = " | ".join(notation({**siblings, **one}) for one in schema["anyOf"])
         return kind + default(schema)
     if "$ref" in schema:
         return str(schema["$ref"].rpartition("/")[2])
@@ -128,26 +128,26 @@ def told(schema: dict[str, Any]) -> str:
         return " or ".join(sorted(schema["enum"]))
     if schema.get("type") == "array":
         most = f" at most {schema['maxItems']}" if "maxItems" in schema else ""
-        return f"[{told(schema['items'])}]{most}{default(schema)}"
+        return f"[{notation(schema['items'])}]{most}{default(schema)}"
     kind = schema.get("type", "anything")
     return kind + (bounds(schema) if kind in ("integer", "number") else "") + default(schema)
 
 
 def default(schema: dict[str, Any]) -> str:
-    words = {None: "null", True: "true", False: "false"}
+    names = {None: "null", True: "true", False: "false"}
     if schema.get("default", ...) is ...:
         return ""
     value = schema["default"]
-    return f" = {words[value] if value is None or isinstance(value, bool) else value}"
+    return f" = {names[value] if value is None or isinstance(value, bool) else value}"
 
 
 def bounds(schema: dict[str, Any]) -> str:
-    least, above = schema.get("minimum"), schema.get("exclusiveMinimum")
+    minimum, above = schema.get("minimum"), schema.get("exclusiveMinimum")
     if above is not None:
-        least = None
-    if least == 0 or least == -(2**31):  # the width of an integer
-        least = None
-    signs = {">": above, ">=": least, "<": schema.get("exclusiveMaximum"), "<=": schema.get("maximum")}
+        minimum = None
+    if minimum == 0 or minimum == -(2**31):  # bound of an integer type
+        minimum = None
+    signs = {">": above, ">=": minimum, "<": schema.get("exclusiveMaximum"), "<=": schema.get("maximum")}
     return "".join(
         f" {sign}{bound}" for sign, bound in signs.items() if bound is not None and abs(bound) < 2**31
     )
@@ -157,32 +157,32 @@ def ours(name: str) -> dict[str, str]:
     schema = SCHEMAS[name]
     always = schema.get("required", ())
     return {
-        field + ("!" if field in always else ""): told(one) for field, one in schema["properties"].items()
+        field + ("!" if field in always else ""): notation(one) for field, one in schema["properties"].items()
     }
 
 
 @pytest.mark.parametrize("name", TGI)
-def test_fields_are_those_of_tgi(name: str) -> None:
+def test_fields_equal_those_of_tgi(name: str) -> None:
     expected = dict(TGI[name])
-    for (schema, field), (instead, _why) in DIFFERENCES.items():
+    for (schema, field), (replacement, _why) in DIFFERENCES.items():
         if schema == name:
-            assert expected[field] != instead, "no difference any more"
-            expected[field] = instead
-    is_answer = name in ("GenerateResponse", "Details", "BestOfSequence", "StreamResponse", "StreamDetails")
-    got = ours(name)
-    if is_answer:  # what a field that is missing stands for is no concern of who reads answers
-        got = {field: one.removesuffix(" = null") for field, one in got.items()}
+            assert expected[field] != replacement, "not a difference"
+            expected[field] = replacement
+    is_response = name in ("GenerateResponse", "Details", "BestOfSequence", "StreamResponse", "StreamDetails")
+    actual = ours(name)
+    if is_response:  # defaults are for request fields
+        actual = {field: one.removesuffix(" = null") for field, one in actual.items()}
         expected = {field: one.removesuffix(" = null") for field, one in expected.items()}
-    if name in ("GenerateRequest", "CompatGenerateRequest"):  # an object of defaults
-        got["parameters"] = got["parameters"].partition(" = ")[0]
-    assert got == expected
+    if name in ("GenerateRequest", "CompatGenerateRequest"):  # its default is a whole object
+        actual["parameters"] = actual["parameters"].partition(" = ")[0]
+    assert actual == expected
 
 
 @pytest.mark.parametrize("path", TGI_ROUTES)
-def test_statuses_and_media_types_are_those_of_tgi(path: str) -> None:
+def test_statuses_and_media_types_equal_those_of_tgi(path: str) -> None:
     statuses, media_types = TGI_ROUTES[path]
     responses = DOCUMENT["paths"][path]["post"]["responses"]
     assert set(responses["200"]["content"]) == media_types
-    # Beyond TGI's: malformed JSON, a long body, another media type, a model that is still loading.
-    beyond = {400, 413, 415, 503} | ({501} if path == "/" else set())  # there vectors may be asked for
-    assert {int(status) for status in responses} == statuses | beyond
+    # More than TGI's: malformed JSON, long body, wrong media type, loading model.
+    more = {400, 413, 415, 503} | ({501} if path == "/" else set())  # embeddings
+    assert {int(status) for status in responses} == statuses | more

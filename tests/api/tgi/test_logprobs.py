@@ -1,4 +1,4 @@
-"""Log-probabilities over HTTP, against those of a bare context that is fed the same steps."""
+"""Log-probabilities over HTTP equal those of a llama.cpp context with the same steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def context() -> Iterator[Context]:
 
 
 def log_softmax(context: Context, batch: Batch, tokens: list[int], begin: int, n: int) -> NDArray[np.float64]:
-    """The logarithms of the probabilities behind each of the last ``n`` tokens."""
+    """Log-probabilities of the token after each of the last ``n`` tokens."""
     batch.clear()
     batch.add(tokens, begin, 0, n_outputs=n)
     context.decode(batch)
@@ -35,23 +35,23 @@ def log_softmax(context: Context, batch: Batch, tokens: list[int], begin: int, n
     return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
 
 
-def test_they_are_a_log_softmax_of_the_raw_logits(
+def test_logprobs_are_the_log_softmax_of_the_raw_logits(
     start_server: Callable[..., Server], context: Context
 ) -> None:
-    """Penalties, temperature and cuts choose other tokens; what is told is the model's own opinion."""
-    # As bare: no batches of drafts, no prefix of another request, no other attention (else it is measured).
-    as_bare = {"SPECULATION": "off", "KV_LAYOUT": "split", "FLASH_ATTENTION": "on"}
-    url = start_server(**as_bare, N_CTX="512", MAX_SEQUENCES="1").wait_until().url
-    draws = {"temperature": 1.4, "top_k": 30, "seed": 4, "repetition_penalty": 1.3}
+    """Penalties, temperature and truncation change the choice of tokens, not the log-probabilities."""
+    # The steps of the server equal those of the context: no drafts, and fixed layout and attention.
+    settings = {"SPECULATION": "off", "KV_LAYOUT": "split", "FLASH_ATTENTION": "on"}
+    url = start_server(**settings, N_CTX="512", MAX_SEQUENCES="1").wait_until().url
+    sampling = {"temperature": 1.4, "top_k": 30, "seed": 4, "repetition_penalty": 1.3}
     details = generate(
-        url, inputs=PROMPT, max_new_tokens=10, decoder_input_details=True, top_n_tokens=4, **draws
+        url, inputs=PROMPT, max_new_tokens=10, decoder_input_details=True, top_n_tokens=4, **sampling
     )["details"]
     batch = Batch(512)
     prompt = [token["id"] for token in details["prefill"]]
     rows = log_softmax(context, batch, prompt, 0, len(prompt))
     for before, token in enumerate(details["prefill"][1:]):
         assert token["logprob"] == pytest.approx(rows[before][token["id"]], abs=TOLERANCE)
-    n_not_likeliest, row, at = 0, rows[-1], len(prompt)
+    n_not_likeliest, row, position = 0, rows[-1], len(prompt)
     for token, top in zip(details["tokens"], details["top_tokens"], strict=True):
         assert token["logprob"] == pytest.approx(row[token["id"]], abs=TOLERANCE)
         assert [other["id"] for other in top] == np.argsort(-row, kind="stable")[:4].tolist()
@@ -59,12 +59,12 @@ def test_they_are_a_log_softmax_of_the_raw_logits(
             [row[other["id"]] for other in top], abs=TOLERANCE
         )
         n_not_likeliest += token["id"] != top[0]["id"]
-        [row] = log_softmax(context, batch, [token["id"]], at, 1)
-        at += 1
-    assert n_not_likeliest, "so that the draw is seen to matter"
+        [row] = log_softmax(context, batch, [token["id"]], position, 1)
+        position += 1
+    assert n_not_likeliest, "sampling chose a token other than the likeliest"
 
 
-def test_a_stream_tells_the_same(server_url: str) -> None:
+def test_a_stream_has_equal_logprobs(server_url: str) -> None:
     options: dict[str, Any] = {"inputs": PROMPT, "max_new_tokens": 10, "temperature": 1.4, "seed": 4}
     whole = generate(server_url, details=True, **options)["details"]["tokens"]
     streamed = [part["token"] for part in stream(server_url, **options)]

@@ -1,4 +1,4 @@
-"""POST /generate: every parameter, and the shape of the answer."""
+"""POST /generate: parameters and the format of the answer."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ SCHEMA = {
     "required": ["city", "rivers"],
     "additionalProperties": False,
 }
-DRAWS = {"do_sample": True, "seed": 5, "max_new_tokens": 16}
+SAMPLING = {"do_sample": True, "seed": 5, "max_new_tokens": 16}
 
 
-def test_the_text_alone_unless_details_are_asked_for(server_url: str) -> None:
+def test_an_answer_has_details_on_request_only(server_url: str) -> None:
     answer = generate(server_url)
     assert answer.keys() == {"generated_text"}
     assert "Paris" in answer["generated_text"]
 
 
-def test_details(server_url: str) -> None:
+def test_details_describe_every_token(server_url: str) -> None:
     answer = generate(server_url, details=True, max_new_tokens=5)
     details = answer["details"]
     assert details.keys() == {"finish_reason", "generated_tokens", "seed", "prefill", "tokens"}
@@ -41,52 +41,54 @@ def test_details(server_url: str) -> None:
     assert "".join(token["text"] for token in details["tokens"]) == answer["generated_text"]
 
 
-def test_it_is_greedy_unless_told_otherwise(server_url: str) -> None:
+def test_generation_is_greedy_by_default(server_url: str) -> None:
     greedy = text(server_url, max_new_tokens=16)
     assert text(server_url, max_new_tokens=16, do_sample=False, seed=3) == greedy
-    assert text(server_url, max_new_tokens=16, temperature=1.0) == greedy, "as TGI has it"
-    bare = httpx.post(f"{server_url}/generate", json={"inputs": FRANCE}, timeout=60).json()
-    assert bare["generated_text"].startswith(greedy)
+    assert text(server_url, max_new_tokens=16, temperature=1.0) == greedy, (
+        "a temperature of 1 is ignored, as in TGI"
+    )
+    default = httpx.post(f"{server_url}/generate", json={"inputs": FRANCE}, timeout=60).json()
+    assert default["generated_text"].startswith(greedy)
 
 
-def test_a_seed_makes_an_answer_again(server_url: str) -> None:
-    drawn = text(server_url, **DRAWS)
-    assert text(server_url, **DRAWS) == drawn
-    assert text(server_url, **DRAWS | {"seed": 6}) != drawn
-    assert generate(server_url, **DRAWS, details=True)["details"]["seed"] == 5
-    unnamed = generate(server_url, do_sample=True, max_new_tokens=16, details=True)
-    again = text(server_url, do_sample=True, max_new_tokens=16, seed=unnamed["details"]["seed"])
-    assert again == unnamed["generated_text"]
+def test_equal_seeds_give_equal_answers(server_url: str) -> None:
+    sampled = text(server_url, **SAMPLING)
+    assert text(server_url, **SAMPLING) == sampled
+    assert text(server_url, **SAMPLING | {"seed": 6}) != sampled
+    assert generate(server_url, **SAMPLING, details=True)["details"]["seed"] == 5
+    random = generate(server_url, do_sample=True, max_new_tokens=16, details=True)
+    again = text(server_url, do_sample=True, max_new_tokens=16, seed=random["details"]["seed"])
+    assert again == random["generated_text"]
     assert generate(server_url, do_sample=True, seed=2**64 - 1, details=True)["details"]["seed"] == 2**64 - 1
 
 
 @pytest.mark.parametrize(
     "cut", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-3}, {"temperature": 1e-40}], ids=str
 )
-def test_what_leaves_one_token_is_greedy(cut: dict[str, Any], server_url: str) -> None:
+def test_sampling_from_one_token_equals_greedy(cut: dict[str, Any], server_url: str) -> None:
     assert text(server_url, max_new_tokens=16, seed=5, **cut) == text(server_url, max_new_tokens=16)
 
 
 @pytest.mark.parametrize(
     "cut", [{"top_k": 2}, {"top_p": 0.5}, {"typical_p": 0.2}, {"temperature": 2.5}], ids=str
 )
-def test_what_bends_the_distribution_draws(cut: dict[str, Any], server_url: str) -> None:
+def test_sampling_parameters_enable_sampling(cut: dict[str, Any], server_url: str) -> None:
     answer = generate(server_url, max_new_tokens=16, seed=5, details=True, **cut)
     assert answer["details"]["seed"] == 5
-    assert answer["generated_text"] != text(server_url, **DRAWS)
+    assert answer["generated_text"] != text(server_url, **SAMPLING)
 
 
 @pytest.mark.parametrize(
     "penalty", [{"repetition_penalty": 1.9}, {"frequency_penalty": 2.0}, {"watermark": True}], ids=str
 )
-def test_what_changes_logits_changes_the_greedy_answer(penalty: dict[str, Any], server_url: str) -> None:
+def test_penalties_and_watermark_change_the_greedy_answer(penalty: dict[str, Any], server_url: str) -> None:
     inputs = "One two one two one two one two"
     plain = text(server_url, inputs=inputs, max_new_tokens=24)
     assert text(server_url, inputs=inputs, max_new_tokens=24, **penalty) != plain
 
 
-def test_the_prompt_counts_as_repeated(server_url: str) -> None:
-    """The text between is longer than what the other dialects look back on by default."""
+def test_the_repetition_penalty_covers_the_whole_prompt(server_url: str) -> None:
+    """The repetition is further back than the default ``repeat_last_n`` of other dialects."""
     inputs = "Zebra. " + "a b c d e f g h " * 10 + "The animal that I named first is the"
     penalized = generate(server_url, inputs=inputs, repetition_penalty=9.9, details=True, max_new_tokens=24)
     prompt = {token["text"] for token in httpx.post(f"{server_url}/tokenize", json={"inputs": inputs}).json()}
@@ -98,24 +100,24 @@ def test_the_prompt_counts_as_repeated(server_url: str) -> None:
 def test_a_stop_sequence_stays_in_the_text(server_url: str) -> None:
     plain = text(server_url, max_new_tokens=16)
     stop = plain[3:7]
-    answer = generate(server_url, max_new_tokens=16, stop=["never said", stop], details=True)
+    answer = generate(server_url, max_new_tokens=16, stop=["absent", stop], details=True)
     assert answer["generated_text"] == plain[: plain.index(stop) + 4]
     assert answer["details"]["finish_reason"] == "stop_sequence"
 
 
-def test_the_model_may_end_its_answer(server_url: str) -> None:
-    # Rounding differs between CPUs and batches, so one answer may miss its end.
+def test_an_end_token_is_in_the_details_but_not_in_the_text(server_url: str) -> None:
+    # Rounding differs between CPUs and batches, so a single answer may not end.
     questions = ("Say hi.", "What is the capital of France?", "What color is the sky?", "Name a fruit.")
     prompts = [SAY_HI.replace("Say hi.", question) for question in questions]
     answers = [generate(server_url, inputs=text, max_new_tokens=200, details=True) for text in prompts]
     answer = next(a for a in answers if a["details"]["finish_reason"] == "eos_token")
-    *said, last = answer["details"]["tokens"]
+    *generated, last = answer["details"]["tokens"]
     assert (last["text"], last["special"]) == ("<|im_end|>", True)
-    assert answer["details"]["generated_tokens"] == len(said) + 1
-    assert "".join(token["text"] for token in said) == answer["generated_text"]
+    assert answer["details"]["generated_tokens"] == len(generated) + 1
+    assert "".join(token["text"] for token in generated) == answer["generated_text"]
 
 
-def test_top_tokens(server_url: str) -> None:
+def test_top_tokens_are_sorted_and_include_the_token(server_url: str) -> None:
     details = generate(server_url, details=True, top_n_tokens=3)["details"]
     assert len(details["top_tokens"]) == len(details["tokens"])
     for chosen, top in zip(details["tokens"], details["top_tokens"], strict=True):
@@ -124,7 +126,7 @@ def test_top_tokens(server_url: str) -> None:
         assert sorted(top, key=lambda token: -token["logprob"]) == top
 
 
-def test_best_of(server_url: str) -> None:
+def test_best_of_returns_the_likeliest_and_the_others(server_url: str) -> None:
     parameters = {"best_of": 2, "do_sample": True, "max_new_tokens": 12, "top_n_tokens": 1}
     assert generate(server_url, **parameters).keys() == {"generated_text"}
     answer = generate(server_url, **parameters, details=True)
@@ -138,11 +140,11 @@ def test_best_of(server_url: str) -> None:
         return sum(token["logprob"] for token in details["tokens"]) / len(details["tokens"])
 
     assert mean(best) >= mean(other)
-    for each, said in ((best, answer["generated_text"]), (other, other["generated_text"])):
-        assert text(server_url, do_sample=True, max_new_tokens=12, seed=each["seed"]) == said
+    for details, generated in ((best, answer["generated_text"]), (other, other["generated_text"])):
+        assert text(server_url, do_sample=True, max_new_tokens=12, seed=details["seed"]) == generated
 
 
-def test_the_prompt_with_its_logprobs(server_url: str) -> None:
+def test_decoder_input_details_have_the_logprobs_of_the_prompt(server_url: str) -> None:
     details = generate(server_url, decoder_input_details=True)["details"]
     assert "".join(token["text"] for token in details["prefill"]) == FRANCE
     first, *others = details["prefill"]
@@ -151,7 +153,7 @@ def test_the_prompt_with_its_logprobs(server_url: str) -> None:
     assert all(token["logprob"] < 0 for token in others)
 
 
-def test_a_long_prompt_loses_its_beginning(server_url: str) -> None:
+def test_truncate_removes_the_beginning_of_the_prompt(server_url: str) -> None:
     inputs = "Roses are red, violets are blue, sugar is sweet"
     tokens = httpx.post(f"{server_url}/tokenize", json={"inputs": inputs}).json()
     answer = generate(server_url, inputs=inputs, truncate=4, decoder_input_details=True)
@@ -161,10 +163,10 @@ def test_a_long_prompt_loses_its_beginning(server_url: str) -> None:
     assert text(server_url, inputs=inputs, truncate=2000) == text(server_url, inputs=inputs)
 
 
-def test_the_prompt_before_the_answer(server_url: str) -> None:
+def test_return_full_text_puts_the_prompt_before_the_answer(server_url: str) -> None:
     assert text(server_url, return_full_text=True) == FRANCE + text(server_url)
-    draws = generate(server_url, return_full_text=True, best_of=2, do_sample=True, details=True)
-    assert draws["details"]["best_of_sequences"][0]["generated_text"].startswith(FRANCE)
+    answer = generate(server_url, return_full_text=True, best_of=2, do_sample=True, details=True)
+    assert answer["details"]["best_of_sequences"][0]["generated_text"].startswith(FRANCE)
 
 
 @pytest.mark.parametrize(
@@ -177,47 +179,47 @@ def test_the_prompt_before_the_answer(server_url: str) -> None:
     ],
     ids=lambda grammar: f"{grammar['type']}-{type(grammar['value']).__name__}",
 )
-def test_json_by_a_schema(grammar: dict[str, Any], server_url: str) -> None:
+def test_a_grammar_can_be_a_json_schema(grammar: dict[str, Any], server_url: str) -> None:
     answer = generate(server_url, grammar=grammar, max_new_tokens=60, details=True, do_sample=True, seed=1)
-    made = json.loads(answer["generated_text"])
-    assert made.keys() == {"city", "rivers"}
-    assert made["rivers"] in (1, 2)
+    parsed = json.loads(answer["generated_text"])
+    assert parsed.keys() == {"city", "rivers"}
+    assert parsed["rivers"] in (1, 2)
     assert answer["details"]["finish_reason"] == "eos_token"
 
 
-def test_a_regular_expression(server_url: str) -> None:
+def test_a_grammar_can_be_a_regular_expression(server_url: str) -> None:
     pattern = r"[0-9]{3}-[a-f]{2}"
     assert re.fullmatch(
         pattern, text(server_url, grammar={"type": "regex", "value": pattern}, max_new_tokens=20)
     )
 
 
-def test_characters_of_several_tokens_come_whole(server_url: str) -> None:
+def test_texts_of_tokens_split_no_character(server_url: str) -> None:
     answer = generate(
         server_url, grammar={"type": "regex", "value": "[🦔🦩]{3}é"}, max_new_tokens=40, details=True
     )
     assert re.fullmatch("[🦔🦩]{3}é", answer["generated_text"])
     texts = [token["text"] for token in answer["details"]["tokens"]]
-    assert "" in texts, "these characters are several tokens"
+    assert "" in texts, "each character is several tokens"
     assert "".join(texts) == answer["generated_text"]
 
 
-def test_fields_that_tgi_does_not_know_are_ignored(server_url: str) -> None:
+def test_unknown_fields_are_ignored(server_url: str) -> None:
     body = {"inputs": FRANCE, "parameters": {"max_new_tokens": 8, "colour": "red"}, "mood": 1}
     response = httpx.post(f"{server_url}/generate", json=body, timeout=60)
     assert response.json() == generate(server_url)
 
 
-def test_an_answer_without_a_limit_gives_way_to_its_prompt(server_url: str) -> None:
+def test_a_long_prompt_shortens_the_default_max_new_tokens(server_url: str) -> None:
     body = {"inputs": "word " * 2030, "parameters": {"details": True}}
     details = httpx.post(f"{server_url}/generate", json=body, timeout=60).json()["details"]
     assert 1 <= details["generated_tokens"] <= 18
 
 
 @pytest.mark.parametrize("path", ["/", "/model/any/name", "/model/any/name/", "/invocations"])
-def test_routes_that_do_either(path: str, server_url: str) -> None:
+def test_routes_for_whole_and_streamed_answers_return_whole_ones(path: str, server_url: str) -> None:
     expected = generate(server_url, details=True)
     [whole] = post(server_url, path, details=True, return_full_text=False).json()
     assert whole == expected
     [full] = post(server_url, path).json()
-    assert full == {"generated_text": FRANCE + expected["generated_text"]}, "as TGI has it on this route"
+    assert full == {"generated_text": FRANCE + expected["generated_text"]}, "as on this route of TGI"

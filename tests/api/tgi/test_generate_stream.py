@@ -1,4 +1,4 @@
-"""POST /generate_stream, and streams of the routes that do either."""
+"""POST /generate_stream, and streams of the other routes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.api.tgi.tgi_calls import FRANCE, events, generate, post, stream, text
 
-# The model cannot end it: the grammar goes on for longer.
+# The grammar needs more tokens, so the model cannot end the answer.
 ENDLESS = {"max_new_tokens": 2000, "grammar": {"type": "regex", "value": "[a-z ]{9000}"}}
 
 
@@ -21,11 +21,11 @@ def running(url: str) -> float:
 def wait_until_nothing_runs(url: str) -> None:
     end = time.monotonic() + 8
     while running(url):
-        assert time.monotonic() < end, "an answer goes on that nobody reads"
+        assert time.monotonic() < end, "an answer continues after the disconnect"
         time.sleep(0.05)
 
 
-def test_an_event_for_every_token(server_url: str) -> None:
+def test_every_token_has_an_event(server_url: str) -> None:
     parts = stream(server_url, max_new_tokens=12)
     whole = generate(server_url, max_new_tokens=12, details=True)
     assert [part["index"] for part in parts] == list(range(1, 13))
@@ -36,7 +36,7 @@ def test_an_event_for_every_token(server_url: str) -> None:
     assert all(part["details"] is None for part in parts)
 
 
-def test_details_come_last(server_url: str) -> None:
+def test_details_are_in_the_last_event(server_url: str) -> None:
     *parts, last = stream(
         server_url, inputs="Once upon a time", details=True, do_sample=True, seed=9, max_new_tokens=6
     )
@@ -50,7 +50,7 @@ def test_details_come_last(server_url: str) -> None:
     assert last["generated_text"] == "".join(part["token"]["text"] for part in [*parts, last])
 
 
-def test_top_tokens_of_every_event(server_url: str) -> None:
+def test_every_event_has_top_tokens(server_url: str) -> None:
     for part in stream(server_url, top_n_tokens=2):
         assert len(part["top_tokens"]) == 2
         assert part["top_tokens"][0] == part["token"]
@@ -63,13 +63,13 @@ def test_a_stop_sequence_stays_in_the_text(server_url: str) -> None:
     assert parts[-1]["details"]["finish_reason"] == "stop_sequence"
 
 
-def test_the_prompt_before_the_answer(server_url: str) -> None:
+def test_return_full_text_puts_the_prompt_before_the_answer(server_url: str) -> None:
     parts = stream(server_url, return_full_text=True)
     assert parts[-1]["generated_text"] == FRANCE + "".join(part["token"]["text"] for part in parts)
 
 
 @pytest.mark.parametrize("path", ["/", "/model/any/name/", "/invocations"])
-def test_routes_that_do_either(path: str, server_url: str) -> None:
+def test_routes_for_whole_and_streamed_answers_can_stream(path: str, server_url: str) -> None:
     expected = stream(server_url)
     streamed = events(post(server_url, path, stream=True, return_full_text=False))
     assert [part["token"]["id"] for part in streamed] == [part["token"]["id"] for part in expected]
@@ -77,16 +77,16 @@ def test_routes_that_do_either(path: str, server_url: str) -> None:
     assert isinstance(post(server_url, path, stream=False).json(), list)
 
 
-def test_who_leaves_a_stream_frees_its_sequence(server_url: str) -> None:
+def test_a_disconnect_ends_the_answer(server_url: str) -> None:
     body = {"inputs": "Once upon a time", "parameters": ENDLESS}
     with httpx.stream("POST", f"{server_url}/generate_stream", json=body, timeout=30) as response:
-        parts = response.iter_bytes()  # kept: httpx closes the connection with it
+        parts = response.iter_bytes()  # the connection closes when this iterator is collected
         next(parts)
         assert running(server_url) == 1
     wait_until_nothing_runs(server_url)
 
 
-def test_who_leaves_before_the_answer_frees_all_of_the_best_of(server_url: str) -> None:
+def test_a_disconnect_ends_all_answers_of_best_of(server_url: str) -> None:
     body = {"inputs": "Once upon a time", "parameters": ENDLESS | {"best_of": 2, "do_sample": True}}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server_url}/generate", json=body, timeout=httpx.Timeout(20, read=2))
