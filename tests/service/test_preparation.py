@@ -1,4 +1,4 @@
-"""From what a request asks to what the engine is given."""
+"""Requests as tokens and sampling parameters."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def prepare(model: Model) -> Callable[..., Preparation]:
     return make
 
 
-def test_a_request_goes_before_its_context_and_that_before_the_settings(
+def test_parameters_of_the_request_precede_those_of_context_and_settings(
     prepare: Callable[..., Preparation],
 ) -> None:
     preparation = prepare(temperature=0.1, top_p=0.3, model_max_token=9)
@@ -54,26 +54,26 @@ def test_a_request_goes_before_its_context_and_that_before_the_settings(
     params = preparation.prepare(chat, {"top_k": 3}).params
     assert (params.temperature, params.top_p, params.top_k, params.max_tokens) == (0.5, 0.3, 3, 7)
     assert preparation.prepare(chat, {"max_tokens": 8}).params.max_tokens == 8
-    assert preparation.prepare(TextPrompt("x"), {}).params.max_tokens == 9, "a text has no context"
+    assert preparation.prepare(TextPrompt("x"), {}).params.max_tokens == 9, "a text prompt has no context"
 
 
-def test_a_gap_is_filled_between_its_tokens(
+def test_a_suffix_needs_fill_in_the_middle_tokens(
     prepare: Callable[..., Preparation], model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(BadRequest, match="no fill-in-the-middle tokens") as refusal:
+    with pytest.raises(BadRequest, match="no fill-in-the-middle tokens") as error:
         prepare().tokens(TextPrompt("before", suffix="behind"))
-    assert refusal.value.field == "suffix"
-    # The model at hand has no such tokens: others of its tokens stand for them.
+    assert error.value.field == "suffix"
+    # The default model has no fill-in-the-middle tokens, so the test uses three other tokens.
     monkeypatch.setattr(model.vocab, "fill_in", (4, 5, 6))
 
-    def plain(text: str) -> list[int]:
+    def text_tokens(text: str) -> list[int]:
         return model.vocab.tokenize(text, parse_special=False)
 
     tokens = prepare().tokens(TextPrompt("before <|im_end|>", suffix=" behind"))
-    assert tokens == [4, *plain("before <|im_end|>"), 5, *plain(" behind"), 6]
+    assert tokens == [4, *text_tokens("before <|im_end|>"), 5, *text_tokens(" behind"), 6]
 
 
-def test_the_left_of_a_text_is_cut_off(prepare: Callable[..., Preparation]) -> None:
+def test_truncate_removes_the_beginning(prepare: Callable[..., Preparation]) -> None:
     whole = prepare().tokens(TextPrompt("one two three four five"))
     assert prepare().tokens(TextPrompt("one two three four five", truncate=2)) == whole[-2:]
     assert prepare().tokens(TextPrompt("one two", truncate=99)) == whole[:2]
@@ -92,34 +92,34 @@ def test_the_left_of_a_text_is_cut_off(prepare: Callable[..., Preparation]) -> N
         (ChatPrompt((Message("user", "x"),), "nowhere"), {}, UnknownContext, "context"),
     ],
 )
-def test_what_does_not_fit_is_told_by_its_field(
+def test_rejected_requests_name_the_field(
     prompt: Any, overrides: Any, kind: Any, field: str, prepare: Callable[..., Preparation]
 ) -> None:
-    with pytest.raises(kind) as refusal:
+    with pytest.raises(kind) as error:
         prepare().prepare(prompt, overrides)
-    assert refusal.value.field == field
+    assert error.value.field == field
 
 
-def test_a_prompt_has_a_limit_of_its_own(prepare: Callable[..., Preparation]) -> None:
+def test_the_prompt_has_its_own_limit(prepare: Callable[..., Preparation]) -> None:
     preparation = prepare(TokenLimits(4, 256))
     assert preparation.prepare(TextPrompt("a b c d"), {}).params.max_tokens == 252
     with pytest.raises(TooLong, match="MAX_INPUT_LENGTH"):
         preparation.prepare(TextPrompt("a b c d e"), {})
 
 
-def test_a_schema_that_cannot_be_kept_to_is_told_by_its_field(prepare: Callable[..., Preparation]) -> None:
-    with pytest.raises(BadRequest, match="uniqueItems") as refusal:
+def test_a_schema_that_cannot_be_enforced_is_rejected_by_field(prepare: Callable[..., Preparation]) -> None:
+    with pytest.raises(BadRequest, match="uniqueItems") as error:
         prepare().prepare(TextPrompt("x"), {}, JSONSchema({"uniqueItems": True}, "response_format"))
-    assert refusal.value.field == "response_format"
+    assert error.value.field == "response_format"
 
 
-def test_limits_come_from_the_settings_within_what_there_is() -> None:
+def test_limits_are_those_of_the_settings_within_the_context_size() -> None:
     assert TokenLimits.of(load(env_file=None), 100) == TokenLimits(99, 100)
     assert TokenLimits.of(load(env_file=None, max_total_tokens=50), 100) == TokenLimits(49, 50)
     assert TokenLimits.of(load(env_file=None, max_input_length=30), 100) == TokenLimits(30, 100)
-    for wrong, named in (
+    for wrong, setting in (
         ({"max_total_tokens": 101}, "N_CTX"),
         ({"max_input_length": 100}, "MAX_INPUT_LENGTH"),
     ):
-        with pytest.raises(SettingsError, match=named):
+        with pytest.raises(SettingsError, match=setting):
             TokenLimits.of(load(env_file=None, **wrong), 100)

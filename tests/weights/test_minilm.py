@@ -1,6 +1,6 @@
-"""The converted all-MiniLM-L6-v2 gives the tokens and vectors of sentence-transformers.
+"""The converted all-MiniLM-L6-v2 has the tokens and vectors of sentence-transformers.
 
-minilm_reference.json was recorded with the versions that it names; its vectors have length 1.
+minilm_reference.json lists the versions that computed it. Its vectors have length 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from app.weights.embedding import resolve_embedding_model
 REFERENCE = json.loads((Path(__file__).parent / "minilm_reference.json").read_text(encoding="utf-8"))
 TEXTS: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in REFERENCE["texts"]}
 
-# Texts that llama.cpp's tokenizer for such vocabularies tokenizes differently.
+# Texts that llama.cpp's tokenizer for BERT tokenizes differently.
 DIFFERENT = {
     # It keeps the first code point of a decomposition: one letter of a Korean syllable.
     "korean",
@@ -38,13 +38,13 @@ def embedder() -> Iterator[Embedder]:
     embedder.close()
 
 
-def cut(tokens: list[int]) -> list[int]:
+def truncated(tokens: list[int]) -> list[int]:
     """Truncate like sentence-transformers, which keeps the last token."""
-    longest = REFERENCE["max_tokens"]
-    return tokens if len(tokens) <= longest else [*tokens[: longest - 1], tokens[-1]]
+    limit = REFERENCE["max_tokens"]
+    return tokens if len(tokens) <= limit else [*tokens[: limit - 1], tokens[-1]]
 
 
-def test_the_metadata_of_the_model(embedder: Embedder) -> None:
+def test_the_metadata_are_those_of_the_model(embedder: Embedder) -> None:
     assert embedder.name == "all-MiniLM-L6-v2"
     assert embedder.dimensions == 384
     assert embedder.max_tokens == 512
@@ -52,18 +52,20 @@ def test_the_metadata_of_the_model(embedder: Embedder) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in TEXTS if name not in DIFFERENT])
-def test_tokens_and_vector_are_those_of_the_reference(embedder: Embedder, name: str) -> None:
-    tokens = cut(embedder.tokenize(TEXTS[name]["text"]))
+def test_tokens_and_vectors_equal_the_reference(embedder: Embedder, name: str) -> None:
+    tokens = truncated(embedder.tokenize(TEXTS[name]["text"]))
     assert tokens == TEXTS[name]["tokens"]
     [vector] = normalized(embedder.submit([tokens]).result(60))
     assert vector @ np.array(TEXTS[name]["vector"]) >= 0.999
 
 
 @pytest.mark.parametrize("name", sorted(DIFFERENT))
-def test_where_the_tokenizer_differs_the_vector_of_the_references_tokens_is_right(
+def test_vectors_of_reference_tokens_equal_the_reference_where_the_tokenizer_differs(
     embedder: Embedder, name: str
 ) -> None:
-    assert embedder.tokenize(TEXTS[name]["text"]) != TEXTS[name]["tokens"], "it does no longer differ"
+    assert embedder.tokenize(TEXTS[name]["text"]) != TEXTS[name]["tokens"], (
+        "the tokens are equal: remove the text from DIFFERENT"
+    )
     [vector] = normalized(embedder.submit([TEXTS[name]["tokens"]]).result(60))
     assert vector @ np.array(TEXTS[name]["vector"]) >= 0.999
 

@@ -15,14 +15,14 @@ from tests.weights.hub_server import REPO, TINY, FakeHub, closed_port, split_ggu
 # --- local files
 
 
-def test_the_default_model_is_the_packages_and_needs_no_hub(resolve: Resolve) -> None:
+def test_the_default_model_is_in_a_package_and_needs_no_hub(resolve: Resolve) -> None:
     outcome = resolve(HF_ENDPOINT=closed_port())
     assert outcome.path
     assert outcome.path.name == "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert not outcome.hub_imported
 
 
-def test_without_the_default_models_package_the_error_names_the_command(monkeypatch) -> None:
+def test_the_error_for_the_missing_package_of_the_default_model_has_the_command(monkeypatch) -> None:
     monkeypatch.setattr(hub, "DEFAULT_PACKAGE", "llm_not_installed")
     with pytest.raises(hub.ModelError, match="llm_not_installed is not installed: run `make install`"):
         hub.resolve_model(settings.load(None))
@@ -32,10 +32,10 @@ def local(**overrides: object) -> Path:
     return hub.resolve_model(settings.load(None, **overrides))
 
 
-def complaint(**overrides: object) -> str:
-    with pytest.raises(hub.ModelError) as caught:
+def error_of(**overrides: object) -> str:
+    with pytest.raises(hub.ModelError) as error:
         local(**overrides)
-    message = str(caught.value)
+    message = str(error.value)
     assert "\n" not in message
     return message
 
@@ -45,22 +45,22 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
         (folder / name).write_bytes(content)
 
 
-def test_model_path_is_used_as_it_is_and_takes_precedence_over_the_repository(tmp_path: Path) -> None:
+def test_model_path_takes_precedence_over_the_repository(tmp_path: Path) -> None:
     write(tmp_path, {"a.gguf": TINY})
     assert local(model_path=tmp_path / "a.gguf", model_repo=REPO) == tmp_path / "a.gguf"
 
 
-def test_model_path_of_a_missing_file(tmp_path: Path) -> None:
-    assert complaint(model_path=tmp_path / "a.gguf") == f"MODEL_PATH={tmp_path}/a.gguf: no such file"
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
+    assert error_of(model_path=tmp_path / "a.gguf") == f"MODEL_PATH={tmp_path}/a.gguf: no such file"
 
 
-def test_model_path_that_is_a_folder_lists_its_models(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_lists_its_models(tmp_path: Path) -> None:
     write(tmp_path, {"b.gguf": TINY, "notes.txt": b"", **split_gguf("a", 2)})
     expected = f"MODEL_PATH={tmp_path} is a folder; name a GGUF file: a-00001-of-00002.gguf (2 parts), b.gguf"
-    assert complaint(model_path=tmp_path) == expected
+    assert error_of(model_path=tmp_path) == expected
 
 
-def test_any_part_of_a_split_model_stands_for_its_first(tmp_path: Path) -> None:
+def test_any_part_of_a_split_model_resolves_to_the_first(tmp_path: Path) -> None:
     write(tmp_path, split_gguf("a", 3))
     assert local(model_path=tmp_path / "a-00003-of-00003.gguf") == tmp_path / "a-00001-of-00003.gguf"
 
@@ -68,7 +68,7 @@ def test_any_part_of_a_split_model_stands_for_its_first(tmp_path: Path) -> None:
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
     write(tmp_path, split_gguf("a", 3))
     (tmp_path / "a-00002-of-00003.gguf").unlink()
-    assert "a-00002-of-00003.gguf" in complaint(model_path=tmp_path / "a-00001-of-00003.gguf")
+    assert "a-00002-of-00003.gguf" in error_of(model_path=tmp_path / "a-00001-of-00003.gguf")
 
 
 @pytest.mark.parametrize(
@@ -81,17 +81,17 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
         (b"", "not a GGUF file"),
     ],
 )
-def test_an_incomplete_gguf(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_a_damaged_gguf_is_rejected_with_the_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     write(tmp_path, {"a.gguf": content})
-    message = complaint(model_path=tmp_path / "a.gguf")
+    message = error_of(model_path=tmp_path / "a.gguf")
     assert message.startswith(f"MODEL_PATH={tmp_path}/a.gguf: a.gguf cannot be used, it")
     assert reason in message
 
 
-def test_a_later_part_that_is_cut_off_is_named(tmp_path: Path) -> None:
+def test_a_truncated_later_part_is_named(tmp_path: Path) -> None:
     parts = split_gguf("a", 2)
     write(tmp_path, {**parts, "a-00002-of-00002.gguf": parts["a-00002-of-00002.gguf"][:-1]})
-    assert "a-00002-of-00002.gguf cannot be used" in complaint(model_path=tmp_path / "a-00001-of-00002.gguf")
+    assert "a-00002-of-00002.gguf cannot be used" in error_of(model_path=tmp_path / "a-00001-of-00002.gguf")
 
 
 def test_model_file_alone_is_a_local_file(tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ def test_model_file_alone_is_a_local_file(tmp_path: Path) -> None:
     assert local(model_file=str(models / "a-Q4_0.gguf"), models_dir=tmp_path) == models / "a-Q4_0.gguf"
     assert local(model_file="a-Q8_0.gguf", models_dir=models) == models / "a-Q8_0.gguf"
     assert local(model_file="*q8*", models_dir=models) == models / "a-Q8_0.gguf"
-    assert "matches 2 models" in complaint(model_file="a-*", models_dir=models)
-    message = complaint(model_file="c.gguf", models_dir=models)
+    assert "matches 2 models" in error_of(model_file="a-*", models_dir=models)
+    message = error_of(model_file="c.gguf", models_dir=models)
     assert message.startswith(f"MODEL_FILE=c.gguf is not in MODELS_DIR={models}: set MODEL_REPO")
 
 
@@ -114,7 +114,7 @@ def test_the_name_of_a_split_model_has_no_part_number() -> None:
 # --- selection
 
 
-def test_a_pattern_finds_the_one_model_it_matches(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_a_pattern_selects_the_model_that_it_matches(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"Q4/a-Q4_K_M.gguf": TINY, "a-Q8_0.gguf": TINY, "mmproj-a-Q8_0.gguf": TINY})
     assert resolve(MODEL_REPO=REPO, MODEL_FILE="*Q4_K_M*.gguf").path.name == "a-Q4_K_M.gguf"
     assert resolve(MODEL_REPO=REPO, MODEL_FILE="*q8*").path.name == "a-Q8_0.gguf"
@@ -132,14 +132,14 @@ def test_a_pattern_that_matches_several_or_none_lists_them(resolve: Resolve, fak
     assert none.endswith("a-Q4_0.gguf, a-Q4_K_M.gguf, a-Q8_0-00001-of-00002.gguf (2 parts)")
 
 
-def test_without_model_file_the_only_model_is_taken(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_the_only_model_of_a_repository_is_the_default(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"config.json": b"{}", **split_gguf("a", 2)})
     outcome = resolve(MODEL_REPO=REPO)
     assert outcome.path
     assert outcome.path.name == "a-00001-of-00002.gguf"
 
 
-def test_without_model_file_several_models_are_listed(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_several_models_of_a_repository_are_listed(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"a.gguf": TINY, "b.gguf": TINY})
     error = resolve(MODEL_REPO=REPO).error
     assert error.startswith(
@@ -148,7 +148,7 @@ def test_without_model_file_several_models_are_listed(resolve: Resolve, fake_hub
     assert error.endswith("a.gguf, b.gguf")
 
 
-def test_a_repository_without_gguf_files(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_a_repository_without_gguf_files_is_rejected(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"model.safetensors": b"\x08"})
     assert f"MODEL_REPO={REPO} (revision main) contains no GGUF file" in resolve(MODEL_REPO=REPO).error
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="model.safetensors").error
@@ -157,7 +157,7 @@ def test_a_repository_without_gguf_files(resolve: Resolve, fake_hub: FakeHub) ->
 
 
 @pytest.mark.parametrize("file", ["a-00001-of-00003.gguf", "a-*"])
-def test_a_split_model_brings_all_its_parts(resolve: Resolve, fake_hub: FakeHub, file: str) -> None:
+def test_all_parts_of_a_split_model_are_downloaded(resolve: Resolve, fake_hub: FakeHub, file: str) -> None:
     parts = split_gguf("a", 3)
     fake_hub.add(REPO, parts)
     path = resolve(MODEL_REPO=REPO, MODEL_FILE=file).path

@@ -1,4 +1,4 @@
-"""Downloads from a repository are complete or end with one error line; each case has its own process."""
+"""Downloads from a repository are complete, or end with one error line. Each has its own process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.weights.hub_server import REPO, TINY, FakeHub, closed_port, tiny_gguf
 # --- downloads
 
 
-def test_a_download_arrives_and_is_not_repeated(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_a_file_is_downloaded_once(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"a.gguf": TINY})
     first = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf")
     assert first.path
@@ -33,13 +33,13 @@ def test_a_download_arrives_and_is_not_repeated(resolve: Resolve, fake_hub: Fake
     assert [request.method for request in fake_hub.requests] == ["HEAD"]
 
 
-def test_nothing_but_the_model_is_asked_for(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_only_the_model_is_requested(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"a.gguf": TINY})
     resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf", AGENT="someone", fresh_import=True)
     assert {request.path.rpartition("/")[2] for request in fake_hub.requests} == {"a.gguf"}
 
 
-def test_a_pinned_commit_that_is_here_needs_no_hub(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_a_local_copy_of_a_commit_needs_no_hub(resolve: Resolve, fake_hub: FakeHub) -> None:
     commit = fake_hub.add(REPO, {"a-Q4.gguf": TINY, "a-Q8.gguf": TINY})
     for file in ("a-Q4.gguf", "*q4*"):
         first = resolve(MODEL_REPO=REPO, MODEL_FILE=file, MODEL_REVISION=commit, fresh_import=True)
@@ -51,7 +51,7 @@ def test_a_pinned_commit_that_is_here_needs_no_hub(resolve: Resolve, fake_hub: F
         assert not fake_hub.requests
 
 
-def test_a_revision_is_another_file(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_each_revision_is_its_own_file(resolve: Resolve, fake_hub: FakeHub) -> None:
     other = tiny_gguf(seed=1)
     fake_hub.add(REPO, {"a.gguf": TINY})
     fake_hub.add(REPO, {"a.gguf": other}, revision="v2")
@@ -86,7 +86,7 @@ def test_a_reset_connection_is_resumed(resolve: Resolve, fake_hub: FakeHub) -> N
     assert len(fake_hub.gets()) == 2
 
 
-def test_the_next_start_resumes_a_download_that_failed(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_the_next_start_resumes_a_failed_download(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"a.gguf": BIG})
     fake_hub.cut_after, fake_hub.fail_after_cut = CUT, True
     failed = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf")
@@ -116,7 +116,7 @@ def test_a_partial_file_with_other_content_is_detected(
     assert resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf").path.read_bytes() == TINY
 
 
-def test_a_damaged_file_on_this_disk_is_downloaded_again(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_a_damaged_local_file_is_downloaded_again(resolve: Resolve, fake_hub: FakeHub) -> None:
     commit = fake_hub.add(REPO, {"a.gguf": TINY})
     for revision in ("main", commit):
         path = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf", MODEL_REVISION=revision).path
@@ -151,7 +151,7 @@ def test_a_terminal_shows_a_progress_bar(fake_hub: FakeHub, tmp_path: Path) -> N
 # --- rejected requests
 
 
-def test_a_wrong_repository(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_an_unknown_repository_is_reported_with_the_remedy(resolve: Resolve, fake_hub: FakeHub) -> None:
     error = resolve(MODEL_REPO="someone/nothing", MODEL_FILE="a.gguf").error
     assert error.startswith(
         f"MODEL_REPO=someone/nothing is not a repository of {fake_hub.url}, or a private one"
@@ -160,33 +160,33 @@ def test_a_wrong_repository(resolve: Resolve, fake_hub: FakeHub) -> None:
     assert resolve(MODEL_REPO="someone/nothing").error == error
 
 
-def test_an_invalid_repository_name(resolve: Resolve) -> None:
+def test_an_invalid_repository_name_is_rejected(resolve: Resolve) -> None:
     error = resolve(MODEL_REPO="https://huggingface.co/a/b").error
     assert error == "MODEL_REPO=https://huggingface.co/a/b is not the name of a repository: use owner/name"
 
 
-def test_a_wrong_file_lists_what_is_there(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_the_error_for_an_unknown_file_lists_the_others(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"a.gguf": TINY, "b.gguf": TINY, "config.json": b"{}"})
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="c.gguf").error
-    where = f"MODEL_REPO={REPO} (revision main)"
-    assert error == f"MODEL_FILE=c.gguf is not in {where}; GGUF files there: a.gguf, b.gguf"
+    setting = f"MODEL_REPO={REPO} (revision main)"
+    assert error == f"MODEL_FILE=c.gguf is not in {setting}; GGUF files there: a.gguf, b.gguf"
 
 
 @pytest.mark.parametrize("file", ["a.gguf", ""])
-def test_a_wrong_revision(resolve: Resolve, fake_hub: FakeHub, file: str) -> None:
+def test_an_unknown_revision_is_reported(resolve: Resolve, fake_hub: FakeHub, file: str) -> None:
     fake_hub.add(REPO, {"a.gguf": TINY})
     error = resolve(MODEL_REPO=REPO, MODEL_FILE=file, MODEL_REVISION="v9").error
     assert error.startswith(f"MODEL_REPO={REPO} has no branch, tag or commit v9")
 
 
-def test_a_gated_repository(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_a_gated_repository_needs_a_token_with_access(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"a.gguf": TINY})
     fake_hub.gated[REPO] = "hf_good"
     fake_hub.known_tokens |= {"hf_good", "hf_other"}
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf").error
     page = f"{fake_hub.url}/{REPO}"
-    then = "then set HF_TOKEN to a token of that account"
-    assert error == f"MODEL_REPO={REPO} is gated: request access at {page}, {then}"
+    remedy = "then set HF_TOKEN to a token of that account"
+    assert error == f"MODEL_REPO={REPO} is gated: request access at {page}, {remedy}"
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf", HF_TOKEN="hf_other").error
     assert (
         error
@@ -196,14 +196,14 @@ def test_a_gated_repository(resolve: Resolve, fake_hub: FakeHub) -> None:
         assert resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf", **{name: "hf_good"}).path.read_bytes() == TINY
 
 
-def test_a_token_that_the_hub_does_not_know(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_the_error_for_a_rejected_token_does_not_contain_it(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"a.gguf": TINY})
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf", HF_TOKEN="hf_secret").error
     assert "rejects HF_TOKEN" in error
     assert "hf_secret" not in error
 
 
-def test_an_invalid_token(resolve: Resolve) -> None:
+def test_a_token_with_invalid_characters_is_rejected(resolve: Resolve) -> None:
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf", HF_TOKEN="hf_ä b").error
     assert error == "HF_TOKEN: contains characters that are invalid in an access token; copy it again"
 
@@ -211,21 +211,23 @@ def test_an_invalid_token(resolve: Resolve) -> None:
 # --- an unavailable hub
 
 
-def test_an_unavailable_hub_without_a_copy(resolve: Resolve) -> None:
-    away = closed_port()
+def test_an_unreachable_hub_is_reported_without_a_local_copy(resolve: Resolve) -> None:
+    unreachable = closed_port()
     for file in ("a.gguf", "*"):
-        error = resolve(MODEL_REPO=REPO, MODEL_FILE=file, HF_ENDPOINT=away).error
-        assert error.startswith(f"{away} cannot be reached (Connection refused): check the network")
+        error = resolve(MODEL_REPO=REPO, MODEL_FILE=file, HF_ENDPOINT=unreachable).error
+        assert error.startswith(f"{unreachable} cannot be reached (Connection refused): check the network")
 
 
 @pytest.mark.parametrize("file", ["a.gguf", "*a*", ""])
-def test_an_unavailable_hub_with_a_copy(resolve: Resolve, fake_hub: FakeHub, file: str) -> None:
+def test_an_unavailable_hub_is_a_warning_with_a_local_copy(
+    resolve: Resolve, fake_hub: FakeHub, file: str
+) -> None:
     fake_hub.add(REPO, {"a.gguf": TINY})
     path = resolve(MODEL_REPO=REPO, MODEL_FILE=file).path
-    away = closed_port()
+    unreachable = closed_port()
     fake_hub.status = 503
     cases = {
-        f"{away} cannot be reached (Connection refused)": {"HF_ENDPOINT": away},
+        f"{unreachable} cannot be reached (Connection refused)": {"HF_ENDPOINT": unreachable},
         f"{fake_hub.url} responds with 503 Service Unavailable for MODEL_REPO={REPO}": {},
         "HF_HUB_OFFLINE is set": {"HF_HUB_OFFLINE": "1"},
     }
@@ -236,12 +238,12 @@ def test_an_unavailable_hub_with_a_copy(resolve: Resolve, fake_hub: FakeHub, fil
         assert warning.startswith(f"{reason}; using the local copy of {REPO} in ")
 
 
-def test_a_name_that_does_not_resolve(resolve: Resolve) -> None:
+def test_a_host_without_an_address_is_reported(resolve: Resolve) -> None:
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf", HF_ENDPOINT="http://hub.invalid").error
     assert error.startswith("http://hub.invalid cannot be reached (")
 
 
-def test_a_hub_that_never_answers(resolve: Resolve) -> None:
+def test_a_hub_without_an_answer_times_out(resolve: Resolve) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         for file in ("a.gguf", "*"):
@@ -250,19 +252,21 @@ def test_a_hub_that_never_answers(resolve: Resolve) -> None:
 
 
 @pytest.mark.parametrize("file", ["a.gguf", "*"])
-def test_a_proxy_that_answers_in_the_hubs_place(resolve: Resolve, fake_hub: FakeHub, file: str) -> None:
+def test_a_page_of_a_proxy_is_reported(resolve: Resolve, fake_hub: FakeHub, file: str) -> None:
     fake_hub.html = True
     error = resolve(MODEL_REPO=REPO, MODEL_FILE=file).error
     assert error.startswith(f"{fake_hub.url} is not a Hugging Face hub")
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:8080", "http://", "http://a:99999"])
-def test_an_endpoint_that_is_no_url(resolve: Resolve, endpoint: str) -> None:
+def test_an_endpoint_other_than_a_url_is_rejected(resolve: Resolve, endpoint: str) -> None:
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf", HF_ENDPOINT=endpoint).error
     assert error.startswith(f"HF_ENDPOINT={endpoint}: should be the URL of a hub")
 
 
-def test_a_failed_download_of_a_newer_commit_leaves_the_copy(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_a_failed_download_of_a_newer_commit_keeps_the_local_copy(
+    resolve: Resolve, fake_hub: FakeHub
+) -> None:
     fake_hub.add(REPO, {"a.gguf": TINY})
     older = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf").path
     fake_hub.add(REPO, {"a.gguf": BIG})
@@ -275,7 +279,7 @@ def test_a_failed_download_of_a_newer_commit_leaves_the_copy(resolve: Resolve, f
     assert resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf").path.read_bytes() == BIG
 
 
-def test_another_file_of_an_unavailable_hub(resolve: Resolve, fake_hub: FakeHub) -> None:
+def test_a_local_copy_of_another_file_is_not_used(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"a.gguf": TINY, "b.gguf": TINY})
     resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf")
     fake_hub.status = 500
@@ -289,7 +293,9 @@ def test_another_file_of_an_unavailable_hub(resolve: Resolve, fake_hub: FakeHub)
 
 
 @pytest.mark.parametrize("content", [TINY[:-1], b"<html>quota exceeded</html>"])
-def test_a_download_of_an_incomplete_gguf(resolve: Resolve, fake_hub: FakeHub, content: bytes) -> None:
+def test_a_downloaded_file_that_is_no_gguf_is_rejected(
+    resolve: Resolve, fake_hub: FakeHub, content: bytes
+) -> None:
     fake_hub.add(REPO, {"a.gguf": content})
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf").error
     assert error.startswith(f"MODEL_REPO={REPO}: a.gguf cannot be used, it is ")
@@ -307,7 +313,9 @@ def test_too_little_disk_space_is_reported_before_the_download(resolve: Resolve,
     assert not fake_hub.gets()
 
 
-def test_a_disk_that_fills_up_meanwhile(resolve: Resolve, fake_hub: FakeHub, tmp_path: Path) -> None:
+def test_a_disk_that_fills_during_the_download_is_reported(
+    resolve: Resolve, fake_hub: FakeHub, tmp_path: Path
+) -> None:
     fake_hub.add(REPO, {"a.gguf": TINY})
     fake_hub.etag = "some-etag"
     blobs = tmp_path / "models" / "models--someone--tiny-GGUF" / "blobs"
@@ -318,7 +326,7 @@ def test_a_disk_that_fills_up_meanwhile(resolve: Resolve, fake_hub: FakeHub, tmp
     assert "free some space" in error
 
 
-def test_a_folder_that_cannot_be_written(resolve: Resolve, fake_hub: FakeHub, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_reported(resolve: Resolve, fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.add(REPO, {"a.gguf": TINY})
     (tmp_path / "models").write_bytes(b"")
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf").error
@@ -327,7 +335,7 @@ def test_a_folder_that_cannot_be_written(resolve: Resolve, fake_hub: FakeHub, tm
     )
 
 
-def test_a_file_that_another_process_downloads_is_waited_for(fake_hub: FakeHub, tmp_path: Path) -> None:
+def test_a_process_waits_for_the_download_of_another(fake_hub: FakeHub, tmp_path: Path) -> None:
     fake_hub.add(REPO, {"a.gguf": TINY})
     fake_hub.etag = "some-etag"
     locks = tmp_path / "models" / ".locks" / "models--someone--tiny-GGUF"
