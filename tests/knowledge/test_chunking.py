@@ -1,3 +1,5 @@
+"""Documents are split into chunks within a number of tokens, under their headings."""
+
 from __future__ import annotations
 
 import re
@@ -12,7 +14,6 @@ from hypothesis import strategies as st
 from app.knowledge.chunk import Chunk
 from app.knowledge.chunking import embedded_text, split_into_chunks
 from app.knowledge.reading.document import Block, Document
-from app.knowledge.sentences import sentences
 
 
 def count_words(text: str) -> int:
@@ -53,7 +54,7 @@ def test_sections_are_chunks_under_their_headings() -> None:
     assert embedded_text(chunks[0]) == chunks[0].text
 
 
-def test_tiny_neighbours_share_a_chunk_but_not_with_another_heading() -> None:
+def test_small_sections_under_one_heading_share_a_chunk() -> None:
     chunks = split(
         Block("Bridges", 1),
         Block("All of them."),
@@ -71,7 +72,7 @@ def test_tiny_neighbours_share_a_chunk_but_not_with_another_heading() -> None:
     ]
 
 
-def test_a_heading_without_text_is_in_some_chunk() -> None:
+def test_headings_without_text_are_in_a_chunk() -> None:
     chunks = split(
         Block("Handbook", 1),
         Block("Bridges", 2),
@@ -89,7 +90,7 @@ def test_a_heading_without_text_is_in_some_chunk() -> None:
     ]
 
 
-def test_long_sections_are_cut_between_paragraphs_then_sentences() -> None:
+def test_long_sections_are_split_between_paragraphs_or_sentences() -> None:
     paragraphs = [words(25, name) + "." for name in ("a", "b", "c")]
     chunks = split(*map(Block, paragraphs))
     assert [chunk.text for chunk in chunks] == paragraphs
@@ -102,7 +103,7 @@ def test_long_sections_are_cut_between_paragraphs_then_sentences() -> None:
     ]
 
 
-def test_overlap_is_of_whole_sentences_and_within_a_section() -> None:
+def test_the_overlap_consists_of_whole_sentences_of_a_section() -> None:
     first = [f"S{index} {words(10)}." for index in range(5)]
     chunks = split(Block(" ".join(first)), Block("Next", 1), Block(words(30)), overlap=15)
     assert [chunk.text for chunk in chunks] == [
@@ -113,7 +114,7 @@ def test_overlap_is_of_whole_sentences_and_within_a_section() -> None:
     assert split(Block(" ".join(first)), overlap=11)[1].text == " ".join(first[3:])
 
 
-def test_words_are_cut_only_where_one_alone_is_too_large() -> None:
+def test_a_word_is_split_only_if_it_is_too_large() -> None:
     characters = split(Block("x" * 1000), n_tokens=len, max_tokens=300)
     assert "".join(chunk.text for chunk in characters) == "x" * 1000
     assert all(len(chunk.text) <= 300 for chunk in characters)
@@ -124,19 +125,19 @@ def test_words_are_cut_only_where_one_alone_is_too_large() -> None:
     assert len(chunks) <= 35
 
 
-def test_a_long_text_of_one_token_is_several_chunks() -> None:
+def test_a_long_word_of_one_token_is_several_chunks() -> None:
     chunks = split(Block("A" * 20_000))
     assert len(chunks) > 20
     assert "".join(chunk.text for chunk in chunks) == "A" * 20_000
 
 
-def test_a_cluster_of_code_points_stays_whole() -> None:
+def test_a_cluster_of_code_points_is_not_split() -> None:
     family = "👩\u200d👩\u200d👧"
     chunks = split(Block(family * 40), n_tokens=len, max_tokens=33)
     assert all(len(chunk.text) % len(family) == 0 for chunk in chunks)
 
 
-def test_headings_that_do_not_fit_become_text_once() -> None:
+def test_a_heading_that_is_too_long_is_text_of_one_chunk() -> None:
     title = words(30, "title")
     chunks = split(Block(title, 1), Block("Part", 2), Block(words(60)), Block("Other", 2), Block(words(30)))
     assert {chunk.heading for chunk in chunks} == {"Part", "Other"}
@@ -144,29 +145,13 @@ def test_headings_that_do_not_fit_become_text_once() -> None:
     assert all(count_words(embedded_text(chunk)) <= 42 for chunk in chunks)
 
 
-def test_page_is_that_of_the_first_word() -> None:
+def test_the_page_of_a_chunk_is_that_of_its_first_word() -> None:
     chunks = split(Block("Heading", 1, 1), Block(words(30, "a"), page=2), Block(words(30, "b"), page=3))
     assert [chunk.page for chunk in chunks] == [2, 3]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("It opens at 6.40. Then it closes! Why?", ["It opens at 6.40. ", "Then it closes! ", "Why?"]),
-        ("Ask Dr. Wren, e.g. Today.", ["Ask Dr. Wren, e.g. Today."]),
-        ("これは橋です。六時に開きます！本当？", ["これは橋です。", "六時に開きます！", "本当？"]),
-        ("a line\nof prose. Another", ["a line\nof prose. ", "Another"]),
-        ("- one\n- two", ["- one\n", "- two"]),
-        ("Pump | Flow\nXK-1 | 3", ["Pump | Flow\n", "XK-1 | 3"]),
-        ("1. First item. 2. Second.", ["1. First item. ", "2. Second."]),
-    ],
-)
-def test_sentences(text: str, expected: list[str]) -> None:
-    assert list(sentences(text)) == expected
-
-
 @pytest.mark.parametrize("max_tokens", [0, 2])
-def test_no_room_for_text_is_rejected(max_tokens: int) -> None:
+def test_limits_without_room_for_text_are_rejected(max_tokens: int) -> None:
     with pytest.raises(ValueError, match="have no room for text: 2 are special"):
         split(Block("a"), max_tokens=max_tokens)
     with pytest.raises(ValueError, match="overlap of 40 tokens is not within 0 to 39"):
@@ -185,7 +170,7 @@ def test_no_room_for_text_is_rejected(max_tokens: int) -> None:
     ],
     ids=["sentences", "no end", "one word", "list", "dots", "blank"],
 )
-def test_counting_is_linear(block: str) -> None:
+def test_the_number_of_counted_characters_is_linear(block: str) -> None:
     calls = characters = 0
 
     def n_tokens(text: str) -> int:
@@ -195,7 +180,7 @@ def test_counting_is_linear(block: str) -> None:
         return count_words(text)
 
     chunks = split(Block(block), max_tokens=200, overlap=40, n_tokens=n_tokens)
-    assert calls < 50_000 * max(len(block) / 1e6, 1)  # 20 µs each: a second for a megabyte
+    assert calls < 50_000 * max(len(block) / 1e6, 1)  # 20 µs each: one second per megabyte
     assert characters < 5 * len(block)
     assert chunks
 
@@ -211,7 +196,7 @@ BLOCKS = st.lists(
     st.builds(Block, PIECES.filter(lambda text: bool(text.strip())), st.sampled_from([0, 0, 0, 1, 2, 3, 6])),
     max_size=15,
 )
-# Additive counts, non-additive ones, and one that maps nearly all text to one token.
+# Additive and other counts of tokens.
 COUNTERS = [
     count_words,
     len,
@@ -224,7 +209,7 @@ COUNTERS = [
 @given(
     blocks=BLOCKS, max_tokens=st.integers(8, 60), overlap=st.integers(0, 5), counter=st.sampled_from(COUNTERS)
 )
-def test_no_word_is_lost_and_no_budget_exceeded(
+def test_random_documents_are_split_within_the_limit_without_loss(
     blocks: list[Block], max_tokens: int, overlap: int, counter: Callable[[str], int]
 ) -> None:
     chunks = split(*blocks, max_tokens=max_tokens, overlap=overlap, n_tokens=counter)
@@ -234,13 +219,13 @@ def test_no_word_is_lost_and_no_budget_exceeded(
         assert chunk.text == chunk.text.strip() != ""
         embedded = embedded_text(chunk)
         assert counter(embedded) <= max_tokens or is_cluster(chunk.text)
-    # Without overlap and headings: all characters of the texts in order.
+    # Without overlap and headings, the chunks have all characters in order.
     plain = [block for block in blocks if not block.level]
-    alone = split(*plain, max_tokens=max_tokens, n_tokens=counter)
-    assert letters(chunk.text for chunk in alone) == letters(block.text for block in plain)
-    # With them: the characters of all blocks, with repetitions in between.
-    everything = iter(letters(chunk.text for chunk in chunks))
-    assert all(letter in everything for letter in letters(block.text for block in plain))
+    texts_only = split(*plain, max_tokens=max_tokens, n_tokens=counter)
+    assert letters(chunk.text for chunk in texts_only) == letters(block.text for block in plain)
+    # With them, some characters are repeated.
+    all_letters = iter(letters(chunk.text for chunk in chunks))
+    assert all(letter in all_letters for letter in letters(block.text for block in plain))
     chunks = split(*blocks, max_tokens=max_tokens, n_tokens=counter)
     texts = letters(chunk.text for chunk in chunks)
     for block in blocks:
@@ -249,7 +234,7 @@ def test_no_word_is_lost_and_no_budget_exceeded(
 
 
 def is_cluster(text: str) -> bool:
-    """One character with its combining code points."""
+    """Whether ``text`` is one character with its combining code points."""
     return all(
         unicodedata.combining(character) or character in "\u200d\ufe0e\ufe0f" or before == "\u200d"
         for before, character in pairwise(text)

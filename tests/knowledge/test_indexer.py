@@ -1,4 +1,4 @@
-"""Synchronization of index and folder, with real files, embedding model and notifications."""
+"""The index follows a folder, with real files, embedding model and file notifications."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from app.knowledge.knowledge import DocumentState, Knowledge, KnowledgeOptions
 from app.weights.embedding import resolve_embedding_model
 
 
-class Notes:
+class Recorder:
     """An observer that records its calls."""
 
     def __init__(self) -> None:
@@ -57,16 +57,16 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def open_knowledge(
     folder: Path, tmp_path: Path, embedder: Embedder
-) -> Iterator[Callable[..., tuple[Knowledge, Notes]]]:
+) -> Iterator[Callable[..., tuple[Knowledge, Recorder]]]:
     opened: list[Knowledge] = []
 
-    def make(**changes: Any) -> tuple[Knowledge, Notes]:
+    def make(**changes: Any) -> tuple[Knowledge, Recorder]:
         fields: dict[str, Any] = {"top_k": 4, "threshold": 0.3, "chunk_tokens": 200, "chunk_overlap": 40}
-        notes = Notes()
+        events = Recorder()
         options = KnowledgeOptions(folder=folder, index=tmp_path / "index", **fields | changes)
-        opened.append(Knowledge(options, embedder, notes))
+        opened.append(Knowledge(options, embedder, events))
         opened[-1].start()
-        return opened[-1], notes
+        return opened[-1], events
 
     yield make
     for knowledge in opened:
@@ -84,7 +84,7 @@ def names(knowledge: Knowledge, state: str = "indexed") -> list[str]:
     return [document.name for document in knowledge.documents() if document.state == state]
 
 
-def let_the_watch_begin() -> None:
+def wait_for_the_watch() -> None:
     time.sleep(0.3)
 
 
@@ -95,40 +95,40 @@ def settled(knowledge: Knowledge) -> Knowledge:
 
 @pytest.mark.anyio
 async def test_subfolders_are_read_and_hidden_files_are_not(
-    open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path
+    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path
 ) -> None:
     (folder / ".hidden.txt").write_text("secret")
     (folder / ".git").mkdir()
-    (folder / ".git" / "notes.txt").write_text("secret")
+    (folder / ".git" / "events.txt").write_text("secret")
     (folder / "picture.png").write_bytes(b"\x89PNG")
     (folder / "around").symlink_to(folder)
     (folder / os.fsdecode(b"not-utf-8-\xff.txt")).write_text("secret")
     (folder / "nowhere.txt").symlink_to(folder / "none")
     os.mkfifo(folder / "pipe.txt")
-    knowledge, notes = open_knowledge()
+    knowledge, events = open_knowledge()
     settled(knowledge)
     assert names(knowledge) == ["bridge.md", "sub/deeper/ferry.txt"]
-    assert notes.state == (2, 2, 0)
+    assert events.state == (2, 2, 0)
     [found, *_] = await knowledge.search("What is the name of the ferry?")
     assert (found.chunk.file, found.chunk.text) == (
         "sub/deeper/ferry.txt",
         "The ferry is called the Patient Heron.",
     )
-    assert len(notes.lookups) == 1
+    assert len(events.lookups) == 1
 
 
 @pytest.mark.anyio
-async def test_files_that_change_appear_and_vanish_are_noticed(
-    open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path
+async def test_new_changed_and_removed_files_are_indexed(
+    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path
 ) -> None:
-    knowledge, notes = open_knowledge()
+    knowledge, events = open_knowledge()
     settled(knowledge)
-    assert len(notes.indexed) == 2
-    let_the_watch_begin()
+    assert len(events.indexed) == 2
+    wait_for_the_watch()
     (folder / "sub" / "new.html").write_text("<h1>Owls</h1><p>The owl watch is paid half as much again.</p>")
     until(lambda: "sub/new.html" in names(knowledge))
     (folder / "bridge.md").write_text("# Bridges\n\nThe Wren Bridge opens at noon.")
-    until(lambda: len(notes.indexed) == 4)
+    until(lambda: len(events.indexed) == 4)
     (folder / "sub" / "deeper" / "ferry.txt").unlink()
     until(lambda: names(knowledge) == ["bridge.md", "sub/new.html"])
     (folder / "bridge.md").rename(folder / "moved.md")
@@ -136,15 +136,15 @@ async def test_files_that_change_appear_and_vanish_are_noticed(
     [found, *_] = await knowledge.search("When does the Wren Bridge open?")
     assert (found.chunk.file, found.chunk.heading) == ("moved.md", "Bridges")
     assert found.chunk.text == "The Wren Bridge opens at noon."
-    assert len(notes.indexed) == 5, "only what changed was read"
+    assert len(events.indexed) == 5, "only changed files are read"
 
 
 class Panic(BaseException):
-    """As of a native library."""
+    """An exception like those of a native library."""
 
 
-def test_a_watch_that_fails_is_begun_again(
-    folder: Path, open_knowledge: Callable[..., tuple[Knowledge, Notes]], monkeypatch: pytest.MonkeyPatch
+def test_a_failed_watch_is_restarted(
+    folder: Path, open_knowledge: Callable[..., tuple[Knowledge, Recorder]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = threading.Event()
 
@@ -162,110 +162,110 @@ def test_a_watch_that_fails_is_begun_again(
     until(lambda: "later.txt" in names(knowledge))
 
 
-def test_a_file_that_was_only_touched_is_not_embedded_again(
-    open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path
+def test_a_file_with_a_new_time_only_is_not_embedded_again(
+    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path
 ) -> None:
-    knowledge, notes = open_knowledge()
+    knowledge, events = open_knowledge()
     settled(knowledge)
-    let_the_watch_begin()
+    wait_for_the_watch()
     os.utime(folder / "bridge.md", (1, 1))
     (folder / "new.txt").write_text("New.")
     until(lambda: "new.txt" in names(knowledge))
-    assert len(notes.indexed) == 3
+    assert len(events.indexed) == 3
 
 
-def test_unreadable_files_are_skipped_and_reported_and_the_rest_is_served(
-    open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path
+def test_unreadable_files_are_skipped_and_reported(
+    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path
 ) -> None:
     (folder / "broken.pdf").write_bytes(b"%PDF-1.7\nnothing")
     (folder / "empty.md").write_text(" \n")
-    knowledge, notes = open_knowledge()
+    knowledge, events = open_knowledge()
     settled(knowledge)
     assert names(knowledge) == ["bridge.md", "sub/deeper/ferry.txt"]
     skipped = [document for document in knowledge.documents() if document.state == "skipped"]
     assert [document.name for document in skipped] == ["broken.pdf", "empty.md"]
     assert all(document.problem and document.n_chunks == 0 for document in skipped)
-    assert notes.state == (2, 2, 2)
-    let_the_watch_begin()
+    assert events.state == (2, 2, 2)
+    wait_for_the_watch()
     (folder / "empty.md").write_text("No longer empty.")
     until(lambda: "empty.md" in names(knowledge))
 
 
-def test_a_restart_reads_what_has_changed_since(
-    open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path
+def test_a_restart_indexes_changed_files_only(
+    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path
 ) -> None:
     first, _ = open_knowledge()
     settled(first).close()
     (folder / "bridge.md").write_text("The bridge is shut.")
     (folder / "sub" / "deeper" / "ferry.txt").unlink()
-    second, notes = open_knowledge()
+    second, events = open_knowledge()
     assert names(settled(second)) == ["bridge.md"]
-    assert notes.indexed == [(1, None)]
+    assert events.indexed == [(1, None)]
     second.close()
-    third, notes = open_knowledge()
+    third, events = open_knowledge()
     assert names(settled(third)) == ["bridge.md"]
-    assert notes.indexed == []
-    assert notes.state == (1, 1, 0), "the state is reported without changes, too"
+    assert events.indexed == []
+    assert events.state == (1, 1, 0), "the state is reported without changes"
     third.close()
     # Another passage size rebuilds the index.
-    fourth, notes = open_knowledge(chunk_tokens=100)
+    fourth, events = open_knowledge(chunk_tokens=100)
     assert names(settled(fourth)) == ["bridge.md"]
-    assert notes.indexed == [(1, None)]
+    assert events.indexed == [(1, None)]
 
 
-def test_waiting_files_are_reported_and_do_not_delay_closing(
-    open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path
+def test_waiting_files_are_reported_and_do_not_delay_close(
+    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path
 ) -> None:
     for number in range(40):
         (folder / f"{number:02}.txt").write_text(
             "\n\n".join(f"Word {i} is {number}. " * 40 for i in range(20))
         )
     knowledge, _ = open_knowledge()
-    until(lambda: names(knowledge, "waiting"))
+    until(lambda: names(knowledge) and names(knowledge, "waiting"))
     assert knowledge.is_indexing
     assert DocumentState("39.txt", "waiting", 0, (folder / "39.txt").stat().st_size) in knowledge.documents()
+    indexed = names(knowledge)
     knowledge.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "indexer"]
-    # Files indexed before are kept.
     again, _ = open_knowledge()
-    assert len(names(again)) + len(names(again, "waiting")) <= 42
+    assert set(indexed) <= set(names(again)), "files indexed before are kept"
 
 
-def test_a_missing_folder_keeps_its_documents(
-    open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path
+def test_documents_of_a_missing_folder_are_kept(
+    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path
 ) -> None:
-    knowledge, notes = open_knowledge()
+    knowledge, events = open_knowledge()
     settled(knowledge)
-    let_the_watch_begin()
-    folder.rename(folder.with_name("away"))
+    wait_for_the_watch()
+    folder.rename(folder.with_name("moved"))
     until(lambda: knowledge.problem)
     assert "does not exist" in str(knowledge.problem)
     assert names(knowledge) == ["bridge.md", "sub/deeper/ferry.txt"]
-    (folder.with_name("away") / "new.txt").write_text("New.")
-    folder.with_name("away").rename(folder)
+    (folder.with_name("moved") / "new.txt").write_text("New.")
+    folder.with_name("moved").rename(folder)
     until(lambda: "new.txt" in names(knowledge))
     assert knowledge.problem is None
-    assert len(notes.indexed) == 3
-    let_the_watch_begin()
+    assert len(events.indexed) == 3
+    wait_for_the_watch()
     (folder / "newer.txt").write_text("Newer.")
     until(lambda: "newer.txt" in names(knowledge))
 
 
-def test_files_that_cannot_be_stored_wait_and_are_reported(
-    open_knowledge: Callable[..., tuple[Knowledge, Notes]], folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_failure_to_store_is_reported_and_retried(
+    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
 
         def full(*_: object) -> None:
             raise StoreError("the disk is full")
 
-        patch.setattr(Store, "replace", full)  # a full disk cannot be produced everywhere
+        patch.setattr(Store, "replace", full)  # a full disk needs privileges
         knowledge, _ = open_knowledge()
         until(lambda: knowledge.problem)
         assert knowledge.problem == "the disk is full"
         assert names(knowledge, "waiting") == ["bridge.md", "sub/deeper/ferry.txt"]
         assert not knowledge.is_indexing
-        let_the_watch_begin()
+        wait_for_the_watch()
     (folder / "new.txt").write_text("New.")
     until(lambda: len(names(knowledge)) == 3)
     assert knowledge.problem is None
@@ -273,7 +273,7 @@ def test_files_that_cannot_be_stored_wait_and_are_reported(
 
 @pytest.mark.anyio
 async def test_a_lost_index_is_reported_and_the_next_start_indexes_again(
-    open_knowledge: Callable[..., tuple[Knowledge, Notes]],
+    open_knowledge: Callable[..., tuple[Knowledge, Recorder]],
     folder: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -283,7 +283,7 @@ async def test_a_lost_index_is_reported_and_the_next_start_indexes_again(
     shutil.rmtree(tmp_path / "index")
     with pytest.raises(StoreError, match=r"KNOWLEDGE_INDEX=.* is gone; restart the server"):
         await knowledge.search("When does the Wren Bridge open?")
-    let_the_watch_begin()
+    wait_for_the_watch()
     (folder / "new.txt").write_text("The tower is 40 metres high.")
     until(lambda: knowledge.problem)
     assert "is gone" in str(knowledge.problem)
@@ -296,8 +296,8 @@ async def test_a_lost_index_is_reported_and_the_next_start_indexes_again(
 
 
 @pytest.mark.anyio
-async def test_a_very_long_question_is_cut(
-    open_knowledge: Callable[..., tuple[Knowledge, Notes]],
+async def test_a_very_long_question_is_truncated(
+    open_knowledge: Callable[..., tuple[Knowledge, Recorder]],
 ) -> None:
     knowledge, _ = open_knowledge()
     settled(knowledge)

@@ -1,4 +1,4 @@
-"""Files as other programs would write them, good and hostile."""
+"""PDF and .docx files with given contents."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import io
 import zipfile
 from collections.abc import Sequence
 
-TextLine = tuple[float, float, float, str]  # size of the letters, left, bottom (points), text
+TextLine = tuple[float, float, float, str]  # font size, left, bottom (points), text
 
 
 def pdf(pages: Sequence[Sequence[TextLine]]) -> bytes:
-    """A PDF whose pages show lines in Helvetica."""
+    """A PDF with pages of lines in Helvetica."""
     n_pages = len(pages)
     kids = " ".join(f"{4 + 2 * number} 0 R" for number in range(n_pages))
     objects = [
@@ -31,7 +31,7 @@ def pdf(pages: Sequence[Sequence[TextLine]]) -> bytes:
 
 
 def pdf_of_objects(objects: Sequence[str]) -> bytes:
-    """A PDF of objects numbered from 1, the first its catalog."""
+    """A PDF of objects. The first is the catalog and has number 1."""
     file = io.BytesIO()
     file.write(b"%PDF-1.7\n")
     offsets = []
@@ -45,8 +45,8 @@ def pdf_of_objects(objects: Sequence[str]) -> bytes:
     return file.getvalue()
 
 
-def docx_of_parts(document: bytes, **others: bytes) -> bytes:
-    """A .docx of a main part, and of others by their names without ``.xml``."""
+def docx_of_parts(document: bytes) -> bytes:
+    """A .docx with a main part."""
     types = (
         b'<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types">'
         b'<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
@@ -64,8 +64,6 @@ def docx_of_parts(document: bytes, **others: bytes) -> bytes:
         archive.writestr("[Content_Types].xml", types)
         archive.writestr("_rels/.rels", relations)
         archive.writestr("word/document.xml", document)
-        for name, content in others.items():
-            archive.writestr(f"word/{name}.xml", content)
     return file.getvalue()
 
 
@@ -73,5 +71,5 @@ WORD = b'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
 
 
 def docx_body(body: bytes) -> bytes:
-    """The main part of a .docx around its paragraphs."""
+    """The main part of a .docx with ``body`` inside."""
     return b"<w:document " + WORD + b"><w:body>" + body + b"</w:body></w:document>"

@@ -1,4 +1,4 @@
-"""Questions of the retrieval benchmark: each answer occurs once in one document."""
+"""Questions of the retrieval benchmark: each answer occurs once in the documents."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 SAMPLE = Path(__file__).resolve().parents[2] / "data" / "callowmere.md"
-CORPUS = Path(__file__).parent / "corpus"
-QUESTIONS: list[dict[str, str]] = json.loads((Path(__file__).parent / "questions.json").read_text())
+KNOWLEDGE = Path(__file__).resolve().parents[1] / "knowledge"
+CORPUS = KNOWLEDGE / "corpus"
+QUESTIONS: list[dict[str, str]] = json.loads((KNOWLEDGE / "questions.json").read_text())
 
 
 def read_documents() -> dict[str, str]:
@@ -24,22 +25,22 @@ DOCUMENTS = read_documents()
 
 
 @pytest.mark.parametrize("entry", QUESTIONS, ids=[entry["question"] for entry in QUESTIONS])
-def test_answer_occurs_once_in_one_document(entry: dict[str, str]) -> None:
+def test_an_answer_occurs_once_in_one_document(entry: dict[str, str]) -> None:
     assert sorted(entry) == ["answer", "file", "kind", "question"]
     found = {name: text.count(entry["answer"]) for name, text in DOCUMENTS.items() if entry["answer"] in text}
     assert found == {entry["file"]: 1}
-    assert "\n" not in entry["answer"], "readers may join lines in another way"
+    assert "\n" not in entry["answer"], "readers join lines differently"
 
 
-def test_sixty_questions_a_third_of_each_kind() -> None:
+def test_a_third_of_sixty_questions_is_of_each_kind() -> None:
     kinds = Counter(entry["kind"] for entry in QUESTIONS)
     assert sum(kinds.values()) == len({entry["question"] for entry in QUESTIONS}) == 60
     assert kinds.keys() == {"plain", "paraphrase", "name"}
     assert min(kinds.values()) >= 19
 
 
-def test_each_document_is_asked_about() -> None:
-    asked = Counter(entry["file"] for entry in QUESTIONS)
-    assert asked.keys() == DOCUMENTS.keys()
-    assert min(asked.values()) >= 4
+def test_each_document_has_questions() -> None:
+    n_questions = Counter(entry["file"] for entry in QUESTIONS)
+    assert n_questions.keys() == DOCUMENTS.keys()
+    assert min(n_questions.values()) >= 4
     assert {Path(name).suffix for name in DOCUMENTS} >= {".md", ".txt", ".html"}
