@@ -1,4 +1,4 @@
-"""Engines over the real model."""
+"""Engines with the default model."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def reports() -> Reports:
 
 @pytest.fixture
 def compute_lock() -> threading.Lock:
-    """Held by a test, it keeps the engine from its next step."""
+    """While a test holds it, the engine cannot begin a step."""
     return threading.Lock()
 
 
 @pytest.fixture
 async def engine(model: Model, reports: Reports, compute_lock: threading.Lock) -> AsyncIterator[AsyncEngine]:
-    """An engine of four sequences of 512 tokens; eight more requests may wait."""
+    """An engine with four sequences of 512 tokens and a queue of eight requests."""
     options = EngineOptions(n_ctx=2048, max_sequences=4, n_threads=2, max_requests=12)
     engine = AsyncEngine(model, options, reports, compute_lock)
     engine.start()

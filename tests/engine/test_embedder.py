@@ -1,4 +1,4 @@
-"""The embedding model: batches, order, ends."""
+"""The embedding model: batches, priorities, cancellation and faults."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def embed(embedder: Embedder, *texts: str) -> Vectors:
     return embedder.submit([embedder.fit(text) for text in texts]).result(60)
 
 
-def test_a_text_has_its_vector_whatever_is_beside_it(embedder: Embedder) -> None:
+def test_a_vector_does_not_depend_on_the_batch(embedder: Embedder) -> None:
     together = normalized(embed(embedder, *TEXTS * 30))
     assert together.shape == (150, 384)
     for index, text in enumerate(TEXTS):
@@ -57,7 +57,7 @@ def test_related_texts_are_nearer(embedder: Embedder) -> None:
     assert question @ answer > 0.4 > 0.2 > question @ other
 
 
-def test_control_tokens_in_a_text_are_text(embedder: Embedder) -> None:
+def test_control_tokens_in_a_text_are_tokenized_as_text(embedder: Embedder) -> None:
     tokens = embedder.tokenize("ends here [SEP] [CLS] it does not")
     assert tokens[0] == CLS
     assert tokens[-1] == SEP
@@ -65,7 +65,7 @@ def test_control_tokens_in_a_text_are_text(embedder: Embedder) -> None:
 
 
 @pytest.mark.parametrize("keep", ["begin", "end"])
-def test_long_texts_are_cut_at_the_other_end(embedder: Embedder, keep: str) -> None:
+def test_long_texts_are_truncated_at_the_other_end(embedder: Embedder, keep: str) -> None:
     words = [f"{number}" for number in range(2000)]
     tokens = embedder.fit(" ".join(words), keep=keep)  # type: ignore[arg-type]
     assert len(tokens) == embedder.max_tokens == 512
@@ -76,7 +76,7 @@ def test_long_texts_are_cut_at_the_other_end(embedder: Embedder, keep: str) -> N
     assert embedder.count("0") == 1
 
 
-def test_questions_go_before_what_is_indexed_behind_them(embedder: Embedder) -> None:
+def test_questions_precede_background_jobs(embedder: Embedder) -> None:
     background = embedder.submit([embedder.fit("word " * 300)] * 60, background=True)
     question = embedder.submit([embedder.tokenize("Where?")])
     assert question.result(60).shape == (1, 384)
@@ -84,7 +84,7 @@ def test_questions_go_before_what_is_indexed_behind_them(embedder: Embedder) -> 
     assert background.result(60).shape == (60, 384)
 
 
-def test_a_short_job_goes_before_what_is_left_of_a_long_one(embedder: Embedder) -> None:
+def test_a_short_job_precedes_the_rest_of_a_long_one(embedder: Embedder) -> None:
     long = embedder.submit([embedder.fit("word " * 300)] * 60)
     short = embedder.submit([embedder.tokenize("Where?")])
     assert short.result(60).shape == (1, 384)
@@ -92,16 +92,16 @@ def test_a_short_job_goes_before_what_is_left_of_a_long_one(embedder: Embedder) 
     assert long.result(60).shape == (60, 384)
 
 
-def test_what_is_cancelled_is_not_computed(embedder: Embedder) -> None:
-    left = embedder.submit([embedder.fit("word " * 300)] * 5000, background=True)
-    assert left.cancel()
+def test_a_cancelled_job_is_not_computed(embedder: Embedder) -> None:
+    cancelled = embedder.submit([embedder.fit("word " * 300)] * 5000, background=True)
+    assert cancelled.cancel()
     with pytest.raises(CancelledError):
-        left.result()
-    # 5,000 texts would take minutes.
+        cancelled.result()
+    # 5,000 texts take minutes.
     assert embedder.submit([embedder.tokenize("next")], background=True).result(20).shape == (1, 384)
 
 
-def test_any_size_of_batch_is_possible(path: Path) -> None:
+def test_a_batch_can_have_any_size(path: Path) -> None:
     model = Model(path)
     context = EmbeddingContext(model, n_batch=200, n_sequences=64, n_threads=1)
     batch = Batch(200)
@@ -112,11 +112,11 @@ def test_any_size_of_batch_is_possible(path: Path) -> None:
     model.close()
 
 
-def test_nothing_gives_nothing(embedder: Embedder) -> None:
+def test_no_texts_give_no_vectors(embedder: Embedder) -> None:
     assert embedder.submit([]).result(1).shape == (0, 384)
 
 
-def test_closing_fails_what_waits(path: Path) -> None:
+def test_close_ends_waiting_jobs_with_an_error(path: Path) -> None:
     embedder = Embedder(path, n_threads=1)
     waiting = embedder.submit([embedder.fit("word " * 300)] * 500)
     embedder.close()
@@ -140,11 +140,11 @@ def test_a_fault_in_a_batch_ends_its_jobs(embedder: Embedder, monkeypatch: pytes
 
 
 class Panic(BaseException):
-    """As of a native library."""
+    """An exception like those of a native library."""
 
 
 @pytest.mark.parametrize("fault", [RuntimeError, Panic])
-def test_a_fault_of_the_thread_ends_all_jobs_and_is_told(
+def test_a_fault_of_the_thread_ends_all_jobs_and_is_reported(
     path: Path, fault: type[BaseException], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     failures: list[BaseException] = []
@@ -152,10 +152,10 @@ def test_a_fault_of_the_thread_ends_all_jobs_and_is_told(
     embedder = Embedder(path, n_threads=1, lock=lock, on_failure=failures.append)
     add = embedder._batch.add
 
-    def fail_at_the_third(tokens: list[int], *arguments: int, **more: int) -> int:
+    def fail_at_the_third(tokens: list[int], *arguments: int, **options: int) -> int:
         if len(tokens) == 3:
             raise fault("forced")
-        return add(tokens, *arguments, **more)
+        return add(tokens, *arguments, **options)
 
     monkeypatch.setattr(embedder._batch, "add", fail_at_the_third)
     with lock:
@@ -172,12 +172,12 @@ def test_a_fault_of_the_thread_ends_all_jobs_and_is_told(
     assert "the embedding thread failed" in caplog.text
 
 
-def test_a_model_that_answers_is_no_embedding_model_by_itself() -> None:
+def test_a_generative_model_needs_embedding_pooling() -> None:
     with pytest.raises(ModelLoadError, match="EMBEDDING_POOLING to one of mean, cls, last"):
         Embedder(MODEL, n_threads=2)
 
 
-def test_a_model_that_looks_back_alone_can_be_made_one() -> None:
+def test_a_generative_model_embeds_with_pooling_last() -> None:
     embedder = Embedder(MODEL, n_threads=2, pooling="last")
     try:
         first = normalized(embed(embedder, "The oak is old.", "A red car"))

@@ -1,4 +1,4 @@
-"""Faults of the engine: each ends exactly the requests that it concerns."""
+"""A fault in the engine ends exactly the requests that it concerns."""
 
 from __future__ import annotations
 
@@ -20,22 +20,20 @@ from app.engine.prompt_lookup import PromptLookup
 from app.engine.sampling.samplers import GreedySampler
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Sequence
-from tests.engine.asking import (
+from tests.engine.conftest import Reports
+from tests.engine.engine_calls import (
     LONG,
     assert_nothing_runs,
     chat,
     read,
-    settled,
     submit,
+    until_idle,
 )
-from tests.engine.conftest import Reports
 
 pytestmark = pytest.mark.anyio
 
 
 class TestFaults:
-    """A fault ends the requests that it concerns; the others get their answers."""
-
     @pytest.mark.parametrize(
         ("owner", "name", "part"),
         [
@@ -47,7 +45,7 @@ class TestFaults:
             (Scheduler, "remove", "sequence"),
         ],
     )
-    async def test_of_one_sequence_ends_that_one(
+    async def test_a_fault_in_one_sequence_ends_its_request_only(
         self,
         engine: AsyncEngine,
         reports: Reports,
@@ -59,45 +57,47 @@ class TestFaults:
     ) -> None:
         with compute_lock:
             faulty, healthy = submit(engine, "Say hi.", max_tokens=6, prompt_logprobs=1), submit(engine, LONG)
-            concerned = faulty.sequence if part == "sequence" else getattr(faulty.sequence, part)
+            faulty_part = faulty.sequence if part == "sequence" else getattr(faulty.sequence, part)
             method = getattr(owner, name)
 
-            def fail(*arguments: Any, **more: Any) -> Any:
-                is_concerned = concerned in arguments or getattr(arguments[1], "sequence", None) is concerned
-                if is_concerned and (name != "push" or faulty.sequence.n_generated > 2):
+            def fail(*arguments: Any, **options: Any) -> Any:
+                is_faulty = faulty_part in arguments or getattr(arguments[1], "sequence", None) is faulty_part
+                if is_faulty and (name != "push" or faulty.sequence.n_generated > 2):
                     raise MemoryError("out of memory")
-                return method(*arguments, **more)
+                return method(*arguments, **options)
 
             monkeypatch.setattr(owner, name, fail)
-        if name != "remove":  # its last token is out before the fault
+        if name != "remove":  # the fault is after the last token
             with pytest.raises(EngineError, match="out of memory"):
                 await read(faulty)
         assert (await read(healthy))[1] == 32
-        await settled(reports)
+        await until_idle(reports)
         assert_nothing_runs(engine)
 
-    async def test_of_a_move_ends_the_sequence_that_moves(
+    async def test_a_fault_in_a_move_ends_the_moving_sequence_only(
         self, engine: AsyncEngine, reports: Reports, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         n_tokens = (2, 40, 40)
-        first, stays, moves = (submit(engine, LONG + " " * n, max_tokens=m) for n, m in enumerate(n_tokens))
+        first, staying, moving = (
+            submit(engine, LONG + " " * n, max_tokens=m) for n, m in enumerate(n_tokens)
+        )
         move = PrefixCache.move
 
         def fail_for_one(cache: PrefixCache, sequence: Sequence, target: int) -> None:
             with monkeypatch.context() as patch:
-                if sequence is moves.sequence:
+                if sequence is moving.sequence:
                     patch.setattr(Context, "restore_sequence", lambda *_: False)
                 move(cache, sequence, target)
 
         monkeypatch.setattr(PrefixCache, "move", fail_for_one)
         assert (await read(first))[1] == 2
         with pytest.raises(EngineError, match="no room to move"):
-            await read(moves)
-        assert (await read(stays))[1] == 40
-        await settled(reports)
+            await read(moving)
+        assert (await read(staying))[1] == 40
+        await until_idle(reports)
         assert_nothing_runs(engine)
 
-    async def test_of_a_decode_ends_its_batch(
+    async def test_a_failed_decode_ends_its_batch_only(
         self, model: Model, reports: Reports, compute_lock: threading.Lock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         engine = AsyncEngine(model, EngineOptions(512, 1, n_threads=2), reports, compute_lock)
@@ -139,7 +139,7 @@ class TestFaults:
         assert_nothing_runs(engine)
 
     @pytest.mark.parametrize("method", ["load_context", "save_context"])
-    async def test_of_a_context(
+    async def test_a_fault_in_a_context_fails_its_warming_only(
         self, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, method: str
     ) -> None:
         def fail(*_: object) -> None:
@@ -154,7 +154,7 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("owner", "name"), [(Scheduler, "schedule"), (Engine, "add"), (Engine, "take_results")]
     )
-    async def test_of_the_engine_itself_ends_all(
+    async def test_a_fault_in_the_engine_ends_all_requests(
         self,
         model: Model,
         compute_lock: threading.Lock,
@@ -162,7 +162,7 @@ class TestFaults:
         owner: type,
         name: str,
     ) -> None:
-        """Running, waiting and not yet taken in: no client may hang, and the failure must show."""
+        """Running, waiting and newly submitted requests end, and the failure is reported."""
         failures: list[BaseException] = []
         options = EngineOptions(512, 1, n_threads=2)
         engine = AsyncEngine(model, options, None, compute_lock, on_failure=failures.append)
@@ -254,7 +254,7 @@ class TestFaults:
 
 
 class TestClose:
-    async def test_ends_what_runs_with_an_error(self, engine: AsyncEngine) -> None:
+    async def test_close_ends_running_requests_with_an_error(self, engine: AsyncEngine) -> None:
         answer = submit(engine, LONG, max_tokens=400, ignore_eos=True)
         outputs = answer.__aiter__()
         await outputs.__anext__()
@@ -266,7 +266,9 @@ class TestClose:
             submit(engine, LONG)
         assert engine.failure is None
 
-    async def test_ends_what_is_in_the_inbox(self, engine: AsyncEngine, compute_lock: threading.Lock) -> None:
+    async def test_close_ends_submitted_requests_with_an_error(
+        self, engine: AsyncEngine, compute_lock: threading.Lock
+    ) -> None:
         with compute_lock:
             before = submit(engine, LONG)
             closing = asyncio.create_task(engine.close())
@@ -280,31 +282,31 @@ class TestClose:
                     await read(answer)
         await closing
 
-    async def test_aborts_the_running_decode(
+    async def test_close_aborts_a_running_decode(
         self, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         decode, abort = Context.decode, Context.abort
         is_decoding, is_aborted = threading.Event(), threading.Event()
-        ends = list[type]()
+        raised_types = list[type]()
 
         def decode_after_abort(context: Context, batch: Batch) -> None:
             is_decoding.set()
             assert is_aborted.wait(60)
             with pytest.raises(DecodeAborted) as raised:
                 decode(context, batch)
-            ends.append(raised.type)
+            raised_types.append(raised.type)
             raise raised.value
 
-        def note(context: Context) -> None:
+        def record_abort(context: Context) -> None:
             abort(context)
             is_aborted.set()
 
         monkeypatch.setattr(Context, "decode", decode_after_abort)
-        monkeypatch.setattr(Context, "abort", note)
+        monkeypatch.setattr(Context, "abort", record_abort)
         answer = submit(engine, LONG)
         assert await asyncio.to_thread(is_decoding.wait, 60)
         await engine.close()
-        assert ends == [DecodeAborted]
+        assert raised_types == [DecodeAborted]
         assert engine.failure is None
         with pytest.raises(EngineError, match="shutting down"):
             await read(answer)

@@ -1,4 +1,4 @@
-"""FairLock: one at a time, in the order they came."""
+"""FairLock admits one thread at a time, in the order of their requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from app.engine.fair_lock import FairLock
 
 
-def test_who_comes_back_at_once_goes_behind_those_who_wait() -> None:
+def test_a_thread_that_returns_at_once_waits_behind_the_others() -> None:
     lock = FairLock()
     order: list[str] = []
     both = threading.Barrier(2)
@@ -21,7 +21,7 @@ def test_who_comes_back_at_once_goes_behind_those_who_wait() -> None:
         for _ in range(50):
             with lock:
                 order.append(name)
-                time.sleep(0.001)  # long enough for the other to come
+                time.sleep(0.001)  # long enough for the other thread to wait
 
     threads = [threading.Thread(target=compute, args=(name,)) for name in "ab"]
     for thread in threads:
@@ -30,20 +30,20 @@ def test_who_comes_back_at_once_goes_behind_those_who_wait() -> None:
         thread.join(30)
     assert sorted(order) == ["a"] * 50 + ["b"] * 50
     same_in_a_row = sum(one == next_ for one, next_ in itertools.pairwise(order))
-    assert same_in_a_row <= 5, "they alternate"
+    assert same_in_a_row <= 5, "the threads alternate"
     assert not lock.is_taken
 
 
-def test_one_at_a_time() -> None:
+def test_one_thread_at_a_time_holds_the_lock() -> None:
     lock = FairLock()
     inside: list[int] = []
-    worst: list[int] = []
+    n_inside: list[int] = []
 
     def compute(number: int) -> None:
         for _ in range(300):
             with lock:
                 inside.append(number)
-                worst.append(len(inside))
+                n_inside.append(len(inside))
                 inside.remove(number)
 
     threads = [threading.Thread(target=compute, args=(number,)) for number in range(6)]
@@ -51,11 +51,11 @@ def test_one_at_a_time() -> None:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert len(worst) == 1800
-    assert max(worst) == 1
+    assert len(n_inside) == 1800
+    assert max(n_inside) == 1
 
 
-def test_an_error_gives_the_turn_back() -> None:
+def test_an_exception_releases_the_lock() -> None:
     lock = FairLock()
     with pytest.raises(ValueError, match="failed"), lock:
         raise ValueError("failed")

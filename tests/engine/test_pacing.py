@@ -21,13 +21,13 @@ def test_chunks_are_full_while_no_answer_streams_on_a_fast_machine() -> None:
 
 def test_a_chunk_takes_half_a_second_while_no_answer_streams() -> None:
     assert measured(token=0.002).chunk(0, 512) * 0.002 == pytest.approx(PREFILL_SECONDS, rel=0.05)
-    assert measured(token=1 / 30).chunk(0, 512) == MIN_CHUNK, "1 s, where 512 tokens take 17"
+    assert measured(token=1 / 30).chunk(0, 512) == MIN_CHUNK, "1 s instead of 17 s for 512 tokens"
 
 
 def test_the_first_chunk_is_small() -> None:
     assert Pacing().chunk(0, 512) == MIN_CHUNK
     pacing = Pacing()
-    pacing.observe(2.0, 0, MIN_CHUNK)  # weights come from disk
+    pacing.observe(2.0, 0, MIN_CHUNK)  # weights are read from disk
     assert pacing.chunk(0, 512) == MIN_CHUNK
     pacing.observe(0.03, 0, MIN_CHUNK)
     assert pacing.chunk(0, 512) == 512

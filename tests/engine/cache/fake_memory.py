@@ -1,4 +1,4 @@
-"""KV memory without a model: slots that remember which tokens they hold."""
+"""KV memory without a model: slots of tokens."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from app.engine.sequence import Sequence
 
 
 def sequence(prompt: list[int] | int, *, max_tokens: int = 8, submitted_at: float = 0.0) -> Sequence:
-    """A sequence with a prompt (by its length: of tokens that nobody else has)."""
+    """A sequence with a prompt. An integer is the length of a prompt of unique tokens."""
     nothing = cast(Any, None)
     if isinstance(prompt, int):
         prompt = list(range(FakeMemory.unique, FakeMemory.unique + prompt))
         FakeMemory.unique += len(prompt)
     params = SamplingParams(max_tokens=max_tokens)
-    return Sequence(prompt, params, cast(Any, FreeChoice()), nothing, submitted_at=submitted_at)
+    return Sequence(prompt, params, cast(Any, NoSampler()), nothing, submitted_at=submitted_at)
 
 
-class FreeChoice:
-    """A sampler that must do nothing; none of these tests samples."""
+class NoSampler:
+    """A sampler for tests that do not sample."""
 
     def forced(self, limit: int) -> list[int]:
         return []
@@ -33,7 +33,7 @@ class FreeChoice:
 
 @dataclass
 class FakeMemory:
-    """What llama.cpp's KV memory does with tokens, refusals included."""
+    """The operations of llama.cpp's KV memory on tokens, errors included."""
 
     unique = 1_000_000
 
@@ -59,7 +59,7 @@ class FakeMemory:
 
     def share_prefix(self, source: int, target: int, n_tokens: int) -> None:
         assert self.kind.shares_cells
-        assert not self.slots.get(target), "a share into a slot that holds something"
+        assert not self.slots.get(target), "the target slot is not empty"
         held = self.slots[source]
         if not self.kind.truncatable:
             assert n_tokens in (-1, len(held)), "a recurrent state is shared as a whole"
@@ -79,15 +79,15 @@ class FakeMemory:
         return True
 
     def compute(self, work: list[Work], token: int = 7) -> None:
-        """Do what the engine does with a plan; every sequence generates ``token``."""
+        """Execute a plan like the engine. Every sequence generates ``token``."""
         for piece in work:
-            one = piece.sequence
-            assert one.slot is not None
-            held = self.slots.setdefault(one.slot, [])
-            assert held == one.tokens[: one.n_computed], "KV memory and bookkeeping differ"
-            held += one.tokens[one.n_computed : one.n_computed + piece.n_tokens]
-            if not one.is_decoding:
+            item = piece.sequence
+            assert item.slot is not None
+            held = self.slots.setdefault(item.slot, [])
+            assert held == item.tokens[: item.n_computed], "KV memory and the sequence differ"
+            held += item.tokens[item.n_computed : item.n_computed + piece.n_tokens]
+            if not item.is_decoding:
                 self.n_prefilled += piece.n_tokens
-            one.n_computed += piece.n_tokens
+            item.n_computed += piece.n_tokens
             if piece.samples:
-                one.tokens.append(token)
+                item.tokens.append(token)

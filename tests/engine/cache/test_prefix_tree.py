@@ -1,4 +1,4 @@
-"""The radix tree compared with a plain list."""
+"""The radix tree equals a plain list."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from app.engine.cache.prefix_tree import PrefixTree, _Node, n_shared_tokens
 
-# Few different tokens, so that texts share prefixes.
+# Texts of three tokens share prefixes.
 texts = st.lists(st.integers(0, 2), max_size=8)
 
 
@@ -44,11 +44,11 @@ class TreeAgainstList(RuleBasedStateMachine):
         assert depths == sorted(depths, reverse=True)
 
     @invariant()
-    def it_holds_what_was_put_in(self) -> None:
+    def items_are_those_inserted(self) -> None:
         assert set(self.tree) == set(self.list)
 
     @invariant()
-    def no_node_is_there_for_nothing(self) -> None:
+    def nodes_are_necessary_and_linked(self) -> None:
         def check(node: _Node[int], text: list[int]) -> None:
             assert node.parent is None or node.items or len(node.children) > 1
             for item in node.items:
@@ -66,11 +66,11 @@ TestTreeAgainstList = TreeAgainstList.TestCase
 
 
 @given(texts, texts)
-def test_the_shared_length(a: list[int], b: list[int]) -> None:
+def test_the_number_of_shared_tokens_equals_a_plain_count(a: list[int], b: list[int]) -> None:
     assert n_shared_tokens(a, b) == shared(a, b)
 
 
-def test_a_lookup_among_many_long_texts() -> None:
+def test_matches_among_many_long_texts_are_found() -> None:
     rng = random.Random(1)
     tree: PrefixTree[int] = PrefixTree()
     prefix = [rng.randrange(50_000) for _ in range(700)]

@@ -1,4 +1,4 @@
-"""The check of the library in use, and its thread pool."""
+"""Struct layouts, exports and threads of the installed library."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from app.engine.llama.context import ThreadPool
 from tests.conftest import ROOT
 
 built_by_us = pytest.mark.skipif(
-    not native.has_exports(), reason="the library in use was not built by native/build.py"
+    not native.has_exports(), reason="the installed library was not built by native/build.py"
 )
 
 
 @built_by_us
-def test_layouts_of_this_library_agree() -> None:
+def test_layouts_of_the_installed_library_match() -> None:
     native.check_layouts()
 
 
 class _Smaller(ctypes.Structure):
-    """llama_context_params of another version: without its last field."""
+    """llama_context_params without its last field, as in another version."""
 
     _fields_ = tuple(lib.llama_context_params._fields_[:-1])
 
 
 class _Reordered(ctypes.Structure):
-    """llama_context_params of another version: n_ctx and n_batch change places."""
+    """llama_context_params with n_ctx and n_batch swapped, as in another version."""
 
     _fields_ = tuple(
         ({"n_ctx": "n_batch", "n_batch": "n_ctx"}.get(name, name), kind)
@@ -59,10 +59,10 @@ def test_another_layout_is_an_error_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch, declared: type[ctypes.Structure], difference: str
 ) -> None:
     monkeypatch.setattr(lib, "llama_context_params", declared)
-    with pytest.raises(UnsupportedLibraryError) as caught:
+    with pytest.raises(UnsupportedLibraryError) as error:
         native.check_layouts()
-    assert difference in str(caught.value)
-    assert "Run `make rebuild`" in str(caught.value)
+    assert difference in str(error.value)
+    assert "Run `make rebuild`" in str(error.value)
 
 
 _WITH_ANOTHER_LAYOUT = """
@@ -83,7 +83,7 @@ except ModelLoadError as error:
 
 
 @built_by_us
-def test_it_is_checked_before_a_model_is_loaded() -> None:
+def test_layouts_are_checked_before_a_model_is_loaded() -> None:
     result = subprocess.run(
         [sys.executable, "-c", _WITH_ANOTHER_LAYOUT],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
@@ -92,7 +92,7 @@ def test_it_is_checked_before_a_model_is_loaded() -> None:
 
 
 class _LibraryWithoutExports:
-    """The library in use as it would be without native/exports.cpp."""
+    """The installed library without native/exports.cpp."""
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("tokenstream_"):
@@ -109,7 +109,7 @@ def without_exports(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_exports")
-def test_a_library_of_another_build_computes_and_is_reported(
+def test_a_library_without_exports_works_with_a_warning(
     model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "tokenstream.llama")
@@ -125,7 +125,7 @@ def test_a_library_of_another_build_computes_and_is_reported(
 
 
 @built_by_us
-def test_a_pool_has_its_threads() -> None:
+def test_a_thread_pool_starts_and_ends_its_threads() -> None:
     def n_threads() -> int:
         return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - only counted
 
@@ -135,3 +135,31 @@ def test_a_pool_has_its_threads() -> None:
     assert n_threads() == before + 2  # the calling thread is the third
     pool.close()
     assert n_threads() == before
+
+
+# A separate process: resident memory here depends on earlier tests.
+_FREEING = """
+import os
+import numpy as np
+from app.engine.llama.native import start_backend
+
+def resident_megabytes():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+start_backend()
+before = resident_megabytes()
+for _ in range(4):
+    buffers = [np.ones(20_000_000, np.uint8) for _ in range(3)]
+    assert resident_megabytes() - before > 55
+    # A later allocation must not later the memory below it resident.
+    later = [np.ones(100_000, np.uint8)]
+    del buffers
+print(resident_megabytes() - before)
+"""
+
+
+def test_memory_of_freed_buffers_returns_to_the_system() -> None:
+    result = subprocess.run([sys.executable, "-c", _FREEING], capture_output=True, text=True, check=True)
+
+    assert float(result.stdout) < 2

@@ -1,4 +1,4 @@
-"""Simulated sizes against llama.cpp's log of real contexts and the kernel's count of resident memory."""
+"""Simulated sizes equal those in llama.cpp's log and the resident memory."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def logged_mib(lines: list[str]) -> Counter[str]:
         (8192, 4, KVOptions("shared", flash_attention=False)),
     ],
 )
-def test_context_takes_what_the_simulation_said(
+def test_sizes_of_a_context_equal_the_simulated_ones(
     path: Path, n_ctx: int, n_sequences: int, kv: KVOptions
 ) -> None:
     def arguments(n_outputs: int) -> dict[str, int]:
@@ -84,17 +84,19 @@ def test_context_takes_what_the_simulation_said(
     assert expected.kv > 0
     assert expected.buffers > MIB
     assert found.n_ctx == expected.n_ctx
-    # Sizes are logged in hundredths of a MiB; a sliding window's cache has two parts.
+    # Logged sizes are rounded to 0.01 MiB, and the cache of a sliding window has two parts.
     assert found.kv == pytest.approx(expected.kv, abs=0.02 * MIB)
     assert found.buffers == pytest.approx(expected.buffers, abs=0.02 * MIB)
-    # With more logits than sequences the buffer of logits grows.
+    # The buffer of logits grows with the number of outputs.
     more = simulated.context_memory(**arguments(4 * n_sequences), kv=kv)
     assert more.buffers >= found.buffers + 3 * round(real["output"] * MIB)
     for part in (context, model, simulated):
         part.close()
 
 
-def test_memory_grows_by_what_the_simulation_said(simulated: SimulatedModel, model: Model) -> None:
+def test_a_context_increases_resident_memory_by_the_simulated_size(
+    simulated: SimulatedModel, model: Model
+) -> None:
     """The KV cache is resident at once, the buffers after a full batch with all logits."""
     sizes = {"n_ctx": 16384, "n_sequences": 8, "n_batch": 520, "n_outputs": 136}
     expected = simulated.context_memory(**sizes, kv=KVOptions())
@@ -105,14 +107,14 @@ def test_memory_grows_by_what_the_simulation_said(simulated: SimulatedModel, mod
     for sequence in range(8):
         batch.add([1] * 65, 0, sequence, n_outputs=17)
     context.decode(batch)
-    grown = anonymous_memory() - before
+    increase = anonymous_memory() - before
     context.close()
     assert expected.kv > 300 * MIB
     assert expected.kv <= reserved <= expected.kv + 16 * MIB
-    assert expected.kv + expected.buffers / 2 < grown < expected.kv + expected.buffers + 16 * MIB
+    assert expected.kv + expected.buffers / 2 < increase < expected.kv + expected.buffers + 16 * MIB
 
 
-def test_weights_take_what_the_simulation_said(path: Path) -> None:
+def test_the_size_of_weights_equals_the_simulated_one(path: Path) -> None:
     """Weights are repacked in memory or mapped from the file. A mapping also covers unneeded parts."""
     simulated = SimulatedModel(path)
     weights = simulated.weights_memory()
@@ -125,20 +127,20 @@ def test_weights_take_what_the_simulation_said(path: Path) -> None:
     repacked = logged_mib([line for line in buffers if "Mapped" not in line])["model"] * MIB
     n_bytes = path.stat().st_size
     assert n_bytes - 6 * MIB < weights < 1.4 * n_bytes  # the file also contains a vocabulary
-    rounding = 0.01 * MIB * len(buffers)  # sizes are logged in hundredths of a MiB
+    rounding = 0.01 * MIB * len(buffers)  # logged sizes are rounded to 0.01 MiB
     assert repacked - rounding <= weights <= repacked + mapped + rounding
 
 
-def test_memory_grows_by_no_more_than_the_weights(simulated: SimulatedModel) -> None:
+def test_a_model_increases_resident_memory_by_at_most_the_weights(simulated: SimulatedModel) -> None:
     before = anonymous_memory()
     model = Model(MODEL)
-    grown = anonymous_memory() - before
+    increase = anonymous_memory() - before
     model.close()
     vocabulary = 512 * simulated.n_vocab
-    assert grown < simulated.weights_memory() + vocabulary
+    assert increase < simulated.weights_memory() + vocabulary
 
 
-def test_simulation_takes_no_memory(simulated: SimulatedModel) -> None:
+def test_a_simulation_needs_no_memory(simulated: SimulatedModel) -> None:
     before = anonymous_memory()
     for _ in range(3):
         found = simulated.context_memory(
@@ -149,8 +151,8 @@ def test_simulation_takes_no_memory(simulated: SimulatedModel) -> None:
     assert anonymous_memory() - before < 80 * MIB
 
 
-def test_what_is_known_of_the_model(path: Path, simulated: SimulatedModel) -> None:
-    """Also without the size of the vocabulary in the metadata, as in the small models."""
+def test_a_simulated_model_has_the_properties_of_the_model(path: Path, simulated: SimulatedModel) -> None:
+    """The metadata of small models lack the size of the vocabulary."""
     model, found = Model(path), SimulatedModel(path)
     assert (found.n_ctx_train, found.n_vocab) == (model.n_ctx_train, model.vocab.n_tokens)
     assert found.is_recurrent == model.is_recurrent
@@ -158,8 +160,8 @@ def test_what_is_known_of_the_model(path: Path, simulated: SimulatedModel) -> No
         part.close()
 
 
-def test_gpu_memory_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Log lines of llama.cpp with CUDA: 3 of 4 layers and the output are on the GPU."""
+def test_gpu_memory_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In these log lines of llama.cpp with CUDA, 3 of 4 layers and the output are on the GPU."""
     monkeypatch.setattr(simulation, "_gpu_names", lambda: ("CUDA0",))
     lines = [
         "load_tensors:   CPU_REPACK model buffer size =    60.00 MiB\n",
@@ -193,8 +195,8 @@ def test_gpu_memory_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
         "llama_kv_cache:        CPU KV buffer size =   40.00 MiB\n",
     ],
 )
-def test_size_of_unknown_form_is_an_error(line: str) -> None:
-    with pytest.raises(UnsupportedLibraryError, match=f"line in its log: {line.split(':')[0]}.*make rebuild"):
+def test_a_size_of_unknown_form_is_an_error(line: str) -> None:
+    with pytest.raises(UnsupportedLibraryError, match=f"not understood: {line.split(':')[0]}.*make rebuild"):
         simulation._host_bytes([line])
 
 
@@ -209,7 +211,7 @@ def test_size_of_unknown_form_is_an_error(line: str) -> None:
         ("default", "output buffer size", "the buffer of logits"),
     ],
 )
-def test_missing_size_is_an_error(
+def test_a_missing_size_is_an_error(
     tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, kind: Any, dropped: str, missing: str
 ) -> None:
     host_bytes = simulation._host_bytes
@@ -222,23 +224,22 @@ def test_missing_size_is_an_error(
     found.close()
 
 
-def test_file_that_is_no_model(tmp_path: Path) -> None:
+def test_a_file_that_is_no_model_is_an_error(tmp_path: Path) -> None:
     other = tmp_path / "other.gguf"
     other.write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ModelLoadError):
         SimulatedModel(other)
 
 
-def test_context_that_llama_cpp_refuses(simulated: SimulatedModel) -> None:
+def test_a_context_that_llama_cpp_rejects_is_an_error(simulated: SimulatedModel) -> None:
     kv = KVOptions(flash_attention=False, type="q8_0")
     with pytest.raises(ModelLoadError, match="quantized V cache requires flash_attn"):
         simulated.context_memory(n_ctx=512, n_sequences=1, n_batch=512, n_outputs=1, kv=kv)
 
 
-def test_log_goes_where_it_always_goes(
+def test_log_lines_are_recorded_during_and_after_a_simulation(
     simulated: SimulatedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """During the simulation and after it."""
     caplog.set_level(logging.DEBUG, "tokenstream.llama")
     kv = KVOptions(flash_attention=False, type="q8_0")
     with pytest.raises(ModelLoadError):

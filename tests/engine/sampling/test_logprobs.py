@@ -1,4 +1,4 @@
-"""Log-probabilities, of answers and of prompts."""
+"""Log-probabilities of answers and prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return wide - np.logaddexp.reduce(wide)
 
 
-def test_they_are_the_log_softmax() -> None:
+def test_logprobs_are_the_log_softmax() -> None:
     logits = np.random.default_rng(1).normal(0, 8, 50_000).astype(np.float32)
     exact = log_softmax(logits)
     order = np.argsort(-logits, kind="stable")
@@ -28,15 +28,15 @@ def test_they_are_the_log_softmax() -> None:
     assert [value for _, value in found.top] == pytest.approx(exact[order[:5]].tolist(), abs=TOLERANCE)
 
 
-def test_equal_logits_go_by_id_and_more_than_there_are_is_all() -> None:
+def test_equal_logits_are_ordered_by_token_and_top_is_limited() -> None:
     logits = np.array([1, 3, 3, -np.inf], np.float32)
     assert [token for token, _ in logprobs_of(logits, 0, 3).top] == [1, 2, 0]
     assert len(logprobs_of(logits, 0, 99).top) == 4
     assert logprobs_of(logits, 0, 0).top == ()
 
 
-class Bare:
-    """One sequence over llama.cpp alone, decoded in the steps that it is given."""
+class Reference:
+    """A llama.cpp context with one sequence, decoded in given steps."""
 
     def __init__(self, model: Model) -> None:
         self._context = Context(model, n_ctx=512, n_sequences=1, n_batch=512, n_threads=2, n_outputs=32)
@@ -55,25 +55,25 @@ class Bare:
 
 
 @pytest.mark.anyio
-async def test_those_of_an_answer_are_by_the_raw_logits(engine: AsyncEngine, model: Model) -> None:
-    """Bias and penalties choose other tokens; the log-probabilities stay the model's own."""
+async def test_logprobs_of_an_answer_are_those_of_the_raw_logits(engine: AsyncEngine, model: Model) -> None:
+    """Bias and penalties change the choice of tokens, not the log-probabilities."""
     prompt = model.vocab.tokenize("The capital of France is", parse_special=False)
     likeliest = model.vocab.tokenize(" Paris", parse_special=False)[0]
     params = SamplingParams(
         max_tokens=6, temperature=0, repetition_penalty=1.3, logit_bias={likeliest: -100}, logprobs=3
     )
     outputs = [output async for output in engine.submit(prompt, params)]
-    bare = Bare(model)
+    reference = Reference(model)
     try:
-        logits = bare.decode(prompt, 1)[0]
+        logits = reference.decode(prompt, 1)[0]
         for output in outputs:
             exact = log_softmax(logits)
             assert output.logprobs is not None
             assert output.logprobs.chosen == pytest.approx(exact[output.token], abs=TOLERANCE)
             assert [t for t, _ in output.logprobs.top] == np.argsort(-exact, kind="stable")[:3].tolist()
-            logits = bare.decode([output.token], 1)[0]
+            logits = reference.decode([output.token], 1)[0]
     finally:
-        bare.close()
+        reference.close()
     assert outputs[0].token != likeliest
     assert outputs[0].logprobs is not None
     assert outputs[0].logprobs.top[0][0] == likeliest
@@ -81,32 +81,32 @@ async def test_those_of_an_answer_are_by_the_raw_logits(engine: AsyncEngine, mod
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("max_tokens", [0, 3])
-async def test_those_of_a_prompt_are_of_every_token_but_the_first(
+async def test_a_prompt_has_logprobs_of_every_token_but_the_first(
     max_tokens: int, engine: AsyncEngine, model: Model
 ) -> None:
     prompt = model.vocab.tokenize("Roses are red, violets are blue. " * 9, parse_special=False)
-    plain = SamplingParams(max_tokens=1, temperature=0)
-    _ = [output async for output in engine.submit(prompt, plain)]  # now the prefix is known
+    greedy = SamplingParams(max_tokens=1, temperature=0)
+    _ = [output async for output in engine.submit(prompt, greedy)]  # now the prefix is cached
     params = SamplingParams(max_tokens=max_tokens, temperature=0, prompt_logprobs=2)
     answer = engine.submit(prompt, params)
     assert len([output async for output in answer]) == max_tokens
     found = answer.prompt_logprobs
-    assert answer.n_cached == 0, "what is known of a prefix has no logits"
+    assert answer.n_cached == 0, "cached tokens have no logits"
     assert len(found) == len(prompt) - 1
-    # A step has logits for 17 tokens of one prompt.
-    bare = Bare(model)
+    # A step computes logits of 17 tokens of one prompt.
+    reference = Reference(model)
     try:
         chunks = [prompt[i : i + 17] for i in range(0, len(prompt), 17)]
-        exact = np.concatenate([bare.decode(chunk, len(chunk)) for chunk in chunks])
+        exact = np.concatenate([reference.decode(chunk, len(chunk)) for chunk in chunks])
     finally:
-        bare.close()
-    for row, (token, one) in enumerate(zip(prompt[1:], found, strict=True)):
-        assert one.chosen == pytest.approx(log_softmax(exact[row])[token], abs=TOLERANCE)
-        assert len(one.top) == 2
+        reference.close()
+    for row, (token, logprobs) in enumerate(zip(prompt[1:], found, strict=True)):
+        assert logprobs.chosen == pytest.approx(log_softmax(exact[row])[token], abs=TOLERANCE)
+        assert len(logprobs.top) == 2
 
 
 @pytest.mark.anyio
-async def test_scored_prompts_run_beside_others(engine: AsyncEngine, model: Model) -> None:
+async def test_prompts_with_logprobs_run_beside_others(engine: AsyncEngine, model: Model) -> None:
     prompt = model.vocab.tokenize("Roses are red, violets are blue. " * 6, parse_special=False)
     streams = [
         engine.submit(prompt[i:], SamplingParams(max_tokens=20, temperature=0, ignore_eos=True))

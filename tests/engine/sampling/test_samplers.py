@@ -1,4 +1,4 @@
-"""Samplers over the logits of the real model."""
+"""Samplers with logits of the default model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROMPT = "The capital of France is"
 
 @pytest.fixture(scope="module")
 def context(model: Model) -> Iterator[Context]:
-    """One row of logits, behind the prompt."""
+    """A context with the logits after the prompt."""
     context = Context(model, n_ctx=256, n_sequences=1, n_batch=64, n_threads=2)
     batch = Batch(64)
     batch.add(model.vocab.tokenize(PROMPT, parse_special=False), 0, 0, n_outputs=1)
@@ -26,8 +26,8 @@ def context(model: Model) -> Iterator[Context]:
     context.close()
 
 
-def draws(model: Model, context: Context, n: int = 16, **params: object) -> list[int]:
-    """Tokens that one sampler draws from the same row."""
+def samples(model: Model, context: Context, n: int = 16, **params: object) -> list[int]:
+    """Tokens that one sampler samples from the same logits."""
     sampler = make_sampler(SamplingParams(**params), model.vocab, [1])  # type: ignore[arg-type]
     tokens = [sampler.sample(context, 0) for _ in range(n)]
     sampler.close()
@@ -35,15 +35,15 @@ def draws(model: Model, context: Context, n: int = 16, **params: object) -> list
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, -1, 2**32, 2**63 - 1])
-def test_equal_seeds_give_equal_draws(model: Model, context: Context, seed: int) -> None:
-    first = draws(model, context, temperature=1.5, seed=seed)
-    assert first == draws(model, context, temperature=1.5, seed=seed)
-    assert first == draws(model, context, temperature=1.5, seed=seed % 2**32)
-    assert first != draws(model, context, temperature=1.5, seed=seed + 1)
+def test_equal_seeds_give_equal_samples(model: Model, context: Context, seed: int) -> None:
+    first = samples(model, context, temperature=1.5, seed=seed)
+    assert first == samples(model, context, temperature=1.5, seed=seed)
+    assert first == samples(model, context, temperature=1.5, seed=seed % 2**32)
+    assert first != samples(model, context, temperature=1.5, seed=seed + 1)
 
 
-def test_without_a_seed_draws_differ(model: Model, context: Context) -> None:
-    assert len({tuple(draws(model, context, temperature=1.5)) for _ in range(3)}) == 3
+def test_without_a_seed_samples_differ(model: Model, context: Context) -> None:
+    assert len({tuple(samples(model, context, temperature=1.5)) for _ in range(3)}) == 3
 
 
 def typical(logits: np.ndarray, p: float) -> set[int]:
@@ -54,12 +54,12 @@ def typical(logits: np.ndarray, p: float) -> set[int]:
     surprise = np.where(probs > 0, -logprobs, 0)
     order = np.argsort(np.abs(surprise - (probs * surprise).sum()) + np.where(probs > 0, 0, np.inf))
     n_kept = int(np.searchsorted(np.cumsum(probs[order]), p)) + 1
-    return set(order[: n_kept + 1].tolist())  # one more, for rounding
+    return set(order[: n_kept + 1].tolist())  # plus one token for rounding
 
 
 @pytest.mark.parametrize("likely", [0.0, 200.0])
-def test_typical_p_leaves_forbidden_tokens_out(model: Model, context: Context, likely: float) -> None:
-    """Of probability 0 are tokens with a bias of minus infinity, and all others beside one of 200."""
+def test_typical_p_excludes_forbidden_tokens(model: Model, context: Context, likely: float) -> None:
+    """Tokens of probability 0 have a bias of minus infinity, or another token has a bias of 200."""
     logits = context.logits[0].copy()
     forbidden = [*model.vocab.end_of_generation, int(logits.argmax())]
     bias = dict.fromkeys(forbidden, -math.inf) | {7: likely}
@@ -67,6 +67,6 @@ def test_typical_p_leaves_forbidden_tokens_out(model: Model, context: Context, l
         logits[token] += value
     kept = typical(logits, 0.2)
     if not likely:
-        assert int(logits.argmax()) not in kept, "the most likely token is not a typical one"
-    drawn = set(draws(model, context, 200, logit_bias=bias, typical_p=0.2, seed=1))
-    assert drawn <= kept
+        assert int(logits.argmax()) not in kept, "the likeliest token is not typical"
+    sampled = set(samples(model, context, 200, logit_bias=bias, typical_p=0.2, seed=1))
+    assert sampled <= kept

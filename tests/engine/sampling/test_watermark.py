@@ -1,4 +1,4 @@
-"""Watermarks: marked text is told from text that nobody marked."""
+"""Watermarks and their detection in marked, unmarked and human text."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ PROMPTS = (
 )
 
 
-def test_a_share_of_gamma_is_green_and_depends_on_the_token_before() -> None:
+def test_a_share_gamma_of_tokens_is_green_depending_on_the_previous_token() -> None:
     for gamma in (0.25, 0.5, 0.9):
         green = Watermark(gamma).green(7, N_VOCAB)
         assert green.mean() == pytest.approx(gamma, abs=0.01)
     one, other = Watermark().green(7, N_VOCAB), Watermark().green(8, N_VOCAB)
     assert (one == other).mean() == pytest.approx(0.5, abs=0.01)
     assert (one == Watermark().green(7, N_VOCAB)).all()
-    assert len(Watermark().green(0, 7)) == 7, "a vocabulary may be odd"
+    assert len(Watermark().green(0, 7)) == 7, "a vocabulary can have an odd size"
 
 
-def test_texts_that_were_marked_stay_marked() -> None:
-    """The green list must not change with a release: this one is what it has been."""
+def test_the_green_list_is_fixed() -> None:
+    """A changed green list makes older watermarks undetectable."""
     assert np.flatnonzero(Watermark(0.25).green(1234, 32)).tolist() == [0, 6, 8, 10, 12, 20, 24, 28]
 
 
-def test_green_tokens_are_made_likelier_by_delta() -> None:
+def test_delta_is_added_to_the_logits_of_green_tokens() -> None:
     logits = np.zeros(N_VOCAB, np.float32)
     logits[3] = -np.inf
     watermark = Watermark(delta=1.5)
@@ -47,7 +47,7 @@ def test_green_tokens_are_made_likelier_by_delta() -> None:
     assert logits[3] == -np.inf
 
 
-def test_the_z_score() -> None:
+def test_the_z_score_and_p_value_follow_from_the_counts() -> None:
     found = Detection(n_tokens=100, n_green=75, gamma=0.5)
     assert found.z_score == pytest.approx(5.0)
     assert found.p_value == pytest.approx(2.87e-7, rel=0.01)
@@ -55,14 +55,14 @@ def test_the_z_score() -> None:
     assert Detection(0, 0, 0.5).z_score == 0
 
 
-def test_a_pair_that_comes_again_counts_once() -> None:
+def test_a_repeated_pair_counts_once() -> None:
     watermark = Watermark()
     assert watermark.detect([5, 6, 5, 6, 5, 6], N_VOCAB).n_tokens == 2
     assert watermark.detect([5], N_VOCAB).n_tokens == 0
 
 
 async def answers(engine: AsyncEngine, model: Model, watermark: Watermark | None) -> list[list[int]]:
-    """The tokens of an answer to each prompt, by seeds that are always the same."""
+    """The tokens of an answer to each prompt, with fixed seeds."""
     running = [
         engine.submit(
             model.vocab.tokenize(prompt, parse_special=False),
@@ -77,7 +77,7 @@ async def answers(engine: AsyncEngine, model: Model, watermark: Watermark | None
 
 
 @pytest.mark.anyio
-async def test_the_z_score_separates(engine: AsyncEngine, model: Model) -> None:
+async def test_the_z_score_separates_marked_from_unmarked_text(engine: AsyncEngine, model: Model) -> None:
     watermark = Watermark()
 
     def z_scores(texts: list[list[int]]) -> list[float]:
@@ -86,6 +86,6 @@ async def test_the_z_score_separates(engine: AsyncEngine, model: Model) -> None:
     marked = z_scores(await answers(engine, model, watermark))
     unmarked = z_scores(await answers(engine, model, None))
     human = z_scores([model.vocab.tokenize(text, parse_special=False) for text in HUMAN_TEXTS])
-    # Measured: marked 7.2 to 8.9, unmarked -0.4 to 1.8, human -1.4 to 1.5.
+    # Measured z-scores: marked 7.2 to 8.9, unmarked -0.4 to 1.8, human -1.4 to 1.5.
     assert min(marked) > 4
     assert max(unmarked + human) < 3

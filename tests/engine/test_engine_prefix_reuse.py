@@ -1,8 +1,7 @@
-"""Answers behind a prefix that was taken over, against answers to the same prompt computed whole.
+"""Answers after a cached prefix equal those after a prefill of the whole prompt.
 
-Passes over other shapes of batches add up in another order, so that logits differ in their last digits.
-Where two tokens are nearly as likely as each other, either may come: NEAR_TIE bounds how near, and a text
-may part from another only at such a place.
+Batches of other shapes round differently, so logits differ in their last digits. Two texts may diverge only
+where the logits of both tokens differ by less than NEAR_TIE.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from tests.engine.conftest import Reports
 
 pytestmark = pytest.mark.anyio
 
-# Of the logits of the two likeliest tokens, where a text may go either way.
+# Maximum difference of the logits of two tokens where texts may diverge.
 NEAR_TIE = 0.5
 
 FACTS = " ".join(
@@ -61,16 +60,18 @@ def prompt(engine: AsyncEngine, question: str, facts: str = FACTS) -> list[int]:
     return engine.vocab.tokenize(text, parse_special=True)
 
 
-async def ask(engine: AsyncEngine, tokens: list[int], n: int = 24, **params: object) -> tuple[list[int], int]:
-    """The tokens of the answer, and how many of the prompt's were cached."""
+async def generate(
+    engine: AsyncEngine, tokens: list[int], n: int = 24, **params: object
+) -> tuple[list[int], int]:
+    """The tokens of the answer, and the number of cached prompt tokens."""
     sampling = {"temperature": 0.0, "max_tokens": n, "ignore_eos": True} | params
     answer = engine.submit(tokens, SamplingParams(**sampling))  # type: ignore[arg-type]
     return [output.token async for output in answer], answer.n_cached
 
 
 @pytest.fixture
-def assert_same(model: Model) -> Check:
-    """Two answers are the same, or part where the model hardly prefers either token."""
+def assert_equal(model: Model) -> Check:
+    """Fail unless two answers are equal, or first differ at two tokens of nearly equal logits."""
 
     def check(tokens: list[int], first: list[int], second: list[int], **params: Any) -> None:
         assert len(first) == len(second)
@@ -91,8 +92,10 @@ def assert_same(model: Model) -> Check:
         gap = abs(float(logits[first[at]] - logits[second[at]]))
         best = float(np.max(logits) - max(logits[first[at]], logits[second[at]]))
         context.close()
-        assert gap < NEAR_TIE, f"they part at token {at}, where the logits are {gap} apart"
-        assert best < NEAR_TIE, f"they part at token {at}, and another token is likelier by {best}"
+        assert gap < NEAR_TIE, f"texts differ at token {at}, where the logits differ by {gap}"
+        assert best < NEAR_TIE, (
+            f"texts differ at token {at}, and the logit of another token is higher by {best}"
+        )
 
     return check
 
@@ -106,82 +109,84 @@ QUESTIONS = ["What colour is house 3?", "Which houses are blue?", "Write a poem 
     [{}, {"repetition_penalty": 1.2}, {"presence_penalty": 1.0, "frequency_penalty": 0.5}],
     ids=["greedy", "repetition", "presence"],
 )
-async def test_a_cached_prefix_gives_the_text_of_an_uncached_one(
+async def test_answers_are_equal_with_and_without_a_cached_prefix(
     make_engine: MakeEngine,
-    assert_same: Check,
+    assert_equal: Check,
     layout: str,
     params: dict[str, object],
 ) -> None:
     alone = []
     for question in QUESTIONS:
         async with make_engine(kv=KVOptions(layout)) as engine:  # type: ignore[arg-type]
-            tokens, n_cached = await ask(engine, prompt(engine, question), **params)
+            tokens, n_cached = await generate(engine, prompt(engine, question), **params)
             assert n_cached == 0
             alone.append(tokens)
     async with make_engine(kv=KVOptions(layout)) as engine:  # type: ignore[arg-type]
-        await ask(engine, prompt(engine, "Hello!"), n=2)
+        await generate(engine, prompt(engine, "Hello!"), n=2)
         prompts = [prompt(engine, question) for question in QUESTIONS]
-        one_by_one = [await ask(engine, tokens, **params) for tokens in prompts]
-        together = await asyncio.gather(*(ask(engine, tokens, **params) for tokens in prompts))
+        one_by_one = [await generate(engine, tokens, **params) for tokens in prompts]
+        together = await asyncio.gather(*(generate(engine, tokens, **params) for tokens in prompts))
         for tokens, expected, *results in zip(prompts, alone, one_by_one, together, strict=True):
             for result, n_cached in results:
                 assert n_cached > 200
-                assert_same(tokens, expected, result, **params)
+                assert_equal(tokens, expected, result, **params)
 
 
-async def test_a_draw_behind_a_cached_prefix_sees_the_same_logits(
+async def test_logits_are_equal_with_and_without_a_cached_prefix(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Drawn texts cannot be compared: two tokens that change places in rank change what a seed draws."""
-    seen = []
+    """Sampled texts cannot be compared: a change in the order of two tokens changes the sample of a seed."""
+    recorded = []
     sample = ChainSampler.sample
 
-    def see(sampler: ChainSampler, context: Context, row: int) -> int:
-        seen.append(context.logits[row].copy())
+    def record(sampler: ChainSampler, context: Context, row: int) -> int:
+        recorded.append(context.logits[row].copy())
         return sample(sampler, context, row)
 
-    monkeypatch.setattr(ChainSampler, "sample", see)
+    monkeypatch.setattr(ChainSampler, "sample", record)
     async with make_engine() as engine:
         tokens = prompt(engine, QUESTIONS[0])
         for n_cached in (0, len(tokens) - 1):
-            assert (await ask(engine, tokens, n=1, temperature=1.0))[1] == n_cached
-    assert np.abs(seen[0] - seen[1]).max() < 1.0
-    assert np.corrcoef(seen[0], seen[1])[0, 1] > 0.999
+            assert (await generate(engine, tokens, n=1, temperature=1.0))[1] == n_cached
+    assert np.abs(recorded[0] - recorded[1]).max() < 1.0
+    assert np.corrcoef(recorded[0], recorded[1])[0, 1] > 0.999
 
 
-async def test_requests_that_come_together_prefill_their_prefix_once(
+async def test_concurrent_requests_prefill_a_shared_prefix_once(
     make_engine: MakeEngine, reports: Reports
 ) -> None:
     async with make_engine(reports) as engine:
         prompts = [prompt(engine, f"What colour is house {n}?") for n in range(10)]
-        await asyncio.gather(*(ask(engine, tokens, n=4) for tokens in prompts))
+        await asyncio.gather(*(generate(engine, tokens, n=4) for tokens in prompts))
         n_shared = len(list(itertools.takewhile(lambda t: len(set(t)) == 1, zip(*prompts, strict=False))))
         assert n_shared > 200
         assert reports.prompt_tokens == n_shared + sum(len(tokens) - n_shared for tokens in prompts)
         assert reports.prompt_tokens + reports.cached_tokens == sum(map(len, prompts))
 
 
-async def test_a_conversation_goes_on_where_it_was_after_others_took_its_slot(
-    make_engine: MakeEngine, assert_same: Check
+async def test_a_conversation_is_cached_after_other_requests_used_its_slot(
+    make_engine: MakeEngine, assert_equal: Check
 ) -> None:
     async with make_engine(max_sequences=1, n_ctx=1024) as engine:
         first = prompt(engine, "Tell me about house 2.")
-        answer, _ = await ask(engine, first)
-        await ask(engine, prompt(engine, "Who are you?", "You are a cook, and nothing else matters to you."))
+        answer, _ = await generate(engine, first)
+        await generate(
+            engine, prompt(engine, "Who are you?", "You are a cook, and nothing else matters to you.")
+        )
         following = [*first, *answer, *engine.vocab.tokenize(" And what about house 3?", parse_special=True)]
-        cached_answer, n_cached = await ask(engine, following)
+        cached_answer, n_cached = await generate(engine, following)
         assert n_cached >= len(first) + len(answer) - 1
     async with make_engine(max_sequences=1, n_ctx=1024) as engine:
-        uncached_answer, n_cached = await ask(engine, following)
+        uncached_answer, n_cached = await generate(engine, following)
         assert n_cached == 0
-    assert_same(following, uncached_answer, cached_answer)
+    assert_equal(following, uncached_answer, cached_answer)
 
 
-async def test_without_a_budget_nothing_is_kept_outside_kv_memory(make_engine: MakeEngine) -> None:
+async def test_without_a_budget_no_state_is_saved(make_engine: MakeEngine) -> None:
     async with make_engine(max_sequences=1, n_ctx=1024, prefix_bytes=0) as engine:
-        await ask(engine, prompt(engine, "Hello!"), n=2)
-        await ask(engine, prompt(engine, "Hi!", "You are a cook, and nothing else matters to you."), n=2)
-        _, n_cached = await ask(engine, prompt(engine, "Hello!"), n=2)
+        await generate(engine, prompt(engine, "Hello!"), n=2)
+        await generate(engine, prompt(engine, "Hi!", "You are a cook, and nothing else matters to you."), n=2)
+        _, n_cached = await generate(engine, prompt(engine, "Hello!"), n=2)
         assert n_cached < 10
         assert engine._core._cache.figures.n_bytes == 0
 
@@ -194,20 +199,20 @@ def flip_a_bit(folder: Path) -> None:
 
 
 class TestContexts:
-    async def test_a_warm_context_is_not_computed_again(
+    async def test_a_warm_context_is_not_prefilled_again(
         self, make_engine: MakeEngine, reports: Reports
     ) -> None:
         async with make_engine(reports) as engine:
             context = prompt(engine, "x")[:200]
             assert await engine.warm(context) == 200
             assert await engine.warm(context) <= 1
-            _, n_cached = await ask(engine, prompt(engine, "What colour is house 3?"), n=2)
+            _, n_cached = await generate(engine, prompt(engine, "What colour is house 3?"), n=2)
             assert n_cached == 200
 
-    async def test_it_outlives_the_process(
+    async def test_a_context_is_loaded_after_a_restart(
         self,
         make_engine: MakeEngine,
-        assert_same: Check,
+        assert_equal: Check,
         tmp_path: Path,
     ) -> None:
         answers = []
@@ -216,12 +221,12 @@ class TestContexts:
             async with make_engine(states=states) as engine:
                 tokens = prompt(engine, "What colour is house 3?")
                 assert await engine.warm(tokens[:200]) == expected
-                answer, n_cached = await ask(engine, tokens)
+                answer, n_cached = await generate(engine, tokens)
                 assert n_cached == 200
                 answers.append(answer)
-        assert_same(tokens, *answers)
+        assert_equal(tokens, *answers)
 
-    async def test_a_damaged_file_is_computed_and_written_again(
+    async def test_a_damaged_file_is_replaced(
         self, make_engine: MakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         for damage in (True, False):
@@ -239,45 +244,45 @@ class TestContexts:
 class TestSpeculation:
     COPY = "Repeat this exactly, again and again: one two three four five six seven eight nine ten"
 
-    async def test_it_changes_the_number_of_steps_and_not_the_text(
+    async def test_drafts_reduce_the_number_of_steps_and_keep_the_text(
         self,
         make_engine: MakeEngine,
-        assert_same: Check,
+        assert_equal: Check,
         reports: Reports,
     ) -> None:
         async with make_engine() as engine:
             tokens = prompt(engine, self.COPY)
-            plain, _ = await ask(engine, tokens, n=96)
+            without_drafts, _ = await generate(engine, tokens, n=96)
         async with make_engine(reports, speculation=True) as engine:
-            guessed, _ = await ask(engine, tokens, n=96)
-        assert_same(tokens, plain, guessed)
+            with_drafts, _ = await generate(engine, tokens, n=96)
+        assert_equal(tokens, without_drafts, with_drafts)
         n_accepted = sum(report.accepted_tokens for report in reports.all)
         n_steps = sum(1 for report in reports.all if report.generated_tokens)
         assert n_steps == 96 - n_accepted
-        assert n_steps < 72  # the text, and so the number of accepted tokens, depends on the CPU
+        assert n_steps < 72  # the number of accepted tokens depends on the CPU
 
-    async def test_draws_keep_their_distribution(self, make_engine: MakeEngine) -> None:
-        """With the same seed the same random numbers meet the same logits, guessed or not."""
+    async def test_drafts_keep_sampled_texts(self, make_engine: MakeEngine) -> None:
+        """Equal seeds give equal random numbers for equal logits, with and without drafts."""
         results = []
         for speculation in (False, True):
             async with make_engine(speculation=speculation) as engine:
                 tokens = prompt(engine, self.COPY)
                 params = {"temperature": 0.6, "repetition_penalty": 1.0}
                 results.append(
-                    [(await ask(engine, tokens, n=32, seed=seed, **params))[0] for seed in range(4)]
+                    [(await generate(engine, tokens, n=32, seed=seed, **params))[0] for seed in range(4)]
                 )
         assert sum(a == b for a, b in zip(*results, strict=True)) >= 3
 
     @pytest.mark.parametrize("layout", ["split", "shared"])
-    async def test_ends_and_cancels_within_a_draft_leave_memory_in_order(
+    async def test_an_end_within_a_draft_leaves_memory_consistent(
         self, make_engine: MakeEngine, layout: str
     ) -> None:
         async with make_engine(speculation=True, kv=KVOptions(layout)) as engine:  # type: ignore[arg-type]
             tokens = prompt(engine, self.COPY)
-            whole, _ = await ask(engine, tokens, n=60)
+            whole, _ = await generate(engine, tokens, n=60)
             for n in (17, 23, 31, 38):
-                part, _ = await ask(engine, tokens, n=n)
+                part, _ = await generate(engine, tokens, n=n)
                 assert len(part) == n
-            assert (await ask(engine, tokens, n=60))[0][:12] == whole[:12]
+            assert (await generate(engine, tokens, n=60))[0][:12] == whole[:12]
             for resident in engine._core._cache._residents.values():
                 assert engine._core._context.sequence_length(resident.slot) == resident.n_computed

@@ -1,4 +1,4 @@
-"""The tiny models are what tests take them for: of their kinds of memory, and with something to get wrong."""
+"""The tiny models have their kinds of memory, and their answers depend on every token."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_model_is_small_and_written_once(kind: Kind, tiny_model: TinyModel) ->
     assert path.stat().st_mtime_ns == written.st_mtime_ns
 
 
-def test_it_reads_and_writes_as_the_default_model_does(run: Run, model: Model) -> None:
+def test_the_tokenizer_is_that_of_the_default_model(run: Run, model: Model) -> None:
     text = "<|im_start|>user\nNaïve, 42 times?<|im_end|>\n"
     vocab = run.model.vocab
     assert vocab.n_tokens == model.vocab.n_tokens
@@ -77,7 +77,7 @@ def test_it_reads_and_writes_as_the_default_model_does(run: Run, model: Model) -
     assert run.model.chat_template == model.chat_template
 
 
-def test_greedy_answers_vary_with_the_prompt_and_within(run: Run) -> None:
+def test_greedy_answers_vary_and_depend_on_the_prompt(run: Run) -> None:
     one, other = run.greedy(PROMPT[:20], 32), run.greedy(PROMPT[20:40], 32)
     assert len(set(one)) > 24
     assert len(set(other)) > 24
@@ -85,7 +85,7 @@ def test_greedy_answers_vary_with_the_prompt_and_within(run: Run) -> None:
 
 
 @pytest.mark.parametrize("index", [0, 100, 199 - WINDOW, 199])
-def test_every_token_of_a_prompt_counts(run: Run, index: int) -> None:
+def test_logits_depend_on_every_token_of_a_prompt(run: Run, index: int) -> None:
     before = run.fresh(PROMPT)
     changed = run.fresh([*PROMPT[:index], 777, *PROMPT[index + 1 :]])
     assert np.abs(run.fresh(PROMPT) - before).max() == 0
@@ -93,10 +93,10 @@ def test_every_token_of_a_prompt_counts(run: Run, index: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sliding-window"], indirect=True)
-def test_a_third_of_the_layers_remember_more_than_the_window(run: Run) -> None:
+def test_a_third_of_the_layers_has_no_window(run: Run) -> None:
     within = run.state_size(WINDOW) - run.state_size(WINDOW - 16)
-    beyond = run.state_size(200) - run.state_size(184)
-    assert beyond == pytest.approx(within / 3, rel=0.2)  # each cell has a head besides keys and values
+    without_window = run.state_size(200) - run.state_size(184)
+    assert without_window == pytest.approx(within / 3, rel=0.2)  # each cell has a header
 
 
 @pytest.mark.parametrize("kind", ["recurrent"], indirect=True)
@@ -105,14 +105,14 @@ def test_a_recurrent_state_has_one_size(run: Run) -> None:
 
 
 @pytest.mark.parametrize("kind", ["hybrid"], indirect=True)
-def test_a_hybrid_state_is_a_fixed_part_and_one_for_each_token(run: Run) -> None:
+def test_a_hybrid_state_has_a_fixed_part_and_a_part_per_token(run: Run) -> None:
     ten, twenty, thirty = (run.state_size(n) for n in (10, 20, 30))
     assert thirty - twenty == twenty - ten > 0
     assert ten > twenty - ten
 
 
 @pytest.mark.parametrize("kind", ["recurrent", "hybrid"], indirect=True)
-def test_what_is_recurrent_cannot_be_cut(run: Run) -> None:
+def test_recurrent_and_hybrid_states_cannot_be_cut(run: Run) -> None:
     run.fresh(PROMPT)
     with pytest.raises(ValueError, match="cannot be truncated"):
         run.context.truncate_sequence(0, 199)

@@ -1,4 +1,4 @@
-"""Requests to an engine, and checks of what is left."""
+"""Requests to an engine, and checks of its state after them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,16 @@ async def read(answer: Answer) -> tuple[str, int, FinishReason | None]:
     return "".join(o.text for o in outputs), len(outputs), outputs[-1].finish_reason
 
 
-async def ask(engine: AsyncEngine, text: str, **params: Any) -> tuple[str, int, FinishReason | None]:
+async def generate(engine: AsyncEngine, text: str, **params: Any) -> tuple[str, int, FinishReason | None]:
     return await read(submit(engine, text, **params))
 
 
-async def ask_cached(engine: AsyncEngine, text: str, **params: Any) -> tuple[str, int, FinishReason | None]:
-    """Ask with the prompt in the prefix cache. Such requests have equal batches and thus equal rounding."""
-    await ask(engine, text, max_tokens=1)
-    return await ask(engine, text, **params)
+async def generate_cached(
+    engine: AsyncEngine, text: str, **params: Any
+) -> tuple[str, int, FinishReason | None]:
+    """Generate with the prompt in the prefix cache. Such requests have equal batches and equal rounding."""
+    await generate(engine, text, max_tokens=1)
+    return await generate(engine, text, **params)
 
 
 async def outputs_of(engine: AsyncEngine, text: str, **params: Any) -> list[Output]:
@@ -47,31 +49,31 @@ async def outputs_of(engine: AsyncEngine, text: str, **params: Any) -> list[Outp
 
 
 def assert_equal_up_to_near_ties(alone: list[Output], others: list[Output]) -> None:
-    """Batches of other shapes round differently: greedy answers may part where two tokens are as likely.
+    """Fail unless answers are equal, or first differ at two tokens of nearly equal probability.
 
-    ``alone`` needs log-probabilities.
+    Batches of other shapes round differently. ``alone`` needs log-probabilities.
     """
-    for one, other in zip(alone, others, strict=False):
-        if one.token != other.token:
-            assert one.logprobs is not None
-            assert one.logprobs.chosen - dict(one.logprobs.top)[other.token] < NEAR_TIE
+    for output, other in zip(alone, others, strict=False):
+        if output.token != other.token:
+            assert output.logprobs is not None
+            assert output.logprobs.chosen - dict(output.logprobs.top)[other.token] < NEAR_TIE
             return
     assert len(alone) == len(others)
 
 
 def assert_nothing_runs(engine: AsyncEngine) -> None:
-    """No task, no sequence, and in KV memory only what the prefix cache knows of."""
+    """Fail unless the engine has no request, and KV memory holds only states of the prefix cache."""
     assert engine._answers == {}
     assert engine._core._scheduler.running == []
     assert engine._core._scheduler.n_waiting == 0
-    known = {r.slot: len(r.tokens) for r in engine._core._cache._residents.values() if r.sequence is None}
-    assert {slot: known.get(slot, 0) for slot in range(4)} == {
+    cached = {r.slot: len(r.tokens) for r in engine._core._cache._residents.values() if r.sequence is None}
+    assert {slot: cached.get(slot, 0) for slot in range(4)} == {
         slot: engine._core._context.sequence_length(slot) for slot in range(4)
     }
 
 
-async def settled(reports: Reports) -> None:
-    """Wait until the engine says that nothing runs or waits."""
+async def until_idle(reports: Reports) -> None:
+    """Wait until a report has no running and no waiting request."""
     with anyio.fail_after(30):
         while not reports.all or reports.all[-1].running or reports.all[-1].waiting:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

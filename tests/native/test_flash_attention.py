@@ -1,4 +1,4 @@
-"""The attention operation of the library in use against f64 arithmetic and ggml's reference."""
+"""The attention of the installed library equals f64 arithmetic and ggml's reference."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import pytest
 from numpy.typing import NDArray
 
 from app.engine.llama import attention_calls
-from tests.engine.llama.attention_operation import Operation, causal_mask, compute, expected, make_operation
+from tests.native.attention_operation import Operation, causal_mask, compute, expected, make_operation
 
 SIZES = (64, 80, 96, 128, 256)
 
 # Inputs are normal, so results are below 4. f32 sums of up to 2,000 products err by some 1e-6.
 TOLERANCE = 3e-5
-# The reference keeps its sums of V in f16.
+# The reference stores its sums of V in f16.
 REFERENCE_TOLERANCE = 0.02
 
 
@@ -25,7 +25,7 @@ def rng() -> np.random.Generator:
 def check(operation: Operation, n_threads: int = 1) -> None:
     before = attention_calls()
     found = compute(operation, n_threads)
-    if attention_calls() == before:  # computed by ggml: the library lacks our attention
+    if attention_calls() == before:  # ggml computed it: the library lacks our attention
         np.testing.assert_allclose(found, expected(operation), atol=REFERENCE_TOLERANCE, rtol=0)
     else:
         np.testing.assert_allclose(found, expected(operation), atol=TOLERANCE, rtol=0)
@@ -35,19 +35,19 @@ def check(operation: Operation, n_threads: int = 1) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 16, 31, 33, 63, 64])
-def test_rows(rng: np.random.Generator, size: int, rows: int) -> None:
+def test_any_number_of_rows_is_exact(rng: np.random.Generator, size: int, rows: int) -> None:
     check(make_operation(rng, size=size, rows=rows, keys=150, mask=causal_mask(rows, 150)))
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 6, 7, 8])
-def test_groups(rng: np.random.Generator, size: int, group: int) -> None:
+def test_any_number_of_heads_per_kv_head_is_exact(rng: np.random.Generator, size: int, group: int) -> None:
     for rows in (1, 3):
         check(make_operation(rng, size=size, rows=rows, keys=70, group=group, mask=causal_mask(rows, 70)))
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_tails_of_keys(rng: np.random.Generator, size: int) -> None:
+def test_any_number_of_keys_is_exact(rng: np.random.Generator, size: int) -> None:
     for keys in (1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 63, 65, 100):
         check(make_operation(rng, size=size, rows=1, keys=keys, group=3))
         check(
@@ -57,13 +57,13 @@ def test_tails_of_keys(rng: np.random.Generator, size: int) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("window", [1, 8, 20, 64])
-def test_windows(rng: np.random.Generator, size: int, window: int) -> None:
-    """Blocks of keys before the window are visible to no row."""
+def test_sliding_windows_are_exact(rng: np.random.Generator, size: int, window: int) -> None:
+    """Blocks of keys before the window are hidden from all rows."""
     check(make_operation(rng, size=size, rows=9, keys=333, group=2, mask=causal_mask(9, 333, window=window)))
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_masks_differ_between_streams(rng: np.random.Generator, size: int) -> None:
+def test_streams_have_their_own_masks(rng: np.random.Generator, size: int) -> None:
     mask = rng.standard_normal((3, 6, 90), np.float32).astype(np.float16)
     mask[rng.random(mask.shape) < 0.7] = -np.inf
     mask[1, 2] = -np.inf  # a row without a visible key: its result is zero
@@ -73,7 +73,7 @@ def test_masks_differ_between_streams(rng: np.random.Generator, size: int) -> No
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_contents_of_hidden_keys_do_not_matter(rng: np.random.Generator, size: int) -> None:
+def test_contents_of_hidden_keys_have_no_effect(rng: np.random.Generator, size: int) -> None:
     """Unused cells of a KV cache can hold NaN."""
     keys = 100
     visible: NDArray[np.bool_] = rng.random(keys) < 0.5
@@ -87,15 +87,15 @@ def test_contents_of_hidden_keys_do_not_matter(rng: np.random.Generator, size: i
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("n_threads", [2, 4])
-def test_keys_divided_among_threads(rng: np.random.Generator, size: int, n_threads: int) -> None:
-    """One row and many keys: each thread takes a part of the keys, and the parts are merged."""
+def test_keys_divided_among_threads_are_exact(rng: np.random.Generator, size: int, n_threads: int) -> None:
+    """With one row and many keys, each thread computes a part of the keys."""
     check(make_operation(rng, size=size, rows=1, keys=2000, group=4), n_threads)
     mask = causal_mask(1, 2000, window=300)  # most parts have no visible key
     check(make_operation(rng, size=size, rows=1, keys=2000, group=3, mask=mask), n_threads)
 
 
-def test_large_scores(rng: np.random.Generator) -> None:
-    """Scores of several hundred: the highest one grows from block to block."""
+def test_large_scores_are_exact(rng: np.random.Generator) -> None:
+    """Scores reach several hundred, and their maximum increases from block to block."""
     operation = make_operation(rng, size=64, rows=3, keys=200, group=2)
     operation.k[:] *= np.linspace(0, 100, 200, dtype=np.float16)[None, None, :, None]
     found = compute(operation, 1)

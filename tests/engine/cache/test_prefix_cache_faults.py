@@ -1,4 +1,4 @@
-"""Faults of KV memory at every call leave the cache consistent; copies stay within budget and memory plan."""
+"""The prefix cache is consistent after faults of KV memory, and copies are within the budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.engine.cache.prefix_cache import PrefixCache
 from app.engine.cache.prefix_tree import PrefixTree
 from app.engine.sequence import Sequence
 from tests.engine.cache.fake_memory import FakeMemory, sequence
-from tests.engine.cache.test_prefix_cache import PREFIX, Files, Rig
+from tests.engine.cache.prefix_cache_rig import PREFIX, Files, Rig
 
 
 class Fault(Exception):
@@ -29,7 +29,7 @@ FAILING = ["save_sequence", "restore_sequence", "truncate_sequence", "clear_sequ
 
 
 class FaultyMemory(FakeMemory):
-    """Raises at a chosen call of a method, and leaves other tokens in the slot that it changes."""
+    """Raises at a chosen call of a method, and leaves wrong tokens in the slot."""
 
     failing: str | None = None
     n_before = 0  # calls that succeed
@@ -67,7 +67,7 @@ class FaultyMemory(FakeMemory):
 
 
 class FaultyRig(Rig):
-    """Two running sequences, two idle slots and a saved text, then a fault."""
+    """Two running sequences, two idle slots and a saved text before a fault."""
 
     def __init__(self, kind: MemoryKind, failing: str, n_before: int) -> None:
         super().__init__(budget=3000)
@@ -80,23 +80,23 @@ class FaultyRig(Rig):
         self.faulty.failing, self.faulty.n_before = failing, n_before
 
     def check(self) -> None:
-        """Every entry is true of KV memory, of its sequence and of the budget."""
+        """Fail unless all entries match KV memory, sequences and budget."""
         cache, memory = self.cache, self.memory
         for slot, resident in cache._residents.items():
             held = memory.slots[slot]
             assert held[: len(resident.tokens)] == resident.tokens
             assert resident.sequence is None or resident.sequence.slot == slot
-        for one in self.running:
-            assert one.slot is None or cache._residents[one.slot].sequence is one
+        for item in self.running:
+            assert item.slot is None or cache._residents[item.slot].sequence is item
         assert set(cache._tree) == {*cache._residents.values(), *cache._saved}
         assert cache.figures.n_bytes == sum(saved.n_bytes for saved in cache._saved) <= cache.budget
         assert cache.figures.n_states == len(cache._saved)
 
 
 PROMPTS = {
-    "goes on in the slot": [*PREFIX, *range(500, 550), 1],
-    "parts in the slot": [*PREFIX, *range(500, 520), 1],
-    "has a prefix elsewhere": [*range(300, 350), 1],
+    "continues the slot": [*PREFIX, *range(500, 550), 1],
+    "diverges from the slot": [*PREFIX, *range(500, 520), 1],
+    "has a prefix in another slot": [*range(300, 350), 1],
     "has a running prefix": [*PREFIX, 200, 1],
     "is new": list(range(5000, 5020)),
 }
@@ -113,26 +113,26 @@ def test_a_fault_in_occupy_leaves_the_cache_consistent(
 ) -> None:
     for n_before, drops in itertools.product(range(3), (True, False)):
         rig = FaultyRig(KINDS[kind], failing, n_before)
-        one = sequence(PROMPTS[prompt])
+        item = sequence(PROMPTS[prompt])
         try:
-            rig.cache.occupy(slot, one)
+            rig.cache.occupy(slot, item)
         except Fault:
-            assert one.slot is None
+            assert item.slot is None
             rig.check()
             if drops:
                 rig.cache.drop(slot)
                 assert slot not in rig.memory.slots
             rig.check()
-            rig.start(slot, PROMPTS[prompt])  # checks the tokens in the slot
+            rig.start(slot, PROMPTS[prompt])  # compares the tokens in the slot
         else:
-            assert rig.memory.slots.get(slot, []) == one.tokens[: one.n_computed]
-            rig.memory.slots[slot] = list(one.prompt)
+            assert rig.memory.slots.get(slot, []) == item.tokens[: item.n_computed]
+            rig.memory.slots[slot] = list(item.prompt)
         rig.check()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("failing", FAILING)
-def test_a_fault_in_a_move_leaves_the_sequence_in_its_slot(kind: str, failing: str) -> None:
+def test_a_fault_in_a_move_keeps_the_sequence_in_its_slot(kind: str, failing: str) -> None:
     n_faults = 0
     for n_before in range(3):
         rig = FaultyRig(KINDS[kind], failing, n_before)
@@ -198,7 +198,7 @@ def test_a_lookup_finds_nothing_that_a_fault_in_the_tree_left_behind(
 
 
 @pytest.mark.parametrize("failing", ["save_sequence", "clear_sequence"])
-def test_a_fault_in_an_eviction_leaves_the_slot_or_forgets_it(failing: str) -> None:
+def test_a_fault_in_an_eviction_leaves_the_cache_consistent(failing: str) -> None:
     rig = FaultyRig(SHARED, failing, 0)
 
     def evict_all() -> None:
@@ -214,9 +214,7 @@ def test_a_fault_in_an_eviction_leaves_the_slot_or_forgets_it(failing: str) -> N
 
 
 @pytest.mark.parametrize("error", [MemoryError, RuntimeError])
-def test_a_copy_that_fails_costs_a_prefill_and_no_request(
-    error: type[Exception], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failed_copy_costs_one_prefill(error: type[Exception], caplog: pytest.LogCaptureFixture) -> None:
     rig = FaultyRig(SPLIT, "save_sequence", 0)
     rig.faulty.error = error
     assert rig.start(2, list(range(5000, 5020))).n_cached == 0
@@ -228,7 +226,7 @@ def test_a_copy_that_fails_costs_a_prefill_and_no_request(
 
 
 class CountingMemory(FakeMemory):
-    """Notes how many bytes of states exist at once."""
+    """Counts the bytes of states that exist at once."""
 
     def __init__(self, kind: MemoryKind) -> None:
         super().__init__(kind)
@@ -237,10 +235,10 @@ class CountingMemory(FakeMemory):
 
     def save_sequence(self, sequence: int) -> NDArray[np.uint8]:
         state = super().save_sequence(sequence).copy()
-        self.note(state)
+        self.count(state)
         return state
 
-    def note(self, state: NDArray[np.uint8]) -> None:
+    def count(self, state: NDArray[np.uint8]) -> None:
         n_bytes = state.nbytes
         self.alive += n_bytes
         self.peak = max(self.peak, self.alive)
@@ -260,7 +258,7 @@ class CountedFiles(Files):
         if state is None:
             return None
         state = state.copy()
-        self.memory.note(state)
+        self.memory.count(state)
         return state
 
 
@@ -270,7 +268,7 @@ class CountedFiles(Files):
 def test_copies_beyond_the_budget_are_at_most_one_sequence(
     data: st.DataObject, budget: int, shares_cells: bool
 ) -> None:
-    """As ``transient_bytes`` says. A slot has 100 tokens here."""
+    """The bound is that of ``transient_bytes``. A slot has 100 tokens here."""
     memory = CountingMemory(MemoryKind(shares_cells=shares_cells))
     cache = PrefixCache(memory, memory.kind, budget, CountedFiles(memory))
     running: dict[int, Sequence] = {}
@@ -278,13 +276,13 @@ def test_copies_beyond_the_budget_are_at_most_one_sequence(
     for _ in range(25):
         slot = data.draw(st.integers(0, 3))
         if slot not in running:
-            one = running[slot] = sequence(data.draw(prompts))
-            if data.draw(st.integers(0, 4)) == 0 and cache.load_context(one.prompt):
+            item = running[slot] = sequence(data.draw(prompts))
+            if data.draw(st.integers(0, 4)) == 0 and cache.load_context(item.prompt):
                 del running[slot]
                 continue
-            cache.occupy(slot, one)
-            memory.slots[slot] = list(one.prompt)
-            one.n_computed = len(one.prompt)
+            cache.occupy(slot, item)
+            memory.slots[slot] = list(item.prompt)
+            item.n_computed = len(item.prompt)
         elif (target := data.draw(st.integers(0, 3))) not in running:
             running[target] = running.pop(slot)
             cache.move(running[target], target)

@@ -1,4 +1,4 @@
-"""Memory of freed large buffers and of a loaded model's file returns to the operating system."""
+"""A loaded model and its file."""
 
 from __future__ import annotations
 
@@ -9,34 +9,6 @@ import pytest
 
 from tests.conftest import MODEL, ROOT
 
-# A separate process: resident memory here depends on earlier tests.
-_PROGRAM = """
-import os
-import numpy as np
-from app.engine.llama.native import start_backend
-
-def resident_megabytes():
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-start_backend()
-before = resident_megabytes()
-for _ in range(4):
-    buffers = [np.ones(20_000_000, np.uint8) for _ in range(3)]
-    assert resident_megabytes() - before > 55
-    # A later allocation that stays must not keep the memory below it resident.
-    keep = [np.ones(100_000, np.uint8)]
-    del buffers
-print(resident_megabytes() - before)
-"""
-
-
-def test_saved_sequences_leave_no_holes_behind() -> None:
-    result = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=True)
-
-    assert float(result.stdout) < 2
-
-
 _LOADING = """
 import re
 import sys
@@ -46,7 +18,7 @@ from app.engine.llama import Batch, Context, KVOptions, Model
 def resident_of_file(path):
     smaps = Path("/proc/self/smaps").read_text()
     sizes = re.findall(rf"{re.escape(path)}\\n(?:.*\\n)*?Rss: +([0-9]+) kB", smaps)
-    assert sizes, "it is not mapped"
+    assert sizes, "the file is not mapped"
     return sum(map(int, sizes)) * 1024
 
 def logits(model):
@@ -67,7 +39,7 @@ print(loaded)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are dropped on Linux only")
-def test_a_models_file_leaves_memory_when_it_is_loaded() -> None:
+def test_the_file_of_a_loaded_model_is_not_resident() -> None:
     path = MODEL.resolve()
     result = subprocess.run(
         [sys.executable, "-c", _LOADING, path], capture_output=True, text=True, check=False, cwd=ROOT

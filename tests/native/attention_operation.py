@@ -1,4 +1,4 @@
-"""GGML_OP_FLASH_ATTN_EXT computed by the library in use, by ggml's reference, and by numpy in f64."""
+"""GGML_OP_FLASH_ATTN_EXT by the installed library, by ggml's reference and by numpy in f64."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.engine.llama.ggml import F16, F32, I64, P, call
 
 @dataclass(frozen=True)
 class Operation:
-    """Inputs of one attention: q (streams, heads, rows, size), k and v (streams, KV heads, keys, size).
+    """Inputs of an attention: q (streams, heads, rows, size), k and v (streams, KV heads, keys, size).
 
     ``mask`` (streams, rows, keys) is added to the scores of every head.
     """
@@ -47,12 +47,12 @@ def make_operation(
         k=normal(streams, kv_heads, keys, size).astype(np.float16),
         v=normal(streams, kv_heads, keys, size).astype(np.float16),
         mask=mask,
-        scale=float(2 / np.sqrt(size)),  # sharper than usual: errors in the weights show
+        scale=float(2 / np.sqrt(size)),  # larger than usual, to reveal errors in the weights
     )
 
 
 def causal_mask(rows: int, keys: int, *, window: int | None = None, streams: int = 1) -> NDArray[np.float16]:
-    """The rows are the last positions of ``keys``; of a window only its last keys are visible."""
+    """A mask whose rows are the last positions of ``keys``. With a window, older keys are hidden."""
     position = np.arange(keys - rows, keys)[:, None] - np.arange(keys)[None, :]
     hidden = position < 0 if window is None else (position < 0) | (position >= window)
     mask = np.where(hidden, -np.inf, 0).astype(np.float16)
@@ -87,7 +87,7 @@ class Computation:
         inputs = sum(x.nbytes for x in (operation.q, operation.k, operation.v)) + operation.q.nbytes
         inputs += 0 if operation.mask is None else operation.mask.nbytes
         self._context = ggml.new_context(inputs + (1 << 20))
-        # As llama.cpp has them: heads beside each other at every position, seen through a permutation.
+        # The layout of llama.cpp: the heads of a position are adjacent, and a permutation swaps the axes.
         q = self._tensor(F32, operation.q.transpose(0, 2, 1, 3))
         k = self._tensor(F16, operation.k.transpose(0, 2, 1, 3))
         v = self._tensor(F16, operation.v.transpose(0, 2, 1, 3))

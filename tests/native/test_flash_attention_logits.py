@@ -1,4 +1,4 @@
-"""Logits with flash attention against logits with llama.cpp's plain attention, on whole models."""
+"""Logits of whole models are equal with flash attention and with llama.cpp's plain attention."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def context_of(model: Model, layout: str, *, flash: bool, n_threads: int) -> Ite
 
 
 def logits_of(context: Context) -> list[Array]:
-    """Logits of long and short prefills, alone and together, and of decodes."""
+    """Logits of prefills and decodes, alone and together."""
     rng = random.Random(1)
     texts = [[rng.randrange(100, 40_000) for _ in range(800)] for _ in range(3)]
     lengths = [0, 0, 0]
@@ -49,7 +49,7 @@ def logits_of(context: Context) -> list[Array]:
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 @pytest.mark.parametrize("layout", ["split", "shared"])
 @pytest.mark.parametrize("kind", ["default", "sliding-window", "hybrid"])
-def test_logits_of_flash_and_plain_attention_agree(
+def test_flash_and_plain_attention_have_equal_logits(
     model: Model, tiny_model: TinyModel, kind: str, layout: str, n_threads: int
 ) -> None:
     tested = model if kind == "default" else Model(tiny_model(kind))  # type: ignore[arg-type]
@@ -57,11 +57,13 @@ def test_logits_of_flash_and_plain_attention_agree(
         flash = logits_of(context)
     with context_of(tested, layout, flash=False, n_threads=n_threads) as context:
         plain = logits_of(context)
-    for ours, theirs in zip(flash, plain, strict=True):
-        assert np.isfinite(ours).all()
-        # Quantized matrix products round their inputs, which enlarges small differences.
-        least = 0.99 if kind == "default" else 0.9999
-        assert all(np.corrcoef(a, b)[0, 1] > least for a, b in zip(ours, theirs, strict=True))
+    for flash_logits, plain_logits in zip(flash, plain, strict=True):
+        assert np.isfinite(flash_logits).all()
+        # Quantized matrix products round their inputs, which increases small differences.
+        min_correlation = 0.99 if kind == "default" else 0.9999
+        assert all(
+            np.corrcoef(a, b)[0, 1] > min_correlation for a, b in zip(flash_logits, plain_logits, strict=True)
+        )
     if tested is not model:
         tested.close()
 
@@ -69,11 +71,11 @@ def test_logits_of_flash_and_plain_attention_agree(
 FLAGS = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
 
 
-@pytest.mark.skipif(not has_exports(), reason="the library in use was not built by native/build.py")
+@pytest.mark.skipif(not has_exports(), reason="the installed library was not built by native/build.py")
 @pytest.mark.skipif("avx2" not in FLAGS, reason="our attention needs AVX2")
 @pytest.mark.parametrize("layout", ["split", "shared"])
-def test_our_attention_runs(model: Model, layout: str) -> None:
-    """Every layer of every decode counts; plain attention does not."""
+def test_flash_attention_uses_our_kernel(model: Model, layout: str) -> None:
+    """Every layer of every decode with flash attention increases the counter."""
     batch = Batch(600)
     with context_of(model, layout, flash=True, n_threads=2) as context:
         before = attention_calls()
