@@ -1,4 +1,4 @@
-"""What the tests share: the real model, and a real server in a process of its own."""
+"""Fixtures of all tests: the default model, small models, and servers in processes of their own."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def model() -> Iterator[Model]:
-    """The real model."""
+    """The default model."""
     from app.engine.llama import Model
 
     model = Model(MODEL)
@@ -77,11 +77,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
-    """The environment without settings of the machine's owner, plus ``settings``."""
+    """The environment without settings of Tokenstream, plus ``settings``."""
     from app.config.settings import Settings
 
-    ours = {name.upper() for name in Settings.model_fields} | {"WEIGHT_FILES", "N_GPU_LAYERS"}
-    return {k: v for k, v in os.environ.items() if k.upper() not in ours} | settings
+    names = {name.upper() for name in Settings.model_fields} | {"WEIGHT_FILES", "N_GPU_LAYERS"}
+    return {k: v for k, v in os.environ.items() if k.upper() not in names} | settings
 
 
 def free_port() -> int:
@@ -130,8 +130,8 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A ready server with the default model and settings, for all tests that change nothing in it."""
-    # Eight sequences of 2,048 tokens, whatever this machine has and is fastest with.
+    """A ready server with the default model and settings. Tests do not change it."""
+    # Eight sequences of 2,048 tokens on every machine.
     log = tmp_path_factory.mktemp("server") / "log"
     running = Server(log, N_CTX="16384", MAX_SEQUENCES="8", KV_LAYOUT="split").wait_until()
     yield running
@@ -145,7 +145,7 @@ def server_url(server: Server) -> str:
 
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Start servers with settings of the test's own; they end with it."""
+    """Start servers with given settings. They end with the test."""
     started: list[Server] = []
 
     def start(program: Sequence[str] = ("-m", "app"), **settings: str) -> Server:

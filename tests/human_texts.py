@@ -1,4 +1,4 @@
-"""Texts that people wrote, all in the public domain."""
+"""Human texts in the public domain."""
 
 HUMAN_TEXTS = (
     # Abraham Lincoln, 1863

@@ -1,8 +1,8 @@
-"""Small GGUFs of random weights whose memory is of another kind than the default model's.
+"""Small GGUFs of random weights with other kinds of memory than the default model.
 
-Three kinds: sliding windows beside full attention (gemma3), a recurrent state alone (mamba), and a
-recurrent state beside attention (lfm2). Vocabulary and chat template are the default model's.
-Names of keys and tensors: llama.cpp's ``src/models/{gemma3,mamba,lfm2}.cpp`` and ``src/llama-arch.cpp``.
+The kinds are sliding windows with some full attention (gemma3), a recurrent state (mamba), and a recurrent
+state with attention (lfm2). Tokenizer and chat template are those of the default model. Names of keys and
+tensors are those of llama.cpp's ``src/models/{gemma3,mamba,lfm2}.cpp`` and ``src/llama-arch.cpp``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Kind = Literal["sliding-window", "recurrent", "hybrid"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TinyModel = Callable[[Kind], Path]
 
-WINDOW = 32  # tokens that a sliding-window layer of the gemma3 looks back on, its own position included
+WINDOW = 32  # tokens of a sliding window, its own position included
 N_CTX_TRAIN = 4096
 
 _N_EMBD = 64
@@ -36,7 +36,7 @@ Array = NDArray[np.float32] | NDArray[np.float16]
 
 
 def write_tiny_model(kind: Kind, path: Path) -> Path:
-    """Write the model of a kind, the same one every time, to ``path``: about 15 MB."""
+    """Write the model of a kind, about 15 MB, to ``path``. The file is always the same."""
     architecture, write = _ARCHITECTURES[kind]
     writer = GGUFWriter(path, architecture)
     writer.add_name(f"tiny {kind} model of random weights")
@@ -48,8 +48,8 @@ def write_tiny_model(kind: Kind, path: Path) -> Path:
         writer.add_key_value(key, value, value_type, element_type)
     n_vocab = len(tokenizer["tokenizer.ggml.tokens"][0])
     weights = _Weights(writer)
-    # The embedding is not the output matrix too: then a token's likeliest follower would be itself.
-    # Logits have a standard deviation of 4, so that the two highest of them are seldom close.
+    # With the embedding as output matrix, the likeliest token would repeat the last one. Logits have a
+    # standard deviation of 4, so the two highest are rarely close.
     weights.random("token_embd", (n_vocab, _N_EMBD), gain=1.0, dtype=np.float16)
     weights.random("output", (n_vocab, _N_EMBD), gain=4.0, dtype=np.float16)
     write(writer, weights)
@@ -61,7 +61,7 @@ def write_tiny_model(kind: Kind, path: Path) -> Path:
 
 
 class _Weights:
-    """Adds tensors; random ones keep the scale of what flows through them."""
+    """Adds tensors. Random ones preserve the scale of activations."""
 
     def __init__(self, writer: GGUFWriter) -> None:
         self._writer = writer
@@ -85,7 +85,7 @@ class _Weights:
         self.random(f"{block}.ffn_down", (_N_EMBD, _N_FF), gain=2.0)
 
     def attention(self, block: str) -> None:
-        """One key and value head; sharp attention, so that single tokens of a long prefix matter."""
+        """Attention with one KV head. It is sharp, so single tokens of a long prefix have an effect."""
         self.random(f"{block}.attn_q", (_N_HEAD * _HEAD_DIM, _N_EMBD))
         self.random(f"{block}.attn_k", (_HEAD_DIM, _N_EMBD))
         self.random(f"{block}.attn_v", (_HEAD_DIM, _N_EMBD))
@@ -98,7 +98,7 @@ class _Weights:
 
 
 def _gemma3(writer: GGUFWriter, weights: _Weights) -> None:
-    """Of every three layers, two look back on a window and the third on everything."""
+    """Two of three layers have a sliding window, and the third has full attention."""
     n_layers = 6
     writer.add_block_count(n_layers)
     writer.add_feed_forward_length(_N_FF)
@@ -137,17 +137,17 @@ def _mamba(writer: GGUFWriter, weights: _Weights) -> None:
         weights.add(f"{block}.ssm_conv1d.bias", np.zeros(d_inner, np.float32))
         weights.random(f"{block}.ssm_x", (dt_rank + 2 * d_state, d_inner))
         weights.random(f"{block}.ssm_dt", (d_inner, dt_rank), gain=0.1)
-        # The time step is softplus of this: 0.002 to 0.1. A state fades by exp(-step × 1…16) a token,
-        # so that some of them still know the first of hundreds of tokens.
+        # The time step is softplus of this: 0.002 to 0.1. A state decays by exp(-step × 1…16) per token,
+        # so some states depend on a token hundreds of positions earlier.
         weights.add(f"{block}.ssm_dt.bias", np.linspace(-6.2, -2.2, d_inner, dtype=np.float32))
-        fading = np.arange(1, d_state + 1, dtype=np.float32)
-        weights.add(f"{block}.ssm_a", -np.tile(fading, (d_inner, 1)))
+        decay = np.arange(1, d_state + 1, dtype=np.float32)
+        weights.add(f"{block}.ssm_a", -np.tile(decay, (d_inner, 1)))
         weights.add(f"{block}.ssm_d", np.ones(d_inner, np.float32))
         weights.random(f"{block}.ssm_out", (_N_EMBD, d_inner), gain=2.0)
 
 
 def _lfm2(writer: GGUFWriter, weights: _Weights) -> None:
-    """Every second layer is attention, the others are short convolutions whose last inputs are the state."""
+    """Every second layer is attention. The others are short convolutions with their last inputs as state."""
     n_layers, d_conv = 4, 3
     kv_heads = [layer % 2 for layer in range(n_layers)]  # 0 marks a layer as recurrent
     writer.add_block_count(n_layers)
@@ -176,7 +176,7 @@ _ARCHITECTURES: dict[Kind, tuple[str, Callable[[GGUFWriter, _Weights], None]]] =
 }
 
 
-# --- the default model's tokenizer: gguf.GGUFReader takes seconds for the 98,000 strings of one
+# --- the tokenizer of the default model (gguf.GGUFReader needs seconds for its 98,000 strings)
 
 _SCALARS = {
     GGUFValueType.UINT32: "<I",
@@ -191,7 +191,7 @@ TypedValue = tuple[Any, GGUFValueType, GGUFValueType | None]
 
 @functools.cache
 def _tokenizer() -> dict[str, TypedValue]:
-    """Keys under ``tokenizer.`` of the default model: value, type, and for arrays the elements' type."""
+    """Keys of the default model under ``tokenizer.``: value, type, and type of array elements."""
     with MODEL.open("rb") as file:
         _magic, _version, _n_tensors, n_keys = struct.unpack("<4sIQQ", file.read(24))
         return {key: value for key, value in _key_values(file, n_keys) if key.startswith("tokenizer.")}

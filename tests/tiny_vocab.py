@@ -1,4 +1,4 @@
-"""A GGUF that holds a small SentencePiece vocabulary and no weights.
+"""A GGUF with a small SentencePiece vocabulary and without weights.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -12,12 +12,11 @@ UNKNOWN, CONTROL, USER_DEFINED, NORMAL, BYTE = 2, 3, 4, 1, 6
 
 SPECIAL = {"<unk>": UNKNOWN, "<s>": CONTROL, "</s>": CONTROL, "<turn>": CONTROL, "<end>": CONTROL}
 ADDED = ("<think>", "</think>", "<b>")
-# With "</" and "s>" in the vocabulary SentencePiece merges the characters of "</s>" into that token.
+# With "</" and "s>" in the vocabulary, SentencePiece merges the characters of "</s>" into that token.
 WORDS = ("▁the", "▁to", "th", "he", "in", "▁", "</", "s>")
 
 
 def write_vocabulary(path: Path) -> Path:
-    """Write the GGUF to ``path``."""
     tokens = dict(SPECIAL)
     tokens |= {f"<0x{byte:02X}>": BYTE for byte in range(256)}
     tokens |= dict.fromkeys(ADDED, USER_DEFINED)

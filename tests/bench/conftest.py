@@ -1,4 +1,4 @@
-"""Prompts of the default model."""
+"""A fixture for prompts of the default model."""
 
 from __future__ import annotations
 

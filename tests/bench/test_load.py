@@ -39,24 +39,24 @@ def test_a_load_has_the_figures_of_its_requests() -> None:
 def test_the_rate_of_a_wave_counts_while_all_decode() -> None:
     early = Timing(pieces_at=[0.0, 1.0, 2.0, 3.0], generated_tokens=4)
     late = Timing(pieces_at=[1.0, 2.0, 3.0, 4.0], generated_tokens=8)  # two tokens per piece
-    # From 1 (both have a first piece) to 3 (the first answer ends): two pieces of each.
+    # Both answers decode from 1 to 3, with two pieces each.
     assert wave_rate([early, late]) == pytest.approx((2 * 1 + 2 * 2) / 2)
 
 
 def test_a_client_sends_its_next_request_after_an_answer() -> None:
-    running, most, order = 0, 0, []
+    running, max_running, order = 0, 0, []
 
     async def send(item: int) -> Timing:
-        nonlocal running, most
+        nonlocal running, max_running
         running += 1
-        most = max(most, running)
+        max_running = max(max_running, running)
         order.append(item)
         await asyncio.sleep(0)
         running -= 1
         return Timing(generated_tokens=item)
 
     timings = asyncio.run(parallel(range(10), 3, send))
-    assert most == 3
+    assert max_running == 3
     assert order == list(range(10))
     assert sorted(timing.generated_tokens for timing in timings) == order
 

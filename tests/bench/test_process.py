@@ -11,7 +11,7 @@ import pytest
 from bench.client import BenchError
 from bench.process import ServerProcess, free_port
 
-# Answers 503 once. Its child holds 100 MB and uses half a second of CPU time.
+# It answers 503 once. Its child uses 100 MB and half a second of CPU time.
 SERVER = """
 import http.server, signal, subprocess, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
@@ -41,7 +41,7 @@ def test_memory_and_cpu_time_include_children(tmp_path: Path) -> None:
     process.stop()
     assert resident > 100_000_000
     assert cpu_seconds >= 0.5
-    assert (tmp_path / "log").read_text().count("GET / HTTP/1.1") == 2  # 503 did not count
+    assert (tmp_path / "log").read_text().count("GET / HTTP/1.1") == 2  # a 503 response is not ready
 
 
 def test_the_error_message_has_the_log_of_a_server_that_ended(tmp_path: Path) -> None:

@@ -47,12 +47,12 @@ def test_the_length_of_a_question_includes_context_and_template(prompts: Prompts
 
 
 def test_equal_seeds_give_equal_texts(prompts: Prompts) -> None:
-    def some(seed: str) -> list[str]:
+    def some_texts(seed: str) -> list[str]:
         texts = Texts(prompts, seed)
         return [texts.text(20) for _ in range(20)]
 
-    assert some("a") == some("a")
-    assert len({*some("a"), *some("b")}) == 40
+    assert some_texts("a") == some_texts("a")
+    assert len({*some_texts("a"), *some_texts("b")}) == 40
 
 
 def test_the_topics_are_long_and_have_no_common_prefix(prompts: Prompts) -> None:

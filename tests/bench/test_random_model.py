@@ -37,7 +37,7 @@ def answer(model: Model, prompt: list[int], n_tokens: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def test_it_is_a_q4_k_m_llama_with_the_tokenizer_of_the_default_model(path: Path) -> None:
+def test_a_random_model_is_q4_k_m_with_the_tokenizer_of_the_default_model(path: Path) -> None:
     model, other = Model(path), Model(MODEL, vocab_only=True)
     assert "Q4_K - Medium" in model.description
     assert model.chat_template == other.chat_template
@@ -47,7 +47,7 @@ def test_it_is_a_q4_k_m_llama_with_the_tokenizer_of_the_default_model(path: Path
     other.close()
 
 
-def test_its_answers_vary_and_depend_on_the_prompt(path: Path) -> None:
+def test_answers_vary_and_depend_on_the_prompt(path: Path) -> None:
     model = Model(path)
     prompt = list(range(1000, 1064))
     first, other = answer(model, prompt, 64), answer(model, [999, *prompt[1:]], 64)

@@ -75,8 +75,8 @@ def test_events_may_be_split_anywhere(setup: Setup, size: int) -> None:
 def test_both_servers_get_equal_requests(setup: Setup, prompts: Prompts) -> None:
     question = Question.of("Which birds come by in March?")
     prompt = prompts.render(question)
-    asked = Asked(question, prompt, 48, Timing())
-    ours, theirs = Tokenstream(setup).fields(asked), LlamaServer(setup, Path("x")).fields(asked)
+    request = Asked(question, prompt, 48, Timing())
+    ours, theirs = Tokenstream(setup).fields(request), LlamaServer(setup, Path("x")).fields(request)
     assert (ours["query"], ours["context"]) == ("Which birds come by in March?", "plain")
     assert theirs["prompt"] == prompt
     assert ours["max_tokens"] == theirs["n_predict"] == 48
@@ -86,24 +86,24 @@ def test_both_servers_get_equal_requests(setup: Setup, prompts: Prompts) -> None
 
 
 @pytest.mark.parametrize(
-    ("off_prompt", "off_answer", "complaint"),
+    ("off_prompt", "off_answer", "message"),
     [(0, 0, None), (1, -1, None), (2, 0, "read"), (-2, 0, "read"), (0, 2, "generated"), (0, -2, "generated")],
 )
 def test_wrong_token_counts_are_errors(
-    setup: Setup, off_prompt: int, off_answer: int, complaint: str | None, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, off_prompt: int, off_answer: int, message: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     question = Question.of("Which birds come by in March?")
-    meant = setup.prompts.n_tokens(setup.prompts.render(question))
+    n_prompt = setup.prompts.n_tokens(setup.prompts.render(question))
     server: Server = Tokenstream(setup)
 
     async def exchange(url: str, path: str, fields: object, timing: Timing) -> None:
-        figures = {"prompt_tokens": meant + off_prompt, "generated_tokens": 8 + off_answer}
+        figures = {"prompt_tokens": n_prompt + off_prompt, "generated_tokens": 8 + off_answer}
         timing.received += [(0.0, b"Geese"), (1.0, b"\n\x1e" + json.dumps(figures).encode())]
 
     monkeypatch.setattr("bench.servers.exchange", exchange)
     asyncio.run(server.ask(question, 8))
-    if complaint is None:
+    if message is None:
         server.check()
     else:
-        with pytest.raises(BenchError, match=complaint):
+        with pytest.raises(BenchError, match=message):
             server.check()

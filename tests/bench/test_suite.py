@@ -25,37 +25,39 @@ def suite() -> Suite:
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Variants and texts that were served. Replaces the servers; one variant fails."""
-    asked: list[tuple[str, str]] = []
+def measurements(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Variants and texts of all measurements. A fake replaces the servers, and fails for one variant."""
+    measured: list[tuple[str, str]] = []
 
     def serve(_: Suite, workload: Workload, variant: str, texts: Texts, prompts: Prompts) -> Figures:
         assert workload is WORKLOADS["long"]
-        asked.append((variant, texts.text(16)))
+        measured.append((variant, texts.text(16)))
         if variant == PEER_FLASH_OFF:
             raise BenchError("it does not start")
-        return {"gap_p99": float(len(asked))}
+        return {"gap_p99": float(len(measured))}
 
     monkeypatch.setattr(Suite, "_served", serve)
-    return asked
+    return measured
 
 
 def test_the_order_of_variants_rotates_and_texts_are_equal(
-    suite: Suite, served: list[tuple[str, str]]
+    suite: Suite, measurements: list[tuple[str, str]]
 ) -> None:
     suite.run(["long"], [OURS, NO_SPECULATION, PEER], 3)
-    rounds = [served[begin : begin + 3] for begin in (0, 3, 6)]
+    rounds = [measurements[begin : begin + 3] for begin in (0, 3, 6)]
     assert [first for (first, _), *_ in rounds] == [OURS, NO_SPECULATION, PEER]
     assert [len({text for _, text in of_round}) for of_round in rounds] == [1, 1, 1]
-    assert len({text for _, text in served}) == 3
+    assert len({text for _, text in measurements}) == 3
     assert suite.results == {
         "long": {OURS: {"gap_p99": 6.0}, NO_SPECULATION: {"gap_p99": 4.0}, PEER: {"gap_p99": 5.0}}
     }
 
 
-def test_a_failed_measurement_does_not_stop_the_others(suite: Suite, served: list[tuple[str, str]]) -> None:
+def test_a_failed_measurement_does_not_stop_the_others(
+    suite: Suite, measurements: list[tuple[str, str]]
+) -> None:
     suite.run(["long"], [PEER_FLASH_OFF, PEER], 2)
-    assert [variant for variant, _ in served] == [PEER, PEER_FLASH_OFF, PEER_FLASH_OFF, PEER]
+    assert [variant for variant, _ in measurements] == [PEER, PEER_FLASH_OFF, PEER_FLASH_OFF, PEER]
     assert [*suite.results["long"]] == [PEER]
     assert suite.failures == [
         f"round {number}: long, {PEER_FLASH_OFF}: it does not start" for number in (1, 2)

@@ -1,4 +1,4 @@
-"""``python -m app detect-watermark`` on a terminal."""
+"""``python -m app detect-watermark``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HUMAN_TEXT = HUMAN_TEXTS[0]
 
 
 def detect(*arguments: str, text: bytes = b"", **settings: str) -> tuple[int, str, str]:
-    done = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-m", "app", "detect-watermark", *arguments],
         cwd=ROOT,
         env=clean_environment(**settings),
@@ -28,7 +28,7 @@ def detect(*arguments: str, text: bytes = b"", **settings: str) -> tuple[int, st
         timeout=60,
         check=False,
     )
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+    return finished.returncode, finished.stdout.decode(), finished.stderr.decode()
 
 
 def z_score(printed: str) -> float:
@@ -44,7 +44,7 @@ def marked(server_url: str) -> str:
     return str(httpx.post(f"{server_url}/generate", json=body, timeout=60).json()["generated_text"])
 
 
-def test_a_marked_answer(marked: str, tmp_path: Path) -> None:
+def test_a_marked_answer_is_detected(marked: str, tmp_path: Path) -> None:
     file = tmp_path / "answer.txt"
     file.write_text(marked, encoding="utf-8")
     status, printed, errors = detect(str(file))
@@ -52,11 +52,10 @@ def test_a_marked_answer(marked: str, tmp_path: Path) -> None:
     assert z_score(printed) > 4
     assert "verdict  marked: " in printed
     assert re.search(r"^tokens   1\d\d ", printed, re.MULTILINE)
-    # The green list is that of one share: with another there is nothing to be seen.
     assert z_score(detect(str(file), "--model", str(MODEL))[1]) == z_score(printed)
 
 
-def test_a_human_text_on_standard_input() -> None:
+def test_a_human_text_on_standard_input_is_not_marked() -> None:
     status, printed, _ = detect(text=HUMAN_TEXT.encode())
     assert status == 0
     assert z_score(printed) < 3
@@ -74,12 +73,12 @@ def test_a_human_text_on_standard_input() -> None:
         (16, 16, "marked"),
     ],
 )
-def test_the_verdict(n_tokens: int, n_green: int, begin: str) -> None:
+def test_the_verdict_follows_from_the_counts(n_tokens: int, n_green: int, begin: str) -> None:
     assert verdict(Detection(n_tokens, n_green, 0.5)).startswith(begin)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text", "status", "said"),
+    ("arguments", "text", "status", "message"),
     [
         ((), b"", 1, "the text should have at least two tokens"),
         ((), b"ab\xff", 1, "standard input is not UTF-8 text: invalid start byte at byte 2"),
@@ -88,13 +87,15 @@ def test_the_verdict(n_tokens: int, n_green: int, begin: str) -> None:
     ],
     ids=["empty", "bytes", "no file", "no model"],
 )
-def test_mistakes_are_told(arguments: tuple[str, ...], text: bytes, status: int, said: str) -> None:
+def test_errors_are_reported_with_status_1(
+    arguments: tuple[str, ...], text: bytes, status: int, message: str
+) -> None:
     found = detect(*arguments, text=text)
     assert found[:2] == (status, "")
-    assert said in found[2]
+    assert message in found[2]
     assert "Traceback" not in found[2]
 
 
-def test_a_gamma_that_is_none() -> None:
+def test_an_invalid_watermark_gamma_is_rejected() -> None:
     status, _, errors = detect(text=b"x", WATERMARK_GAMMA="1.5")
     assert (status, "WATERMARK_GAMMA=1.5" in errors) == (2, True)

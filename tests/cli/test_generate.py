@@ -1,4 +1,4 @@
-"""``python -m app generate`` on a terminal."""
+"""``python -m app generate``."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def generate(*arguments: str, **settings: str) -> subprocess.CompletedProcess[st
     )
 
 
-def test_the_answer_goes_to_stdout_and_its_speed_to_stderr() -> None:
-    done = generate("--prompt", "Where is located Paris ?", "-n", "12")
-    assert done.returncode == 0, done.stderr
-    assert "Paris" in done.stdout
-    assert done.stdout.endswith("\n")
-    assert re.search(r"^12 tokens at \d+\.\d tokens per second", done.stderr, re.MULTILINE)
+def test_the_answer_is_on_stdout_and_its_speed_on_stderr() -> None:
+    finished = generate("--prompt", "Where is located Paris ?", "-n", "12")
+    assert finished.returncode == 0, finished.stderr
+    assert "Paris" in finished.stdout
+    assert finished.stdout.endswith("\n")
+    assert re.search(r"^12 tokens at \d+\.\d tokens per second", finished.stderr, re.MULTILINE)
 
 
-def test_arguments_take_effect() -> None:
+def test_arguments_change_the_answer() -> None:
     common = ("--prompt", "Tell me about the moon.", "--sample-len", "16")
     hot = ("--temperature", "1.5", "--top-p", "0.9", "--seed", "7", "--repeat-penalty", "1.0")
     first, again, greedy = generate(*common, *hot), generate(*common, *hot), generate(*common)
@@ -41,7 +41,7 @@ def test_arguments_take_effect() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("arguments", "status", "message"),
     [
         (("--prompt", "x", "--temperature", "-1"), 2, "temperature: should be greater than or equal to 0"),
         (("--prompt", ""), 2, "query: string should have at least 1 character"),
@@ -55,15 +55,15 @@ def test_arguments_take_effect() -> None:
         (("--prompt", "word " * 5000), 1, "the limit is 2048"),
     ],
 )
-def test_mistakes_are_told(arguments: tuple[str, ...], status: int, said: str) -> None:
-    done = generate(*arguments, N_CTX="2048", MAX_SEQUENCES="1")
-    assert done.returncode == status, done.stderr
-    assert said in done.stderr
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
+def test_errors_are_reported_without_output(arguments: tuple[str, ...], status: int, message: str) -> None:
+    finished = generate(*arguments, N_CTX="2048", MAX_SEQUENCES="1")
+    assert finished.returncode == status, finished.stderr
+    assert message in finished.stderr
+    assert finished.stdout == ""
+    assert "Traceback" not in finished.stderr
 
 
-def test_a_reader_that_goes_away_is_no_traceback() -> None:
+def test_a_closed_output_leaves_no_traceback() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "app", "generate", "--prompt", "Tell me a long story."],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Starting and ending ``python -m app serve``."""
+"""Start and end of ``python -m app serve``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ended(server: Server) -> tuple[int, str]:
     return server.process.wait(60), server.output()
 
 
-def test_it_says_where_it_serves_with_what_and_how_to_try(start_server: Start) -> None:
+def test_the_start_prints_the_address_the_model_and_an_example(start_server: Start) -> None:
     server = start_server().wait_until()
     end = time.monotonic() + 5
     while "curl" not in server.output() and time.monotonic() < end:
@@ -34,14 +34,14 @@ def test_it_says_where_it_serves_with_what_and_how_to_try(start_server: Start) -
     assert "Traceback" not in output
 
 
-def test_a_model_of_ones_own_is_not_told_to_be_small(start_server: Start) -> None:
+def test_the_hint_about_larger_models_is_for_the_default_model_only(start_server: Start) -> None:
     server = start_server(MODEL_PATH=str(MODEL)).wait_until()
     assert server.stop() == 0
     assert "MODEL_REPO=" not in server.output()
 
 
 @pytest.mark.parametrize(
-    ("settings", "status", "said"),
+    ("settings", "status", "message"),
     [
         ({"N_CTX": "lots"}, 2, "N_CTX=lots: should be a valid integer"),
         ({"TOP_P": "1.5"}, 2, "TOP_P=1.5: should be less than or equal to 1"),
@@ -54,17 +54,17 @@ def test_a_model_of_ones_own_is_not_told_to_be_small(start_server: Start) -> Non
         ({"TOKENIZER_REPO": "./tests"}, 1, "TOKENIZER_REPO"),
     ],
 )
-def test_a_startup_mistake_is_one_clear_line(
-    start_server: Start, settings: dict[str, str], status: int, said: str
+def test_a_wrong_setting_is_one_line_and_an_exit_status(
+    start_server: Start, settings: dict[str, str], status: int, message: str
 ) -> None:
     found, output = ended(start_server(**settings))
     assert found == status, output
-    assert said in output
+    assert message in output
     assert "Traceback" not in output
     assert len(output.strip().splitlines()) == 1
 
 
-def test_an_address_in_use_is_told(start_server: Start) -> None:
+def test_an_address_in_use_is_reported(start_server: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         status, output = ended(start_server(PROMETHEUS_HTTP_ADDRESS=address))
@@ -73,7 +73,7 @@ def test_an_address_in_use_is_told(start_server: Start) -> None:
     assert "Traceback" not in output
 
 
-def test_contexts_are_prefilled_once_and_read_after_a_restart(start_server: Start, tmp_path: Path) -> None:
+def test_contexts_are_prefilled_once_and_loaded_after_a_restart(start_server: Start, tmp_path: Path) -> None:
     folder = tmp_path / "contexts"
     for n_prefilled in (r"[1-9]\d+", "0"):
         running = start_server(CACHE_DIR=str(folder), LOG_LEVEL="info").wait_until()
@@ -83,7 +83,7 @@ def test_contexts_are_prefilled_once_and_read_after_a_restart(start_server: Star
     assert folder.stat().st_mode & 0o077 == 0
 
 
-def test_sigterm_while_contexts_are_prefilled_ends_in_order(start_server: Start, tmp_path: Path) -> None:
+def test_sigterm_during_the_prefill_of_contexts_exits_with_0(start_server: Start, tmp_path: Path) -> None:
     contexts = tmp_path / "contexts.toml"
     long = [f'[contexts.c{n}]\nprompt = "{f"word{n} " * 1500}"\n' for n in range(6)]
     contexts.write_text("\n".join(long))
@@ -99,14 +99,14 @@ def test_sigterm_while_contexts_are_prefilled_ends_in_order(start_server: Start,
     assert "are warm" not in running.output()
 
 
-def test_a_folder_that_cannot_be_written_is_told_and_no_more(start_server: Start, tmp_path: Path) -> None:
+def test_an_unwritable_cache_folder_is_one_warning(start_server: Start, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     running = start_server(CACHE_DIR=str(tmp_path / "file" / "contexts")).wait_until()
     assert running.stop() == 0
     assert running.output().count("No state can be saved in") == 1
 
 
-def test_a_context_longer_than_a_request_may_be_is_told(start_server: Start, tmp_path: Path) -> None:
+def test_a_context_over_the_token_limit_is_reported(start_server: Start, tmp_path: Path) -> None:
     contexts = tmp_path / "contexts.toml"
     contexts.write_text(f'[contexts.long]\nprompt = "{"word " * 600}"\n')
     status, output = ended(
@@ -117,7 +117,7 @@ def test_a_context_longer_than_a_request_may_be_is_told(start_server: Start, tmp
     assert "raise N_CTX" in output
 
 
-def test_memory_that_cannot_be_had_is_told(start_server: Start) -> None:
+def test_too_little_memory_is_reported(start_server: Start) -> None:
     status, output = ended(start_server(N_CTX=str(2**31 - 256), MAX_SEQUENCES="1"))
     assert status == 1
     assert "error:" in output
@@ -125,7 +125,7 @@ def test_memory_that_cannot_be_had_is_told(start_server: Start) -> None:
     assert "Traceback" not in output
 
 
-def test_a_truncated_model_is_told(start_server: Start, tmp_path: Path) -> None:
+def test_a_truncated_model_is_reported(start_server: Start, tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(MODEL.read_bytes()[:50_000_000])
     status, output = ended(start_server(MODEL_PATH=str(cut)))
@@ -135,7 +135,7 @@ def test_a_truncated_model_is_told(start_server: Start, tmp_path: Path) -> None:
     assert "Traceback" not in output
 
 
-def test_sigterm_lets_running_answers_finish_and_exits_with_0(start_server: Start) -> None:
+def test_sigterm_waits_for_running_answers_and_exits_with_0(start_server: Start) -> None:
     server = start_server().wait_until()
     body = {"query": "Tell me a story.", "max_tokens": 150, "ignore_eos": True, "details": True}
     with httpx.stream("POST", f"{server.url}/token_stream", json=body, timeout=60) as response:
@@ -151,7 +151,7 @@ def test_sigterm_lets_running_answers_finish_and_exits_with_0(start_server: Star
     assert "Traceback" not in server.output()
 
 
-def test_answers_that_outlast_the_grace_are_cut_and_it_still_exits_with_0(start_server: Start) -> None:
+def test_after_shutdown_grace_answers_are_truncated_and_the_status_is_0(start_server: Start) -> None:
     server = start_server(SHUTDOWN_GRACE="1").wait_until()
     body = {"query": "Tell me a story.", "max_tokens": 2000, "ignore_eos": True}
     cut: list[Exception] = []
@@ -170,15 +170,15 @@ def test_answers_that_outlast_the_grace_are_cut_and_it_still_exits_with_0(start_
     assert started.wait(30)
     assert server.stop() == 0
     reader.join(30)
-    assert cut, "a stream that was cut must not look whole"
+    assert cut, "a truncated stream is an error"
     assert "Traceback" not in server.output()
 
 
-def test_a_second_signal_ends_it_at_once_and_the_first_says_so(start_server: Start) -> None:
+def test_a_second_signal_ends_the_server_at_once(start_server: Start) -> None:
     server = start_server().wait_until()
     body = {"query": "Tell me a story.", "max_tokens": 2000, "ignore_eos": True}
     with httpx.stream("POST", f"{server.url}/token_stream", json=body, timeout=60) as response:
-        pieces = response.iter_raw()  # kept: httpx closes the connection with it
+        pieces = response.iter_raw()  # the connection closes when this iterator is collected
         next(pieces)
         server.process.send_signal(signal.SIGINT)
         time.sleep(0.5)
@@ -187,13 +187,13 @@ def test_a_second_signal_ends_it_at_once_and_the_first_says_so(start_server: Sta
     assert "Traceback" not in server.output()
 
 
-def test_ctrl_c_ends_it_too(start_server: Start) -> None:
+def test_ctrl_c_exits_with_0(start_server: Start) -> None:
     server = start_server().wait_until()
     assert server.stop(signal.SIGINT) == 0
     assert "Traceback" not in server.output()
 
 
-def test_a_client_that_hangs_up_in_its_body_leaves_no_traceback(start_server: Start) -> None:
+def test_a_disconnect_within_the_body_leaves_no_traceback(start_server: Start) -> None:
     server = start_server().wait_until()
     host, _, port = server.url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port))) as connection:
@@ -203,4 +203,28 @@ def test_a_client_that_hangs_up_in_its_body_leaves_no_traceback(start_server: St
         )
     assert httpx.get(f"{server.url}/health").status_code == 200
     assert server.stop() == 0
+    assert "Traceback" not in server.output()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"KNOWLEDGE": "on", "DATA_PATH": "/nowhere"}, "DATA_PATH=/nowhere: there is no such folder"),
+        ({"KNOWLEDGE": "maybe"}, "KNOWLEDGE=maybe: should be 'on' or 'off'"),
+        ({"KNOWLEDGE": "on", "MODEL_PROMPT_TEMPLATE": "{query}"}, "should contain {context}"),
+        ({"KNOWLEDGE": "on", "KNOWLEDGE_CHUNK_TOKENS": "600"}, "reads at most 512 tokens"),
+        (
+            {"KNOWLEDGE": "on", "KNOWLEDGE_CHUNK_OVERLAP": "200"},
+            "KNOWLEDGE_CHUNK_OVERLAP=200: should be below",
+        ),
+        ({"KNOWLEDGE": "on", "EMBEDDING_MODEL": "none.gguf"}, "EMBEDDING_MODEL=none.gguf"),
+        ({"KNOWLEDGE": "on", "KNOWLEDGE_INDEX": "/proc/none"}, "KNOWLEDGE_INDEX=/proc/none"),
+    ],
+)
+def test_a_wrong_setting_of_the_knowledge_base_prevents_the_start(
+    start_server: Start, settings: dict[str, str], message: str
+) -> None:
+    server = start_server(**settings)
+    assert server.process.wait(60) in (1, 2)
+    assert message in server.output()
     assert "Traceback" not in server.output()

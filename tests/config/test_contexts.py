@@ -1,4 +1,4 @@
-"""The contexts file."""
+"""CONTEXTS_FILE: contexts, their examples and sampling defaults, and error messages."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "contexts.toml"
 
 
-def test_the_default_contexts() -> None:
+def test_the_default_file_defines_four_contexts() -> None:
     contexts = load_contexts(ROOT / "config/prompt_config.toml")
     assert list(contexts) == ["general", "sql", "classifier", "math"]
     assert all(context.prompt for context in contexts.values())
 
 
-def test_a_context_with_examples_and_sampling_defaults(file: Path) -> None:
+def test_a_context_can_have_examples_and_sampling_defaults(file: Path) -> None:
     file.write_text(
         '[contexts.mine]\nprompt = "p"\nexamples = [{ query = "q", answer = "a" }]\n'
         "temperature = 0.5\nrepeat_penalty = 1.0\nmax_tokens = 9\n"
@@ -40,7 +40,7 @@ def test_tables_take_precedence_over_the_short_form(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("contexts = ", "is not valid TOML"),
         ("", "defines no context"),
@@ -58,12 +58,12 @@ def test_tables_take_precedence_over_the_short_form(file: Path) -> None:
         ("[prompt_config]\ncontext_sql = 1", "prompt_config.context_sql should have the form"),
     ],
 )
-def test_the_error_message_names_file_and_key(file: Path, text: str, said: str) -> None:
+def test_the_error_message_names_file_and_key(file: Path, text: str, message: str) -> None:
     file.write_text(text)
     with pytest.raises(ContextsError) as error:
         load_contexts(file)
     assert f"CONTEXTS_FILE={file}: " in str(error.value)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_missing_file_is_named() -> None:

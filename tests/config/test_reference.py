@@ -1,4 +1,4 @@
-"""The reference of all settings, as printed and as a page."""
+"""The reference of all settings in --help and in docs/settings.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_help_prints_every_setting() -> None:
     assert "Values: `f32`, `f16`, " in printed
 
 
-def test_the_page_is_up_to_date() -> None:
+def test_settings_md_is_up_to_date() -> None:
     page = (ROOT / "docs" / "settings.md").read_text()
     assert page == reference.for_docs() + "\n", (
         "run: .venv/bin/python -m app.config.reference > docs/settings.md"

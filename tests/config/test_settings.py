@@ -37,7 +37,9 @@ def test_values_have_types_and_empty_values_count_as_unset(monkeypatch: pytest.M
         ("MODEL_GPU_LAYERS", "3", "model_gpu_layers"),
     ],
 )
-def test_aliases(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, field: str) -> None:
+def test_settings_have_aliases(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, field: str
+) -> None:
     monkeypatch.setenv(variable, value)
     assert str(getattr(load(env_file=None), field)) == value
 
@@ -81,12 +83,12 @@ def test_the_error_message_gives_value_and_allowed_values(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:3030", "[::1]:80", "0.0.0.0:0"])
-def test_valid_addresses(address: str) -> None:
+def test_valid_addresses_are_split(address: str) -> None:
     host, port = table.split_address(address)
     assert address in (f"{host}:{port}", f"[{host}]:{port}")
 
 
 @pytest.mark.parametrize("address", ["", "3030", ":3030", "host:", "host:70000", "host:-1"])
-def test_invalid_addresses(address: str) -> None:
+def test_invalid_addresses_are_rejected(address: str) -> None:
     with pytest.raises(ValueError, match="host:port"):
         table.split_address(address)

@@ -17,7 +17,7 @@ def title(page: Path) -> str:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The contents of the page's code blocks in ``language``."""
+    """The code blocks of the page in ``language``."""
     return [code for found, code in _BLOCK.findall(page.read_text()) if found == language]
 
 

@@ -1,4 +1,4 @@
-"""The examples of README.md and docs/, run against a server with the sample document."""
+"""The examples of README.md and docs/ run against a server with the sample document."""
 
 from __future__ import annotations
 
@@ -58,9 +58,11 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def run_curl(command: str, url: str) -> str:
     assert DOCUMENTED_URL in command
     script = command.replace(DOCUMENTED_URL, url).replace("curl ", "curl --fail-with-body --silent ", 1)
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    finished = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert finished.returncode == 0, f"{script}\n{finished.stdout}\n{finished.stderr}"
+    return finished.stdout
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -69,15 +71,15 @@ def test_curl_commands_succeed(command: str, url: str) -> None:
     answer = run_curl(command, url)
     assert answer
     if "Wren Bridge" in command and '"knowledge":false' not in command:
-        assert "06:25" in answer  # README.md promises it
+        assert "06:25" in answer  # as in README.md
 
 
 @pytest.mark.parametrize("code", PYTHON)
 def test_python_examples_run(code: str, url: str, tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(code.replace(DOCUMENTED_URL, url))
-    done = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip()

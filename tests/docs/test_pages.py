@@ -1,4 +1,4 @@
-"""Links, commands and code in README.md and docs/."""
+"""Links, commands, variables and code in README.md and docs/ exist."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _OF_MAKE = {"LLAMA_BUILD_FLAGS", "BUILDER", "BUILD", "PROMPT", "BENCH", "PYTHON"
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives to the page's headings."""
+    """The anchors of the page's headings on GitHub."""
     headings = re.findall(r"^#+ +(.*)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_readme_is_short() -> None:
+def test_the_readme_has_at_most_120_lines() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
 @pytest.mark.parametrize("page", PAGES, ids=title)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_linked_files_and_anchors_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if target.startswith(("http://", "https://")):
             continue

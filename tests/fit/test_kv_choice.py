@@ -1,4 +1,4 @@
-"""The choice of KV cache layout and attention kernel."""
+"""The choice of KV cache layout and attention by measurement."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def measurement(layout: Any, flash: bool, prefill: float = 0.001, decode: float 
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, bool], tuple[float, float]]:
-    """Replaces measurements: (layout, flash attention) → seconds of prefill and decode."""
+    """Fake measurements: (layout, flash attention) → seconds of prefill and decode."""
     table: dict[tuple[str, bool], tuple[float, float]] = {}
 
     def measure(_model: Model, kv: KVOptions, *_: object) -> Measurement:
@@ -36,10 +36,10 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, bool], tuple[flo
     return table
 
 
-def test_all_four_are_measured_on_the_real_model_and_remembered(
+def test_all_four_variants_are_measured_and_stored(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kv_choice, "_MAX_SECONDS", float("inf"))  # a busy machine may be slow
+    monkeypatch.setattr(kv_choice, "_MAX_SECONDS", float("inf"))  # a busy machine is slow
     chosen, reason = choose(model, tmp_path)
     measured = [Measurement(**fields) for fields in json.loads((tmp_path / "kv.json").read_text())]
     assert {(m.layout, m.flash_attention) for m in measured} == {
@@ -53,21 +53,21 @@ def test_all_four_are_measured_on_the_real_model_and_remembered(
     assert chosen.flash_attention is not None
 
 
-def test_the_fastest_is_chosen(
+def test_the_fastest_variant_is_chosen(
     model: Model, tmp_path: Path, figures: dict[tuple[str, bool], tuple[float, float]]
 ) -> None:
     figures["shared", False] = (0.001, 0.01)
     assert choose(model, tmp_path)[0] == KVOptions("shared", False)
 
 
-def test_a_small_gain_is_no_reason(
+def test_a_small_gain_does_not_change_the_default(
     model: Model, tmp_path: Path, figures: dict[tuple[str, bool], tuple[float, float]]
 ) -> None:
     figures["shared", False] = (0.00098, 0.0196)
     assert choose(model, tmp_path)[0] == KVOptions("split", True)
 
 
-def test_what_was_measured_is_read_the_next_time(
+def test_stored_measurements_are_used_again(
     model: Model, tmp_path: Path, figures: dict[tuple[str, bool], tuple[float, float]]
 ) -> None:
     figures["split", False] = (0.0001, 0.001)
@@ -78,7 +78,7 @@ def test_what_was_measured_is_read_the_next_time(
     assert choose(model, tmp_path)[0] == KVOptions("split", True), "a damaged file is ignored"
 
 
-def test_what_is_set_is_not_chosen(
+def test_configured_values_are_not_measured(
     model: Model, tmp_path: Path, figures: dict[tuple[str, bool], tuple[float, float]]
 ) -> None:
     figures["shared", False] = (0.0001, 0.001)
@@ -95,9 +95,7 @@ def test_quantized_values_need_flash_attention(
     assert choose(model, tmp_path, wanted=KVOptions("split", None, "q8_0"))[0].flash_attention is True
 
 
-def test_a_model_that_takes_too_long_is_not_measured(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_model_is_not_measured(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kv_choice, "_MAX_SECONDS", 0.0)
     chosen, reason = choose(model, tmp_path)
     assert chosen == KVOptions("split", True)

@@ -1,4 +1,4 @@
-"""Memory plans for the real model and small ones of other architectures, on machines of any size."""
+"""Memory plans of the default model and of other architectures for any amount of memory."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def free_for_kv(found: MemoryPlan) -> int:
     return found.available - found.weights - found.process
 
 
-# --- nothing is configured
+# --- without configured sizes
 
 
-def test_machine_with_plenty() -> None:
+def test_with_enough_memory_all_sizes_are_the_maximum() -> None:
     found = plan()
     assert (found.max_sequences, found.n_ctx) == (8, 8 * 4096)
     assert found.kv == 8 * 4096 * KV_BYTES_PER_TOKEN
@@ -65,12 +65,12 @@ def test_machine_with_plenty() -> None:
     assert found.total == found.weights + found.kv + found.compute + found.process + copies
 
 
-def test_model_trained_for_less_than_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequences_are_at_most_as_long_as_the_training_context(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_plan, "_MAX_SEQUENCE_TOKENS", 1 << 20)
     assert plan().n_ctx == 8 * 8192
 
 
-def test_shorter_sequences_before_fewer() -> None:
+def test_with_less_memory_sequences_are_shorter_then_fewer() -> None:
     found = plan(mib=1024)
     assert found.max_sequences == 8
     assert 512 < found.n_ctx // 8 < 4096
@@ -79,17 +79,17 @@ def test_shorter_sequences_before_fewer() -> None:
     assert 512 <= fewer.n_ctx // fewer.max_sequences < 1024
 
 
-def test_a_kv_cache_beyond_its_share_is_better_than_no_service() -> None:
-    # The weights depend on the CPU: room for one sequence of 512 tokens, and little more.
-    least = plan(n_ctx=512, max_sequences=1, prefix_mb=0)
-    found = plan(mib=least.total / MIB + 1, prefix_mb=0)
+def test_the_minimum_kv_cache_can_exceed_its_share() -> None:
+    # The weights depend on the CPU. The memory is that of one sequence of 512 tokens, plus 1 MiB.
+    smallest = plan(n_ctx=512, max_sequences=1, prefix_mb=0)
+    found = plan(mib=smallest.total / MIB + 1, prefix_mb=0)
     assert (found.max_sequences, found.n_ctx) == (1, 512)
     assert 4 * found.kv > free_for_kv(found)
 
 
 @settings(max_examples=10, deadline=None)
 @given(mib=st.integers(200, 8000), shared=st.booleans())
-def test_plan_is_as_large_as_the_rules_allow(mib: int, shared: bool) -> None:
+def test_a_plan_is_as_large_as_the_rules_allow(mib: int, shared: bool) -> None:
     try:
         found = plan(mib=mib, kv=SHARED if shared else KVOptions())
     except MemoryPlanError:
@@ -100,7 +100,7 @@ def test_plan_is_as_large_as_the_rules_allow(mib: int, shared: bool) -> None:
     assert found.n_ctx == n_tokens * found.max_sequences
     assert n_tokens % 256 == 0
     assert 0 <= found.prefix_budget <= (free_for_kv(found) - found.kv - found.compute) / 10
-    if found.max_sequences * n_tokens > 512:  # the minimum may exceed its share
+    if found.max_sequences * n_tokens > 512:  # the minimum can exceed its share
         assert 4 * found.kv <= free_for_kv(found)
     longer = (n_tokens + 256) * found.max_sequences
     more = 512 * (found.max_sequences + 1)
@@ -109,18 +109,18 @@ def test_plan_is_as_large_as_the_rules_allow(mib: int, shared: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_architectures(kind: Kind, tiny_model: TinyModel) -> None:
+def test_other_architectures_have_plans(kind: Kind, tiny_model: TinyModel) -> None:
     found = plan(tiny_model(kind), mib=1000)
     assert (found.max_sequences, found.n_ctx) == (8, 8 * 4096)
     assert 0 < found.kv < 32 * MIB
     assert found.fits
 
 
-# --- one size is configured
+# --- with a configured size
 
 
 @pytest.mark.parametrize(("n_ctx", "max_sequences"), [(16384, 8), (4096, 8), (2048, 4), (1024, 2), (256, 1)])
-def test_sequences_for_a_given_n_ctx(n_ctx: int, max_sequences: int) -> None:
+def test_n_ctx_determines_the_number_of_sequences(n_ctx: int, max_sequences: int) -> None:
     found = plan(n_ctx=n_ctx)
     assert (found.n_ctx, found.max_sequences) == (n_ctx, max_sequences)
 
@@ -128,33 +128,33 @@ def test_sequences_for_a_given_n_ctx(n_ctx: int, max_sequences: int) -> None:
 @pytest.mark.parametrize(
     ("mib", "max_sequences", "n_ctx"), [(100_000, 2, 8192), (100_000, 32, 131072), (400, 1, 1536)]
 )
-def test_n_ctx_for_given_sequences(mib: int, max_sequences: int, n_ctx: int) -> None:
+def test_the_number_of_sequences_determines_n_ctx(mib: int, max_sequences: int, n_ctx: int) -> None:
     found = plan(mib=mib, max_sequences=max_sequences)
     assert found.max_sequences == max_sequences
     assert found.n_ctx == pytest.approx(n_ctx, abs=512)
 
 
-def test_given_sequences_are_shorter_where_memory_is_short() -> None:
+def test_with_less_memory_configured_sequences_are_shorter() -> None:
     assert plan(mib=2048, max_sequences=128).n_ctx == 128 * 512
     assert plan(mib=1500, max_sequences=128).n_ctx == 128 * 256
 
 
-def test_n_ctx_is_what_llama_cpp_makes_of_it() -> None:
+def test_n_ctx_is_rounded_as_by_llama_cpp() -> None:
     assert plan(n_ctx=2000, max_sequences=3).n_ctx == 3 * 768
     assert plan(n_ctx=2000, max_sequences=3, kv=SHARED).n_ctx == 2048
 
 
-def test_quantized_kv_takes_half() -> None:
+def test_a_quantized_kv_cache_needs_about_half() -> None:
     f16, q8_0 = (plan(n_ctx=8192, kv=KVOptions(type=name)) for name in ("f16", "q8_0"))
     assert q8_0.kv / f16.kv == pytest.approx(34 / 64, rel=1e-3)
 
 
-def test_prefix_budget_is_what_was_asked_for() -> None:
+def test_the_prefix_budget_is_the_configured_one() -> None:
     assert plan(mib=4000, prefix_mb=1000).prefix_budget == 1000 * MIB
     assert plan(mib=4000, prefix_mb=0).prefix_budget == 0
 
 
-def test_kv_memory_makes_room_for_the_prefixes_that_were_asked_for() -> None:
+def test_a_configured_prefix_budget_reduces_the_kv_cache() -> None:
     without, found = plan(mib=2000, prefix_mb=0), plan(mib=2000, prefix_mb=1500)
     assert found.max_sequences == 8
     assert 512 <= found.n_ctx // 8 < without.n_ctx // 8
@@ -163,10 +163,10 @@ def test_kv_memory_makes_room_for_the_prefixes_that_were_asked_for() -> None:
 # --- error messages
 
 
-def refusal(**wanted: object) -> str:
-    with pytest.raises(MemoryPlanError) as caught:
-        plan(**wanted)  # type: ignore[arg-type]
-    return str(caught.value)
+def error_of(**requested: object) -> str:
+    with pytest.raises(MemoryPlanError) as error:
+        plan(**requested)  # type: ignore[arg-type]
+    return str(error.value)
 
 
 def remedies(message: str) -> list[dict[str, str]]:
@@ -184,12 +184,19 @@ def remedies(message: str) -> list[dict[str, str]]:
         (2000, 81920, 8, None, KVOptions(), ["N_CTX", "MAX_SEQUENCES", "KV_TYPE"]),
         (2000, 81920, 8, None, KVOptions(flash_attention=False), ["N_CTX", "MAX_SEQUENCES"]),
         (2000, 16384, 8, 4000, KVOptions(), ["PREFIX_CACHE_MB"]),
-        (500, 16384, 8, 4000, KVOptions(), ["N_CTX"]),  # everything at once: the KV cache alone takes 360 MiB
+        (
+            500,
+            16384,
+            8,
+            4000,
+            KVOptions(),
+            ["N_CTX"],
+        ),  # all settings at once: the KV cache alone needs 360 MiB
         (1000, None, 256, None, KVOptions(), ["MAX_SEQUENCES"]),
         (1000, 200_000, None, None, KVOptions(), ["N_CTX"]),
     ],
 )
-def test_what_a_refusal_offers_fits(
+def test_settings_offered_in_an_error_message_fit(
     mib: int,
     n_ctx: int | None,
     max_sequences: int | None,
@@ -197,11 +204,11 @@ def test_what_a_refusal_offers_fits(
     kv: KVOptions,
     offered: list[str],
 ) -> None:
-    wanted = {"mib": mib, "n_ctx": n_ctx, "max_sequences": max_sequences, "prefix_mb": prefix_mb, "kv": kv}
-    found = remedies(refusal(**wanted))
+    requested = {"mib": mib, "n_ctx": n_ctx, "max_sequences": max_sequences, "prefix_mb": prefix_mb, "kv": kv}
+    found = remedies(error_of(**requested))
     assert [next(iter(remedy)) for remedy in found] == offered
     for remedy in found:
-        lowered = dict(wanted)
+        lowered = dict(requested)
         for name, value in remedy.items():
             if name == "KV_TYPE":
                 lowered["kv"] = KVOptions(kv.layout, kv.flash_attention, value)
@@ -210,8 +217,8 @@ def test_what_a_refusal_offers_fits(
         assert plan(**lowered).fits  # type: ignore[arg-type]
 
 
-def test_refusal_has_all_numbers() -> None:
-    message = refusal(mib=2000, n_ctx=131072, max_sequences=8, prefix_mb=10)
+def test_the_error_message_has_all_figures() -> None:
+    message = error_of(mib=2000, n_ctx=131072, max_sequences=8, prefix_mb=10)
     assert "\n" not in message
     pattern = (
         r"not enough memory: weights (\d+) MiB \+ KV 2880 MiB \(8 x 16384 tokens, f16\) \+ buffers (\d+) MiB "
@@ -224,17 +231,17 @@ def test_refusal_has_all_numbers() -> None:
     assert total == pytest.approx(weights + 2880 + 360 + buffers + process + 10, abs=2)
 
 
-def test_model_that_is_too_large() -> None:
-    message = refusal(mib=180)
-    room = re.search(r"choose a smaller model or .* with weights of at most (\d+) MiB", message)
-    assert room is not None, message
-    assert 30 < int(room[1]) < 60
+def test_a_model_that_is_too_large_is_rejected() -> None:
+    message = error_of(mib=180)
+    free = re.search(r"choose a smaller model or .* there is room for (\d+) MiB", message)
+    assert free is not None, message
+    assert 30 < int(free[1]) < 60
     assert "N_CTX" not in message
 
 
-def test_context_that_no_machine_has_room_for() -> None:
-    """Its simulation would exceed memory, too: 600 GB of records."""
-    message = refusal(n_ctx=10**10, max_sequences=8)
+def test_a_huge_n_ctx_is_rejected_with_an_offer() -> None:
+    """Its simulation needs 600 GB, so it is not simulated."""
+    message = error_of(n_ctx=10**10, max_sequences=8)
     assert "KV 214576" in message
     assert int(remedies(message)[0]["N_CTX"]) > 1 << 20
 
@@ -251,21 +258,21 @@ def test_recurrent_states_that_exceed_memory_are_not_allocated(
         return ContextMemory(found.n_ctx, n_sequences * 100 * MIB, found.buffers)
 
     monkeypatch.setattr(SimulatedModel, "context_memory", large_states)
-    message = refusal(path=tiny_model("recurrent"), mib=1000, n_ctx=65536, max_sequences=256)
+    message = error_of(path=tiny_model("recurrent"), mib=1000, n_ctx=65536, max_sequences=256)
     assert "KV 25.0 GiB (256 x 256 tokens, f16)" in message
     assert int(remedies(message)[0]["MAX_SEQUENCES"]) in (6, 7, 8)
     assert max(simulated) < 11
 
 
-def test_kv_type_that_the_model_cannot_have() -> None:
+def test_an_unsupported_kv_type_is_rejected() -> None:
     with pytest.raises(ModelLoadError, match="flash_attn"):
         plan(n_ctx=4096, kv=KVOptions(flash_attention=False, type="q8_0"))
 
 
-# --- the log line, and its truth
+# --- the log line, and a comparison with a real process
 
 
-def test_one_line_for_the_log() -> None:
+def test_the_log_line_has_all_figures() -> None:
     figures = {
         "weights": 98,
         "kv": 360,
@@ -287,13 +294,13 @@ def test_one_line_for_the_log() -> None:
     )
 
 
-def test_line_of_the_shared_layout() -> None:
+def test_the_log_line_of_the_shared_layout_has_the_total_tokens() -> None:
     assert "KV 360 MiB (16384 tokens for 8 sequences, f16)" in str(plan(n_ctx=16384, kv=SHARED))
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 @pytest.mark.parametrize("kind", ["plain", *KINDS])
-def test_state_of_a_full_sequence_is_within_the_plan(
+def test_the_state_of_a_full_sequence_is_within_the_plan(
     kind: Kind | Literal["plain"], kv_type: str, tiny_model: TinyModel
 ) -> None:
     path = MODEL if kind == "plain" else tiny_model(kind)
@@ -333,8 +340,8 @@ print(Path("/proc/self/status").read_text())
 """
 
 
-def test_real_process_stays_within_its_plan() -> None:
-    """Compares anonymous memory: the kernel may drop pages of the mapped model file."""
+def test_a_process_needs_at_most_its_plan() -> None:
+    """Anonymous memory is compared, as the kernel can drop pages of the mapped model file."""
     found = plan()
     options = EngineOptions(n_ctx=found.n_ctx, max_sequences=found.max_sequences, n_threads=2)
     figures = (options.n_ctx, options.max_sequences, options.n_batch, options.n_outputs)

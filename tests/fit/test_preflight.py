@@ -1,4 +1,4 @@
-"""The test decode at startup: its error messages, and when it runs.
+"""The test decode at startup: its error messages, and its repetition after changes.
 
 The crashes are real: a preloaded library replaces the function that computes a graph.
 """
@@ -28,7 +28,7 @@ BUILT_WITH_AMX = {
 
 HEADERS = ("signal", "stdio", "stdlib", "sys/resource", "unistd")
 
-Die = Callable[[str], None]
+Crash = Callable[[str], None]
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, list[str]], str], None]:
     """Fake the instruction sets of the build and of the CPU."""
 
-    def pretend(built_with: dict[str, list[str]], cpu_flags: str) -> None:
+    def write_machine(built_with: dict[str, list[str]], cpu_flags: str) -> None:
         manifest, cpuinfo = tmp_path / "native-build.json", tmp_path / "cpuinfo"
         manifest.write_text(json.dumps({"cpuinfo_flags": built_with}))
         cpuinfo.write_text(
@@ -51,15 +51,15 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[s
         monkeypatch.setattr(identity, "CPUINFO", cpuinfo)
         monkeypatch.setattr(preflight, "_kernel_permits_amx", lambda: True)
 
-    return pretend
+    return write_machine
 
 
 @pytest.fixture
-def die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Die:
+def crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Crash:
     """Make every decode run these lines of C."""
 
     def preload(body: str) -> None:
-        source, library = tmp_path / "die.c", tmp_path / "libdie.so"
+        source, library = tmp_path / "crash.c", tmp_path / "libdie.so"
         source.write_text(
             "".join(f"#include <{header}.h>\n" for header in HEADERS)
             + f"int ggml_backend_sched_graph_compute_async(void *s, void *g) {{ {body}; return 0; }}\n"
@@ -73,21 +73,23 @@ def die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Die:
 
 def fault(n_gpu_layers: int = 0) -> str:
     """The error message of the check of the default model."""
-    with pytest.raises(preflight.NativeLibraryError) as caught:
+    with pytest.raises(preflight.NativeLibraryError) as error:
         preflight.check(MODEL, n_threads=2, n_gpu_layers=n_gpu_layers)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
-def test_a_sound_library_passes_and_is_not_tried_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_working_library_is_tested_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preflight.check(MODEL, n_threads=2, n_gpu_layers=0)
     assert [path.stat().st_size for path in cache.iterdir()] == [0]
-    monkeypatch.setattr(preflight.subprocess, "run", lambda *_, **__: pytest.fail("ran the child again"))
+    monkeypatch.setattr(
+        preflight.subprocess, "run", lambda *_, **__: pytest.fail("the test decode runs again")
+    )
     preflight.check(MODEL, n_threads=2, n_gpu_layers=0)
 
 
 @pytest.mark.parametrize("changed", ["model", "library", "manifest", "cpu", "gpu layers"])
-def test_it_is_tried_again_when_something_changes(
+def test_the_library_is_tested_again_after_a_change(
     changed: str, machine: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[list[str]] = []
@@ -118,11 +120,11 @@ def test_it_is_tried_again_when_something_changes(
     assert len(runs) == 2
 
 
-def test_sigill_on_a_cpu_without_a_set_names_the_set(
-    machine: Callable[..., None], die: Die, cache: Path
+def test_the_error_for_sigill_names_the_missing_instruction_set(
+    machine: Callable[..., None], crash: Crash, cache: Path
 ) -> None:
     machine(BUILT_WITH_AMX, "avx2 avx512f avx512_vnni")
-    die("__builtin_trap()")
+    crash("__builtin_trap()")
     message = fault()
     assert "SIGILL" in message
     assert "built with AVX2, AVX512_VNNI and AMX; this CPU (Test CPU) has no AMX." in message
@@ -130,9 +132,11 @@ def test_sigill_on_a_cpu_without_a_set_names_the_set(
     assert not cache.exists()
 
 
-def test_sigsegv_with_all_sets_there_points_at_amx(machine: Callable[..., None], die: Die) -> None:
+def test_the_error_for_sigsegv_suggests_a_build_without_amx(
+    machine: Callable[..., None], crash: Crash
+) -> None:
     machine(BUILT_WITH_AMX, AMX_CPU)
-    die("*(volatile int *)0 = 1")
+    crash("*(volatile int *)0 = 1")
     message = fault()
     assert "SIGSEGV" in message
     assert "this CPU supports all of them; the likely cause is AMX" in message
@@ -140,68 +144,72 @@ def test_sigsegv_with_all_sets_there_points_at_amx(machine: Callable[..., None],
 
 
 def test_a_kernel_that_does_not_grant_amx_is_named(
-    machine: Callable[..., None], die: Die, monkeypatch: pytest.MonkeyPatch
+    machine: Callable[..., None], crash: Crash, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(BUILT_WITH_AMX, AMX_CPU)
-    monkeypatch.setattr(preflight, "_kernel_permits_amx", lambda: False)
-    die("__builtin_trap()")
-    assert "the kernel of this machine does not permit AMX" in fault()
+    monkeypatch.setattr(preflight, "_kernel_grants_amx", lambda: False)
+    crash("__builtin_trap()")
+    assert "the kernel of this machine does not grant AMX" in fault()
 
 
-def test_other_faults_point_at_the_newest_set(machine: Callable[..., None], die: Die) -> None:
+def test_the_error_for_other_signals_names_the_newest_instruction_set(
+    machine: Callable[..., None], crash: Crash
+) -> None:
     machine({"AVX2": ["avx2"], "AVX512": ["avx512f"]}, AMX_CPU)
-    die("raise(SIGBUS)")
+    crash("raise(SIGBUS)")
     message = fault(n_gpu_layers=1)
     assert "SIGBUS" in message
     assert "the newest set, AVX512" in message
     assert "MODEL_GPU_LAYERS=0" in message
 
 
-def test_a_library_of_unknown_origin_gets_the_remedy(
-    die: Die, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_error_for_an_unknown_library_suggests_a_rebuild(
+    crash: Crash, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(identity, "MANIFEST", tmp_path / "none.json")
-    die("__builtin_trap()")
-    assert fault().endswith("It may be built for another CPU. Build it for this machine: make rebuild.")
+    crash("__builtin_trap()")
+    assert fault().endswith(
+        "It may have been built for another CPU. Build it for this machine: make rebuild."
+    )
 
 
-def test_a_library_from_another_folder_is_named(die: Die, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_from_another_folder_is_named(crash: Crash, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = identity.library_files()[0].parent
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(folder))
-    die("__builtin_trap()")
+    crash("__builtin_trap()")
     assert f"LLAMA_CPP_LIB_PATH={folder} and may be built for another CPU: unset it." in fault()
 
 
-def test_an_abort_quotes_the_assertion_of_ggml(die: Die) -> None:
-    die('fputs("ggml.c:1: GGML_ASSERT(a == b) failed\\nbye\\n", stderr); abort()')
+def test_the_error_for_an_abort_quotes_the_assertion(crash: Crash) -> None:
+    crash('fputs("ggml.c:1: GGML_ASSERT(a == b) failed\\nbye\\n", stderr); abort()')
     message = fault()
     assert "SIGABRT" in message
     assert "Its last message: ggml.c:1: GGML_ASSERT(a == b) failed." in message
 
 
-def test_sigkill_points_at_memory(die: Die) -> None:
-    die("raise(SIGKILL)")
+def test_the_error_for_sigkill_names_memory(crash: Crash) -> None:
+    crash("raise(SIGKILL)")
     message = fault()
     assert "memory ran out" in message
     assert "make rebuild" not in message
 
 
-def test_a_hanging_library_times_out(die: Die, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_library_times_out(crash: Crash, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "_STARTING_TIME", 2.0)
     monkeypatch.setattr(preflight, "_SLOWEST_DISK", float("inf"))
-    die("sleep(60)")
+    crash("sleep(60)")
     assert "did not end within" in fault()
 
 
-def test_a_failing_decode_is_reported(die: Die) -> None:
-    die("return -1")  # GGML_STATUS_FAILED
+def test_a_failed_decode_is_reported(crash: Crash) -> None:
+    crash("return -1")  # GGML_STATUS_FAILED
     message = fault()
     assert "failed in a test decode" in message
     assert "llama_decode returned" in message
     assert message.endswith("make rebuild")
 
 
-def test_a_library_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_cannot_be_loaded_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
     assert fault().startswith(
         "the native library cannot be loaded (Shared library with base name 'llama' not found)"
@@ -212,29 +220,31 @@ def test_a_library_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.Mon
     assert message.endswith("make rebuild")
 
 
-def test_a_refused_model_is_no_fault_of_the_library(tmp_path: Path) -> None:
+def test_a_truncated_model_is_an_error_of_the_model(tmp_path: Path) -> None:
     model = tmp_path / "cut.gguf"
     model.write_bytes(MODEL.read_bytes()[:3_000_000])
-    with pytest.raises(ModelLoadError) as caught:
+    with pytest.raises(ModelLoadError) as error:
         preflight.check(model, n_threads=2, n_gpu_layers=0)
-    assert str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_an_unwritable_cache_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_cache_folder_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     preflight.check(MODEL, n_threads=2, n_gpu_layers=0)
 
 
-def test_the_child_leaves_no_core_file(die: Die) -> None:
-    # The dying process itself prints the limit of its core file.
-    die('struct rlimit r; getrlimit(RLIMIT_CORE, &r); fprintf(stderr, "core %lu\\n", r.rlim_max); abort()')
+def test_the_process_writes_no_core_file(crash: Crash) -> None:
+    # The crashing process prints the limit of its core file.
+    crash('struct rlimit r; getrlimit(RLIMIT_CORE, &r); fprintf(stderr, "core %lu\\n", r.rlim_max); abort()')
     assert "core 0" in fault()
 
 
-def test_a_library_that_dies_while_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library for another CPU may die in its static constructors."""
+def test_a_library_that_crashes_during_loading_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library for another CPU can crash in its static constructors."""
     source = tmp_path / "constructor.c"
     source.write_text("__attribute__((constructor)) static void f(void) { __builtin_trap(); }\n")
     compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"

@@ -1,4 +1,4 @@
-"""A child process answers requests, is held to its limits, and does not outlast its owner."""
+"""A child process answers requests within its limits, and ends with its owner."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from app.machine.child_process import ChildClosed, ChildError, ChildProcess, Chi
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory")
 
-# Executes each request, in which "answer" collects the parts.
+# It executes each request. The list "answer" collects the parts.
 CHILD = """
 import ctypes, logging, os, signal, sys, time
 from app.machine.child_process import serve
 
-class Refusal(Exception):
+class Expected(Exception):
     pass
 
-class Particular(Refusal):
+class Special(Expected):
     pass
 
 log = logging.getLogger("obedient")
@@ -43,13 +43,13 @@ def start(code="", *arguments):
 
     return handle
 
-serve(start, errors=[Refusal], logger=log)
+serve(start, errors=[Expected], logger=log)
 """
-# Standard input is the socket on which the parent reads answers.
+# Standard input is the socket of the answers.
 ENDLESS_LINE = "while True: os.write(0, b'x' * 100_000)"
 
 
-class Refusal(Exception):
+class Expected(Exception):
     pass
 
 
@@ -63,7 +63,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     started: list[ChildProcess] = []
 
     def start(*arguments: Any, **limits: Any) -> ChildProcess:
-        limits = {"memory": 1 << 30, "errors": [Refusal]} | limits
+        limits = {"memory": 1 << 30, "errors": [Expected]} | limits
         started.append(ChildProcess("obedient_child", arguments, **limits))
         return started[-1]
 
@@ -72,47 +72,47 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         child.close()
 
 
-def ask(child: ChildProcess, request: str, seconds: float = 20) -> list[Any]:
+def send(child: ChildProcess, request: str, seconds: float = 20) -> list[Any]:
     return child.request(request, seconds=seconds)
 
 
-def is_replaced(child: ChildProcess, before: int | None) -> bool:
-    """Whether the next request is answered, by another process."""
-    assert ask(child, "answer.append('next')") == ["next"]
-    return child.process_id != before
+def is_replaced(child: ChildProcess, old_process: int | None) -> bool:
+    """Whether another process answers the next request."""
+    assert send(child, "answer.append('next')") == ["next"]
+    return child.process_id != old_process
 
 
 # --- answers
 
 
-def test_an_answer_has_any_number_of_parts(start: Start) -> None:
+def test_an_answer_can_have_any_number_of_parts(start: Start) -> None:
     child = start()
-    assert ask(child, "") == []
+    assert send(child, "") == []
     parts = [None, [1, {"a": "\n\u2028\U0001f642"}], "x" * 999_999, ""]
-    assert ask(child, f"answer += {parts!r}") == parts
+    assert send(child, f"answer += {parts!r}") == parts
     process = child.process_id
     assert not is_replaced(child, process)
 
 
-def test_a_request_may_exceed_the_buffer_of_a_socket(start: Start) -> None:
+def test_a_request_can_exceed_the_buffer_of_a_socket(start: Start) -> None:
     child = start()
     assert child.request("answer.append(len('" + "x" * 3_000_000 + "'))", seconds=20) == [3_000_000]
 
 
 def test_lone_surrogates_reach_the_child_and_return_as_question_marks(start: Start) -> None:
     child = start("", "\udcfc")
-    assert ask(child, "answer += [ascii(arguments[0]), arguments[0]]") == ["'\\udcfc'", "?"]
+    assert send(child, "answer += [ascii(arguments[0]), arguments[0]]") == ["'\\udcfc'", "?"]
 
 
-def test_each_child_gets_the_arguments(start: Start) -> None:
+def test_every_process_gets_the_arguments(start: Start) -> None:
     child = start("", "first", {"second": 2})
     for _ in range(2):
-        assert ask(child, "answer += arguments") == ["first", {"second": 2}]
+        assert send(child, "answer += arguments") == ["first", {"second": 2}]
         child.stop()
 
 
-def test_printing_does_not_disturb_the_answer(start: Start) -> None:
-    assert ask(start(), "print('noise', flush=True); answer.append(1)") == [1]
+def test_printed_text_is_not_in_the_answer(start: Start) -> None:
+    assert send(start(), "print('noise', flush=True); answer.append(1)") == [1]
 
 
 def test_log_messages_reach_the_parent(start: Start) -> None:
@@ -120,39 +120,39 @@ def test_log_messages_reach_the_parent(start: Start) -> None:
     child = start()
     assert child.request("log.debug('%d pages', 3); answer.append(1)", seconds=20, log=messages.append) == [1]
     assert messages == ["3 pages"]
-    assert ask(child, "log.info('to nobody')") == []
+    assert send(child, "log.info('unread')") == []
 
 
 def test_threads_get_their_own_answers(start: Start) -> None:
     child = start()
     with ThreadPoolExecutor(8) as pool:
-        answers = pool.map(lambda number: ask(child, f"answer.append({number})"), range(500))
+        answers = pool.map(lambda number: send(child, f"answer.append({number})"), range(500))
         assert list(answers) == [[number] for number in range(500)]
 
 
-# --- errors and limits: each ends one request
+# --- errors and limits, which end one request
 
 
 def test_known_errors_are_raised_in_the_parent(start: Start) -> None:
     child = start()
-    for error in ("Refusal", "Particular"):
-        with pytest.raises(Refusal, match=r"^One\nat a time$"):
-            ask(child, f"raise {error}('One\\nat a time')")
+    for error in ("Expected", "Special"):
+        with pytest.raises(Expected, match=r"^One\nat a time$"):
+            send(child, f"raise {error}('One\\nat a time')")
     process = child.process_id
     assert not is_replaced(child, process)
 
 
-def test_an_unexpected_error_replaces_the_child(start: Start) -> None:
+def test_an_unexpected_error_replaces_the_process(start: Start) -> None:
     child = start()
-    ask(child, "")
+    send(child, "")
     process = child.process_id
     with pytest.raises(ChildError, match=r"^failed with ZeroDivisionError: division by zero$"):
-        ask(child, "1 / 0")
+        send(child, "1 / 0")
     assert is_replaced(child, process)
 
 
 @pytest.mark.parametrize(
-    "request_",
+    "code",
     [
         "time.sleep(100)",
         "while True: os.write(0, b'x'); time.sleep(0.02)",  # each part is in time
@@ -161,26 +161,26 @@ def test_an_unexpected_error_replaces_the_child(start: Start) -> None:
     ],
     ids=["silent", "slow", "endless", "stopped"],
 )
-def test_an_answer_has_a_time_limit(start: Start, request_: str) -> None:
+def test_an_answer_has_a_time_limit(start: Start, code: str) -> None:
     child = start(max_bytes=1 << 40)
     process = child.process_id
     with pytest.raises(ChildTimeout, match=r"^takes longer than 0\.3 s$"):
-        ask(child, request_, 0.3)
+        send(child, code, 0.3)
     assert is_replaced(child, process)
 
 
 def test_a_request_that_is_not_received_times_out(start: Start) -> None:
     child = start()
-    ask(child, "")
+    send(child, "")
     os.kill(child.process_id or 0, signal.SIGSTOP)
     with pytest.raises(ChildTimeout, match=r"^takes longer than 0\.3 s$"):
-        ask(child, "#" * 3_000_000, 0.3)
+        send(child, "#" * 3_000_000, 0.3)
     assert is_replaced(child, None)
 
 
-def test_a_long_request_has_more_time(start: Start) -> None:
+def test_the_time_limit_grows_with_the_request(start: Start) -> None:
     child = start()
-    ask(child, "")
+    send(child, "")
     with pytest.raises(ChildTimeout, match=r"^takes longer than 0\.5 s$"):
         child.request("time.sleep(100)" + "#" * 999_983, seconds=0.1, seconds_per_megabyte=0.4)
 
@@ -189,7 +189,7 @@ def test_cpu_time_is_limited(start: Start) -> None:
     child = start()
     with pytest.raises(ChildTimeout, match=r"^takes more than 0\.2 s of CPU time$"):
         child.request("while True: pass", seconds=60, cpu_seconds=0.2)
-    # Each request has the whole limit.
+    # The limit is per request.
     for _ in range(4):
         child.request(
             "end = time.process_time() + 0.1\nwhile time.process_time() < end: pass",
@@ -202,33 +202,33 @@ def test_cpu_time_is_limited(start: Start) -> None:
 def test_memory_is_limited(start: Start) -> None:
     child = start(memory=300 << 20)
     with pytest.raises(ChildError, match=r"^needs more than 300 MB of memory$"):
-        ask(child, "answer.append('x' * 10**9)")
+        send(child, "answer.append('x' * 10**9)")
     assert is_replaced(child, None)
 
 
 def test_the_size_of_requests_is_limited(start: Start) -> None:
     child = start(max_bytes=1 << 20)
-    ask(child, "")
+    send(child, "")
     process = child.process_id
     with pytest.raises(ChildError, match=r"^has a request of more than 1 MB$"):
-        ask(child, "#" * (1 << 20))
+        send(child, "#" * (1 << 20))
     assert not is_replaced(child, process)
 
 
 @pytest.mark.parametrize(
-    "request_", ["answer.append('x' * (1 << 20))", "answer += ['x' * 1000] * 1100"], ids=["line", "lines"]
+    "code", ["answer.append('x' * (1 << 20))", "answer += ['x' * 1000] * 1100"], ids=["line", "lines"]
 )
-def test_the_size_of_answers_is_limited(start: Start, request_: str) -> None:
+def test_the_size_of_answers_is_limited(start: Start, code: str) -> None:
     child = start(max_bytes=1 << 20)
-    for _ in range(3):  # each has the whole limit
-        ask(child, "answer.append('x' * 500_000)")
+    for _ in range(3):  # the limit is per request
+        send(child, "answer.append('x' * 500_000)")
     with pytest.raises(ChildError, match=r"^has an answer of more than 1 MB$"):
-        ask(child, request_)
+        send(child, code)
     assert is_replaced(child, None)
 
 
 @pytest.mark.parametrize(
-    ("request_", "message"),
+    ("code", "message"),
     [
         ("os._exit(7)", "with status 7"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "by signal SIGKILL"),
@@ -236,23 +236,23 @@ def test_the_size_of_answers_is_limited(start: Start, request_: str) -> None:
         ("answer.append(1); os._exit(0)", "with status 0"),
     ],
 )
-def test_the_end_of_the_process_ends_one_request(start: Start, request_: str, message: str) -> None:
+def test_the_end_of_the_process_fails_one_request(start: Start, code: str, message: str) -> None:
     child = start()
     with pytest.raises(ChildError, match=f"^ended its process {message}$"):
-        ask(child, request_)
+        send(child, code)
     assert is_replaced(child, None)
 
 
-def test_an_idle_child_that_ended_is_replaced(start: Start) -> None:
+def test_an_idle_process_that_ended_is_replaced(start: Start) -> None:
     child = start()
-    ask(child, "")
+    send(child, "")
     process = child.process_id or 0
     os.kill(process, signal.SIGKILL)
     os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
     assert is_replaced(child, process)
 
 
-def test_an_interrupted_request_does_not_answer_the_next(start: Start) -> None:
+def test_the_answer_of_an_interrupted_request_is_dropped(start: Start) -> None:
     child = start()
 
     def interrupt(message: str) -> None:
@@ -267,48 +267,50 @@ def test_an_interrupted_request_does_not_answer_the_next(start: Start) -> None:
 
 
 def test_a_failed_start_fails_each_request(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    for code, error in (("raise Refusal('no')", Refusal), ("1 / 0", ChildError)):
+    for code, error in (("raise Expected('no')", Expected), ("1 / 0", ChildError)):
         child = start(code)
         for _ in range(2):
             with pytest.raises(error, match=r"no|division by zero"):
-                ask(child, "")
+                send(child, "")
             assert child.process_id is None
     with pytest.raises(ChildTimeout, match=r"^takes longer than 0\.5 s$"):
-        ask(start("time.sleep(100)", start_seconds=0.5), "")
+        send(start("time.sleep(100)", start_seconds=0.5), "")
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    # An unclosed socket would be a warning, and so a failure.
+    # An unclosed socket is a warning, which fails the test.
     with pytest.raises(ChildError, match=r"^cannot start its process .*/no/such/python"):
-        ask(start(), "")
+        send(start(), "")
     gc.collect()
 
 
-def test_a_missing_module() -> None:
+def test_a_missing_module_is_an_error() -> None:
     with pytest.raises(ChildError, match=r"^ended its process with status 1$"):
-        ask(ChildProcess("no_such_module", memory=1 << 30), "")
+        send(ChildProcess("no_such_module", memory=1 << 30), "")
 
 
 @pytest.mark.parametrize("way", ["stop", "close"])
 def test_another_thread_can_end_a_request(start: Start, way: str) -> None:
     child = start()
-    ask(child, "")
+    send(child, "")
     threading.Timer(0.2, getattr(child, way)).start()
     expected = ChildClosed if way == "close" else ChildError
     with pytest.raises(
         expected, match="is closed" if way == "close" else "ended its process by signal SIGKILL"
     ):
-        ask(child, "time.sleep(100)", 60)
+        send(child, "time.sleep(100)", 60)
     if way == "stop":
         assert is_replaced(child, None)
     else:
         with pytest.raises(ChildClosed):
-            ask(child, "")
+            send(child, "")
         assert child.process_id is None
 
 
-def test_a_writing_child_ends_by_the_kill(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its connection must not close first: it would end with BrokenPipeError."""
+def test_a_writing_process_is_killed_before_its_connection_closes(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the connection closed first, the child would end with BrokenPipeError."""
     child = start(max_bytes=1 << 40)
-    ask(child, "")
+    send(child, "")
     process = child._child
     assert process is not None
     kill = process.process.kill
@@ -319,39 +321,41 @@ def test_a_writing_child_ends_by_the_kill(start: Start, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(process.process, "kill", kill_late)
     with pytest.raises(ChildTimeout):
-        ask(child, ENDLESS_LINE, 0.05)
+        send(child, ENDLESS_LINE, 0.05)
     assert process.end() == -signal.SIGKILL
 
 
-def test_it_has_the_import_path_but_no_secrets(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_has_the_import_path_but_no_secrets(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("LANG", "C.UTF-8")
     monkeypatch.setattr(sys, "path", ["", *sys.path])
-    secret, language, paths = ask(
+    secret, language, paths = send(
         start(), "answer += map(os.environ.get, ['HF_TOKEN', 'LANG', 'PYTHONPATH'])"
     )
     assert (secret, language) == (None, "C.UTF-8")
     assert paths.split(os.pathsep) == [str(Path.cwd()), *sys.path[1:]]
 
 
-def test_it_has_its_own_session_and_priority(start: Start) -> None:
+def test_the_process_has_its_own_session_and_priority(start: Start) -> None:
     child = start(niceness=3)
-    assert ask(child, "answer.append(os.nice(0))") == [os.nice(0) + 3]
+    assert send(child, "answer.append(os.nice(0))") == [os.nice(0) + 3]
     assert os.getsid(child.process_id or 0) != os.getsid(0)
 
 
-def test_the_signals_of_a_service_manager_do_not_end_it(start: Start) -> None:
+def test_sigterm_does_not_end_the_process(start: Start) -> None:
     child = start()
-    ask(child, "")
+    send(child, "")
     process = child.process_id
     os.kill(process or 0, signal.SIGTERM)
     assert not is_replaced(child, process)
 
 
 @pytest.mark.usefixtures("start")
-def test_none_is_left_behind_if_nobody_closes_it() -> None:
+def test_the_process_ends_with_its_object() -> None:
     child = ChildProcess("obedient_child", memory=1 << 30)
-    ask(child, "")
+    send(child, "")
     pid = child.process_id or 0
     os.kill(pid, 0)
     del child
@@ -360,8 +364,8 @@ def test_none_is_left_behind_if_nobody_closes_it() -> None:
         os.kill(pid, 0)
 
 
-def test_a_child_ends_with_its_parent_and_by_its_own_limit(tmp_path: Path, start: Start) -> None:
-    """A request in an endless loop does not outlast a parent that was killed."""
+def test_the_process_ends_after_its_parent_was_killed(tmp_path: Path, start: Start) -> None:
+    """The parent is killed during a request with an endless loop."""
     script = (
         "import os, signal, sys, threading\n"
         "from app.machine.child_process import ChildProcess\n"

@@ -20,7 +20,7 @@ from app.machine import cores
         ("other", "", None),
     ],
 )
-def test_the_cpu_quota_of_a_cgroup(tmp_path: Path, file: str, text: str, cpus: float | None) -> None:
+def test_the_cpu_quota_of_a_cgroup_is_read(tmp_path: Path, file: str, text: str, cpus: float | None) -> None:
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
     (tmp_path / file).write_text(text)

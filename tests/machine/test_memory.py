@@ -1,4 +1,4 @@
-"""Available memory, from folders that imitate the kernel's files."""
+"""Available memory according to the files of the kernel, which folders imitate."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def kernel(tmp_path: Path) -> FakeKernel:
     return FakeKernel(tmp_path)
 
 
-def test_machine_without_limits(kernel: FakeKernel) -> None:
-    """MemAvailable, and not MemTotal, plus the memory of this process."""
+def test_without_limits_memory_is_that_of_the_machine(kernel: FakeKernel) -> None:
+    """The memory of this process is part of the available memory."""
     assert kernel.available() == 8 * GIB + ANON
 
 
-def test_limit_of_a_container(kernel: FakeKernel) -> None:
+def test_the_limit_of_a_container_applies(kernel: FakeKernel) -> None:
     kernel.version_2("", limit=2 * GIB, used=500 * MIB)
     assert kernel.available() == 2 * GIB - 500 * MIB + ANON
 
@@ -65,31 +65,31 @@ def test_cached_files_can_be_freed(kernel: FakeKernel) -> None:
     assert kernel.available() == 2 * GIB - 100 * MIB + ANON
 
 
-def test_machine_with_less_than_the_limit(kernel: FakeKernel) -> None:
+def test_a_limit_above_the_memory_of_the_machine_has_no_effect(kernel: FakeKernel) -> None:
     kernel.version_2("", limit=64 * GIB, used=500 * MIB)
     assert kernel.available() == 8 * GIB + ANON
 
 
-def test_cgroup_without_a_limit(kernel: FakeKernel) -> None:
+def test_a_cgroup_without_a_limit_has_no_effect(kernel: FakeKernel) -> None:
     kernel.version_2("", limit="max", used=500 * MIB)
     assert kernel.available() == 8 * GIB + ANON
 
 
-def test_throttling_limit_counts(kernel: FakeKernel) -> None:
+def test_the_throttling_limit_applies(kernel: FakeKernel) -> None:
     kernel.version_2("", limit=2 * GIB, used=0, high=str(GIB))
     assert kernel.available() == GIB + ANON
 
 
-@pytest.mark.parametrize("tightest", ["a.slice", "a.slice/b.service"])
-def test_tightest_of_nested_cgroups(kernel: FakeKernel, tightest: str) -> None:
+@pytest.mark.parametrize("lowest", ["a.slice", "a.slice/b.service"])
+def test_the_lowest_limit_of_nested_cgroups_applies(kernel: FakeKernel, lowest: str) -> None:
     kernel.write("proc/self/cgroup", "0::/a.slice/b.service\n")
     for folder in ("a.slice", "a.slice/b.service"):
-        kernel.version_2(folder, limit=GIB if folder == tightest else 4 * GIB, used=0)
+        kernel.version_2(folder, limit=GIB if folder == lowest else 4 * GIB, used=0)
     kernel.version_2("other.slice", limit=MIB, used=0)
     assert kernel.available() == GIB + ANON
 
 
-def test_version_1(kernel: FakeKernel) -> None:
+def test_limits_of_cgroups_version_1_apply(kernel: FakeKernel) -> None:
     kernel.write("proc/self/cgroup", "5:devices:/x\n4:cpu,memory:/docker/abc\n0::/\n")
     kernel.version_1("docker/abc", limit=3 * GIB, used=2 * GIB, cached=GIB)
     kernel.version_1("", limit=V1_NO_LIMIT, used=10 * GIB)
@@ -97,21 +97,21 @@ def test_version_1(kernel: FakeKernel) -> None:
 
 
 @pytest.mark.parametrize("path", ["/docker/abc", "/../abc"])
-def test_path_of_the_host_seen_in_a_container(kernel: FakeKernel, path: str) -> None:
-    """The container's cgroup is mounted at the root; its path is the host's."""
+def test_a_path_of_the_host_is_found_in_a_container(kernel: FakeKernel, path: str) -> None:
+    """In a container, its cgroup is mounted at the root, but its path is that on the host."""
     kernel.write("proc/self/cgroup", f"4:memory:{path}\n0::{path}\n")
     kernel.version_1("", limit=GIB, used=100 * MIB)
     assert kernel.available() == GIB - 100 * MIB + ANON
 
 
-def test_limit_that_is_overdrawn(kernel: FakeKernel) -> None:
+def test_above_the_limit_only_the_memory_of_this_process_is_available(kernel: FakeKernel) -> None:
     kernel.version_2("", limit=GIB, used=2 * GIB)
     assert kernel.available() == ANON
 
 
-def test_system_without_these_files(tmp_path: Path) -> None:
+def test_without_these_files_all_memory_is_available(tmp_path: Path) -> None:
     assert available_memory(tmp_path, tmp_path) == machine_memory()
 
 
-def test_this_machine() -> None:
+def test_this_machine_has_available_memory() -> None:
     assert 64 * MIB < available_memory() <= machine_memory()

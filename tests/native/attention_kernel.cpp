@@ -1,4 +1,4 @@
-// attention_kernel.h as a shared library, for tests: compiled with the flags of one instruction set.
+// attention_kernel.h as a shared library for tests, compiled with the flags of one instruction set.
 
 #include "../../native/attention_kernel.h"
 

@@ -1,4 +1,4 @@
-"""Which compilers the native build takes, and what it says when there is none."""
+"""The choice of compilers, and the error messages without one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from probe import HERE
 
 
 def programs(folder: Path, *names: str, version: str = "fake 1.0") -> dict[str, str]:
-    """A PATH on which only these programs lie; each prints a version."""
+    """A PATH with only these programs. Each prints a version."""
     folder.mkdir(exist_ok=True)
     for name in names:
         (folder / name).write_text(f"#!/bin/sh\necho '{version} of {name}'\necho 'and a second line'\n")
@@ -21,7 +21,7 @@ def programs(folder: Path, *names: str, version: str = "fake 1.0") -> dict[str, 
     return {"PATH": str(folder)}
 
 
-def test_the_first_of_cmakes_names_is_taken(tmp_path: Path) -> None:
+def test_the_first_of_cmakes_names_is_used(tmp_path: Path) -> None:
     found = find_toolchain(programs(tmp_path, "clang", "clang++", "gcc", "g++"))
     assert (found.c.command, found.cxx.command) == (("gcc",), ("g++",))
     assert found.cxx.version == "fake 1.0 of g++"
@@ -36,7 +36,7 @@ def test_the_first_of_cmakes_names_is_taken(tmp_path: Path) -> None:
         ("CXX", "ccache g++-13", "gcc-13", "ccache g++-13"),
     ],
 )
-def test_one_variable_brings_the_other_language_of_its_family(
+def test_one_variable_selects_both_compilers_of_a_family(
     tmp_path: Path, variable: str, value: str, c: str, cxx: str
 ) -> None:
     path = programs(tmp_path, "cc", "c++", "gcc-13", "g++-13", "clang-19", "clang++-19", "ccache")
@@ -44,7 +44,7 @@ def test_one_variable_brings_the_other_language_of_its_family(
     assert (found.c.name, found.cxx.name) == (c, cxx)
 
 
-def test_flags_come_from_the_environment(tmp_path: Path) -> None:
+def test_flags_are_those_of_the_environment(tmp_path: Path) -> None:
     found = find_toolchain({**programs(tmp_path, "cc", "c++"), "CXXFLAGS": "-g '-DNAME=two words'"})
     assert found.cxx.flags == ("-g", "-DNAME=two words")
     assert found.c.flags == ()
@@ -58,12 +58,10 @@ def test_flags_come_from_the_environment(tmp_path: Path) -> None:
         ({"CFLAGS": "'-O2"}, "CFLAGS='-O2: No closing quotation"),
     ],
 )
-def test_a_variable_that_cannot_be_used_is_named(
-    tmp_path: Path, environment: dict[str, str], message: str
-) -> None:
-    with pytest.raises(NoCompilerError) as caught:
+def test_an_unusable_variable_is_named(tmp_path: Path, environment: dict[str, str], message: str) -> None:
+    with pytest.raises(NoCompilerError) as error:
         find_toolchain({**programs(tmp_path, "cc", "c++"), **environment})
-    assert message in str(caught.value)
+    assert message in str(error.value)
 
 
 def test_a_compiler_that_fails_is_named(tmp_path: Path) -> None:
@@ -74,7 +72,7 @@ def test_a_compiler_that_fails_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["probe"], ["install", "--venv", sys.prefix]])
-def test_no_compiler_is_one_line_that_says_what_to_install(tmp_path: Path, command: list[str]) -> None:
+def test_without_a_compiler_the_error_is_one_line_with_a_remedy(tmp_path: Path, command: list[str]) -> None:
     environment = {**os.environ, "PATH": str(tmp_path)}
     for variable in ("CC", "CXX"):
         environment.pop(variable, None)

@@ -1,4 +1,4 @@
-"""From findings to CMake's arguments, and when two builds share a wheel."""
+"""CMake arguments of a build, and the key of its wheel."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def requirements(tmp_path: Path) -> Path:
     return path
 
 
-def having(*names: str, amx_header: str = "unknown") -> Findings:
+def findings_of(*names: str, amx_header: str = "unknown") -> Findings:
     return Findings({n: None if n in names else "no" for n in INSTRUCTION_SETS}, amx_header=amx_header)
 
 
 def options(of: Plan) -> dict[str, str]:
-    """The definitions as CMake ends up with them: the last one wins."""
+    """The definitions that CMake uses. The last one of a name wins."""
     return dict(argument.removeprefix("-D").split("=", 1) for argument in of.cmake_args)
 
 
-def test_every_set_is_named_and_only_the_usable_ones_are_on(requirements: Path) -> None:
-    found = make_plan(requirements, GCC, having("SSE42", "BMI2", "AVX", "F16C", "FMA", "AVX2"), {})
+def test_usable_instruction_sets_are_on_and_all_others_off(requirements: Path) -> None:
+    found = make_plan(requirements, GCC, findings_of("SSE42", "BMI2", "AVX", "F16C", "FMA", "AVX2"), {})
     assert options(found) == {
         "GGML_NATIVE": "OFF",
         **{f"GGML_{name}": "ON" for name in ("SSE42", "BMI2", "AVX", "F16C", "FMA", "AVX2")},
@@ -50,12 +50,12 @@ def test_every_set_is_named_and_only_the_usable_ones_are_on(requirements: Path) 
     assert not found.repaired_tile_loadconfig
 
 
-def test_avx_vnni_stands_in_for_avx512_vnni_only(requirements: Path) -> None:
+def test_avx_vnni_is_on_only_without_avx512_vnni(requirements: Path) -> None:
     assert options(make_plan(requirements, GCC, ALL, {}))["GGML_AVX_VNNI"] == "OFF"
-    assert options(make_plan(requirements, GCC, having("AVX2", "AVX_VNNI"), {}))["GGML_AVX_VNNI"] == "ON"
+    assert options(make_plan(requirements, GCC, findings_of("AVX2", "AVX_VNNI"), {}))["GGML_AVX_VNNI"] == "ON"
 
 
-def test_the_header_is_repaired_where_the_probe_needed_it(requirements: Path) -> None:
+def test_the_header_is_repaired_if_the_probe_needed_it(requirements: Path) -> None:
     repaired = make_plan(requirements, GCC, ALL, {})
     assert repaired.repaired_tile_loadconfig
     assert options(repaired)["REPAIR_TILE_LOADCONFIG"] == "ON"
@@ -66,22 +66,22 @@ def test_the_header_is_repaired_where_the_probe_needed_it(requirements: Path) ->
     assert sound.key != repaired.key
 
 
-def test_what_cannot_be_probed_gets_llama_cpps_defaults_without_openmp(requirements: Path) -> None:
+def test_unprobed_cpus_get_the_defaults_of_llama_cpp_without_openmp(requirements: Path) -> None:
     found = make_plan(requirements, GCC, ARM, {})
     assert options(found) == {"GGML_OPENMP": "OFF", "GGML_CCACHE": "OFF", "LLAVA_BUILD": "OFF"}
     assert found.instruction_sets == ()
-    assert found.cpu_identity == cpu.identity()  # llama.cpp fits it to this CPU: no other may get the wheel
+    assert found.cpu_identity == cpu.identity()  # llama.cpp builds for this CPU, so the wheel is for no other
 
 
-def test_build_flags_add_to_what_is_probed(requirements: Path) -> None:
-    plain = make_plan(requirements, GCC, ALL, {})
+def test_build_flags_are_added_to_the_probed_ones(requirements: Path) -> None:
+    default = make_plan(requirements, GCC, ALL, {})
     gpu = make_plan(requirements, GCC, ALL, {"LLAMA_BUILD_FLAGS": "-DGGML_CUDA=ON -DCMAKE_CUDA_FLAGS='-a b'"})
-    assert options(gpu) == {**options(plain), "GGML_CUDA": "ON", "CMAKE_CUDA_FLAGS": "-a b"}
-    assert gpu.instruction_sets == plain.instruction_sets
-    assert gpu.key != plain.key
+    assert options(gpu) == {**options(default), "GGML_CUDA": "ON", "CMAKE_CUDA_FLAGS": "-a b"}
+    assert gpu.instruction_sets == default.instruction_sets
+    assert gpu.key != default.key
 
 
-def test_build_flags_win_over_what_is_probed(requirements: Path) -> None:
+def test_build_flags_override_the_probed_ones(requirements: Path) -> None:
     flags = "-DGGML_AMX_TILE=OFF -DGGML_AMX_INT8:BOOL=0 -DGGML_OPENMP=ON"
     found = make_plan(requirements, GCC, ALL, {"LLAMA_BUILD_FLAGS": flags})
     assert options(found)["GGML_AMX_TILE"] == "OFF"
@@ -91,17 +91,17 @@ def test_build_flags_win_over_what_is_probed(requirements: Path) -> None:
     assert not found.repaired_tile_loadconfig
 
 
-def test_build_flags_can_go_back_to_march_native(requirements: Path) -> None:
+def test_build_flags_can_select_march_native(requirements: Path) -> None:
     found = make_plan(requirements, GCC, ALL, {"LLAMA_BUILD_FLAGS": "-DGGML_NATIVE=ON"})
     assert options(found)["GGML_NATIVE"] == "ON"
-    assert found.instruction_sets == tuple(INSTRUCTION_SETS)  # what -march=native means on this machine
-    assert found.repaired_tile_loadconfig  # it uses AMX too
+    assert found.instruction_sets == tuple(INSTRUCTION_SETS)  # the sets of -march=native on this machine
+    assert found.repaired_tile_loadconfig  # it includes AMX
     assert found.cpu_identity == cpu.identity()
 
 
-def test_sets_named_for_another_machine_are_built_with_the_safe_header(requirements: Path) -> None:
+def test_amx_in_build_flags_uses_the_repaired_header(requirements: Path) -> None:
     flags = "-DGGML_AMX_TILE=ON -DGGML_AMX_INT8=ON"
-    found = make_plan(requirements, GCC, having("AVX2"), {"LLAMA_BUILD_FLAGS": flags})
+    found = make_plan(requirements, GCC, findings_of("AVX2"), {"LLAMA_BUILD_FLAGS": flags})
     assert found.instruction_sets == ("AVX2", "AMX")
     assert found.repaired_tile_loadconfig
 
@@ -115,10 +115,10 @@ def test_sets_named_for_another_machine_are_built_with_the_safe_header(requireme
         ("-DA='", "LLAMA_BUILD_FLAGS=-DA=': No closing quotation"),
     ],
 )
-def test_build_flags_of_another_kind_are_refused(requirements: Path, flags: str, message: str) -> None:
-    with pytest.raises(BuildFlagsError) as caught:
+def test_other_build_flags_are_rejected(requirements: Path, flags: str, message: str) -> None:
+    with pytest.raises(BuildFlagsError) as error:
         make_plan(requirements, GCC, ALL, {"LLAMA_BUILD_FLAGS": flags})
-    assert message in str(caught.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -130,17 +130,20 @@ def test_build_flags_of_another_kind_are_refused(requirements: Path, flags: str,
         {"LLAMA_BUILD_FLAGS": "-DGGML_LTO=ON"},
     ],
 )
-def test_the_key_changes_with_what_cmake_reads(requirements: Path, environment: dict[str, str]) -> None:
+def test_the_key_changes_with_variables_of_cmake(requirements: Path, environment: dict[str, str]) -> None:
     assert make_plan(requirements, GCC, ALL, environment).key != make_plan(requirements, GCC, ALL, {}).key
 
 
-def test_the_key_does_not_change_with_the_rest_of_the_environment(requirements: Path) -> None:
-    rest = {"HOME": "/x", "CMAKE_ARGS": "-DA=B", "CMAKE_BUILD_PARALLEL_LEVEL": "1"}
-    assert make_plan(requirements, GCC, ALL, rest).key == make_plan(requirements, GCC, ALL, {}).key
+def test_the_key_does_not_change_with_other_variables(requirements: Path) -> None:
+    others = {"HOME": "/x", "CMAKE_ARGS": "-DA=B", "CMAKE_BUILD_PARALLEL_LEVEL": "1"}
+    assert make_plan(requirements, GCC, ALL, others).key == make_plan(requirements, GCC, ALL, {}).key
 
 
 def test_the_key_changes_with_version_source_sets_and_compiler(requirements: Path) -> None:
-    keys = [make_plan(requirements, GCC, ALL, {}).key, make_plan(requirements, GCC, having("AVX2"), {}).key]
+    keys = [
+        make_plan(requirements, GCC, ALL, {}).key,
+        make_plan(requirements, GCC, findings_of("AVX2"), {}).key,
+    ]
     newer = dataclasses.replace(GCC, cxx=dataclasses.replace(GCC.cxx, version="g++ 14.1.0"))
     keys.append(make_plan(requirements, newer, ALL, {}).key)
     requirements.write_text(requirements.read_text().replace("sha256:00", "sha256:01"))
@@ -151,18 +154,18 @@ def test_the_key_changes_with_version_source_sets_and_compiler(requirements: Pat
     assert len(set(keys)) == len(keys)
 
 
-def test_the_key_follows_the_headers_content_and_not_its_place(
+def test_the_key_depends_on_the_content_of_the_header_only(
     requirements: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = make_plan(requirements, GCC, ALL, {}).key
-    elsewhere = Path(shutil.copy(AMX_HEADER, tmp_path))
-    monkeypatch.setattr(plan, "AMX_HEADER", elsewhere)
+    copy = Path(shutil.copy(AMX_HEADER, tmp_path))
+    monkeypatch.setattr(plan, "AMX_HEADER", copy)
     assert make_plan(requirements, GCC, ALL, {}).key == key
-    elsewhere.write_text(elsewhere.read_text() + "\n")
+    copy.write_text(copy.read_text() + "\n")
     assert make_plan(requirements, GCC, ALL, {}).key != key
 
 
-def test_a_native_build_is_kept_for_its_cpu_alone(
+def test_the_key_of_a_native_build_depends_on_the_cpu(
     requirements: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def keys() -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The probes: what they find on this machine, and what they make of programs that crash."""
+"""Probes of instruction sets on this CPU, and with programs that crash."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from compilers import NoCompilerError, Toolchain
 from probe import AMX_HEADER, INSTRUCTION_SETS, Findings
 
-pytestmark = pytest.mark.timeout(600)  # seconds: environments and compilers, on a machine that may be busy
+pytestmark = pytest.mark.timeout(600)  # seconds: compilers on a busy machine
 
 CompilerWith = Callable[..., Toolchain]
 
@@ -28,20 +28,20 @@ OFF_WITH_AVX2 = {"AVX2", "AVX_VNNI", "AVX512", "AVX512_VBMI", "AVX512_VNNI", "AV
 
 
 @on_x86
-def test_findings_agree_with_cpuinfo(findings: Findings) -> None:
+def test_usable_sets_are_in_cpuinfo(findings: Findings) -> None:
     assert findings.unprobed == ""
     assert findings.reasons.keys() == INSTRUCTION_SETS.keys()
     for name, reason in findings.reasons.items():
         has = set(INSTRUCTION_SETS[name].cpuinfo) <= FLAGS
         if reason is None:
-            assert has, f"{name} is found and not in /proc/cpuinfo"
+            assert has, f"{name} is usable, but not in /proc/cpuinfo"
         elif has:
-            # The CPU can, so it must be the compiler or the kernel that cannot.
+            # The CPU has the set, so compiler or kernel do not support it.
             assert reason.startswith(("does not compile", "needs", "the kernel", "_tile_loadconfig")), reason
 
 
 @on_x86
-def test_a_probe_is_compiled_with_ggmls_flags_for_the_set_and_its_needs() -> None:
+def test_a_probe_has_the_flags_of_its_set_and_of_the_needed_ones() -> None:
     flags = probe.flags_with_needs(INSTRUCTION_SETS["AVX512_VNNI"])
     assert flags[-1] == "-mavx512vnni"
     assert {"-msse4.2", "-mavx", "-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512vl"} < set(flags)
@@ -50,7 +50,7 @@ def test_a_probe_is_compiled_with_ggmls_flags_for_the_set_and_its_needs() -> Non
 
 @on_x86
 @pytest.mark.parametrize(
-    ("does", "why"),
+    ("body", "reason"),
     [
         ("__builtin_trap();", "killed by SIGILL"),
         ("*(volatile int *)0 = 1;", "killed by SIGSEGV"),
@@ -59,21 +59,21 @@ def test_a_probe_is_compiled_with_ggmls_flags_for_the_set_and_its_needs() -> Non
         ("return 0;", "exit status 0"),
     ],
 )
-def test_a_probe_that_fails_is_a_no_for_the_set_and_all_that_need_it(
-    compiler_with: CompilerWith, does: str, why: str
+def test_a_failed_probe_excludes_its_set_and_all_that_need_it(
+    compiler_with: CompilerWith, body: str, reason: str
 ) -> None:
-    code = f"#include <stdio.h>\nint main(void) {{ {does} }}"
+    code = f"#include <stdio.h>\nint main(void) {{ {body} }}"
     findings = probe.probe(compiler_with(f"[ $source = avx2.c ] && code='{code}'"))
     assert findings.reasons["AVX2"] is not None
-    assert findings.reasons["AVX2"].startswith(why)
+    assert findings.reasons["AVX2"].startswith(reason)
     assert {name for name, reason in findings.reasons.items() if reason} == OFF_WITH_AVX2
     assert findings.reasons["AVX512"] == "needs AVX2"
 
 
 @on_x86
-def test_a_flag_that_a_compiler_does_not_know_is_a_no(compiler_with: CompilerWith) -> None:
-    refuse = 'case "$*" in *-mavx512bf16*) echo "error: unknown -mavx512bf16" >&2; exit 1 ;; esac'
-    for toolchain in (compiler_with(refuse), compiler_with("", refuse)):
+def test_an_unknown_compiler_flag_excludes_its_set(compiler_with: CompilerWith) -> None:
+    reject = 'case "$*" in *-mavx512bf16*) echo "error: unknown -mavx512bf16" >&2; exit 1 ;; esac'
+    for toolchain in (compiler_with(reject), compiler_with("", reject)):
         findings = probe.probe(toolchain)
         reason = findings.reasons["AVX512_BF16"]
         assert reason is not None
@@ -82,7 +82,7 @@ def test_a_flag_that_a_compiler_does_not_know_is_a_no(compiler_with: CompilerWit
 
 
 @on_x86
-def test_the_header_is_forced_in_only_where_it_helps(compiler_with: CompilerWith) -> None:
+def test_the_header_is_repaired_only_if_the_repair_works(compiler_with: CompilerWith) -> None:
     wrong = "code='int main(void) { __builtin_trap(); }'"
     sound = probe.probe(compiler_with(""))
     assert (sound.amx_header, sound.reasons["AMX"]) == ("sound", None)
@@ -96,7 +96,7 @@ def test_the_header_is_forced_in_only_where_it_helps(compiler_with: CompilerWith
 
 @on_x86
 @with_amx
-def test_the_verdict_on_this_compilers_header_is_that_of_a_plain_compilation(
+def test_the_finding_on_the_header_equals_that_of_a_direct_compilation(
     findings: Findings, toolchain: Toolchain, tmp_path: Path
 ) -> None:
     def is_sound(*extra: str) -> bool:
@@ -119,14 +119,14 @@ def test_other_processors_are_not_probed(toolchain: Toolchain, monkeypatch: pyte
 
 
 @on_x86
-def test_a_compiler_whose_programs_do_not_run_leaves_all_to_llama_cpp(compiler_with: CompilerWith) -> None:
+def test_without_running_programs_nothing_is_probed(compiler_with: CompilerWith) -> None:
     findings = probe.probe(compiler_with("code='int main(void) { return 3; }'"))
     assert findings.usable == ()
     assert "do not run here: exit status 3" in findings.unprobed
 
 
 @on_x86
-def test_a_compiler_that_cannot_compile_at_all_is_an_error(compiler_with: CompilerWith) -> None:
+def test_a_compiler_that_cannot_compile_is_an_error(compiler_with: CompilerWith) -> None:
     with pytest.raises(
         NoCompilerError, match=r"cannot compile a trivial program.*error: stdio.h: no such file"
     ):

@@ -1,4 +1,4 @@
-"""The page as the browser tests use it: what a user can do and see, without the selectors behind it."""
+"""Actions and visible parts of the web page, without selectors."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from playwright.sync_api import Locator, Page, Route, expect
 
 ANSWER_TIMEOUT_MS = 60_000
 
-# Notes every length the answer's text has while it is busy, and everything that a screen reader is told.
+# Records the lengths of a streaming answer, and all texts of the live regions for screen readers.
 RECORDER = """
-window.recorded = {lengths: [], said: [], spoken: []};
+window.recorded = {lengths: [], status: [], spoken: []};
 new MutationObserver(() => {
   const answer = document.querySelector('.turn:last-child .answer');
   if (answer?.getAttribute('aria-busy') === 'true')
     recorded.lengths.push(answer.querySelector('.text').textContent.length);
 }).observe(document.getElementById('log'), {subtree: true, childList: true, characterData: true});
-for (const [id, list] of [['status', recorded.said], ['spoken', recorded.spoken]])
+for (const [id, list] of [['status', recorded.status], ['spoken', recorded.spoken]])
   new MutationObserver(() => {
     const text = document.getElementById(id).textContent;
     if (text) list.push(text);
@@ -30,12 +30,12 @@ for (const [id, list] of [['status', recorded.said], ['spoken', recorded.spoken]
 
 
 class ChatPage:
-    """One browser page, opened at the server and ready for a question."""
+    """A browser page with the web page of a server."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
         self.url = url
-        self.asked: list[dict[str, Any]] = []
+        self.sent: list[dict[str, Any]] = []
         self.query = page.get_by_label("Your question")
         self.context = page.get_by_label("Context")
         self.send = page.get_by_role("button", name="Send")
@@ -69,7 +69,7 @@ class ChatPage:
         return self.page.get_by_role("article", name=f"Answer {position}").locator(".figures")
 
     def wait_until_busy(self) -> None:
-        """Until an answer has begun to arrive."""
+        """Wait for the first text of an answer."""
         expect(self.stop).to_be_visible()
         expect(self.log.locator(".text").last).not_to_be_empty(timeout=ANSWER_TIMEOUT_MS)
 
@@ -78,43 +78,43 @@ class ChatPage:
         expect(self.stop).to_be_hidden()
 
     def wait_for(self, expression: str) -> None:
-        """Until a JavaScript expression is true; `Page.wait_for_function` is stopped by the page's CSP."""
+        """Wait until a JavaScript expression is true. The page's CSP blocks `Page.wait_for_function`."""
         deadline = time.monotonic() + ANSWER_TIMEOUT_MS / 1000
         while not self.page.evaluate(expression):
-            assert time.monotonic() < deadline, f"never true: {expression}"
+            assert time.monotonic() < deadline, f"not true in time: {expression}"
             self.page.wait_for_timeout(30)
 
-    def recorded(self, what: str) -> list[Any]:
-        notes: list[Any] = self.page.evaluate(f"recorded.{what}")
-        return notes
+    def recorded(self, name: str) -> list[Any]:
+        values: list[Any] = self.page.evaluate(f"recorded.{name}")
+        return values
 
     def change_requests(self, **fields: Any) -> None:
-        """Add fields to the questions that the page sends to the real server; `asked` has what it sent."""
+        """Add fields to the requests of the page. `sent` has its own ones."""
 
         def change(route: Route) -> None:
             question = route.request.post_data_json
-            self.asked.append(question)
+            self.sent.append(question)
             route.continue_(post_data=json.dumps({**question, **fields}))
 
         self.page.route("**/token_stream", change)
 
     def make_answers_long(self) -> None:
-        """Let the model write on where it would have ended."""
+        """Continue answers after the end token of the model."""
         self.change_requests(ignore_eos=True, max_tokens=1800)
 
     def make_answers_short(self) -> None:
         self.change_requests(max_tokens=20)
 
-    def play(self, answer: Callable[[Route], None]) -> None:
-        """Answer the page's questions in the server's place."""
+    def fake_answers(self, answer: Callable[[Route], None]) -> None:
+        """Answer the requests of the page instead of the server."""
         self.page.route("**/token_stream", answer)
 
-    def serve_again(self) -> None:
+    def reconnect(self) -> None:
         self.page.unroute("**/token_stream")
 
 
 def running_requests(url: str) -> float:
-    """The server's gauge of the answers that it generates at this moment."""
+    """The gauge of answers in prefill or decode."""
     metrics = httpx.get(f"{url}/metrics").raise_for_status().text
     found = re.search(r"^running_requests(?:\{[^}]*\})? (\S+)$", metrics, re.MULTILINE)
     assert found, "no gauge running_requests in /metrics"

@@ -1,4 +1,4 @@
-"""A Chromium, a page that must not complain, and a relay that can fail."""
+"""Chromium, a page that fails the test on errors, and a relay with forced faults."""
 
 from __future__ import annotations
 
@@ -27,18 +27,20 @@ CHROMIUM_ARGUMENTS = [
 
 
 def _find_chromium() -> str:
-    named = os.environ.get("CHROMIUM")
-    found = next(filter(None, map(shutil.which, [named] if named else CHROMIUM_NAMES)), None)
+    configured = os.environ.get("CHROMIUM")
+    found = next(filter(None, map(shutil.which, [configured] if configured else CHROMIUM_NAMES)), None)
     if found:
         return found
-    reason = f"no browser: {named or ', '.join(CHROMIUM_NAMES)} not found; install chromium or set CHROMIUM"
+    reason = (
+        f"no browser: {configured or ', '.join(CHROMIUM_NAMES)} not found; install chromium or set CHROMIUM"
+    )
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
 
 
-# Playwright's synchronous interface keeps an event loop running in this thread until it is stopped. Stopped
-# with each module, it is never in the way of the asynchronous tests of others.
+# Playwright's synchronous interface runs an event loop in this thread. It is stopped after each module, as it
+# would disturb asynchronous tests.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     executable = _find_chromium()
@@ -51,38 +53,40 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def tolerated() -> list[str]:
-    """Patterns of the console messages that a test provokes on purpose."""
+def expected_messages() -> list[str]:
+    """Patterns of console messages that a test expects."""
     return []
 
 
 @pytest.fixture
-def page(browser: Browser, tolerated: list[str]) -> Iterator[Page]:
-    """A page in a fresh session; script and console errors (CSP violations too) and dialogs fail the test."""
-    complaints: list[str] = []
+def page(browser: Browser, expected_messages: list[str]) -> Iterator[Page]:
+    """A page in a new session. Script errors, console errors, CSP violations and dialogs fail the test."""
+    problems: list[str] = []
 
     def on_console(message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
-            complaints.append(f"console {message.type}: {message.text}")
+            problems.append(f"console {message.type}: {message.text}")
 
     def on_dialog(dialog: Dialog) -> None:
-        complaints.append(f"dialog: {dialog.message}")
+        problems.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 
     context = browser.new_context(viewport={"width": 1200, "height": 800}, color_scheme="light")
     page = context.new_page()
     page.on("console", on_console)
     page.on("dialog", on_dialog)
-    page.on("pageerror", lambda error: complaints.append(f"script error: {error}"))
+    page.on("pageerror", lambda error: problems.append(f"script error: {error}"))
     yield page
     context.close()
-    unexpected = [text for text in complaints if not any(re.search(known, text) for known in tolerated)]
+    unexpected = [
+        text for text in problems if not any(re.search(pattern, text) for pattern in expected_messages)
+    ]
     assert unexpected == []
 
 
 @pytest.fixture
 def chat(page: Page, server_url: str) -> ChatPage:
-    """The page, opened at the real server."""
+    """The web page of the server."""
     return ChatPage(page, server_url).open()
 
 

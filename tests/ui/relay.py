@@ -1,4 +1,4 @@
-"""An HTTP server in front of the real one that answers questions with bytes of the test's choice."""
+"""An HTTP server before the real one. It answers POST requests with given bytes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from threading import Thread
 import httpx
 
 CUT = None
-"""A piece after which the connection breaks."""
+"""A piece that closes the connection."""
 
 PAUSE = 0.03
-"""Seconds between two pieces, so that the network hands each on by itself."""
+"""Seconds between pieces, so that each arrives separately."""
 
 
 class Relay:
-    """Hands GET requests on to the server, and plays `pieces` to each POST."""
+    """Forwards GET requests to the server, and answers each POST with `pieces`."""
 
     def __init__(self, server_url: str) -> None:
         self.server_url = server_url
@@ -27,10 +27,10 @@ class Relay:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                relay._hand_on(self)
+                relay._forward(self)
 
             def do_POST(self) -> None:
-                relay._play(self)
+                relay._send_pieces(self)
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
@@ -49,7 +49,7 @@ class Relay:
         self._thread.join()
         self._server.server_close()
 
-    def _hand_on(self, request: BaseHTTPRequestHandler) -> None:
+    def _forward(self, request: BaseHTTPRequestHandler) -> None:
         answer = httpx.get(self.server_url + request.path)
         request.send_response(answer.status_code)
         for name in ("content-type", "content-security-policy"):
@@ -59,7 +59,7 @@ class Relay:
         request.end_headers()
         request.wfile.write(answer.content)
 
-    def _play(self, request: BaseHTTPRequestHandler) -> None:
+    def _send_pieces(self, request: BaseHTTPRequestHandler) -> None:
         request.rfile.read(int(request.headers["content-length"]))
         request.send_response(200)
         request.send_header("content-type", "text/plain; charset=utf-8")

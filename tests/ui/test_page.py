@@ -1,4 +1,4 @@
-"""The page against the real server: asking, streaming, stopping, contexts, and the conversation."""
+"""The web page: questions, streaming, stop, contexts, and the conversation."""
 
 from __future__ import annotations
 
@@ -12,54 +12,54 @@ from playwright.sync_api import Page, expect
 from tests.ui.chat_page import ChatPage, running_requests
 from tests.ui.relay import Relay
 
-CLASSIC = "Where is located Paris ?"
+QUESTION = "Where is located Paris ?"
 
 
 def wait_for_running(url: str, count: int) -> None:
-    deadline = time.monotonic() + 6  # the answer itself would take longer
+    deadline = time.monotonic() + 6  # less than the duration of an answer
     while running_requests(url) != count:
-        assert time.monotonic() < deadline, f"{running_requests(url)} requests run, {count} should"
+        assert time.monotonic() < deadline, f"{running_requests(url)} requests run, not {count}"
         time.sleep(0.05)
 
 
-def test_answer_grows_while_it_streams(chat: ChatPage) -> None:
+def test_an_answer_grows_while_it_streams(chat: ChatPage) -> None:
     chat.make_answers_short()
-    chat.ask(CLASSIC)
+    chat.ask(QUESTION)
     chat.wait_until_done()
     lengths = chat.recorded("lengths")
-    assert len(set(lengths) - {0}) >= 2, "the text came in one piece"
-    assert lengths == sorted(lengths), "text was taken back"
+    assert len(set(lengths) - {0}) >= 2, "the text is in one piece"
+    assert lengths == sorted(lengths), "the text became shorter"
     assert lengths[-1] == len(chat.answer(1).text_content() or "")
 
 
-def test_finished_answer_shows_its_figures(chat: ChatPage) -> None:
+def test_a_finished_answer_has_figures(chat: ChatPage) -> None:
     chat.make_answers_short()
-    chat.ask(CLASSIC)
+    chat.ask(QUESTION)
     chat.wait_until_done()
     expect(chat.figures(1)).to_have_text(
         re.compile(r"^general · [\d,]+ tokens? · [\d,.]+ tokens/s · first after [\d,.]+\s(ms|s)$")
     )
 
 
-def test_same_text_as_the_plain_stream(chat: ChatPage) -> None:
+def test_the_text_equals_that_of_token_stream(chat: ChatPage) -> None:
     chat.change_requests(temperature=0, max_tokens=24)
-    chat.ask(CLASSIC)
+    chat.ask(QUESTION)
     chat.wait_until_done()
-    body = {"query": CLASSIC, "context": "general", "temperature": 0, "max_tokens": 24}
+    body = {"query": QUESTION, "context": "general", "temperature": 0, "max_tokens": 24}
     plain = httpx.post(f"{chat.url}/token_stream", json=body, timeout=60).raise_for_status().text
     assert chat.answer(1).text_content() == plain
 
 
-def test_answer_at_the_token_limit_says_so(chat: ChatPage) -> None:
+def test_an_answer_at_the_token_limit_has_a_remark(chat: ChatPage) -> None:
     chat.change_requests(ignore_eos=True, max_tokens=5)
-    chat.ask(CLASSIC)
+    chat.ask(QUESTION)
     chat.wait_until_done()
     expect(chat.log.get_by_text("The answer was cut at the limit of 5 tokens.")).to_be_visible()
     expect(chat.figures(1)).to_contain_text("5 tokens ·")
 
 
 @pytest.mark.parametrize("way", ["button", "escape", "new conversation"])
-def test_stop_frees_the_sequence(chat: ChatPage, way: str) -> None:
+def test_stop_ends_the_answer_on_the_server(chat: ChatPage, way: str) -> None:
     chat.make_answers_long()
     chat.ask("Tell me a long story.")
     chat.wait_until_busy()
@@ -77,23 +77,23 @@ def test_stop_frees_the_sequence(chat: ChatPage, way: str) -> None:
     else:
         expect(chat.figures(1)).to_have_text(re.compile(r"^general · stopped after "))
         expect(chat.answer(1)).not_to_be_empty()
-        assert chat.recorded("said")[-1] == "Answer stopped."
+        assert chat.recorded("status")[-1] == "Answer stopped."
     expect(chat.errors).to_have_count(0)
 
 
-def test_next_question_after_a_stop(chat: ChatPage) -> None:
+def test_a_question_after_a_stop_is_answered(chat: ChatPage) -> None:
     chat.make_answers_long()
     chat.ask("Tell me a long story.")
     chat.wait_until_busy()
     chat.stop.click()
-    chat.serve_again()
+    chat.reconnect()
     chat.make_answers_short()
-    chat.ask(CLASSIC)
+    chat.ask(QUESTION)
     chat.wait_until_done()
     expect(chat.figures(2)).to_contain_text("tokens/s")
 
 
-def test_second_click_of_a_double_click_does_not_stop(chat: ChatPage) -> None:
+def test_a_double_click_on_send_does_not_stop(chat: ChatPage) -> None:
     chat.make_answers_long()
     chat.query.fill("Tell me a long story.")
     chat.send.dblclick()
@@ -103,26 +103,26 @@ def test_second_click_of_a_double_click_does_not_stop(chat: ChatPage) -> None:
     expect(chat.figures(1)).to_contain_text("stopped")
 
 
-def test_request_carries_the_chosen_context(chat: ChatPage) -> None:
-    known = httpx.get(f"{chat.url}/contexts").json()
-    expect(chat.context).to_have_value(known["default"])
-    assert chat.context.locator("option").all_text_contents() == known["contexts"]
+def test_the_request_has_the_selected_context(chat: ChatPage) -> None:
+    served = httpx.get(f"{chat.url}/contexts").json()
+    expect(chat.context).to_have_value(served["default"])
+    assert chat.context.locator("option").all_text_contents() == served["contexts"]
     chat.make_answers_short()
     chat.context.select_option("sql")
     chat.ask("List the names of all customers.")
     chat.wait_until_done()
-    assert chat.asked == [{"query": "List the names of all customers.", "context": "sql", "details": True}]
+    assert chat.sent == [{"query": "List the names of all customers.", "context": "sql", "details": True}]
     expect(chat.answer(1)).not_to_be_empty()
     expect(chat.figures(1)).to_contain_text("sql · ")
 
 
-def test_conversation_stays_until_a_new_one(chat: ChatPage) -> None:
+def test_the_conversation_is_kept_until_a_new_one(chat: ChatPage) -> None:
     expect(chat.clear).to_be_hidden()
     chat.make_answers_short()
-    for question in (CLASSIC, "Why is the sky blue?"):
+    for question in (QUESTION, "Why is the sky blue?"):
         chat.ask(question)
         chat.wait_until_done()
-    expect(chat.question(1)).to_have_text(CLASSIC)
+    expect(chat.question(1)).to_have_text(QUESTION)
     expect(chat.question(2)).to_have_text("Why is the sky blue?")
     for position in (1, 2):
         expect(chat.answer(position)).not_to_be_empty()
@@ -132,7 +132,7 @@ def test_conversation_stays_until_a_new_one(chat: ChatPage) -> None:
     expect(chat.query).to_be_focused()
 
 
-def test_example_asks_at_once(chat: ChatPage) -> None:
+def test_a_click_on_an_example_sends_it(chat: ChatPage) -> None:
     chat.make_answers_short()
     text = chat.examples.first.text_content() or ""
     chat.examples.first.click()
@@ -141,7 +141,7 @@ def test_example_asks_at_once(chat: ChatPage) -> None:
     expect(chat.answer(1)).not_to_be_empty()
 
 
-def test_examples_are_those_of_the_context(chat: ChatPage) -> None:
+def test_examples_depend_on_the_context(chat: ChatPage) -> None:
     before = chat.examples.all_text_contents()
     chat.context.select_option("sql")
     after = chat.examples.all_text_contents()
@@ -150,7 +150,7 @@ def test_examples_are_those_of_the_context(chat: ChatPage) -> None:
     assert not set(before) & set(after)
 
 
-def test_page_follows_the_text_unless_scrolled_up(page: Page, relay: Relay) -> None:
+def test_the_page_follows_the_text_unless_scrolled_up(page: Page, relay: Relay) -> None:
     relay.pieces = [b"Line after line of a long story\n"] * 2000
     chat = ChatPage(page, relay.url).open()
     chat.ask("Tell me a long story.")
@@ -169,25 +169,27 @@ def test_page_follows_the_text_unless_scrolled_up(page: Page, relay: Relay) -> N
     chat.stop.click()
 
 
-def test_copy_button_copies_the_answer(chat: ChatPage) -> None:
+def test_the_copy_button_copies_the_answer(chat: ChatPage) -> None:
     chat.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     chat.make_answers_short()
-    chat.ask(CLASSIC)
+    chat.ask(QUESTION)
     chat.wait_until_done()
     chat.page.get_by_role("button", name="Copy answer 1").click()
     expect(chat.status).to_have_text("Copied.")
     assert chat.page.evaluate("navigator.clipboard.readText()") == chat.answer(1).text_content()
 
 
-def test_copy_button_without_a_clipboard(page: Page, server_url: str) -> None:
-    """Over plain HTTP from another machine there is no navigator.clipboard."""
+def test_the_copy_button_works_without_the_clipboard_interface(page: Page, server_url: str) -> None:
+    """navigator.clipboard does not exist over plain HTTP from another machine."""
     page.add_init_script("""
         Object.defineProperty(navigator, 'clipboard', {value: undefined});
         document.addEventListener('copy', () => { window.copied = getSelection().toString(); });
     """)
     chat = ChatPage(page, server_url).open()
-    chat.play(lambda route: route.fulfill(body='Paris,\n  France\n\x1e{"finish_reason": "eos_token"}'))
-    chat.ask(CLASSIC)
+    chat.fake_answers(
+        lambda route: route.fulfill(body='Paris,\n  France\n\x1e{"finish_reason": "eos_token"}')
+    )
+    chat.ask(QUESTION)
     chat.wait_until_done()
     page.get_by_role("button", name="Copy answer 1").click()
     expect(chat.status).to_have_text("Copied.")

@@ -1,4 +1,4 @@
-"""The page for everybody: by keyboard, by screen reader, on a narrow screen, in the dark."""
+"""Accessibility of the web page: keyboard, screen readers, narrow screens, dark colours."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.ui.chat_page import ChatPage
+from tests.ui.colours import COLOURS, contrast, luminance
 
-CLASSIC = "Where is located Paris ?"
+QUESTION = "Where is located Paris ?"
 TRAILER = "\x1e" + json.dumps(
     {
         "finish_reason": "length",
@@ -21,21 +22,8 @@ TRAILER = "\x1e" + json.dumps(
     }
 )
 
-# Every visible piece of text with its colour and the colour behind it.
-COLOURS = """() => {
-  const behind = (node) => {
-    for (; node; node = node.parentElement) {
-      const colour = getComputedStyle(node).backgroundColor;
-      if (colour !== 'rgba(0, 0, 0, 0)') return colour;
-    }
-  };
-  return [...document.body.querySelectorAll('*')]
-    .filter((node) => node.checkVisibility() && !node.closest('.unseen') && !node.matches(':disabled'))
-    .filter((node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim()))
-    .map((node) => [node.textContent.trim(), getComputedStyle(node).color, behind(node)]);
-}"""
 
-# What has the focus, and whether an outline shows it: its own, or its frame's.
+# The focused element, and whether it or its form has an outline.
 FOCUS = """() => {
   const node = document.activeElement;
   const outlines = [node, node.closest('form')].filter(Boolean).map((n) => getComputedStyle(n).outlineStyle);
@@ -43,32 +31,23 @@ FOCUS = """() => {
 }"""
 
 
-def luminance(colour: str) -> float:
-    channels = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def contrast(one: str, other: str) -> float:
-    darker, lighter = sorted([luminance(one), luminance(other)])
-    return (lighter + 0.05) / (darker + 0.05)
-
-
-def fill_conversation(chat: ChatPage, tolerated: list[str], text: str = "Paris is in France.") -> None:
-    """A finished answer with a remark, and a failed one."""
-    tolerated.append("status of 429")
-    chat.play(lambda route: route.fulfill(body=text + TRAILER))
+def fill_conversation(
+    chat: ChatPage, expected_messages: list[str], text: str = "Paris is in France."
+) -> None:
+    """Add a finished answer with a remark, and a failed one."""
+    expected_messages.append("status of 429")
+    chat.fake_answers(lambda route: route.fulfill(body=text + TRAILER))
     chat.ask(text)
     chat.wait_until_done()
-    refusal = {"error": f"The queue is full. {text}", "error_type": "overloaded"}
-    chat.serve_again()
-    chat.play(lambda route: route.fulfill(status=429, json=refusal))
+    error = {"error": f"The queue is full. {text}", "error_type": "overloaded"}
+    chat.reconnect()
+    chat.fake_answers(lambda route: route.fulfill(status=429, json=error))
     chat.ask(text)
     chat.wait_until_done()
     chat.query.fill(text)
 
 
-def test_keyboard_alone(chat: ChatPage) -> None:
+def test_a_conversation_needs_the_keyboard_only(chat: ChatPage) -> None:
     keyboard = chat.page.keyboard
     expect(chat.query).to_be_focused()
     keyboard.type("Tell me")
@@ -93,7 +72,7 @@ def test_keyboard_alone(chat: ChatPage) -> None:
     expect(chat.query).to_be_focused()
 
 
-def test_keyboard_reaches_examples_and_stop(chat: ChatPage) -> None:
+def test_the_keyboard_reaches_examples_and_stop(chat: ChatPage) -> None:
     keyboard = chat.page.keyboard
     chat.make_answers_long()
     keyboard.press("Shift+Tab")
@@ -111,7 +90,7 @@ def test_keyboard_reaches_examples_and_stop(chat: ChatPage) -> None:
     expect(chat.query).to_be_focused()
 
 
-def test_enter_that_ends_a_composition_does_not_send(chat: ChatPage) -> None:
+def test_enter_within_a_composition_does_not_send(chat: ChatPage) -> None:
     chat.change_requests(max_tokens=5)
     session = chat.page.context.new_cdp_session(chat.page)
     session.send("Input.imeSetComposition", {"text": "とうきょう", "selectionStart": 5, "selectionEnd": 5})
@@ -123,19 +102,19 @@ def test_enter_that_ends_a_composition_does_not_send(chat: ChatPage) -> None:
     expect(chat.question(1)).to_contain_text("東京")
 
 
-def test_screen_reader_hears_the_state_and_the_answer_once(chat: ChatPage) -> None:
-    chat.ask(CLASSIC)
+def test_live_regions_have_the_state_and_the_answer_once(chat: ChatPage) -> None:
+    chat.ask(QUESTION)
     chat.wait_until_done()
-    said = chat.recorded("said")
+    texts = chat.recorded("status")
     assert len(chat.recorded("lengths")) > 2
-    assert said[0] == "Answering…"
-    assert re.fullmatch(r"Answer complete, [\d,]+ tokens?, [\d,.]+ tokens per second\.", said[1])
-    assert len(said) == 2
+    assert texts[0] == "Answering…"
+    assert re.fullmatch(r"Answer complete, [\d,]+ tokens?, [\d,.]+ tokens per second\.", texts[1])
+    assert len(texts) == 2
     assert chat.recorded("spoken") == [chat.answer(1).text_content()]
     expect(chat.page.locator("#spoken")).to_be_empty(timeout=10_000)
 
 
-def test_names_and_roles_of_an_empty_conversation(chat: ChatPage) -> None:
+def test_an_empty_conversation_has_names_and_roles(chat: ChatPage) -> None:
     expect(chat.page.locator("body")).to_match_aria_snapshot("""
         - banner:
           - heading "Tokenstream" [level=1]
@@ -157,8 +136,8 @@ def test_names_and_roles_of_an_empty_conversation(chat: ChatPage) -> None:
     """)
 
 
-def test_names_and_roles_of_a_conversation(chat: ChatPage, tolerated: list[str]) -> None:
-    fill_conversation(chat, tolerated)
+def test_a_conversation_has_names_and_roles(chat: ChatPage, expected_messages: list[str]) -> None:
+    fill_conversation(chat, expected_messages)
     expect(chat.page.locator("body")).to_match_aria_snapshot("""
         - banner:
           - button "New conversation"
@@ -184,13 +163,15 @@ def test_names_and_roles_of_a_conversation(chat: ChatPage, tolerated: list[str])
 
 
 @pytest.mark.parametrize("width", [320, 375])
-def test_narrow_screen_needs_no_sideways_scrolling(chat: ChatPage, tolerated: list[str], width: int) -> None:
+def test_a_narrow_screen_needs_no_horizontal_scrolling(
+    chat: ChatPage, expected_messages: list[str], width: int
+) -> None:
     page = chat.page
     page.set_viewport_size({"width": width, "height": 640})
-    sideways = "document.documentElement.scrollWidth - innerWidth"
-    assert page.evaluate(sideways) <= 0
-    fill_conversation(chat, tolerated, text="supercalifragilistic" * 20)
-    assert page.evaluate(sideways) <= 0
+    overflow = "document.documentElement.scrollWidth - innerWidth"
+    assert page.evaluate(overflow) <= 0
+    fill_conversation(chat, expected_messages, text="supercalifragilistic" * 20)
+    assert page.evaluate(overflow) <= 0
     for control in (chat.clear, chat.context, chat.send, chat.query, chat.retry):
         box = control.bounding_box()
         assert box is not None
@@ -202,30 +183,32 @@ def colours(page: Page) -> list[tuple[str, str, str]]:
     return [tuple(row) for row in page.evaluate(COLOURS)]
 
 
-def test_light_and_dark_are_both_readable(chat: ChatPage, tolerated: list[str]) -> None:
+def test_light_and_dark_colours_have_enough_contrast(chat: ChatPage, expected_messages: list[str]) -> None:
     backgrounds = {}
-    fill_conversation(chat, tolerated)
+    fill_conversation(chat, expected_messages)
     for scheme in ("light", "dark"):
         chat.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         shown = colours(chat.page)
         assert len(shown) > 12
-        faint = [(text, contrast(front, back)) for text, front, back in shown if contrast(front, back) < 4.5]
-        assert faint == []
+        low_contrast = [
+            (text, contrast(front, back)) for text, front, back in shown if contrast(front, back) < 4.5
+        ]
+        assert low_contrast == []
         backgrounds[scheme] = chat.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert luminance(backgrounds["light"]) > 0.8
     assert luminance(backgrounds["dark"]) < 0.05
 
 
-def test_empty_conversation_is_readable_in_the_dark(chat: ChatPage) -> None:
+def test_dark_colours_of_an_empty_conversation_have_enough_contrast(chat: ChatPage) -> None:
     chat.page.emulate_media(color_scheme="dark", reduced_motion="reduce")
     assert [row for row in colours(chat.page) if contrast(row[1], row[2]) < 4.5] == []
 
 
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
-def test_reduced_motion_stills_the_caret(chat: ChatPage, motion: str) -> None:
+def test_reduced_motion_stops_the_caret(chat: ChatPage, motion: str) -> None:
     chat.page.emulate_media(reduced_motion=motion)
     chat.make_answers_long()
-    chat.ask(CLASSIC)
+    chat.ask(QUESTION)
     chat.wait_until_busy()
     caret = "getComputedStyle(document.querySelector('.answer .text'), '::after').animationName"
     assert (chat.page.evaluate(caret) == "none") == (motion == "reduce")

@@ -1,4 +1,4 @@
-"""What the page shows when something fails, and that it recovers."""
+"""Errors on the web page, and their recovery."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from playwright.sync_api import Page, Route, expect
 from tests.ui.chat_page import ChatPage
 from tests.ui.relay import CUT, Relay
 
-CLASSIC = "Where is located Paris ?"
+QUESTION = "Where is located Paris ?"
 CUT_MESSAGE = "The connection broke before the answer was complete."
 
 
 @pytest.mark.parametrize("fields", [{"context": "nowhere"}, {"max_tokens": -1}, {"unknown": 1}])
-def test_refusal_shows_the_servers_own_words(
-    chat: ChatPage, tolerated: list[str], fields: dict[str, Any]
+def test_a_rejected_request_shows_the_error_message(
+    chat: ChatPage, expected_messages: list[str], fields: dict[str, Any]
 ) -> None:
-    tolerated.append("status of 4")
-    body = {"query": CLASSIC, "context": "general", "details": True, **fields}
-    words = httpx.post(f"{chat.url}/token_stream", json=body).json()["error"]
-    assert next(iter(fields)) in words or "nowhere" in words
+    expected_messages.append("status of 4")
+    body = {"query": QUESTION, "context": "general", "details": True, **fields}
+    message = httpx.post(f"{chat.url}/token_stream", json=body).json()["error"]
+    assert next(iter(fields)) in message or "nowhere" in message
     chat.change_requests(**fields)
-    chat.ask(CLASSIC)
-    expect(chat.errors).to_have_text(words)
-    expect(chat.question(1)).to_have_text(CLASSIC)
+    chat.ask(QUESTION)
+    expect(chat.errors).to_have_text(message)
+    expect(chat.question(1)).to_have_text(QUESTION)
     chat.wait_until_done()
-    chat.serve_again()
+    chat.reconnect()
     chat.make_answers_short()
     chat.retry.click()
     chat.wait_until_done()
@@ -37,26 +37,26 @@ def test_refusal_shows_the_servers_own_words(
     expect(chat.figures(1)).to_contain_text("tokens/s")
 
 
-def test_failure_that_is_not_the_servers_json(chat: ChatPage, tolerated: list[str]) -> None:
-    tolerated.append("status of 502")
-    chat.play(lambda route: route.fulfill(status=502, body="<h1>Bad gateway</h1>"))
-    chat.ask(CLASSIC)
+def test_an_error_without_json_shows_the_status(chat: ChatPage, expected_messages: list[str]) -> None:
+    expected_messages.append("status of 502")
+    chat.fake_answers(lambda route: route.fulfill(status=502, body="<h1>Bad gateway</h1>"))
+    chat.ask(QUESTION)
     expect(chat.errors).to_have_text("The server answered 502 Bad Gateway.")
 
 
-def test_failure_after_the_first_byte_keeps_the_text(chat: ChatPage) -> None:
+def test_an_error_within_an_answer_keeps_the_text(chat: ChatPage) -> None:
     failure = json.dumps({"error": "The model ran out of memory.", "error_type": "generation"})
-    chat.play(lambda route: route.fulfill(body=f"Paris is\x1e{failure}"))
-    chat.ask(CLASSIC)
+    chat.fake_answers(lambda route: route.fulfill(body=f"Paris is\x1e{failure}"))
+    chat.ask(QUESTION)
     expect(chat.errors).to_have_text("The model ran out of memory.")
     expect(chat.answer(1)).to_have_text("Paris is")
     expect(chat.figures(1)).to_have_text("general · failed")
 
 
-def test_no_network(chat: ChatPage, tolerated: list[str]) -> None:
-    tolerated.append("ERR_INTERNET_DISCONNECTED")
+def test_a_lost_network_is_reported_and_retry_works(chat: ChatPage, expected_messages: list[str]) -> None:
+    expected_messages.append("ERR_INTERNET_DISCONNECTED")
     chat.page.context.set_offline(True)
-    chat.ask(CLASSIC)
+    chat.ask(QUESTION)
     expect(chat.errors).to_have_text("The server cannot be reached.")
     chat.page.context.set_offline(False)
     chat.make_answers_short()
@@ -67,11 +67,13 @@ def test_no_network(chat: ChatPage, tolerated: list[str]) -> None:
 
 
 @pytest.mark.parametrize("ending", [CUT, b""], ids=["connection lost", "ended without details"])
-def test_cut_stream(page: Page, relay: Relay, tolerated: list[str], ending: bytes | None) -> None:
-    tolerated.append("ERR_INCOMPLETE_CHUNKED_ENCODING")
+def test_a_truncated_stream_is_reported_and_retry_works(
+    page: Page, relay: Relay, expected_messages: list[str], ending: bytes | None
+) -> None:
+    expected_messages.append("ERR_INCOMPLETE_CHUNKED_ENCODING")
     relay.pieces = [b"Paris ", b"is", ending]
     chat = ChatPage(page, relay.url).open()
-    chat.ask(CLASSIC)
+    chat.ask(QUESTION)
     expect(chat.errors).to_have_text(CUT_MESSAGE)
     expect(chat.answer(1)).to_have_text("Paris is")
     expect(chat.send).to_be_visible()
@@ -81,16 +83,16 @@ def test_cut_stream(page: Page, relay: Relay, tolerated: list[str], ending: byte
     expect(chat.errors).to_have_count(0)
 
 
-def refuse_once(route: Route, status: int, error_type: str, text: str) -> None:
+def reject(route: Route, status: int, error_type: str, text: str) -> None:
     route.fulfill(status=status, json={"error": text, "error_type": error_type})
 
 
-def test_overloaded_server_and_another_try(chat: ChatPage, tolerated: list[str]) -> None:
-    tolerated.append("status of 429")
-    chat.play(lambda route: refuse_once(route, 429, "overloaded", "256 requests wait already."))
-    chat.ask(CLASSIC)
+def test_a_full_queue_is_reported_and_retry_works(chat: ChatPage, expected_messages: list[str]) -> None:
+    expected_messages.append("status of 429")
+    chat.fake_answers(lambda route: reject(route, 429, "overloaded", "256 requests wait already."))
+    chat.ask(QUESTION)
     expect(chat.errors).to_have_text("256 requests wait already.")
-    chat.serve_again()
+    chat.reconnect()
     chat.make_answers_short()
     chat.retry.click()
     chat.wait_until_done()
@@ -98,13 +100,13 @@ def test_overloaded_server_and_another_try(chat: ChatPage, tolerated: list[str])
     expect(chat.answer(1)).not_to_be_empty()
 
 
-def test_page_waits_for_the_model(page: Page, server_url: str, tolerated: list[str]) -> None:
-    tolerated.append("status of 503")
+def test_the_page_waits_for_the_model(page: Page, server_url: str, expected_messages: list[str]) -> None:
+    expected_messages.append("status of 503")
     loading = True
 
     def ready(route: Route) -> None:
         if loading:
-            refuse_once(route, 503, "loading", "The model is being loaded.")
+            reject(route, 503, "loading", "The model is being loaded.")
         else:
             route.continue_()
 
@@ -112,10 +114,10 @@ def test_page_waits_for_the_model(page: Page, server_url: str, tolerated: list[s
     page.goto(server_url)
     chat = ChatPage(page, server_url)
     expect(chat.notice).to_have_text("The model is still loading…")
-    chat.ask(CLASSIC)
+    chat.ask(QUESTION)
     expect(chat.send).to_be_disabled()
     expect(chat.log).to_be_empty()
-    expect(chat.query).to_have_value(CLASSIC)
+    expect(chat.query).to_have_value(QUESTION)
     loading = False
     expect(chat.send).to_be_enabled()
     expect(chat.notice).to_be_hidden()
@@ -126,8 +128,8 @@ def test_page_waits_for_the_model(page: Page, server_url: str, tolerated: list[s
     expect(chat.answer(1)).not_to_be_empty()
 
 
-def test_page_waits_for_the_server(page: Page, server_url: str, tolerated: list[str]) -> None:
-    tolerated.append("ERR_CONNECTION_REFUSED")
+def test_the_page_waits_for_the_server(page: Page, server_url: str, expected_messages: list[str]) -> None:
+    expected_messages.append("ERR_CONNECTION_REFUSED")
     page.route("**/contexts", lambda route: route.abort("connectionrefused"))
     page.goto(server_url)
     chat = ChatPage(page, server_url)
@@ -138,18 +140,16 @@ def test_page_waits_for_the_server(page: Page, server_url: str, tolerated: list[
     expect(chat.context).to_be_enabled()
 
 
-def test_model_that_is_loaded_again(chat: ChatPage, tolerated: list[str]) -> None:
-    tolerated.append("status of 503")
+def test_the_page_waits_for_a_restarted_server(chat: ChatPage, expected_messages: list[str]) -> None:
+    expected_messages.append("status of 503")
     chat.context.select_option("sql")
-    chat.play(lambda route: refuse_once(route, 503, "loading", "The model is being loaded."))
-    chat.page.route(
-        "**/ready", lambda route: refuse_once(route, 503, "loading", "The model is being loaded.")
-    )
-    chat.ask(CLASSIC)
+    chat.fake_answers(lambda route: reject(route, 503, "loading", "The model is being loaded."))
+    chat.page.route("**/ready", lambda route: reject(route, 503, "loading", "The model is being loaded."))
+    chat.ask(QUESTION)
     expect(chat.errors).to_have_text("The model is being loaded.")
     expect(chat.notice).to_have_text("The model is still loading…")
     expect(chat.retry).to_be_hidden()
-    chat.serve_again()
+    chat.reconnect()
     chat.page.unroute("**/ready")
     expect(chat.notice).to_be_hidden()
     expect(chat.context).to_have_value("sql")

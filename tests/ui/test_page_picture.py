@@ -1,4 +1,4 @@
-"""A picture of a real conversation; ``UPDATE_PICTURES=1`` puts it into the documentation."""
+"""The picture of the web page in the README. ``UPDATE_PICTURES=1`` replaces it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIZE = {"width": 1200, "height": 800}
 PICTURE = Path(__file__).resolve().parents[2] / "docs" / "page.png"
 
 
-def test_picture_of_a_conversation(chat: ChatPage, tmp_path: Path) -> None:
+def test_a_picture_of_a_conversation_can_be_made(chat: ChatPage, tmp_path: Path) -> None:
     chat.page.set_viewport_size(SIZE)
     for question in ("Where is located Paris ?", "How does a rainbow form?"):
         chat.ask(question)
@@ -22,4 +22,4 @@ def test_picture_of_a_conversation(chat: ChatPage, tmp_path: Path) -> None:
     chat.page.screenshot(path=path, animations="disabled", caret="hide")
     header = path.read_bytes()[:24]
     assert struct.unpack(">II", header[16:24]) == (SIZE["width"], SIZE["height"])
-    assert path.stat().st_size > 20_000, "an empty page makes a smaller picture"
+    assert path.stat().st_size > 20_000, "the picture of an empty page is smaller"

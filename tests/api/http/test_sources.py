@@ -190,27 +190,3 @@ def test_a_prompt_template_can_place_the_passages(
     ).wait_until()
     answer = chat(server.url, QUESTION)
     assert ANSWER in answer["choices"][0]["message"]["content"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"KNOWLEDGE": "on", "DATA_PATH": "/nowhere"}, "DATA_PATH=/nowhere: there is no such folder"),
-        ({"KNOWLEDGE": "maybe"}, "KNOWLEDGE=maybe: should be 'on' or 'off'"),
-        ({"KNOWLEDGE": "on", "MODEL_PROMPT_TEMPLATE": "{query}"}, "should contain {context}"),
-        ({"KNOWLEDGE": "on", "KNOWLEDGE_CHUNK_TOKENS": "600"}, "reads at most 512 tokens"),
-        (
-            {"KNOWLEDGE": "on", "KNOWLEDGE_CHUNK_OVERLAP": "200"},
-            "KNOWLEDGE_CHUNK_OVERLAP=200: should be below",
-        ),
-        ({"KNOWLEDGE": "on", "EMBEDDING_MODEL": "none.gguf"}, "EMBEDDING_MODEL=none.gguf"),
-        ({"KNOWLEDGE": "on", "KNOWLEDGE_INDEX": "/proc/none"}, "KNOWLEDGE_INDEX=/proc/none"),
-    ],
-)
-def test_a_wrong_setting_prevents_the_start(
-    start_server: Callable[..., Server], settings: dict[str, str], message: str
-) -> None:
-    server = start_server(**settings)
-    assert server.process.wait(60) in (1, 2)
-    assert message in server.output()
-    assert "Traceback" not in server.output()

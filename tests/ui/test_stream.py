@@ -1,4 +1,4 @@
-"""How the page reads the stream: the line of details, split characters, and markup that stays text."""
+"""Reading of the stream: details, split characters, and markup as text."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ SPLIT = """async (pieces) => {
         (["Paris", "\x1e{}"], ["Paris", ""], None),
     ],
 )
-def test_details_are_told_from_text(
+def test_details_are_separated_from_text(
     chat: ChatPage, pieces: list[str], texts: list[str], details: dict[str, object] | None
 ) -> None:
     assert chat.page.evaluate(SPLIT, pieces) == [texts, details]
 
 
-def test_characters_split_across_chunks_stay_whole(page: Page, relay: Relay) -> None:
+def test_characters_split_across_chunks_are_joined(page: Page, relay: Relay) -> None:
     text = "Grüße, 東京 🌊!"
     relay.pieces = [bytes([byte]) for byte in text.encode()] + [TRAILER[:9].encode(), TRAILER[9:].encode()]
     chat = ChatPage(page, relay.url).open()
@@ -67,14 +67,14 @@ def test_characters_split_across_chunks_stay_whole(page: Page, relay: Relay) -> 
     assert len(set(chat.recorded("lengths"))) > 2
 
 
-def test_empty_answer_is_said_to_be_empty(chat: ChatPage) -> None:
-    chat.play(lambda route: route.fulfill(body=TRAILER))
+def test_an_empty_answer_has_a_remark(chat: ChatPage) -> None:
+    chat.fake_answers(lambda route: route.fulfill(body=TRAILER))
     chat.ask("Say nothing.")
     chat.wait_until_done()
     expect(chat.answer(1)).to_have_text("The model generated no text.")
 
 
-def test_markup_in_a_question_stays_text(chat: ChatPage) -> None:
+def test_markup_in_a_question_is_text(chat: ChatPage) -> None:
     chat.make_answers_short()
     chat.ask(MARKUP)
     chat.wait_until_done()
@@ -82,8 +82,8 @@ def test_markup_in_a_question_stays_text(chat: ChatPage) -> None:
     expect(chat.log.locator("img, script, b")).to_have_count(0)
 
 
-def test_markup_in_an_answer_stays_text(chat: ChatPage) -> None:
-    chat.play(lambda route: route.fulfill(body=MARKUP + TRAILER))
+def test_markup_in_an_answer_is_text(chat: ChatPage) -> None:
+    chat.fake_answers(lambda route: route.fulfill(body=MARKUP + TRAILER))
     chat.ask("Show me some markup.")
     chat.wait_until_done()
     expect(chat.answer(1)).to_have_text(MARKUP)
@@ -91,13 +91,15 @@ def test_markup_in_an_answer_stays_text(chat: ChatPage) -> None:
     expect(chat.page.locator("body").locator("img[src=x], script, b")).to_have_count(0)
 
 
-def test_markup_from_the_server_stays_text(page: Page, server_url: str, tolerated: list[str]) -> None:
-    tolerated.append("status of 400")
-    known = {"default": MARKUP, "contexts": [MARKUP], "model": MARKUP, "with_documents": []}
-    page.route("**/contexts", lambda route: route.fulfill(json=known))
+def test_markup_in_contexts_and_errors_is_text(
+    page: Page, server_url: str, expected_messages: list[str]
+) -> None:
+    expected_messages.append("status of 400")
+    contexts = {"default": MARKUP, "contexts": [MARKUP], "model": MARKUP, "with_documents": []}
+    page.route("**/contexts", lambda route: route.fulfill(json=contexts))
     chat = ChatPage(page, server_url).open()
-    refusal = {"error": MARKUP, "error_type": "validation"}
-    chat.play(lambda route: route.fulfill(status=400, json=refusal))
+    error = {"error": MARKUP, "error_type": "validation"}
+    chat.fake_answers(lambda route: route.fulfill(status=400, json=error))
     chat.ask("Refuse this.")
     expect(chat.errors).to_have_text(MARKUP)
     expect(page.locator("#model")).to_have_text(MARKUP)
@@ -105,13 +107,15 @@ def test_markup_from_the_server_stays_text(page: Page, server_url: str, tolerate
     expect(page.locator("body").locator("img[src=x], script, b")).to_have_count(0)
 
 
-def test_content_security_policy(chat: ChatPage, tolerated: list[str]) -> None:
+def test_the_content_security_policy_blocks_inline_scripts(
+    chat: ChatPage, expected_messages: list[str]
+) -> None:
     header = httpx.get(chat.url).headers["content-security-policy"]
     policy = dict(part.strip().split(" ", 1) for part in header.split(";") if part.strip())
     assert policy["default-src"] == "'none'"
     assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
     assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
-    tolerated.append("Content Security Policy")
+    expected_messages.append("Content Security Policy")
     with chat.page.expect_console_message(lambda message: "Content Security Policy" in message.text):
         chat.page.evaluate(
             "document.body.append(Object.assign(document.createElement('script'), {text: 'window.ran = 1'}))"

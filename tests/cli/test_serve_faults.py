@@ -1,4 +1,4 @@
-"""Faults of a real server: in its threads, while its model loads, in one of its contexts."""
+"""Faults of a server: in its threads, while its model loads, and in one of its contexts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tests.conftest import ROOT, Server
 
 Start = Callable[..., Server]
 
-# Nothing is measured at start.
+# With layout and attention set, nothing is measured at start.
 SMALL = {"N_CTX": "4096", "MAX_SEQUENCES": "2", "KV_LAYOUT": "split", "FLASH_ATTENTION": "on"}
 
 
 def program(folder: Path, fault: str) -> list[str]:
-    """The command line with a fault in it."""
+    """Arguments for the command line with a fault."""
     script = folder / "faulty.py"
     path = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
     script.write_text(f"{path}{fault}\nfrom app.__main__ import main\nsys.exit(main())\n")
@@ -53,7 +53,7 @@ def test_a_fault_of_the_engine_thread_ends_the_process(start_server: Start, tmp_
     try:
         ready = httpx.get(f"{server.url}/ready")
     except httpx.TransportError:
-        pass  # the port is closed already
+        pass  # the port is closed
     else:
         assert (ready.status_code, ready.json()["status"]) == (503, "failed")
     assert server.process.wait(60) == 3
@@ -100,7 +100,7 @@ def test_an_unexpected_error_while_the_model_loads_ends_the_process(
     assert "error: the start failed: OSError: [Errno 5] Input/output error" in output
 
 
-def test_a_context_that_the_template_refuses_is_told_and_the_others_serve(
+def test_a_context_that_the_template_rejects_is_reported_and_the_others_work(
     start_server: Start, tmp_path: Path
 ) -> None:
     (tmp_path / "chat_template.jinja").write_text(
@@ -119,9 +119,9 @@ def test_a_context_that_the_template_refuses_is_told_and_the_others_serve(
     )
     answer = httpx.post(f"{server.url}/token_stream", json={"query": "Hi", "max_tokens": 3}, timeout=60)
     assert answer.status_code == 200
-    refused = httpx.post(f"{server.url}/token_stream", json={"query": "Hi", "context": "sea"}, timeout=60)
-    assert refused.status_code == 422
-    assert "no pirates" in refused.json()["error"]
+    rejected = httpx.post(f"{server.url}/token_stream", json={"query": "Hi", "context": "sea"}, timeout=60)
+    assert rejected.status_code == 422
+    assert "no pirates" in rejected.json()["error"]
     assert httpx.get(f"{server.url}/contexts").json()["refused"] == {"sea": "no pirates"}
     assert server.stop() == 0
     assert f"{contexts}: the chat template rejects context 'sea' (no pirates)" in server.output()

@@ -1,4 +1,4 @@
-"""The documents behind an answer: their cards, and the switch that leaves them out."""
+"""Sources of an answer, and the switch for documents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.conftest import ROOT, Server
 from tests.ui.chat_page import ChatPage
-from tests.ui.test_page_access import COLOURS, contrast
+from tests.ui.colours import COLOURS, contrast
 
 QUESTION = "When does the Wren Bridge in Callowmere open?"
 MARKUP = "<img src=x onerror=alert(1)><b>bold</b> &amp;\n\n\ttabs & lines"
@@ -41,11 +41,11 @@ SOURCES = [
 
 @pytest.fixture
 def documents(page: Page, server_url: str) -> ChatPage:
-    """The page, opened at a server that has documents."""
+    """The web page of a server with documents."""
 
     def with_knowledge(route: Route) -> None:
-        known = route.fetch()
-        route.fulfill(response=known, json={**known.json(), "with_documents": ["general"]})
+        served = route.fetch()
+        route.fulfill(response=served, json={**served.json(), "with_documents": ["general"]})
 
     page.route("**/contexts", with_knowledge)
     return ChatPage(page, server_url).open()
@@ -60,14 +60,14 @@ def cards(chat: ChatPage, position: int) -> Locator:
 
 
 def answer_with(chat: ChatPage, sources: list[dict[str, Any]] | None) -> None:
-    """Play an answer that was given these sources; none at all where no documents were used."""
+    """Answer a question with these sources; None: without documents."""
     details = FIGURES if sources is None else {**FIGURES, "sources": sources}
-    chat.play(lambda route: route.fulfill(body=f"At 06:25.\x1e{json.dumps(details)}"))
+    chat.fake_answers(lambda route: route.fulfill(body=f"At 06:25.\x1e{json.dumps(details)}"))
     chat.ask(QUESTION)
     chat.wait_until_done()
 
 
-def test_cards_name_their_place_and_open(chat: ChatPage) -> None:
+def test_cards_have_file_heading_page_and_text(chat: ChatPage) -> None:
     answer_with(chat, SOURCES[:2])
     first, second = cards(chat, 1).all()
     expect(first.locator("summary")).to_have_text(
@@ -82,7 +82,7 @@ def test_cards_name_their_place_and_open(chat: ChatPage) -> None:
     expect(first.get_by_text("It opens at 06:25.")).to_be_hidden()
 
 
-def test_text_of_sources_is_never_html(chat: ChatPage) -> None:
+def test_markup_in_sources_is_text(chat: ChatPage) -> None:
     answer_with(chat, SOURCES)
     card = cards(chat, 1).last
     card.locator("summary").click()
@@ -92,10 +92,10 @@ def test_text_of_sources_is_never_html(chat: ChatPage) -> None:
     expect(chat.page.locator("body").locator("img[src=x], b")).to_have_count(0)
 
 
-def test_cards_by_keyboard(chat: ChatPage) -> None:
+def test_cards_can_be_opened_by_keyboard(chat: ChatPage) -> None:
     answer_with(chat, SOURCES[:2])
     keyboard = chat.page.keyboard
-    for _ in range(3):  # from the question over the copy button to the last card, and to the one before
+    for _ in range(3):  # from the question to the copy button, the last card and the first card
         keyboard.press("Shift+Tab")
     first = cards(chat, 1).first
     expect(first.locator("summary")).to_be_focused()
@@ -106,9 +106,9 @@ def test_cards_by_keyboard(chat: ChatPage) -> None:
     expect(first.get_by_text("It opens at 06:25.")).to_be_hidden()
 
 
-def test_screen_reader_hears_how_many(chat: ChatPage) -> None:
+def test_live_regions_have_the_number_of_sources(chat: ChatPage) -> None:
     answer_with(chat, SOURCES)
-    assert chat.recorded("said")[-1] == "Answer complete, 42 tokens, 120 tokens per second, 3 sources."
+    assert chat.recorded("status")[-1] == "Answer complete, 42 tokens, 120 tokens per second, 3 sources."
     expect(chat.log).to_match_aria_snapshot("""
         - article "Answer 1":
           - heading "Answer 1" [level=2]
@@ -125,23 +125,23 @@ def test_screen_reader_hears_how_many(chat: ChatPage) -> None:
     """)
 
 
-def test_no_sources_where_no_documents_were_used(chat: ChatPage) -> None:
+def test_an_answer_without_documents_has_no_sources(chat: ChatPage) -> None:
     answer_with(chat, None)
     expect(chat.page.get_by_text("Sources")).to_be_hidden()
-    assert chat.recorded("said")[-1] == "Answer complete, 42 tokens, 120 tokens per second."
+    assert chat.recorded("status")[-1] == "Answer complete, 42 tokens, 120 tokens per second."
 
 
-def test_switch_is_hidden_without_documents(chat: ChatPage) -> None:
+def test_the_switch_is_hidden_without_documents(chat: ChatPage) -> None:
     expect(use_documents(chat)).to_be_hidden()
     answer_with(chat, None)
-    chat.serve_again()
+    chat.reconnect()
     chat.make_answers_short()
     chat.ask(QUESTION)
     chat.wait_until_done()
-    assert chat.asked == [{"query": QUESTION, "context": "general", "details": True}]
+    assert chat.sent == [{"query": QUESTION, "context": "general", "details": True}]
 
 
-def test_switch_is_hidden_in_contexts_that_draw_on_none(documents: ChatPage) -> None:
+def test_the_switch_is_hidden_in_contexts_without_documents(documents: ChatPage) -> None:
     expect(use_documents(documents)).to_be_visible()
     documents.context.select_option("sql")
     expect(use_documents(documents)).to_be_hidden()
@@ -149,14 +149,14 @@ def test_switch_is_hidden_in_contexts_that_draw_on_none(documents: ChatPage) -> 
     expect(use_documents(documents)).to_be_visible()
 
 
-def test_switch_leaves_the_documents_out(documents: ChatPage) -> None:
-    asked: list[Any] = []
+def test_the_switch_disables_documents(documents: ChatPage) -> None:
+    sent: list[Any] = []
 
     def answer(route: Route) -> None:
-        asked.append(route.request.post_data_json)
+        sent.append(route.request.post_data_json)
         route.fulfill(body=f"Yes.\x1e{json.dumps(FIGURES)}")
 
-    documents.play(answer)
+    documents.fake_answers(answer)
     switch = use_documents(documents)
     expect(switch).to_be_checked()
     documents.ask("With?")
@@ -169,16 +169,16 @@ def test_switch_leaves_the_documents_out(documents: ChatPage) -> None:
     expect(switch).to_be_checked()
     documents.ask("With again?")
     documents.wait_until_done()
-    both = {"context": "general", "details": True}
-    assert asked == [
-        {"query": "With?", **both},
-        {"query": "Without?", "knowledge": False, **both},
-        {"query": "With again?", **both},
+    common = {"context": "general", "details": True}
+    assert sent == [
+        {"query": "With?", **common},
+        {"query": "Without?", "knowledge": False, **common},
+        {"query": "With again?", **common},
     ]
 
 
 @pytest.mark.parametrize("width", [320, 375])
-def test_narrow_screen(documents: ChatPage, width: int) -> None:
+def test_a_narrow_screen_needs_no_horizontal_scrolling(documents: ChatPage, width: int) -> None:
     page = documents.page
     page.set_viewport_size({"width": width, "height": 640})
     long = "supercalifragilistic" * 10
@@ -194,7 +194,7 @@ def test_narrow_screen(documents: ChatPage, width: int) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_readable_in_light_and_dark(documents: ChatPage, scheme: Any) -> None:
+def test_cards_have_enough_contrast(documents: ChatPage, scheme: Any) -> None:
     answer_with(documents, SOURCES)
     for card in cards(documents, 1).all():
         card.locator("summary").click()
@@ -204,7 +204,9 @@ def test_readable_in_light_and_dark(documents: ChatPage, scheme: Any) -> None:
     assert [text for text, front, back in shown if contrast(front, back) < 4.5] == []
 
 
-def test_real_answer_and_its_source(start_server: Callable[..., Server], page: Page, tmp_path: Path) -> None:
+def test_an_answer_of_the_server_has_its_source(
+    start_server: Callable[..., Server], page: Page, tmp_path: Path
+) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     shutil.copy(ROOT / "data" / "callowmere.md", folder)

@@ -1,4 +1,4 @@
-"""The page of a server that requires a key."""
+"""The web page of a server with API_KEY."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ KEY = "öffne dich"
 
 
 @pytest.fixture
-def tolerated() -> list[str]:
+def expected_messages() -> list[str]:
     return ["status of 401"]
 
 
-def test_it_asks_for_the_key_until_it_is_the_right_one(
+def test_the_page_requires_the_right_key_once_per_tab(
     start_server: Callable[..., Server], page: Page
 ) -> None:
     server = start_server(API_KEY=KEY).wait_until()
@@ -32,6 +32,6 @@ def test_it_asks_for_the_key_until_it_is_the_right_one(
     page.get_by_label("Your question").fill("Where is located Paris ?")
     page.get_by_role("button", name="Send").click()
     expect(page.locator(".answer .figures")).to_contain_text("tokens")
-    page.reload()  # the tab remembers
+    page.reload()  # the key is stored for the tab
     expect(page.locator("#model")).to_be_visible()
     expect(page.locator("#door")).to_be_hidden()

@@ -1,4 +1,4 @@
-"""Swagger UI: it opens under a strict policy, asks no other host, shows every route and tries them."""
+"""Swagger UI: strict policy, no requests to other hosts, all operations, and their execution."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ FIRST = "post_token_stream"
 
 
 def open_docs(page: Page, url: str, path: str = "/docs") -> list[str]:
-    """Open the page; returns the addresses that it asks, also later."""
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    """Open the page. Returns a list of its requests, which later ones extend."""
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
     page.goto(url + path)
     expect(page.locator(".opblock").first).to_be_visible()
-    return asked
+    return requested
 
 
 def operation(page: Page, operation_id: str) -> Locator:
@@ -34,30 +34,28 @@ def n_operations(url: str) -> int:
 
 
 @pytest.mark.parametrize("path", ["/docs", "/swagger-ui", "/swagger-ui/"])
-def test_it_lists_every_operation(page: Page, server_url: str, path: str) -> None:
-    asked = open_docs(page, server_url, path)
+def test_every_operation_is_listed(page: Page, server_url: str, path: str) -> None:
+    requested = open_docs(page, server_url, path)
     expect(page.locator(".opblock")).to_have_count(n_operations(server_url))
     expect(page.locator(".opblock-tag").first).to_contain_text("Token stream")
-    assert all(address.startswith((f"{server_url}/", "data:")) for address in asked)
+    assert all(address.startswith((f"{server_url}/", "data:")) for address in requested)
 
 
 @pytest.mark.parametrize(
     "operation_id", ["post_token_stream", "post_v1_chat_completions", "post_invocations"]
 )
-def test_operations_and_schemas_open_without_a_complaint(
-    page: Page, server_url: str, operation_id: str
-) -> None:
-    asked = open_docs(page, server_url)
+def test_operations_and_schemas_open_without_errors(page: Page, server_url: str, operation_id: str) -> None:
+    requested = open_docs(page, server_url)
     opened = operation(page, operation_id)
     opened.locator(".opblock-summary-control").click()
     expect(opened.locator("select.examples-select-element, .examples-select select").first).to_be_visible()
     opened.get_by_role("tab", name="Schema", exact=True).first.click()
     expect(opened.locator(".json-schema-2020-12").first).to_be_visible()
     assert page.locator(".errors-wrapper").count() == 0
-    assert all(address.startswith((f"{server_url}/", "data:")) for address in asked)
+    assert all(address.startswith((f"{server_url}/", "data:")) for address in requested)
 
 
-def test_an_example_is_tried(page: Page, server_url: str) -> None:
+def test_an_example_can_be_executed(page: Page, server_url: str) -> None:
     open_docs(page, server_url)
     first = operation(page, FIRST)
     first.locator(".opblock-summary-control").click()
@@ -68,7 +66,7 @@ def test_an_example_is_tried(page: Page, server_url: str) -> None:
     expect(answer).to_contain_text("Paris")
 
 
-def test_with_a_key_it_is_open_and_asks_for_it(page: Page, start_server: Callable[..., Server]) -> None:
+def test_the_key_can_be_entered(page: Page, start_server: Callable[..., Server]) -> None:
     url = start_server(API_KEY="s3cret", N_CTX="1024", MAX_SEQUENCES="2").wait_until().url
     open_docs(page, url)
     page.get_by_role("button", name="Authorize").click()
@@ -83,7 +81,7 @@ def test_with_a_key_it_is_open_and_asks_for_it(page: Page, start_server: Callabl
     expect(answer).to_contain_text("classifier")
 
 
-def test_only_what_it_needs_of_swagger_ui_is_served(server_url: str) -> None:
+def test_only_necessary_files_of_swagger_ui_are_served(server_url: str) -> None:
     for path in ("/docs", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"):
         response = httpx.get(server_url + path)
         assert response.status_code == 200
