@@ -14,6 +14,12 @@ from tests.conftest import ROOT, Server
 SIZE = {"N_CTX": "16384", "MAX_SEQUENCES": "8", "KV_LAYOUT": "split"}
 
 
+def wait_until_indexed(url: str) -> None:
+    """Wait for the index. On a busy machine the server is ready before it is complete."""
+    while httpx.get(f"{url}/v1/knowledge").json()["indexing"]:
+        time.sleep(0.05)
+
+
 @pytest.fixture(scope="session")
 def embedding_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server with an embedding model and without documents."""
@@ -48,7 +54,6 @@ def knowledge_url(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         DATA_PATH=str(documents),
         KNOWLEDGE_INDEX=str(folder / "index"),
     ).wait_until()
-    while httpx.get(f"{server.url}/v1/knowledge").json()["indexing"]:  # the server is ready before
-        time.sleep(0.05)
+    wait_until_indexed(server.url)
     yield server.url
     assert server.stop() == 0, server.output()

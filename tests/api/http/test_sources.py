@@ -12,7 +12,7 @@ import openai
 import pytest
 from huggingface_hub import InferenceClient
 
-from tests.api.conftest import SIZE
+from tests.api.conftest import SIZE, wait_until_indexed
 from tests.conftest import Server
 
 QUESTION = "What is the ferry to Gannet Island called?"
@@ -188,5 +188,6 @@ def test_a_prompt_template_can_place_the_passages(
         KNOWLEDGE_INDEX=str(tmp_path / "index"),
         MODEL_PROMPT_TEMPLATE="Facts:\\n{context}\\n\\nAnswer with these facts: {query}",
     ).wait_until()
+    wait_until_indexed(server.url)
     answer = chat(server.url, QUESTION)
     assert ANSWER in answer["choices"][0]["message"]["content"]
