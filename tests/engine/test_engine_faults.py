@@ -116,7 +116,7 @@ class TestFaults:
         assert (await read(waiting))[1] == 3
         await engine.close()
 
-    async def test_of_a_cancellation_ends_that_one(
+    async def test_a_fault_in_a_cancellation_ends_that_request_only(
         self, engine: AsyncEngine, reports: Reports, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         cancelled, healthy = submit(engine, LONG, max_tokens=300, ignore_eos=True), submit(engine, LONG)
@@ -135,7 +135,7 @@ class TestFaults:
             async for _ in outputs:
                 pass
         assert (await read(healthy))[1] == 32
-        await settled(reports)
+        await until_idle(reports)
         assert_nothing_runs(engine)
 
     @pytest.mark.parametrize("method", ["load_context", "save_context"])
@@ -190,13 +190,13 @@ class TestFaults:
             submit(engine, LONG)
         await engine.close()
 
-    async def test_of_a_delivery_ends_all(
+    async def test_a_fault_in_a_delivery_ends_all_requests(
         self,
         model: Model,
         compute_lock: threading.Lock,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """No answer goes on behind a gap."""
+        """Outputs of later steps are not delivered after a gap."""
         failures: list[BaseException] = []
         options = EngineOptions(1024, 2, n_threads=2)
         engine = AsyncEngine(model, options, None, compute_lock, on_failure=failures.append)
@@ -210,7 +210,7 @@ class TestFaults:
             n_put += answer is answers[0]
             if n_put == 4:
                 n_put += 1
-                time.sleep(0.3)  # the thread computes further steps meanwhile
+                time.sleep(0.3)  # the thread computes more steps
                 raise MemoryError("out of memory")
             put(answer, output)
 
@@ -231,13 +231,13 @@ class TestFaults:
             submit(engine, LONG)
         await engine.close()
 
-    async def test_at_the_end_of_the_engine_leaves_no_answer_open(
+    async def test_a_fault_in_closing_a_sampler_ends_all_requests(
         self, model: Model, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         failures: list[BaseException] = []
         engine = AsyncEngine(model, EngineOptions(512, 1, n_threads=2), on_failure=failures.append)
         engine.start()
-        asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # it would log the fault
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # it logs the fault by default
 
         def fail(*_: object) -> None:
             raise RuntimeError("broken")
