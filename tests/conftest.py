@@ -130,7 +130,7 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A ready server with the default model and settings. Tests do not change it."""
+    """A ready server with the default model and settings. Tests must not change it."""
     # Eight sequences of 2,048 tokens on every machine.
     log = tmp_path_factory.mktemp("server") / "log"
     running = Server(log, N_CTX="16384", MAX_SEQUENCES="8", KV_LAYOUT="split").wait_until()

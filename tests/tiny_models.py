@@ -1,8 +1,8 @@
 """Small GGUFs of random weights with other kinds of memory than the default model.
 
-The kinds are sliding windows with some full attention (gemma3), a recurrent state (mamba), and a recurrent
-state with attention (lfm2). Tokenizer and chat template are those of the default model. Names of keys and
-tensors are those of llama.cpp's ``src/models/{gemma3,mamba,lfm2}.cpp`` and ``src/llama-arch.cpp``.
+gemma3 has sliding windows and some full attention, mamba a recurrent state, and lfm2 a recurrent state and
+attention. Tokenizer and chat template are those of the default model. Names of keys and tensors are those of
+llama.cpp's ``src/models/{gemma3,mamba,lfm2}.cpp`` and ``src/llama-arch.cpp``.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, A
 
 
 def closed(schema: Any) -> Any:
-    """The copy schema without additional properties."""
+    """A copy of the schema without additional properties."""
     if isinstance(schema, list):
         return [closed(entry) for entry in schema]
     if not isinstance(schema, dict):

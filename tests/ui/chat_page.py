@@ -89,7 +89,7 @@ class ChatPage:
         return values
 
     def change_requests(self, **fields: Any) -> None:
-        """Add fields to the requests of the page. `sent` has its own ones."""
+        """Add fields to the requests of the page. `sent` has the requests without them."""
 
         def change(route: Route) -> None:
             question = route.request.post_data_json
