@@ -112,7 +112,7 @@ def test_a_hybrid_state_has_a_fixed_part_and_a_part_per_token(run: Run) -> None:
 
 
 @pytest.mark.parametrize("kind", ["recurrent", "hybrid"], indirect=True)
-def test_recurrent_and_hybrid_states_cannot_be_cut(run: Run) -> None:
+def test_recurrent_and_hybrid_states_cannot_be_truncated(run: Run) -> None:
     run.fresh(PROMPT)
     with pytest.raises(ValueError, match="cannot be truncated"):
         run.context.truncate_sequence(0, 199)

@@ -23,7 +23,7 @@ THINKING = (
 @pytest.fixture(scope="module")
 def thinking(make: Make, sentencepiece: Vocab) -> PromptTokenizer:
     tokenizer = make(THINKING, sentencepiece)
-    assert tokenizer.template.name == "the model's own template"
+    assert tokenizer.template.name == "the model's template"
     return tokenizer
 
 

@@ -212,7 +212,7 @@ def test_a_disconnect_within_the_body_leaves_no_traceback(start_server: Start) -
         ({"KNOWLEDGE": "on", "DATA_PATH": "/nowhere"}, "DATA_PATH=/nowhere: there is no such folder"),
         ({"KNOWLEDGE": "maybe"}, "KNOWLEDGE=maybe: should be 'on' or 'off'"),
         ({"KNOWLEDGE": "on", "MODEL_PROMPT_TEMPLATE": "{query}"}, "should contain {context}"),
-        ({"KNOWLEDGE": "on", "KNOWLEDGE_CHUNK_TOKENS": "600"}, "reads at most 512 tokens"),
+        ({"KNOWLEDGE": "on", "KNOWLEDGE_CHUNK_TOKENS": "600"}, "KNOWLEDGE_CHUNK_TOKENS=600: the maximum of"),
         (
             {"KNOWLEDGE": "on", "KNOWLEDGE_CHUNK_OVERLAP": "200"},
             "KNOWLEDGE_CHUNK_OVERLAP=200: should be below",

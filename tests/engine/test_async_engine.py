@@ -120,10 +120,10 @@ async def test_repeat_last_n_0_disables_the_penalty(engine: AsyncEngine) -> None
     assert await generate(engine, LONG, repetition_penalty=1.8) != plain
 
 
-@pytest.mark.parametrize("cut", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
-async def test_truncation_to_one_token_is_greedy(engine: AsyncEngine, cut: dict[str, float]) -> None:
+@pytest.mark.parametrize("truncation", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
+async def test_truncation_to_one_token_is_greedy(engine: AsyncEngine, truncation: dict[str, float]) -> None:
     greedy = await generate_cached(engine, LONG)
-    assert await generate_cached(engine, LONG, temperature=2.0, seed=3, **cut) == greedy
+    assert await generate_cached(engine, LONG, temperature=2.0, seed=3, **truncation) == greedy
     assert await generate(engine, LONG, temperature=2.0, seed=3) != greedy
 
 

@@ -1,4 +1,4 @@
-"""Reuse of prefixes with sliding windows and recurrent states, which cannot be cut everywhere.
+"""Reuse of prefixes with sliding windows and recurrent states, which cannot be truncated everywhere.
 
 The models have random weights and distinct logits, so an inexact prefix changes the text at once. Exact
 prefixes give equal texts, except at near ties.
@@ -92,7 +92,7 @@ async def test_a_continued_text_uses_the_cache(tiny_model: TinyModel, kind: Kind
 
 
 async def test_a_text_that_diverges_from_a_cached_one_is_exact(tiny_model: TinyModel, kind: Kind) -> None:
-    """The prefix is in a slot, in RAM or in another slot, and is cut at several places."""
+    """The prefix is in a slot, in RAM or in another slot, and is truncated at several places."""
     model = Model(tiny_model(kind))
     async with engine_of(model) as engine:
         prefix = text(150, 1)
@@ -102,8 +102,8 @@ async def test_a_text_that_diverges_from_a_cached_one_is_exact(tiny_model: TinyM
             assert_likeliest(model, prompt, answer)
         # This evicts all texts to RAM.
         await asyncio.gather(*(generate(engine, text(60, seed)) for seed in range(10, 14)))
-        for cut in (150, 149, 120, 40):
-            prompt = [*prefix[:cut], *text(20, cut)]
+        for length in (150, 149, 120, 40):
+            prompt = [*prefix[:length], *text(20, length)]
             answer, _ = await generate(engine, prompt)
             assert_likeliest(model, prompt, answer)
 
@@ -141,7 +141,7 @@ async def test_only_the_sliding_window_uses_drafts(tiny_model: TinyModel, kind: 
         assert (n_drafted > 0) == (kind == "sliding-window")
 
 
-def test_a_restored_window_cannot_be_cut(tiny_model: TinyModel) -> None:
+def test_a_restored_window_cannot_be_truncated(tiny_model: TinyModel) -> None:
     model = Model(tiny_model("sliding-window"))
     context = Context(model, n_ctx=2048, n_sequences=2, n_batch=512, n_threads=2)
     batch = Batch(512)

@@ -17,7 +17,7 @@ class TestSharedPrefixes:
         ]
 
     @pytest.mark.parametrize(
-        "kind", [MemoryKind(), MemoryKind(shares_cells=True), MemoryKind(can_be_cut=False)]
+        "kind", [MemoryKind(), MemoryKind(shares_cells=True), MemoryKind(truncatable=False)]
     )
     def test_concurrent_requests_prefill_a_shared_prefix_once(self, kind: MemoryKind) -> None:
         rig = Rig(n_slots=8, kind=kind, n_cells=16_000 if kind.shares_cells else None)
@@ -50,8 +50,8 @@ class TestSharedPrefixes:
         rig.run_all()
         assert rig.memory.n_prefilled == 710
 
-    def test_requests_without_a_slot_use_a_copy_of_a_state_that_cannot_be_cut(self) -> None:
-        rig = Rig(n_slots=1, chunk=100, kind=MemoryKind(can_be_cut=False))
+    def test_requests_without_a_slot_copy_a_state_that_cannot_be_truncated(self) -> None:
+        rig = Rig(n_slots=1, chunk=100, kind=MemoryKind(truncatable=False))
         rig.add(*self.questions(3))
         rig.run_all()
         assert rig.memory.n_prefilled == 700 + 30

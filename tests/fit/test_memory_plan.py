@@ -233,7 +233,7 @@ def test_the_error_message_has_all_figures() -> None:
 
 def test_a_model_that_is_too_large_is_rejected() -> None:
     message = error_of(mib=180)
-    free = re.search(r"choose a smaller model or .* there is room for (\d+) MiB", message)
+    free = re.search(r"choose a smaller model or .* with weights of at most (\d+) MiB", message)
     assert free is not None, message
     assert 30 < int(free[1]) < 60
     assert "N_CTX" not in message

@@ -147,7 +147,7 @@ def test_a_kernel_that_does_not_grant_amx_is_named(
     machine: Callable[..., None], crash: Crash, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(BUILT_WITH_AMX, AMX_CPU)
-    monkeypatch.setattr(preflight, "_kernel_grants_amx", lambda: False)
+    monkeypatch.setattr(preflight, "_kernel_permits_amx", lambda: False)
     crash("__builtin_trap()")
     assert "the kernel of this machine does not grant AMX" in fault()
 
@@ -168,9 +168,7 @@ def test_the_error_for_an_unknown_library_suggests_a_rebuild(
 ) -> None:
     monkeypatch.setattr(identity, "MANIFEST", tmp_path / "none.json")
     crash("__builtin_trap()")
-    assert fault().endswith(
-        "It may have been built for another CPU. Build it for this machine: make rebuild."
-    )
+    assert fault().endswith("It may be built for another CPU. Build it for this machine: make rebuild.")
 
 
 def test_a_library_from_another_folder_is_named(crash: Crash, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,7 +189,7 @@ def test_a_stop_string_ends_the_answer_before_it(client: openai.OpenAI) -> None:
     schema["additionalProperties"] = False
     response_format: Any = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
     for stop in ("three", ["absent", "three"]):
-        cut = client.chat.completions.create(
+        answer = client.chat.completions.create(
             model="m",
             messages=MESSAGES,
             temperature=0,
@@ -197,10 +197,10 @@ def test_a_stop_string_ends_the_answer_before_it(client: openai.OpenAI) -> None:
             stop=stop,
             response_format=response_format,
         )
-        content = cut.choices[0].message.content or ""
+        content = answer.choices[0].message.content or ""
         assert "".join(content.split()) == '{"words":"onetwo'
         assert content.endswith('"one two ')
-        assert cut.choices[0].finish_reason == "stop"
+        assert answer.choices[0].finish_reason == "stop"
 
 
 def test_a_system_message_replaces_the_context_that_the_field_context_selects(

@@ -63,17 +63,17 @@ def test_equal_seeds_give_equal_answers(server_url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "cut", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-3}, {"temperature": 1e-40}], ids=str
+    "sampling", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-3}, {"temperature": 1e-40}], ids=str
 )
-def test_sampling_from_one_token_equals_greedy(cut: dict[str, Any], server_url: str) -> None:
-    assert text(server_url, max_new_tokens=16, seed=5, **cut) == text(server_url, max_new_tokens=16)
+def test_sampling_from_one_token_equals_greedy(sampling: dict[str, Any], server_url: str) -> None:
+    assert text(server_url, max_new_tokens=16, seed=5, **sampling) == text(server_url, max_new_tokens=16)
 
 
 @pytest.mark.parametrize(
-    "cut", [{"top_k": 2}, {"top_p": 0.5}, {"typical_p": 0.2}, {"temperature": 2.5}], ids=str
+    "sampling", [{"top_k": 2}, {"top_p": 0.5}, {"typical_p": 0.2}, {"temperature": 2.5}], ids=str
 )
-def test_sampling_parameters_enable_sampling(cut: dict[str, Any], server_url: str) -> None:
-    answer = generate(server_url, max_new_tokens=16, seed=5, details=True, **cut)
+def test_sampling_parameters_enable_sampling(sampling: dict[str, Any], server_url: str) -> None:
+    answer = generate(server_url, max_new_tokens=16, seed=5, details=True, **sampling)
     assert answer["details"]["seed"] == 5
     assert answer["generated_text"] != text(server_url, **SAMPLING)
 

@@ -54,7 +54,7 @@ class FakeMemory:
         held = self.slots[sequence]
         assert n_tokens <= len(held)
         if n_tokens < len(held) and not self.kind.truncatable:
-            raise ValueError("a recurrent state was cut")
+            raise ValueError("a recurrent state was truncated")
         self.slots[sequence] = held[:n_tokens]
 
     def share_prefix(self, source: int, target: int, n_tokens: int) -> None:

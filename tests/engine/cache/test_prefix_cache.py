@@ -124,7 +124,7 @@ def test_a_dropped_slot_is_not_found() -> None:
     assert rig.memory.slots == {}
 
 
-class TestStatesThatCannotBeCut:
+class TestStatesThatCannotBeTruncated:
     """A recurrent state is valid for exactly the tokens that computed it."""
 
     def rig(self) -> Rig:

@@ -196,7 +196,7 @@ def test_gpu_memory_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_size_of_unknown_form_is_an_error(line: str) -> None:
-    with pytest.raises(UnsupportedLibraryError, match=f"not understood: {line.split(':')[0]}.*make rebuild"):
+    with pytest.raises(UnsupportedLibraryError, match=f"line in its log: {line.split(':')[0]}.*make rebuild"):
         simulation._host_bytes([line])
 
 
