@@ -127,7 +127,7 @@ def test_the_default_model_has_a_template_with_its_own_system_message(choose: Ch
 @pytest.fixture(scope="module", params=sample_templates.ALL)
 def family(request: pytest.FixtureRequest, choose: Choose) -> tuple[str, ChatTemplate]:
     source = sample_templates.ALL[request.param]
-    return source, choose(source)
+    return source, choose(source, time_limit=10)  # seconds: the machine can be busy
 
 
 PIECES = st.sampled_from(
