@@ -33,6 +33,7 @@ struct Activations {
 
 constexpr int LANES = 16; // columns of a vector: a panel
 constexpr int TILE_ROWS = 6, TILE_VECTORS = 2; // sums, weights and scales fit 32 registers
+constexpr int FEW_ROWS = 8;                    // wider tiles are faster: more streams from memory at a time
 #define TOKENSTREAM_DOT
 using Ints = __m512i;
 using Floats = __m512;
@@ -82,6 +83,7 @@ inline int32_t round_half(const float * x, float factor, int8_t * to) {
 
 constexpr int LANES = 8; // columns of a vector: half a panel
 constexpr int TILE_ROWS = 4, TILE_VECTORS = 1; // of 16 registers
+constexpr int FEW_ROWS = 2;
 using Ints = __m256i;
 using Floats = __m256;
 
@@ -403,18 +405,17 @@ void multiply_tile(const Matrix & matrix, int64_t vector, const uint8_t * unpack
     }
 }
 
-template <class F, int P, bool UNPACKED>
+template <class F, int P, bool UNPACKED, int MOST>
 void multiply_rows(const Matrix & matrix, int64_t vector, const uint8_t * unpacked, const Activations * const * rows, float * const * results, int n_rows) {
     // Tiles of similar size: 8 rows are 4 and 4, not 6 and 2.
-    constexpr int MOST = F::HALVES ? 4 : TILE_ROWS;
     for (int tiles = (n_rows + MOST - 1)/MOST; tiles > 0; --tiles) {
         const int n = (n_rows + tiles - 1)/tiles;
         switch (n) {
             case 1:  multiply_tile<F, 1, P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
             case 2:  multiply_tile<F, 2, P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
-            case 3:  multiply_tile<F, 3, P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
-            case 4:  multiply_tile<F, 4, P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
-            case 5:  multiply_tile<F, MOST < 5 ? MOST : 5, P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
+            case 3:  multiply_tile<F, std::min(3, MOST), P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
+            case 4:  multiply_tile<F, std::min(4, MOST), P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
+            case 5:  multiply_tile<F, std::min(5, MOST), P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
             default: multiply_tile<F, MOST, P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
         }
         rows += n, results += n, n_rows -= n;
@@ -427,8 +428,9 @@ template <class F> constexpr int UNPACK_ROWS = F::BITS == 8 ? 1 << 30 : F::BITS 
 // Multiply rows with P vectors of columns.
 template <class F, int P>
 void multiply_vectors(const Matrix & matrix, int64_t vector, const Activations * const * rows, float * const * results, int n_rows) {
+    constexpr int MOST = F::HALVES ? 4 : TILE_ROWS;
     if (n_rows < UNPACK_ROWS<F>) {
-        multiply_rows<F, P, false>(matrix, vector, nullptr, rows, results, n_rows);
+        multiply_rows<F, P, false, MOST>(matrix, vector, nullptr, rows, results, n_rows);
         return;
     }
     thread_local std::vector<uint8_t> unpacked;
@@ -442,7 +444,7 @@ void multiply_vectors(const Matrix & matrix, int64_t vector, const Activations *
         const uint8_t * panel = matrix.panels + column/COLUMNS*F::panel_size(matrix.blocks);
         unpack_vector<F>(panel + 4*(column%COLUMNS), matrix.blocks, aligned + p*size);
     }
-    multiply_rows<F, P, true>(matrix, vector, aligned, rows, results, n_rows);
+    multiply_rows<F, P, true, MOST>(matrix, vector, aligned, rows, results, n_rows);
 }
 
 inline int64_t n_vectors(const Matrix & matrix) { return (matrix.columns + LANES - 1)/LANES; }
@@ -450,6 +452,9 @@ inline int64_t n_vectors(const Matrix & matrix) { return (matrix.columns + LANES
 // Multiply rows with vectors `begin` to `end` of columns. results[row][column]
 template <class F>
 void multiply(const Matrix & matrix, int64_t begin, int64_t end, const Activations * const * rows, float * const * results, int n_rows) {
+    for (; n_rows <= FEW_ROWS && begin + 2*TILE_VECTORS <= end; begin += 2*TILE_VECTORS) {
+        multiply_rows<F, 2*TILE_VECTORS, false, std::min(4, FEW_ROWS)>(matrix, begin, nullptr, rows, results, n_rows);
+    }
     for (; begin + TILE_VECTORS <= end; begin += TILE_VECTORS) {
         multiply_vectors<F, TILE_VECTORS>(matrix, begin, rows, results, n_rows);
     }
