@@ -48,8 +48,8 @@ _PROGRAMS_ONLY = (
     *("-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_APP=OFF"),
     *("-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_OPENSSL=OFF"),
 )
-# llama.cpp without our attention kernel.
-_WITHOUT_OURS = ("-DTOKENSTREAM_ATTENTION=OFF",)
+# llama.cpp without our kernels.
+_WITHOUT_OURS = ("-DTOKENSTREAM_ATTENTION=OFF", "-DTOKENSTREAM_MATMUL=OFF")
 # -march=native follows these flags, but does not turn on features that they turn off.
 _PIP_WITHOUT_AMX = (
     *("-DGGML_CCACHE=OFF", "-DCMAKE_C_FLAGS=-mno-amx-tile -mno-amx-int8"),

@@ -6,10 +6,7 @@ set(LLAMA_BUILD_COMMON OFF)
 
 # Sources for ggml-cpu. The target does not exist at this point, so the calls are deferred to the end of llama.cpp's
 # CMakeLists.txt. exports.cpp includes llama.h.
-set(tokenstream_sources)
-foreach(name exports matmul matmul_weights)
-  list(APPEND tokenstream_sources "${CMAKE_CURRENT_LIST_DIR}/${name}.cpp")
-endforeach()
+set(tokenstream_sources "${CMAKE_CURRENT_LIST_DIR}/exports.cpp")
 
 # OFF: ggml's attention, for comparisons.
 option(TOKENSTREAM_ATTENTION "Compute attention with flash_attention.cpp" ON)
@@ -18,14 +15,21 @@ if(TOKENSTREAM_ATTENTION)
   add_compile_definitions(
     $<$<COMPILE_LANGUAGE:C>:ggml_compute_forward_flash_attn_ext=tokenstream_flash_attn_ext>)
 endif()
+
+# OFF: ggml's matrix products, for comparisons. ggml-cpu.cpp calls tokenstream_graph_compute for every pass over a
+# graph; matmul.cpp prepares the pass first.
+option(TOKENSTREAM_MATMUL "Compute matrix products with matmul.cpp" ON)
+if(TOKENSTREAM_MATMUL)
+  list(APPEND tokenstream_sources
+    "${CMAKE_CURRENT_LIST_DIR}/matmul.cpp" "${CMAKE_CURRENT_LIST_DIR}/matmul_weights.cpp")
+  add_compile_definitions($<$<COMPILE_LANGUAGE:CXX>:ggml_graph_compute=tokenstream_graph_compute>)
+endif()
+
 foreach(source IN LISTS tokenstream_sources)
   cmake_language(EVAL CODE "cmake_language(DEFER CALL target_sources ggml-cpu PRIVATE [[${source}]])")
 endforeach()
 cmake_language(EVAL CODE
   "cmake_language(DEFER CALL target_include_directories ggml-cpu PRIVATE [[${PROJECT_SOURCE_DIR}/include]])")
-
-# ggml-cpu.cpp calls it for every pass over a graph; matmul.cpp prepares the pass first.
-add_compile_definitions($<$<COMPILE_LANGUAGE:CXX>:ggml_graph_compute=tokenstream_graph_compute>)
 
 if(REPAIR_TILE_LOADCONFIG)
   add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:SHELL:-include \"${CMAKE_CURRENT_LIST_DIR}/amx_tile_config.h\">")
