@@ -143,13 +143,13 @@ def test_the_error_for_sigsegv_suggests_a_build_without_amx(
     assert 'make rebuild LLAMA_BUILD_FLAGS="-DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF"' in message
 
 
-def test_a_kernel_that_does_not_grant_amx_is_named(
+def test_a_kernel_that_does_not_permit_amx_is_named(
     machine: Callable[..., None], crash: Crash, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(BUILT_WITH_AMX, AMX_CPU)
     monkeypatch.setattr(preflight, "_kernel_permits_amx", lambda: False)
     crash("__builtin_trap()")
-    assert "the kernel of this machine does not grant AMX" in fault()
+    assert "the kernel of this machine does not permit AMX" in fault()
 
 
 def test_the_error_for_other_signals_names_the_newest_instruction_set(
