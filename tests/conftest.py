@@ -118,7 +118,7 @@ class Server:
                 if httpx.get(self.url + path).status_code == 200:
                     return self
             time.sleep(0.02)
-        self.process.kill()  # no fixture has it yet
+        self.process.kill()  # the fixture ends it only after this method has returned
         raise AssertionError(f"{path} did not answer 200 in {timeout} s:\n{self.output()}")
 
     def stop(self, with_signal: int = signal.SIGTERM, timeout: float = 40) -> int:

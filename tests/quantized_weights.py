@@ -1,4 +1,4 @@
-"""Weights in the formats of GGUF files: random bytes, and their values from gguf-py."""
+"""Random weights in the quantized formats of GGUF files, and their values as gguf-py reads them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Format:
-    """A format: its name in gguf-py, and where a block has its f16 scale and its f16 minimum."""
+    """A format of gguf-py, and the offsets of the f16 scale and the f16 minimum in a block."""
 
     name: str
     scale_at: int = 0
@@ -27,11 +27,11 @@ class Format:
 
     @property
     def block(self) -> int:
-        """Weights of the smallest unit of the file format."""
+        """Number of weights in a block."""
         return GGML_QUANT_SIZES[self.type][0]
 
     def random_bytes(self, rng: np.random.Generator, columns: int, k: int) -> Bytes:
-        """Any quants, with scales of both signs and minimums of the quants' size."""
+        """Any quants, and scales of both signs. Minimums are about as large as scaled quants."""
         size = GGML_QUANT_SIZES[self.type][1]
         blocks = rng.integers(0, 256, (columns, k // self.block, size), np.uint8)
         scales = rng.uniform(1e-4, 1e-2, blocks.shape[:2]) * rng.choice((-1, 1), blocks.shape[:2])
@@ -44,16 +44,16 @@ class Format:
         put_halves(blocks, self.scale_at, scales)
 
     def halves(self) -> list[int]:
-        """Bytes of a block that belong to an f16."""
+        """Offsets of the bytes of f16 numbers in a block."""
         starts = [self.scale_at] + ([] if self.minimum_at is None else [self.minimum_at])
         return [at + i for at in starts for i in (0, 1)]
 
     def values(self, blocks: Bytes) -> NDArray[np.float64]:
-        """The weights: (columns, k)."""
+        """The weights, with shape (columns, k)."""
         return np.asarray(dequantize(blocks.reshape(len(blocks), -1), self.type), np.float64)
 
     def magnitudes(self, blocks: Bytes) -> NDArray[np.float64]:
-        """Sum of a weight's absolute terms, scale times quant and minimum. Rounding depends on them."""
+        """The sum of |scale * quant| and |minimum| of each weight. Errors by rounding grow with it."""
         values = self.values(blocks)
         if self.minimum_at is None:
             return np.abs(values)

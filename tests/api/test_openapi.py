@@ -43,7 +43,7 @@ def model_name(url: str) -> str:
     return str(httpx.get(f"{url}/v1/models").json()["data"][0]["id"])
 
 
-def ask(url: str, method: str, path: str, **request: Any) -> httpx.Response:
+def send(url: str, method: str, path: str, **request: Any) -> httpx.Response:
     """Send a request to the path of an operation."""
     name = model_name(url) if "{name}" in path and "headers" not in request else "any"
     return httpx.request(method, url + path.replace("{name}", name), timeout=60, **request)
@@ -121,7 +121,7 @@ def test_the_document_is_served_at_both_paths(server_url: str) -> None:
 def test_responses_to_examples_match_the_document(
     server_url: str, method: str, path: str, operation: dict[str, Any], example: Any
 ) -> None:
-    response = ask(server_url, method, path, json=example)
+    response = send(server_url, method, path, json=example)
     assert response.status_code == 200, response.text
     is_stream = (isinstance(example, dict) and bool(example.get("stream"))) or path == "/generate_stream"
     assert response.headers["content-type"].startswith("text/event-stream") == is_stream
@@ -132,7 +132,7 @@ def test_responses_to_examples_match_the_document(
 def test_responses_to_get_match_the_document(
     server_url: str, method: str, path: str, operation: dict[str, Any]
 ) -> None:
-    response = ask(server_url, method, path)
+    response = send(server_url, method, path)
     assert response.status_code == 200
     CHECKER.check(operation, response)
 
@@ -141,10 +141,10 @@ def test_responses_to_get_match_the_document(
 def test_responses_to_invalid_bodies_match_the_document(
     server_url: str, method: str, path: str, operation: dict[str, Any]
 ) -> None:
-    malformed = ask(server_url, method, path, content=b"{", headers={"Content-Type": "application/json"})
-    csv = ask(server_url, method, path, content=b"a=1", headers={"Content-Type": "text/csv"})
-    mistyped = ask(server_url, method, path, json={"inputs": 1, "query": 1, "prompt": 1.5, "messages": 1})
-    too_long = ask(server_url, method, path, content=b" " * (1 << 20) + b"  ")
+    malformed = send(server_url, method, path, content=b"{", headers={"Content-Type": "application/json"})
+    csv = send(server_url, method, path, content=b"a=1", headers={"Content-Type": "text/csv"})
+    mistyped = send(server_url, method, path, json={"inputs": 1, "query": 1, "prompt": 1.5, "messages": 1})
+    too_long = send(server_url, method, path, content=b" " * (1 << 20) + b"  ")
     assert [r.status_code for r in (malformed, csv, too_long)] == [400, 415, 413]
     assert mistyped.status_code in (400, 422)
     for response in (malformed, csv, mistyped, too_long):

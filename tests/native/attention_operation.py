@@ -1,4 +1,4 @@
-"""GGML_OP_FLASH_ATTN_EXT by the installed library, by ggml's reference and by numpy in f64."""
+"""GGML_OP_FLASH_ATTN_EXT computed by the installed library, by ggml's reference and by numpy in f64."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.engine.llama import start_backend
-from tests.engine.llama import ggml
-from tests.engine.llama.ggml import F16, F32, I64, P, call
+from tests.native import ggml
+from tests.native.ggml import F16, F32, I64, P, call
 
 
 @dataclass(frozen=True)

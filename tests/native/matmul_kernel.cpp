@@ -1,4 +1,4 @@
-// matmul_kernel.h as a shared library, for tests: compiled with the flags of one instruction set.
+// A shared library with the functions of matmul_kernel.h. Tests compile it once for each instruction set.
 
 #include "../../native/matmul_kernel.h"
 
@@ -58,7 +58,7 @@ extern "C" void quantize_rows(const float * x, int64_t n_rows, int64_t k, Activa
     quantize(x, n_rows*(k/BLOCK_SIZE), to);
 }
 
-// The values that quantized rows stand for.
+// Scale times quant, for each value of the rows.
 extern "C" void values_of(const Activations * rows, int64_t n_rows, int64_t k, double * to) {
     for (int64_t i = 0; i < n_rows*k; ++i) {
         const Activations & block = rows[i/BLOCK_SIZE];
@@ -66,7 +66,7 @@ extern "C" void values_of(const Activations * rows, int64_t n_rows, int64_t k, d
     }
 }
 
-// Columns of the vectors that `begin` and `end` below count.
+// Columns of a vector. `begin` and `end` of multiply_rows are numbers of vectors.
 extern "C" int vector_columns() { return LANES; }
 
 // Row r of the results has the product of quantized row order[r].

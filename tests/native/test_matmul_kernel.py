@@ -1,4 +1,4 @@
-"""Each variant of matmul_kernel.h, compiled apart from ggml, against gguf-py's weights in f64."""
+"""Each variant of matmul_kernel.h equals f64 products of the weights that gguf-py reads."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.quantized_weights import FORMATS, Bytes, Format, put_halves
 
 SOURCE = Path(__file__).with_name("matmul_kernel.cpp")
 _AVX2 = ("AVX2", "FMA", "F16C")
-# Required sets, and flags besides those of the sets in _AVX2. Without AVX-512 BW the second and third are the
-# same code in two encodings.
+# Required instruction sets, and compiler flags in addition to those of _AVX2. Without AVX-512 BW, the second
+# and the third variant are the same code in two encodings.
 VARIANTS = {
     "AVX2": (_AVX2, ()),
     "AVX2 with AVX_VNNI": ((*_AVX2, "AVX_VNNI"), INSTRUCTION_SETS["AVX_VNNI"].flags),
@@ -31,7 +31,7 @@ VARIANTS = {
 COLUMNS = (1, 7, 8, 15, 16, 17, 31, 32, 33, 100)
 ROWS = (*range(1, 14), 23, 24, 33, 63, 64, 70)
 
-# Rounding of f32 sums, relative to the sum of the absolute products: a product of 5 superblocks has up to 120
+# Rounding of f32 sums, relative to the sum of absolute products. A product of 5 superblocks has up to 120
 # roundings of 6e-8 each.
 ROUNDING = 1e-5
 # Rounding of normal activations to 8 bits, relative to the result (RMS).
@@ -51,7 +51,7 @@ class Packed:
 
 
 class Kernel:
-    """One variant: the functions of matmul_kernel.cpp."""
+    """The functions of matmul_kernel.cpp, compiled as one variant."""
 
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))
@@ -64,7 +64,7 @@ class Kernel:
     def pack(self, of: Format, blocks: Bytes) -> Packed:
         columns, k = len(blocks), blocks.shape[1] * of.block
         size = self._call("packed_size", of.name, columns, k)
-        memory = np.full(size + 64, 0xAA, np.uint8)  # the kernel sets all bytes
+        memory = np.full(size + 64, 0xAA, np.uint8)  # the kernel must set all bytes
         packed = memory[-memory.ctypes.data % 64 :][:size]
         self._call("pack", of.name, np.ascontiguousarray(blocks), columns, k, packed)
         return Packed(of, columns, k, packed)
@@ -82,7 +82,7 @@ class Kernel:
     def multiply(
         self, packed: Packed, quantized: Bytes, *, order: Any = None, ends: tuple[int, ...] = ()
     ) -> Floats:
-        """The products of rows ``order``, by default all; in several calls if columns end at ``ends``."""
+        """The products of rows ``order``, by default of all. Another call begins at each of ``ends``."""
         order = np.arange(len(quantized)) if order is None else order
         width = self._library.vector_columns()
         results = np.full((len(order), packed.columns + 16), PADDING)
@@ -108,7 +108,7 @@ def _native(argument: Any) -> Any:
 def kernels(
     findings: Findings, toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Kernel]:
-    """The variants that run here."""
+    """The variants that this CPU and compiler support."""
     folder = tmp_path_factory.mktemp("kernels")
 
     def build(name: str) -> Kernel:
@@ -153,7 +153,7 @@ def check(kernel: Kernel, of: Format, blocks: Bytes, x: Floats) -> Floats:
 
 
 @each_format
-def test_products(kernel: Kernel, rng: np.random.Generator, of: Format) -> None:
+def test_products_equal_f64_arithmetic(kernel: Kernel, rng: np.random.Generator, of: Format) -> None:
     for k in superblocks(of):
         blocks = of.random_bytes(rng, max(COLUMNS), k)
         x = rng.standard_normal((max(ROWS), k), np.float32)
@@ -180,7 +180,9 @@ def test_a_product_depends_on_its_row_and_column_alone(
 
 
 @each_format
-def test_each_place_in_a_batch(kernel: Kernel, rng: np.random.Generator, of: Format) -> None:
+def test_a_product_does_not_depend_on_its_place_in_a_batch(
+    kernel: Kernel, rng: np.random.Generator, of: Format
+) -> None:
     k = 2 * of.block
     quantized = kernel.quantize(rng.standard_normal((13, k), np.float32))
     packed = kernel.pack(of, of.random_bytes(rng, 33, k))
@@ -193,7 +195,9 @@ def test_each_place_in_a_batch(kernel: Kernel, rng: np.random.Generator, of: For
 
 
 @each_format
-def test_columns_in_several_calls(kernel: Kernel, rng: np.random.Generator, of: Format) -> None:
+def test_columns_divided_among_calls_have_the_same_products(
+    kernel: Kernel, rng: np.random.Generator, of: Format
+) -> None:
     k = 3 * of.block
     quantized = kernel.quantize(rng.standard_normal((7, k), np.float32))
     packed = kernel.pack(of, of.random_bytes(rng, 100, k))
@@ -204,7 +208,9 @@ def test_columns_in_several_calls(kernel: Kernel, rng: np.random.Generator, of: 
 
 
 @each_format
-def test_instruction_sets_agree(kernels: dict[str, Kernel], rng: np.random.Generator, of: Format) -> None:
+def test_all_instruction_sets_give_the_same_bits(
+    kernels: dict[str, Kernel], rng: np.random.Generator, of: Format
+) -> None:
     if len(kernels) < 2:
         pytest.skip("this CPU or compiler runs one variant at most")
     for k in superblocks(of):
@@ -226,7 +232,7 @@ def extreme_weights(rng: np.random.Generator, of: Format, columns: int, k: int) 
     halves = of.halves()
 
     def filled(values: Any) -> Bytes:
-        """Quants, and in superblocks scales with few bits, made of ``values``."""
+        """Quants, and the small scales of superblocks, have bytes ``values``."""
         blocks = usual.copy()
         blocks[:] = values
         blocks[..., halves] = usual[..., halves]
@@ -246,7 +252,7 @@ def extreme_weights(rng: np.random.Generator, of: Format, columns: int, k: int) 
 
 
 def extreme_activations(rng: np.random.Generator, k: int) -> Floats:
-    """Rows whose quants are the largest, of one sign or in the order that adds most to a 16-bit sum."""
+    """Rows with the largest quants. Their signs include the order that gives the largest 16-bit sums."""
     signs = np.stack(
         [
             np.ones(k),
@@ -261,7 +267,9 @@ def extreme_activations(rng: np.random.Generator, k: int) -> Floats:
 
 
 @each_format
-def test_extreme_weights(kernel: Kernel, rng: np.random.Generator, of: Format) -> None:
+def test_products_of_extreme_weights_equal_f64_arithmetic(
+    kernel: Kernel, rng: np.random.Generator, of: Format
+) -> None:
     k = 2 * of.block
     x = np.concatenate([extreme_activations(rng, k), rng.standard_normal((3, k), np.float32)])
     for blocks in extreme_weights(rng, of, 19, k).values():
@@ -269,7 +277,7 @@ def test_extreme_weights(kernel: Kernel, rng: np.random.Generator, of: Format) -
 
 
 @each_format
-def test_instruction_sets_agree_on_extremes(
+def test_all_instruction_sets_give_the_same_bits_for_extremes(
     kernels: dict[str, Kernel], rng: np.random.Generator, of: Format
 ) -> None:
     if len(kernels) < 2:
@@ -285,14 +293,16 @@ def test_instruction_sets_agree_on_extremes(
 
 
 @each_format
-def test_extreme_activations(kernel: Kernel, rng: np.random.Generator, of: Format) -> None:
+def test_products_of_extreme_activations_equal_f64_arithmetic(
+    kernel: Kernel, rng: np.random.Generator, of: Format
+) -> None:
     k = 2 * of.block
     x = rng.standard_normal((8, k), np.float32)
     x[0] = 0
     x[1] *= np.float32(1e-38)
     x[2] *= np.float32(1e-30)
     x[3] *= np.float32(1e30)
-    x[4, 5] = 1e30  # beside it all others of the block are rounded to 0
+    x[4, 5] = 1e30  # all other values of the block are rounded to 0
     x[5, 5] = 1e-38
     x[6, ::2] = 0
     x[7, : k // 2] = 0
@@ -303,7 +313,7 @@ def test_extreme_activations(kernel: Kernel, rng: np.random.Generator, of: Forma
 
 
 @each_format
-def test_a_row_that_is_not_finite_changes_no_other(
+def test_a_row_that_is_not_finite_does_not_change_other_rows(
     kernel: Kernel, rng: np.random.Generator, of: Format
 ) -> None:
     k = 2 * of.block

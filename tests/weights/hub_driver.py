@@ -89,7 +89,7 @@ class Driver:
     def run(
         self, folder: Path, variables: Mapping[str, str], output: Path
     ) -> subprocess.CompletedProcess[str]:
-        """Resolve in ``folder``. Output goes to files in ``output``."""
+        """Resolve in ``folder``. Output is written to files in ``output``."""
         assert self._process.stdin
         assert self._process.stdout
         printed = {name: str(output / name) for name in ("stdout", "stderr")}

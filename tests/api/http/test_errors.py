@@ -1,4 +1,4 @@
-"""Errors of wrong methods, with the routes of all dialects and a service that has not loaded yet."""
+"""Errors of wrong methods on the routes of all dialects. The service is not loaded."""
 
 from __future__ import annotations
 

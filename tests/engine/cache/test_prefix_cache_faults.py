@@ -157,7 +157,7 @@ def test_a_fault_in_a_move_keeps_the_sequence_in_its_slot(kind: str, failing: st
 
 @pytest.mark.parametrize("method", ["insert", "discard"])
 @pytest.mark.parametrize("fails_before", [True, False])
-def test_a_lookup_finds_nothing_that_a_fault_in_the_tree_left_behind(
+def test_after_a_fault_the_tree_has_only_current_sequences(
     method: str, fails_before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = getattr(PrefixTree, method)

@@ -1,4 +1,4 @@
-"""Matrix products of the library in use against f64 arithmetic and ggml's kernels."""
+"""The matrix products of the installed library equal f64 arithmetic and ggml's kernels."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 
 from app.engine.llama import ThreadPool, matmul_calls
 from app.engine.llama.native import has_exports
-from tests.engine.llama.ggml import F16
-from tests.engine.llama.matmul_operation import Floats, graph, is_supported, product
+from tests.native.ggml import F16
+from tests.native.matmul_operation import Floats, graph, is_supported, product
 from tests.quantized_weights import FORMATS, Bytes, Format
 
 COLUMNS = 70
 ROWS = (1, 2, 3, 5, 7, 8, 12, 13, 16, 17, 33, 64, 97, 128, 250, 600)
 
-# Relative errors (RMS). Activations are rounded to 8 bits, here and in ggml.
-EXACT = 0.01
-OF_BOTH = 0.02
+# Limits of relative errors (RMS). native/matmul.cpp and ggml round activations to 8 bits.
+EXACT_TOLERANCE = 0.01
+GGML_TOLERANCE = 0.02
 
 FLAGS = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
 pytestmark = [
-    pytest.mark.skipif(not has_exports(), reason="the library in use was not built by native/build.py"),
+    pytest.mark.skipif(not has_exports(), reason="native/build.py did not build the installed library"),
     pytest.mark.skipif("avx2" not in FLAGS, reason="our matrix kernels need AVX2"),
 ]
 
@@ -37,7 +37,7 @@ def rng() -> np.random.Generator:
 
 
 def length(of: Format) -> int:
-    """Of a row: several blocks, an odd number of them where the format allows it."""
+    """Weights of a row: several blocks, an odd number of them where the format permits it."""
     return 2 * of.block if of.block == 256 else 7 * of.block
 
 
@@ -50,26 +50,28 @@ def error(found: Floats, expected: NDArray[np.floating]) -> float:
 
 
 def assert_same(found: Floats, expected: Floats) -> None:
-    """All bits."""
+    """Compare all bits."""
     np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 
 @each_format
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
-def test_products(rng: np.random.Generator, of: Format, n_threads: int) -> None:
+def test_a_product_equals_f64_arithmetic_and_ggml(
+    rng: np.random.Generator, of: Format, n_threads: int
+) -> None:
     blocks = of.random_bytes(rng, COLUMNS, length(of))
     for rows in ROWS:
         x = activations(rng, rows, length(of))
         before = matmul_calls()
         found = product(of, blocks, x, n_threads=n_threads)
         assert matmul_calls() == before + 1
-        assert error(found, x @ of.values(blocks).T) < EXACT
-        assert error(found, product(of, blocks, x, n_threads=n_threads, ours=False)) < OF_BOTH
+        assert error(found, x @ of.values(blocks).T) < EXACT_TOLERANCE
+        assert error(found, product(of, blocks, x, n_threads=n_threads, ours=False)) < GGML_TOLERANCE
         assert matmul_calls() == before + 1
 
 
 @each_format
-def test_bytes_depend_on_neither_rows_nor_threads(rng: np.random.Generator, of: Format) -> None:
+def test_results_do_not_depend_on_the_number_of_rows_or_threads(rng: np.random.Generator, of: Format) -> None:
     blocks = of.random_bytes(rng, COLUMNS, length(of))
     x = activations(rng, max(ROWS), length(of))
     whole = product(of, blocks, x)
@@ -82,7 +84,7 @@ def test_bytes_depend_on_neither_rows_nor_threads(rng: np.random.Generator, of: 
             assert_same(product(of, blocks, x[some], n_threads=n_threads), whole[some])
 
 
-def test_every_number_of_rows(rng: np.random.Generator) -> None:
+def test_any_number_of_rows_gives_the_same_results(rng: np.random.Generator) -> None:
     of = FORMATS[1]
     blocks = of.random_bytes(rng, COLUMNS, length(of))
     x = activations(rng, 600, length(of))
@@ -92,19 +94,20 @@ def test_every_number_of_rows(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("columns", [1, 15, 16, 17, 31, 33, 1000])
-def test_columns(rng: np.random.Generator, columns: int) -> None:
-    """Fewer columns than threads have, and more than one chunk for each."""
+def test_any_number_of_columns_is_computed_exactly(rng: np.random.Generator, columns: int) -> None:
+    """Some threads get no columns, or each thread gets several chunks."""
     for of in FORMATS:
         blocks = of.random_bytes(rng, columns, length(of))
         for rows in (1, 4, 100):
             x = activations(rng, rows, length(of))
             found = product(of, blocks, x, n_threads=3)
-            assert error(found, x @ of.values(blocks).T) < 2 * EXACT  # of few results
+            # An average of few results varies more.
+            assert error(found, x @ of.values(blocks).T) < 2 * EXACT_TOLERANCE
             assert_same(product(of, blocks, x), found)
 
 
-def test_a_pool_with_fewer_threads_than_asked_for(rng: np.random.Generator) -> None:
-    """ggml then computes with those of the pool."""
+def test_a_pool_smaller_than_n_threads_gives_the_same_results(rng: np.random.Generator) -> None:
+    """ggml then computes with the threads of the pool."""
     of = FORMATS[1]
     blocks = of.random_bytes(rng, 1000, length(of))
     for rows in (1, 100):
@@ -116,8 +119,8 @@ def test_a_pool_with_fewer_threads_than_asked_for(rng: np.random.Generator) -> N
 
 
 @each_format
-def test_batches_and_rows_apart(rng: np.random.Generator, of: Format) -> None:
-    """src1 with ne2 and ne3 above 1, with rows that are apart, and with swapped axes."""
+def test_batches_views_and_swapped_axes_give_the_same_results(rng: np.random.Generator, of: Format) -> None:
+    """src1 has ne2 and ne3 above 1, rows that are not adjacent, and swapped axes."""
     k, blocks = length(of), of.random_bytes(rng, COLUMNS, length(of))
     wide = activations(rng, 2, 3, 5, k + 40)
     x = wide[..., :k]
@@ -126,18 +129,18 @@ def test_batches_and_rows_apart(rng: np.random.Generator, of: Format) -> None:
         with graph() as g:
             weights, source = g.weights(of, blocks), g.input(wide)
             plain = g.product(weights, g.input(x))
-            apart = g.product(weights, g.first_values(source, k))
+            view = g.product(weights, g.first_values(source, k))
             swapped = g.product(weights, g.swapped(g.first_values(source, k)))
             g.run(n_threads)
             assert_same(g.read(plain), whole)
-            assert_same(g.read(apart), whole)
+            assert_same(g.read(view), whole)
             assert_same(g.read(swapped), np.ascontiguousarray(whole.swapaxes(1, 2)))
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
 @pytest.mark.parametrize("rows", [1, 9, 100])
-def test_products_of_the_same_rows(rng: np.random.Generator, rows: int, n_threads: int) -> None:
-    """Query, key and value: of one format, of several, and with rows that change in between."""
+def test_several_matrices_multiply_the_same_rows(rng: np.random.Generator, rows: int, n_threads: int) -> None:
+    """Query, key and value matrices have one format or several. The rows may change between two products."""
     for formats in ([FORMATS[1]] * 3, FORMATS[:3], FORMATS[-3:]):
         k = 256
         matrices = [
@@ -179,19 +182,21 @@ def test_a_graph_computed_again_reads_its_inputs_again(
 # --- experts
 
 EXPERTS = 5
-# A choice of experts for each token.
+# Chosen experts of each token. In any order, expert 3 is never chosen.
 CHOICES = {
-    "any order": [[4, 0], [0, 4], [2, 1], [1, 2], [0, 1], [4, 2], [2, 0], [1, 4], [0, 2]],  # never 3
-    "one for all": [[3, 3]] * 9,
+    "any order": [[4, 0], [0, 4], [2, 1], [1, 2], [0, 1], [4, 2], [2, 0], [1, 4], [0, 2]],
+    "one for all tokens": [[3, 3]] * 9,
     "one token": [[2, 0]],
-    "one of one": [[1], [1], [4]],
+    "one for each token": [[1], [1], [4]],
 }
 
 
 @each_format
 @pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
-def test_experts(rng: np.random.Generator, of: Format, choices: list[list[int]]) -> None:
-    """src1 has one row for each token, or one for each of its choices."""
+def test_a_product_with_experts_equals_separate_products(
+    rng: np.random.Generator, of: Format, choices: list[list[int]]
+) -> None:
+    """src1 has one row for each token, or one for each chosen expert of a token."""
     k, blocks = length(of), of.random_bytes(rng, EXPERTS * COLUMNS, length(of))
     ids = np.array(choices, np.int32)
     tokens, n_chosen = ids.shape
@@ -206,18 +211,18 @@ def test_experts(rng: np.random.Generator, of: Format, choices: list[list[int]])
             found = expert_product(of, blocks, x, ids, n_threads=n_threads)
             assert matmul_calls() == before + 1
             assert_same(found, expected)
-        theirs = expert_product(of, blocks, x, ids, n_threads=1, ours=False)
-        assert error(found, theirs) < OF_BOTH
+        by_ggml = expert_product(of, blocks, x, ids, n_threads=1, ours=False)
+        assert error(found, by_ggml) < GGML_TOLERANCE
 
 
-def test_many_tokens_and_experts(rng: np.random.Generator) -> None:
+def test_many_tokens_with_experts_equal_ggml_and_fewer_tokens(rng: np.random.Generator) -> None:
     of, tokens = FORMATS[6], 300
     blocks = of.random_bytes(rng, EXPERTS * COLUMNS, length(of))
     ids = rng.integers(0, EXPERTS, (tokens, 2)).astype(np.int32)
     x = activations(rng, tokens, 1, length(of))
     whole = expert_product(of, blocks, x, ids, n_threads=3)
-    theirs = expert_product(of, blocks, x, ids, n_threads=3, ours=False)
-    assert error(whole, theirs) < OF_BOTH
+    by_ggml = expert_product(of, blocks, x, ids, n_threads=3, ours=False)
+    assert error(whole, by_ggml) < GGML_TOLERANCE
     for some in (slice(0, 1), slice(7, 20), slice(100, 230)):
         assert_same(expert_product(of, blocks, x[some], ids[some], n_threads=2), whole[some])
 
@@ -231,15 +236,15 @@ def expert_product(
         return g.read(result)
 
 
-# --- operations that stay with ggml
+# --- operations that ggml computes
 
 
 @each_format
-def test_other_rows_stay_with_ggml(of: Format) -> None:
+def test_f16_rows_are_left_to_ggml(of: Format) -> None:
     assert is_supported(of.type)
     assert not is_supported(of.type, F16)
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q2_K", "Q3_K", "IQ2_XS", "IQ3_S", "MXFP4", "TQ1_0"])
-def test_other_formats_stay_with_ggml(kind: str) -> None:
+def test_other_formats_are_left_to_ggml(kind: str) -> None:
     assert not is_supported(GGMLQuantizationType[kind])

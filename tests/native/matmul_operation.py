@@ -12,25 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.engine.llama import start_backend
-from tests.engine.llama import ggml
-from tests.engine.llama.ggml import F32, I32, I64, P, call
+from tests.native import ggml
+from tests.native.ggml import F32, I32, I64, P, call
 from tests.quantized_weights import Bytes, Format
 
 Floats = NDArray[np.float32]
 
-_MEMORY = 1 << 27  # of a graph's inputs and results; untouched pages cost nothing
+_MEMORY = 1 << 27  # bytes for inputs and results of a graph; untouched pages cost nothing
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A ggml tensor. ``shape`` is numpy's: rows of the last axis are contiguous."""
+    """A ggml tensor. ``shape`` has numpy's order: values of the last axis are adjacent."""
 
     handle: int
     shape: tuple[int, ...]
 
 
 def panels() -> int:
-    """The buffer type of native/matmul.cpp, first among those that the CPU backend offers for weights."""
+    """The buffer type of native/matmul.cpp. The CPU backend lists it first for weights."""
     start_backend()
     registry = call("ggml_backend_cpu_reg", P)
     address = call("ggml_backend_reg_get_proc_address", P, registry, b"ggml_backend_dev_get_extra_bufts")
@@ -44,7 +44,7 @@ def device() -> int:
 
 
 class Graph:
-    """Products in the order in which they are added. Weights are in panels, or in ggml's own order."""
+    """Operations on the CPU backend, computed in the order in which they are added."""
 
     def __init__(self, buffer_type: int) -> None:
         self._buffer_type = buffer_type
@@ -53,7 +53,7 @@ class Graph:
         self._weights: list[tuple[int, int]] = []  # context and buffer of each
 
     def weights(self, of: Format, blocks: Bytes, experts: int = 1) -> Tensor:
-        """A matrix, or with ``experts`` as many, one below the other in ``blocks``."""
+        """A matrix, or one for each of ``experts``. ``blocks`` has the experts one after the other."""
         columns, k = len(blocks) // experts, blocks.shape[1] * of.block
         context = ggml.new_context(1 << 12, no_alloc=True)
         sizes = [I64(size) for size in (k, columns, experts)]
@@ -79,14 +79,14 @@ class Graph:
         ctypes.memmove(call("ggml_get_data", P, tensor.handle), data.ctypes.data, data.nbytes)
 
     def first_values(self, tensor: Tensor, k: int) -> Tensor:
-        """A view of the first ``k`` values of each row: its rows are apart."""
+        """A view of the first ``k`` values of each row. Its rows are not adjacent."""
         strides = np.cumprod(tensor.shape[:0:-1]) * 4
         shape = (*tensor.shape[:-1], k)
         numbers = [*map(I64, shape[::-1]), *map(ctypes.c_size_t, strides), ctypes.c_size_t(0)]
         return Tensor(call("ggml_view_4d", P, self._context, tensor.handle, *numbers), shape)
 
     def swapped(self, tensor: Tensor) -> Tensor:
-        """A view with axes 1 and 2 swapped, as heads and positions are."""
+        """A view with axes 1 and 2 swapped, as llama.cpp swaps heads and positions."""
         axes = [ctypes.c_int(axis) for axis in (0, 2, 1, 3)]
         n3, n2, n1, k = tensor.shape
         return Tensor(call("ggml_permute", P, self._context, tensor.handle, *axes), (n3, n1, n2, k))
@@ -97,13 +97,13 @@ class Graph:
         return Tensor(result, (*x.shape[:-1], weights.shape[1]))
 
     def expert_product(self, weights: Tensor, x: Tensor, ids: Tensor) -> Tensor:
-        """x: (tokens, rows of a token, k). ids: (tokens, choices). The result: (tokens, choices, columns)."""
+        """Shapes: ``x`` (tokens, rows, k), ``ids`` (tokens, choices), result (tokens, choices, columns)."""
         result = call("ggml_mul_mat_id", P, self._context, weights.handle, x.handle, ids.handle)
         self._add(result)
         return Tensor(result, (*ids.shape[-2:], weights.shape[1]))
 
     def scale_in_place(self, x: Tensor, factor: float) -> None:
-        """Overwrite x; operations that are added later read the new values."""
+        """Overwrite ``x``. Operations that are added later read the new values."""
         self._add(call("ggml_scale_inplace", P, self._context, x.handle, factor))
 
     def _add(self, tensor: int) -> None:
@@ -142,9 +142,9 @@ def product(
 
 
 def is_supported(kind: int, x_kind: int = F32, *, shape: tuple[int, int] = (256, 64)) -> bool:
-    """Whether the CPU multiplies f32 or f16 rows with weights of a ggml_type that are in panels.
+    """Whether the CPU backend multiplies rows of ``x_kind`` with weights of ``kind`` in panels.
 
-    llama.cpp asks this for each weight, with a buffer of no size.
+    llama.cpp checks this for each weight, with a buffer of no size.
     """
     context = ggml.new_context(1 << 14, no_alloc=True)
     k, columns = (I64(size) for size in shape)
