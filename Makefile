@@ -17,7 +17,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run generate install rebuild test test-quick test-build lint bench image clean
+.PHONY: help run generate install rebuild test test-quick test-build lint bench bench-kernels image clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -68,9 +68,15 @@ lint: install $(VENV)/.knowledge $(VENV)/.dev
 	@$(BIN)/lint-imports --no-logo
 
 ## make bench        compare with llama-server from the same sources; run nothing else at the same time.
-##                   The first run compiles for a quarter of an hour. BENCH='--help' lists options
-bench: install $(VENV)/.bench
+##                   The first run compiles for a quarter of an hour. BENCH='--help' lists options.
+##                   OPENVINO=on installs OpenVINO GenAI and compares with it too
+bench: install $(VENV)/.bench $(if $(filter on,$(OPENVINO)),$(VENV)/.openvino)
 	@$(BIN)/python -m bench $(BENCH)
+
+## make bench-kernels
+##                   compare matrix kernels with those of ggml and OpenVINO, without HTTP
+bench-kernels: install $(VENV)/.bench $(VENV)/.openvino
+	@$(BIN)/python -m bench.kernels $(BENCH)
 
 ## make image        build the container image with docker, or with BUILDER=podman
 BUILDER ?= docker
@@ -115,4 +121,11 @@ $(VENV)/.dev: requirements/dev.txt | $(VENV)/.venv
 $(VENV)/.text-generation: requirements/text-generation.txt | $(VENV)/.venv
 	@$(BIN)/python -m venv $(VENV)/text-generation
 	@$(subst $(BIN),$(VENV)/text-generation/bin,$(PIP_INSTALL)) -r requirements/text-generation.txt
+	@touch $@
+
+# A peer of the benchmark. Its own environment keeps its packages apart from those of the server.
+$(VENV)/.openvino: requirements/openvino.txt | $(VENV)/.venv
+	@echo "Installing OpenVINO GenAI into $(VENV)/openvino …"
+	@$(BIN)/python -m venv $(VENV)/openvino
+	@$(subst $(BIN),$(VENV)/openvino/bin,$(PIP_INSTALL)) -r requirements/openvino.txt
 	@touch $@

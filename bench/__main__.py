@@ -1,5 +1,6 @@
-"""``python -m bench``: the same loads on this server and on llama-server, with the same library and model.
+"""``python -m bench``: the same loads on this server and its peers, with the same model.
 
+The peers are llama-server with the same library, and OpenVINO GenAI after ``make bench OPENVINO=on``.
 Each measurement starts a new server process, one at a time. The order of servers rotates between rounds. The
 output compares medians over the rounds. Ratios are more reliable than absolute figures.
 """
@@ -18,10 +19,11 @@ from app.weights.errors import ModelError
 from app.weights.model import resolve_model
 from bench import goals, plot, results
 from bench.client import BenchError
-from bench.goals import PEER, PEER_FLASH_OFF, PIP_PEER
+from bench.goals import OPENVINO, PEER, PEER_FLASH_OFF, PIP_PEER
 from bench.native import BUILD_ERRORS
 from bench.peer import pip_peer, same_peer
 from bench.random_model import random_model
+from bench.servers import OPENVINO_PYTHON
 from bench.suite import WORKLOADS, Suite
 from bench.workloads import Scale
 
@@ -63,6 +65,8 @@ def _suite(options: argparse.Namespace) -> Suite:
     Raises:
         BenchError, ModelError, one of BUILD_ERRORS: The model or a peer is not available.
     """
+    if OPENVINO in options.variants and not OPENVINO_PYTHON.exists():
+        raise BenchError(f"{OPENVINO_PYTHON} does not exist; run: make bench OPENVINO=on")
     peers = {}
     if {PEER, PEER_FLASH_OFF} & set(options.variants):
         peers["same"] = same_peer()
@@ -93,9 +97,13 @@ def _arguments() -> argparse.Namespace:
         help="default, 1b (random weights in the shape of Llama-3.2-1B), or the path of a GGUF file",
     )
     parser.add_argument("--rounds", type=int, default=3, help="number of rounds (3)")
-    for option, known in (("--workloads", [*WORKLOADS]), ("--variants", [*VARIANTS])):
-        listed = f"one or more of {', '.join(known)} (default: all)"
-        parser.add_argument(option, type=_one_of(known), default=known, metavar="NAME,NAME", help=listed)
+    installed = [name for name in VARIANTS if name != OPENVINO or OPENVINO_PYTHON.exists()]
+    for option, known, usual in (
+        ("--workloads", WORKLOADS, [*WORKLOADS]),
+        ("--variants", VARIANTS, installed),
+    ):
+        listed = f"one or more of {', '.join(known)} (default: all that are installed)"
+        parser.add_argument(option, type=_one_of(known), default=usual, metavar="NAME,NAME", help=listed)
     parser.add_argument(
         "--quick",
         action="store_true",

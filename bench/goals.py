@@ -14,9 +14,20 @@ NO_SPECULATION = "tokenstream-nospec"
 PEER = "llama-server"
 PEER_FLASH_OFF = "llama-server-nofa"
 PIP_PEER = "llama-server-pip"
+OPENVINO = "openvino"
+GGML = "tokenstream-ggml"  # without the matrix kernels of native/
 BARE = "bare"
 
-# Medians over the rounds, by workload and variant.
+_NAMES = {OPENVINO: "OpenVINO", GGML: "ggml"}
+
+# Figures of the bench of kernels, in tokens/s.
+KERNEL_FIGURES = {
+    "prefill": "prefill of 512 tokens",
+    "rate_of_1": "decode of 1",
+    "rate_of_8": "decode of 8",
+}
+
+# Medians over the rounds, by workload and variant. In the bench of kernels a workload is a model file.
 Results = Mapping[str, Mapping[str, Figures]]
 
 
@@ -82,6 +93,20 @@ def to_peer(
     return row
 
 
+def to_best(
+    goal: str, workload: str, figure: str, wanted: float, *variants: str, at_least: bool = True
+) -> Callable[[Results], Row]:
+    """Goal for the ratio to the best figure of ``variants``."""
+
+    def row(results: Results) -> Row:
+        ours = results[workload][OURS][figure]
+        figures = {variant: results[workload][variant][figure] for variant in variants}
+        best = max(figures, key=figures.__getitem__) if at_least else min(figures, key=figures.__getitem__)
+        return Row(goal, ours, figures[best], _NAMES[best], ours / figures[best], wanted, at_least)
+
+    return row
+
+
 def _copy(results: Results) -> Row:
     ours, without = (results["copy"][name]["decode_rate"] for name in (OURS, NO_SPECULATION))
     return Row("copy, 1 at once: decode tokens/s", ours, without, "speculation off", ours / without, 1.8)
@@ -113,7 +138,7 @@ def _speculation_elsewhere(results: Results) -> Row:
 
 def _bare(results: Results) -> Row:
     ours, bare = (results["decode"][name]["rate_of_8"] for name in (OURS, BARE))
-    return Row("decode of 8, streamed: tokens/s", ours, bare, "bare loop", ours / bare, 0.9)
+    return Row("decode of 8, streamed: tokens/s", ours, bare, "bare loop", ours / bare, 0.92)
 
 
 def _memory(results: Results) -> Row:
@@ -134,6 +159,54 @@ def _idle(results: Results) -> Row:
     return Row("idle: percent of one core", ours, peer, "llama-server", ours, 1, at_least=False, unit="%")
 
 
+# Over HTTP, with the matrix kernels of native/: to OpenVINO, and to ggml's kernels in the same server.
+_SERVED = (
+    to_best("distinct prompts, 8 at once: tokens/s", "unique-8", "tokens_per_second", 1.3, OPENVINO),
+    to_best("burst on a new prefix: tokens/s", "shared", "cold_tokens_per_second", 1.6, OPENVINO),
+    to_best("the same prefix, warm: tokens/s", "shared", "warm_tokens_per_second", 1.5, OPENVINO),
+    to_best("six contexts, fresh start: tokens/s", "contexts", "tokens_per_second", 2.0, OPENVINO),
+    to_best("chat: TTFT p50 of turns 2 to 5 in ms", "chat", "later_ttft_p50", 0.7, OPENVINO, at_least=False),
+    to_best("distinct prompts, 8 at once: tokens/s", "unique-8", "tokens_per_second", 1.6, GGML),
+    to_best("burst on a new prefix: tokens/s", "shared", "cold_tokens_per_second", 1.6, GGML),
+    to_best("six contexts, fresh start: tokens/s", "contexts", "tokens_per_second", 1.6, GGML),
+    to_best("resident memory: MB", "memory", "after_mb", 1.0, GGML, at_least=False),
+)
+
+
+def _kernel(file: str, figure: str, wanted: float, *variants: str) -> Callable[[Results], Row]:
+    return to_best(f"{file}, {KERNEL_FIGURES[figure]}: tokens/s", file, figure, wanted, *variants)
+
+
+def _small_q4_k_m(figure: str, wanted: float) -> Callable[[Results], Row]:
+    """Goal for the small Q4_K_M file, which OpenVINO does not read. It is compared with OpenVINO's Q4_1."""
+
+    def row(results: Results) -> Row:
+        file = "135M-Q4_K_M"
+        ours, theirs = results[file][OURS][figure], results["135M-Q4_1"][OPENVINO][figure]
+        goal = f"{file}, {KERNEL_FIGURES[figure]}: tokens/s"
+        return Row(goal, ours, theirs, "OpenVINO with Q4_1", ours / theirs, wanted)
+
+    return row
+
+
+# Without HTTP, by model file.
+_KERNELS = (
+    *(_kernel(f"135M-{type}", "prefill", 1.3, OPENVINO) for type in ("Q4_1", "Q8_0", "Q4_0")),
+    _small_q4_k_m("prefill", 1.3),
+    _kernel("135M-Q4_1", "prefill", 6.9, GGML),
+    _kernel("135M-Q4_K_M", "prefill", 3.6, GGML),
+    _kernel("135M-Q8_0", "prefill", 3.5, GGML),
+    _kernel("135M-Q4_0", "prefill", 2.6, GGML),
+    *(_kernel(f"135M-{type}", "rate_of_8", 1.5, OPENVINO) for type in ("Q4_1", "Q8_0", "Q4_0")),
+    _small_q4_k_m("rate_of_8", 1.5),
+    _kernel("135M-Q4_1", "rate_of_1", 1.3, GGML),
+    *(_kernel(f"135M-{type}", "rate_of_1", 1.0, GGML) for type in ("Q4_K_M", "Q8_0", "Q4_0")),
+    *(_kernel(f"1B-{type}", "prefill", 1.25, GGML, OPENVINO) for type in ("Q4_K_M", "Q4_0", "Q8_0")),
+    *(_kernel(f"1B-{type}", "rate_of_8", 2.0, GGML, OPENVINO) for type in ("Q4_K_M", "Q4_0", "Q8_0")),
+    *(_kernel(f"1B-{type}", "rate_of_1", 1.2, GGML, OPENVINO) for type in ("Q4_K_M", "Q4_0")),
+    _kernel("1B-Q8_0", "rate_of_1", 1.0, GGML, OPENVINO),
+)
+
 GOALS: tuple[Callable[[Results], Row], ...] = (
     to_peer("burst on a new prefix: tokens/s", "shared", "cold_tokens_per_second", 2.2),
     to_peer("burst on a new prefix: TTFT p99 in ms", "shared", "cold_ttft_p99", 0.25, at_least=False),
@@ -153,6 +226,8 @@ GOALS: tuple[Callable[[Results], Row], ...] = (
     _memory,
     _restart,
     _idle,
+    *_SERVED,
+    *_KERNELS,
 )
 
 

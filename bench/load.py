@@ -14,6 +14,8 @@ from bench.prompts import Question
 from bench.servers import Server
 
 Figures = dict[str, float]
+# Figures of each round, by workload and variant.
+Rounds = dict[str, dict[str, list[Figures]]]
 T = TypeVar("T")
 
 
@@ -81,3 +83,11 @@ def wave_rate(wave: Sequence[Timing]) -> float:
 def medians(rounds: Sequence[Figures]) -> Figures:
     """Median of each figure over the rounds."""
     return {name: median(figures[name] for figures in rounds) for name in rounds[0]}
+
+
+def medians_by_variant(rounds: Rounds) -> dict[str, dict[str, Figures]]:
+    """Medians over the rounds, by workload and variant."""
+    return {
+        workload: {variant: medians(of_variant) for variant, of_variant in variants.items()}
+        for workload, variants in rounds.items()
+    }

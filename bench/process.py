@@ -1,7 +1,8 @@
-"""A server process: start, readiness, memory, CPU time and end."""
+"""Processes: programs that print figures; servers with start, readiness, memory, CPU time and end."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -25,6 +26,23 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def printed_figures(command: Sequence[str], **environment: str) -> dict[str, float]:
+    """The figures that a program prints as JSON.
+
+    Raises:
+        BenchError: The program fails. The message has the end of its error output.
+    """
+    result = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        raise BenchError(
+            f"{' '.join(command)} ended with status {result.returncode}:\n{result.stderr[-2000:]}"
+        )
+    figures: dict[str, float] = json.loads(result.stdout)
+    return figures
 
 
 class ServerProcess:

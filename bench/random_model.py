@@ -5,7 +5,6 @@ Tokenizer and chat template are copied from the default model, so both models ge
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import sys
 import tempfile
@@ -14,13 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
-import llama_cpp.llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.llama import start_backend
-from bench.client import BenchError
-from bench.native import CACHE
+from bench.quantize import MODELS, quantize
 
 # Random query weights give almost uniform attention, so answers repeat a few tokens. This factor on the query
 # weights makes attention selective.
@@ -68,9 +64,9 @@ def random_model(tokenizer_of: Path) -> Path:
     """
     contents = f"{Shape()} {_SHARPNESS} {tokenizer_of.name} {tokenizer_of.stat().st_size}"
     key = hashlib.sha256(contents.encode()).hexdigest()[:16]
-    path = CACHE / "models" / f"random-1b-{key}.Q4_K_M.gguf"
+    path = MODELS / f"random-1b-{key}.Q4_K_M.gguf"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        MODELS.mkdir(parents=True, exist_ok=True)
         print("Writing a random model of 1B parameters, usually about 3 min", file=sys.stderr, flush=True)
         write(path, Shape(), tokenizer_of)
     return path
@@ -85,7 +81,7 @@ def write(path: Path, shape: Shape, source: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
         unquantized, finished = Path(folder, "f16.gguf"), Path(folder, path.name)
         _write_f16(unquantized, shape, gguf.GGUFReader(source))
-        _quantize(unquantized, finished)
+        quantize(unquantized, finished, "Q4_K_M")
         finished.replace(path)
 
 
@@ -127,12 +123,3 @@ def _weights(generator: np.random.Generator, name: str, rows: int, columns: int)
     weights = generator.standard_normal((rows, columns), np.float32)
     weights *= columns**-0.5 * (_SHARPNESS if "attn_q" in name else 1)
     return weights.astype(np.float16)
-
-
-def _quantize(source: Path, target: Path) -> None:
-    start_backend()
-    params = lib.llama_model_quantize_default_params()
-    params.ftype = lib.LLAMA_FTYPE_MOSTLY_Q4_K_M
-    code = lib.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
-    if code:
-        raise BenchError(f"{source} cannot be quantized: llama_model_quantize returned {code}")

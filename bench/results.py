@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from app.config.settings import ROOT
 from bench.goals import Results
+from bench.load import Rounds, medians_by_variant
 from bench.native import cpu
 from bench.suite import Suite
 
@@ -19,19 +21,36 @@ FOLDER = ROOT / "bench" / "results"
 
 def record(suite: Suite, path: Path) -> None:
     """Update the file of one model. Workloads that were not run keep their stored results."""
+    flags = {peer.name: list(peer.flags) for peer in suite.peers.values()}
+    run = {"flags": flags, "share": suite.scale.share}
+    record_rounds(suite.rounds, path, suite.n_threads, {"model": suite.model.name}, run)
+
+
+def record_rounds(
+    rounds: Rounds, path: Path, n_threads: int, head: Mapping[str, Any], details: Mapping[str, Any]
+) -> None:
+    """Update a file of results.
+
+    Args:
+        rounds: Measured figures. Stored results of other workloads are kept.
+        path: The file.
+        n_threads: Number of compute threads.
+        head: Fields of the file.
+        details: Fields of the run.
+    """
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"workloads": {}}
     run = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "machine": _machine(suite.n_threads),
-        "flags": {peer.name: list(peer.flags) for peer in suite.peers.values()},
-        "share": suite.scale.share,
+        "machine": _machine(n_threads),
+        **details,
     }
+    medians = medians_by_variant(rounds)
     measured = {
-        workload: {"run": run, "medians": suite.results[workload], "rounds": variants}
-        for workload, variants in suite.rounds.items()
+        workload: {"run": run, "medians": medians[workload], "rounds": variants}
+        for workload, variants in rounds.items()
     }
-    contents = {"model": suite.model.name, "workloads": {**kept["workloads"], **measured}}
+    contents = {**head, "workloads": {**kept["workloads"], **measured}}
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(_rounded(contents), indent=1) + "\n", encoding="utf-8")

@@ -14,6 +14,8 @@ from bench.client import BenchError, Timing, exchange
 from bench.process import ServerProcess, free_port
 from bench.prompts import Context, Prompts, Question
 
+# Python of the environment that `make bench OPENVINO=on` installs.
+OPENVINO_PYTHON = Path(sys.prefix, "openvino", "bin", "python")
 _TOLERANCE = 1  # tokens; servers differ in whether they count the first one
 
 
@@ -187,31 +189,14 @@ class Tokenstream(Server):
             timing.generated_tokens = reported["generated_tokens"]
 
 
-class LlamaServer(Server):
-    """llama-server. ``flags`` are added to the common ones."""
+class CompletionServer(Server):
+    """A server with the route ``/completion`` of llama-server."""
 
     route = "/completion"
     ready_route = "/health"
 
-    def __init__(self, setup: Setup, program: Path, *flags: str) -> None:
-        super().__init__(setup)
-        self._program = program
-        self._flags = flags
-
-    def command(self) -> list[str]:
-        """llama-server with the same threads, slots and KV cache size."""
-        setup = self.setup
-        return [
-            str(self._program),
-            *("--model", str(setup.model), "--port", self.url.rpartition(":")[2], "--no-webui"),
-            *("--threads", str(setup.n_threads), "--parallel", str(setup.n_slots)),
-            *("--ctx-size", str(setup.n_ctx)),
-            *(() if setup.keep_prefixes else ("--cache-ram", "0")),
-            *self._flags,
-        ]
-
     def environment(self) -> Mapping[str, str]:
-        """Empty: llama-server is configured by flags."""
+        """Empty: these servers are configured by flags."""
         return {}
 
     def fields(self, asked: Asked) -> dict[str, Any]:
@@ -242,3 +227,33 @@ class LlamaServer(Server):
                 if data["stop"]:
                     timing.prompt_tokens = data["tokens_evaluated"]
                     timing.generated_tokens = data["tokens_predicted"]
+
+
+class LlamaServer(CompletionServer):
+    """llama-server. ``flags`` are added to the common ones."""
+
+    def __init__(self, setup: Setup, program: Path, *flags: str) -> None:
+        super().__init__(setup)
+        self._program = program
+        self._flags = flags
+
+    def command(self) -> list[str]:
+        """llama-server with the same threads, slots and KV cache size."""
+        setup = self.setup
+        return [
+            str(self._program),
+            *("--model", str(setup.model), "--port", self.url.rpartition(":")[2], "--no-webui"),
+            *("--threads", str(setup.n_threads), "--parallel", str(setup.n_slots)),
+            *("--ctx-size", str(setup.n_ctx)),
+            *(() if setup.keep_prefixes else ("--cache-ram", "0")),
+            *self._flags,
+        ]
+
+
+class OpenVINO(CompletionServer):
+    """OpenVINO GenAI behind a bare route, with the same threads and slots."""
+
+    def command(self) -> list[str]:
+        setup = self.setup
+        options = (setup.model, self.url.rpartition(":")[2], setup.n_threads, setup.n_slots)
+        return [str(OPENVINO_PYTHON), "-m", "bench.openvino.server", *map(str, options)]

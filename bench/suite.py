@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -15,14 +13,15 @@ import uvloop
 
 from bench import workloads
 from bench.client import BenchError
-from bench.goals import BARE, NO_SPECULATION, OURS, PEER, PEER_FLASH_OFF, PIP_PEER
-from bench.load import Figures, medians
+from bench.goals import BARE, GGML, NO_SPECULATION, OPENVINO, OURS, PEER, PEER_FLASH_OFF, PIP_PEER
+from bench.load import Figures, Rounds, medians_by_variant
 from bench.peer import Peer
+from bench.process import printed_figures
 from bench.prompts import PLAIN, Prompts, Texts
-from bench.servers import LlamaServer, Server, Setup, Tokenstream
+from bench.servers import LlamaServer, OpenVINO, Server, Setup, Tokenstream
 from bench.workloads import Scale
 
-_ALL = (OURS, NO_SPECULATION, PEER, PEER_FLASH_OFF)
+_ALL = (OURS, NO_SPECULATION, PEER, PEER_FLASH_OFF, OPENVINO)
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,16 @@ class Workload:
 WORKLOADS = {
     "unique-1": Workload(workloads.unique(1)),
     "unique-4": Workload(workloads.unique(4)),
-    "unique-8": Workload(workloads.unique(8), (*_ALL, PIP_PEER)),
+    "unique-8": Workload(workloads.unique(8), (*_ALL, GGML, PIP_PEER)),
     "unique-16": Workload(workloads.unique(16)),
-    "shared": Workload(workloads.shared, (*_ALL, PIP_PEER)),
-    "contexts": Workload(workloads.contexts, has_topics=True),
+    "shared": Workload(workloads.shared, (*_ALL, GGML, PIP_PEER)),
+    "contexts": Workload(workloads.contexts, (*_ALL, GGML), has_topics=True),
     "long": Workload(workloads.long),
     "copy": Workload(workloads.copy),
     "chat": Workload(workloads.chat),
     "several": Workload(workloads.several),
     "decode": Workload(workloads.decode, (OURS, BARE)),
-    "memory": Workload(workloads.memory, (OURS, PEER, PEER_FLASH_OFF), keep_prefixes=False),
+    "memory": Workload(workloads.memory, (OURS, GGML, PEER, PEER_FLASH_OFF, OPENVINO), keep_prefixes=False),
     "restart": Workload(workloads.restart, (OURS,), has_topics=True),
     "idle": Workload(workloads.idle, (OURS, PEER)),
 }
@@ -70,7 +69,7 @@ class Suite:
     n_threads: int
     scale: Scale
     peers: Mapping[str, Peer]
-    rounds: dict[str, dict[str, list[Figures]]] = field(default_factory=dict)
+    rounds: Rounds = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
     def run(self, names: Iterable[str], variants: Iterable[str], n_rounds: int) -> None:
@@ -102,12 +101,7 @@ class Suite:
         self.rounds.setdefault(name, {}).setdefault(variant, []).append(figures)
 
     def _bare(self) -> Figures:
-        command = [sys.executable, "-m", "bench.bare", str(self.model), str(self.n_threads)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise BenchError(f"the bare loop failed:\n{result.stderr[-2000:]}")
-        figures: Figures = json.loads(result.stdout)
-        return figures
+        return printed_figures([sys.executable, "-m", "bench.bare", str(self.model), str(self.n_threads)])
 
     def _served(self, workload: Workload, variant: str, texts: Texts, prompts: Prompts) -> Figures:
         """Run a workload on a new server process."""
@@ -134,13 +128,14 @@ class Suite:
             return Tokenstream(setup)
         if variant == NO_SPECULATION:
             return Tokenstream(setup, SPECULATION="off")
+        if variant == GGML:
+            return Tokenstream(setup, MATMUL="ggml")
+        if variant == OPENVINO:
+            return OpenVINO(setup)
         peer = self.peers["pip" if variant == PIP_PEER else "same"]
         return LlamaServer(setup, peer.server, *(("-fa", "off") if variant == PEER_FLASH_OFF else ()))
 
     @property
     def results(self) -> dict[str, dict[str, Figures]]:
         """Medians over the rounds, by workload and variant."""
-        return {
-            workload: {variant: medians(rounds) for variant, rounds in variants.items()}
-            for workload, variants in self.rounds.items()
-        }
+        return medians_by_variant(self.rounds)

@@ -6,17 +6,28 @@ import copy
 
 import pytest
 
-from bench.goals import BARE, GOALS, NO_SPECULATION, OURS, PEER, PEER_FLASH_OFF, Results, Row, rows, table
+from bench.goals import (
+    BARE,
+    GGML,
+    GOALS,
+    NO_SPECULATION,
+    OPENVINO,
+    OURS,
+    PEER,
+    PEER_FLASH_OFF,
+    Results,
+    Row,
+    rows,
+    table,
+)
 from bench.load import Figures
 
 LOAD = {"tokens_per_second": 100.0, "ttft_p99": 50.0}
+SERVERS = (OURS, NO_SPECULATION, GGML, PEER, PEER_FLASH_OFF, OPENVINO)
 RESULTS: dict[str, dict[str, Figures]] = {
+    **{f"unique-{n}": {name: dict(LOAD) for name in SERVERS} for n in (1, 4, 8, 16)},
     **{
-        f"unique-{n}": {name: dict(LOAD) for name in (OURS, NO_SPECULATION, PEER, PEER_FLASH_OFF)}
-        for n in (1, 4, 8, 16)
-    },
-    **{
-        workload: {name: dict(figures) for name in (OURS, NO_SPECULATION, PEER, PEER_FLASH_OFF)}
+        workload: {name: dict(figures) for name in SERVERS}
         for workload, figures in {
             "shared": {
                 "cold_tokens_per_second": 60.0,
@@ -31,9 +42,16 @@ RESULTS: dict[str, dict[str, Figures]] = {
         }.items()
     },
     "decode": {OURS: {"rate_of_8": 400.0}, BARE: {"rate_of_8": 400.0}},
-    "memory": {name: {"after_mb": 900.0} for name in (OURS, PEER, PEER_FLASH_OFF)},
+    "memory": {name: {"after_mb": 900.0} for name in (OURS, GGML, PEER, PEER_FLASH_OFF)},
     "restart": {OURS: {"restarted_ttft": 30.0, "warm_ttft": 20.0}},
     "idle": {OURS: {"core_share": 0.004}, PEER: {"core_share": 0.0}},
+    **{
+        f"{size}-{file_type}": {
+            name: {"prefill": 900.0, "rate_of_1": 90.0, "rate_of_8": 300.0} for name in (OURS, GGML, OPENVINO)
+        }
+        for size in ("135M", "1B")
+        for file_type in ("Q4_K_M", "Q4_0", "Q4_1", "Q8_0")
+    },
 }
 
 
@@ -44,8 +62,10 @@ def results(*changes: tuple[str, str, str, float]) -> Results:
     return changed
 
 
-def row_of(goal: str, figures: Results) -> Row:
-    (row,) = (row for row in rows(figures) if row.goal.startswith(goal))
+def row_of(goal: str, figures: Results, beside: str = "llama-server") -> Row:
+    """The row of a goal. Another server may have a row of the same name."""
+    found = [row for row in rows(figures) if row.goal.startswith(goal)]
+    (row,) = found if len(found) == 1 else (row for row in found if row.beside == beside)
     return row
 
 
@@ -60,7 +80,7 @@ def test_workloads_without_results_have_no_row() -> None:
     ]
     without_a_variant = results()
     del without_a_variant["shared"][PEER]  # type: ignore[attr-defined]
-    assert not any("burst" in row.goal for row in rows(without_a_variant))
+    assert {row.beside for row in rows(without_a_variant) if "burst" in row.goal} == {"OpenVINO", "ggml"}
 
 
 def test_the_peer_at_its_defaults_is_enough_for_a_row() -> None:
@@ -91,6 +111,27 @@ def test_the_worst_workload_decides_on_speculation() -> None:
     assert "(chat)" in row.goal
     assert row.compared == pytest.approx(0.9)
     assert not row.is_reached
+
+
+def test_a_kernel_is_compared_with_the_better_of_both() -> None:
+    figures = results(("1B-Q4_0", GGML, "rate_of_8", 160.0), ("1B-Q4_0", OPENVINO, "rate_of_8", 150.0))
+    row = row_of("1B-Q4_0, decode of 8", figures)
+    assert (row.ours, row.theirs, row.beside) == (300.0, 160.0, "ggml")
+    assert not row.is_reached
+
+
+def test_a_latency_is_compared_with_openvino() -> None:
+    figures = results(("chat", OURS, "later_ttft_p50", 56.0))
+    row = row_of("chat", figures, "OpenVINO")
+    assert (row.compared, row.is_reached) == (pytest.approx(0.7), True)
+
+
+def test_the_small_q4_k_m_file_is_compared_with_openvino_on_q4_1() -> None:
+    figures = results(("135M-Q4_1", OPENVINO, "prefill", 600.0))
+    del figures["135M-Q4_K_M"][OPENVINO]  # type: ignore[attr-defined]
+    row = row_of("135M-Q4_K_M, prefill", figures, "OpenVINO with Q4_1")
+    assert (row.ours, row.theirs, row.beside) == (900.0, 600.0, "OpenVINO with Q4_1")
+    assert row.is_reached
 
 
 def test_memory_is_a_difference() -> None:

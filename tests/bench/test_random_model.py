@@ -10,17 +10,9 @@ import pytest
 from app.engine.llama import Batch, Context, Model
 from bench import random_model
 from bench.client import BenchError
-from bench.random_model import Shape, write
+from bench.random_model import write
+from tests.bench.conftest import SMALL
 from tests.conftest import MODEL
-
-SMALL = Shape(n_layers=2, width=256, n_heads=4, n_kv_heads=1, feed_forward=512)
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "small.gguf"
-    write(path, SMALL, MODEL)
-    return path
 
 
 def answer(model: Model, prompt: list[int], n_tokens: int) -> list[int]:
@@ -37,8 +29,8 @@ def answer(model: Model, prompt: list[int], n_tokens: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def test_a_random_model_is_q4_k_m_with_the_tokenizer_of_the_default_model(path: Path) -> None:
-    model, other = Model(path), Model(MODEL, vocab_only=True)
+def test_a_random_model_is_q4_k_m_with_the_tokenizer_of_the_default_model(small_model: Path) -> None:
+    model, other = Model(small_model), Model(MODEL, vocab_only=True)
     assert "Q4_K - Medium" in model.description
     assert model.chat_template == other.chat_template
     text = "<|im_start|>user\nGeese?"
@@ -47,8 +39,8 @@ def test_a_random_model_is_q4_k_m_with_the_tokenizer_of_the_default_model(path: 
     other.close()
 
 
-def test_answers_vary_and_depend_on_the_prompt(path: Path) -> None:
-    model = Model(path)
+def test_answers_vary_and_depend_on_the_prompt(small_model: Path) -> None:
+    model = Model(small_model)
     prompt = list(range(1000, 1064))
     first, other = answer(model, prompt, 64), answer(model, [999, *prompt[1:]], 64)
     model.close()

@@ -10,7 +10,7 @@ import pytest
 
 from bench.client import BenchError, Timing
 from bench.prompts import PLAIN, Prompts, Question
-from bench.servers import Asked, LlamaServer, Server, Setup, Tokenstream
+from bench.servers import Asked, LlamaServer, OpenVINO, Server, Setup, Tokenstream
 
 
 @pytest.fixture
@@ -83,6 +83,7 @@ def test_both_servers_get_equal_requests(setup: Setup, prompts: Prompts) -> None
     assert ours["temperature"] == theirs["temperature"] == 0
     assert ours["repetition_penalty"] == theirs["repeat_penalty"] == 1
     assert ours["ignore_eos"] is theirs["ignore_eos"] is True
+    assert OpenVINO(setup).fields(request) == theirs
 
 
 @pytest.mark.parametrize(
