@@ -86,8 +86,8 @@ def measure(variant: str, path: Path, n_threads: int, n_steps: int) -> Figures:
     options = (str(path), str(n_threads), str(n_steps))
     if variant == OPENVINO:
         return printed_figures([str(OPENVINO_PYTHON), "-m", "bench.openvino.rates", *options])
-    environment = {"MATMUL": "ggml"} if variant == GGML else {}
-    return printed_figures([sys.executable, "-m", "bench.rates", *options], **environment)
+    matmul = "ggml" if variant == GGML else "auto"
+    return printed_figures([sys.executable, "-m", "bench.rates", *options, matmul])
 
 
 @functools.cache

@@ -28,15 +28,13 @@ def free_port() -> int:
         return port
 
 
-def printed_figures(command: Sequence[str], **environment: str) -> dict[str, float]:
+def printed_figures(command: Sequence[str]) -> dict[str, float]:
     """The figures that a program prints as JSON.
 
     Raises:
         BenchError: The program fails. The message has the end of its error output.
     """
-    result = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise BenchError(
             f"{' '.join(command)} ended with status {result.returncode}:\n{result.stderr[-2000:]}"

@@ -1,6 +1,6 @@
 """Prefill and decode without a server, in the default KV layout, as one measurement of the kernels.
 
-python -m bench.rates MODEL THREADS STEPS     prints tokens/s as JSON
+python -m bench.rates MODEL THREADS STEPS MATMUL     prints tokens/s as JSON; MATMUL as in the settings
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from app.engine.llama import Batch, Context, KVOptions, Model
+from app.engine.llama import Batch, Context, KVOptions, Model, matmul_calls, start_backend
 from bench.bare import decode_rate
 
 _N_PREFILL = 512  # tokens
@@ -37,15 +37,18 @@ def prefill_rate(model: Model, n_threads: int) -> float:
     return _N_PREFILL / median(seconds[1:])
 
 
-def main(model_path: Path, n_threads: int, n_steps: int) -> None:
+def main(model_path: Path, n_threads: int, n_steps: int, matmul: str) -> None:
     """Print the rates of prefill and of decoding 1 and 8 sequences."""
+    start_backend(matmul=matmul == "auto")
     model = Model(model_path)
     rates = {"prefill": prefill_rate(model, n_threads)}
     for n_sequences in (1, 8):
         rates[f"rate_of_{n_sequences}"] = decode_rate(model, n_sequences, n_threads, n_steps, _KV)
     model.close()
+    if matmul == "ggml" and matmul_calls():
+        sys.exit(f"error: {matmul_calls()} matrix products were not computed by ggml")
     print(json.dumps(rates))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

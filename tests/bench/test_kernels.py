@@ -66,19 +66,6 @@ def test_the_order_of_variants_rotates_and_failures_are_collected(measured: list
     assert failures == [f"round {number}: a, {GGML}: it does not start" for number in (1, 2, 3)]
 
 
-def test_the_environment_selects_the_kernels_of_ggml(monkeypatch: pytest.MonkeyPatch) -> None:
-    environments: list[dict[str, str]] = []
-
-    def printed_figures(command: list[str], **environment: str) -> Figures:
-        environments.append(environment)
-        return {}
-
-    monkeypatch.setattr(kernels, "printed_figures", printed_figures)
-    for variant in (OURS, GGML, OPENVINO):
-        kernels.measure(variant, MODEL, 2, 4)
-    assert environments == [{}, {"MATMUL": "ggml"}, {}]
-
-
 def test_openvino_gets_no_file_with_types_that_it_does_not_read(
     measured: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
