@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.model_path is None:
         return 0
     try:
-        llama.start_backend(matmul=bool(chosen.matmul))
+        llama.start_matmul(enabled=bool(chosen.matmul))
         llama.smoke_decode(
             chosen.model_path,
             n_threads=chosen.n_threads,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from app.config.contexts import load_contexts
 from app.config.settings import Settings
-from app.engine.llama import ModelLoadError, start_backend
+from app.engine.llama import ModelLoadError, start_matmul
 from app.fit import preflight
 from app.machine.cores import physical_cores
 from app.service import retrieval
@@ -74,7 +74,7 @@ def prepare(settings: Settings) -> Start:
             main_gpu=settings.main_gpu,
             matmul=settings.matmul == "auto",
         )
-        start_backend(matmul=settings.matmul == "auto")
+        start_matmul(enabled=settings.matmul == "auto")
     return start
 
 

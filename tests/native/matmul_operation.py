@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.llama import start_backend
+from app.engine.llama import start_matmul
 from tests.native import ggml
 from tests.native.ggml import F32, I32, I64, P, call
 from tests.quantized_weights import Bytes, Format
@@ -31,7 +31,7 @@ class Tensor:
 
 def panels() -> int:
     """The buffer type of native/matmul.cpp. The CPU backend lists it first for weights."""
-    start_backend()
+    start_matmul()
     registry = call("ggml_backend_cpu_reg", P)
     address = call("ggml_backend_reg_get_proc_address", P, registry, b"ggml_backend_dev_get_extra_bufts")
     listed = ctypes.CFUNCTYPE(ctypes.POINTER(P), P)(address)(device())
@@ -125,7 +125,7 @@ class Graph:
 
 @contextmanager
 def graph(*, ours: bool = True) -> Iterator[Graph]:
-    start_backend()
+    start_matmul()
     graph = Graph(panels() if ours else call("ggml_backend_cpu_buffer_type", P))
     yield graph
     graph.close()

@@ -22,6 +22,7 @@ from app.engine.llama.native import (
     matmul_calls,
     native_function,
     start_backend,
+    start_matmul,
 )
 from app.engine.llama.sampler import Sampler
 
@@ -47,6 +48,7 @@ __all__ = [
     "native_function",
     "smoke_decode",
     "start_backend",
+    "start_matmul",
 ]
 
 

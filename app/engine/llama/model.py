@@ -9,7 +9,7 @@ from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
-from app.engine.llama.native import ModelLoadError, drop_mapped_pages, last_error, start_backend
+from app.engine.llama.native import ModelLoadError, drop_mapped_pages, last_error, start_backend, start_matmul
 
 
 class Model:
@@ -30,6 +30,8 @@ class Model:
             ModelLoadError: llama.cpp rejects the file.
         """
         start_backend()
+        if not vocab_only:
+            start_matmul()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = 2**31 - 1 if gpu_layers < 0 else gpu_layers
         params.main_gpu = main_gpu

@@ -70,13 +70,11 @@ def _on_log(level: int, text: bytes, _user_data: object) -> None:
 
 
 _started = False
+_matmul_started = False
 
 
-def start_backend(*, matmul: bool = True) -> None:
+def start_backend() -> None:
     """Initialize llama.cpp. Only the first call in a process has an effect.
-
-    Args:
-        matmul: Compute matrix products with native/matmul.cpp if it supports the format of the weights.
 
     Raises:
         UnsupportedLibraryError: A struct's layout differs between library and Python declaration.
@@ -88,17 +86,35 @@ def start_backend(*, matmul: bool = True) -> None:
     _return_large_buffers()
     lib.llama_log_set(_on_log, ctypes.c_void_p(0))
     lib.llama_backend_init()
-    if matmul and _has_matmul():
-        _start_matmul()
     _started = True
+
+
+def start_matmul(*, enabled: bool = True) -> None:
+    """Choose the matrix kernels of models loaded later. Only the first call in a process has an effect.
+
+    Not part of ``start_backend``: files are checked before the settings choose the kernels, and before the
+    preflight shows that the kernels' instructions run on this CPU.
+
+    Args:
+        enabled: Use native/matmul.cpp for the formats whose test passes on this CPU.
+
+    Raises:
+        UnsupportedLibraryError: See ``start_backend``.
+    """
+    global _matmul_started
+    start_backend()
+    if _matmul_started:
+        return
+    if enabled and _has_matmul():
+        _test_matmul()
+    _matmul_started = True
 
 
 def _has_matmul() -> bool:
     return hasattr(lib._lib, "tokenstream_matmul_start")
 
 
-def _start_matmul() -> None:
-    """Test the matrix kernels on this CPU. Models loaded later use the kernels that pass."""
+def _test_matmul() -> None:
     failed = native_function("tokenstream_matmul_start", ctypes.c_char_p)()
     if failed is None:
         logger.info("The library has no matrix kernels for this CPU; ggml's kernels are used")

@@ -24,7 +24,7 @@ from app.engine.llama.native import (
     _on_log,
     last_error,
     native_function,
-    start_backend,
+    start_matmul,
 )
 
 _MIB = 1 << 20
@@ -73,7 +73,7 @@ class SimulatedModel:
         Raises:
             ModelLoadError: llama.cpp rejects the file.
         """
-        start_backend()
+        start_matmul()
         self._path = path
         self._params = lib.llama_model_default_params()
         self._params.n_gpu_layers = 2**31 - 1 if gpu_layers < 0 else gpu_layers
