@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from app.engine.llama import Batch, Context, KVOptions, Model, matmul_calls, start_backend
+from app.engine.llama import Batch, Context, KVOptions, Model, matmul_calls, start_matmul
 from bench.bare import decode_rate
 
 _N_PREFILL = 512  # tokens
@@ -39,7 +39,7 @@ def prefill_rate(model: Model, n_threads: int) -> float:
 
 def main(model_path: Path, n_threads: int, n_steps: int, matmul: str) -> None:
     """Print the rates of prefill and of decoding 1 and 8 sequences."""
-    start_backend(matmul=matmul == "auto")
+    start_matmul(enabled=matmul == "auto")
     model = Model(model_path)
     rates = {"prefill": prefill_rate(model, n_threads)}
     for n_sequences in (1, 8):
