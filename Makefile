@@ -41,14 +41,16 @@ rebuild: $(VENV)/.packages
 	@touch $(VENV)/.native
 
 ## make test         run all tests; tests of the web page need Chromium. PYTEST='-k name' passes options
-PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
+# Tests start hundreds of Python processes, which need compiled modules.
+RUN_TESTS = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest \
+    --numprocesses=auto --maxprocesses=4 --dist=worksteal
 TEST_TOOLS := $(addprefix $(VENV)/,.knowledge .dev .bench .text-generation)
 test: install $(TEST_TOOLS)
-	@$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
+	@$(RUN_TESTS) $(PYTEST)
 
 ## make test-quick   run the tests without server, browser or compiler
 test-quick: install $(TEST_TOOLS)
-	@$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' $(PYTEST)
+	@$(RUN_TESTS) -m 'not slow' $(PYTEST)
 
 ## make test-build   run all tests in a separate environment with another build of llama.cpp:
 ##                   BUILD=no-amx or BUILD=avx2

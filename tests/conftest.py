@@ -37,7 +37,17 @@ MODEL = _bundled_model()
 
 # Fixtures of tests that `make test-quick` leaves out: servers, browsers, compilers, hubs.
 SLOW_FIXTURES = frozenset(
-    {"server", "start_server", "embedding_url", "knowledge_url", "browser", "toolchain", "hub_server"}
+    {
+        "server",
+        "locked_server",
+        "start_server",
+        "embedding_url",
+        "knowledge_url",
+        "narrow_url",
+        "browser",
+        "toolchain",
+        "hub_server",
+    }
 )
 
 
@@ -90,13 +100,26 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+# Settings of every server, unless a test sets others. With layout and attention set, nothing is measured at
+# start, and all servers load the same prefilled contexts. One thread: each core has a test process.
+SETTINGS = {
+    "N_CTX": "16384",
+    "MAX_SEQUENCES": "8",
+    "MODEL_THREADS": "1",
+    "KV_LAYOUT": "split",
+    "FLASH_ATTENTION": "on",
+}
+KEY = "let me in"  # of locked_server
+
+
 class Server:
     """``python -m app serve`` on a free port; ``program`` replaces ``-m app``."""
 
     def __init__(self, log: Path, program: Sequence[str] = ("-m", "app"), **settings: str) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
         self.log = log
-        environment = clean_environment(HTTP_ADDRESS=self.url.removeprefix("http://"), **settings)
+        address = self.url.removeprefix("http://")
+        environment = clean_environment(**SETTINGS | {"HTTP_ADDRESS": address} | settings)
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, *program, "serve"],
@@ -109,7 +132,7 @@ class Server:
     def output(self) -> str:
         return self.log.read_text()
 
-    def wait_until(self, path: str = "/ready", timeout: float = 60) -> Server:
+    def wait_until(self, path: str = "/ready", timeout: float = 200) -> Server:
         """Wait until ``path`` answers 200."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
@@ -128,19 +151,44 @@ class Server:
         return self.process.wait(timeout)
 
 
+def changed_program(folder: Path, change: str) -> list[str]:
+    """A ``program`` for Server: the command line after ``change``, lines of Python."""
+    script = folder / "changed.py"
+    path = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+    script.write_text(f"{path}{change}\nfrom app.__main__ import main\nsys.exit(main())\n")
+    return [str(script)]
+
+
+@contextlib.contextmanager
+def running_server(log: Path, **settings: str) -> Iterator[Server]:
+    """A ready server. At its end it must exit with status 0."""
+    server = Server(log, **settings)
+    try:
+        yield server.wait_until()
+        assert server.stop() == 0, server.output()
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A ready server with the default model and settings. Tests must not change it."""
-    # Eight sequences of 2,048 tokens on every machine.
-    log = tmp_path_factory.mktemp("server") / "log"
-    running = Server(log, N_CTX="16384", MAX_SEQUENCES="8", KV_LAYOUT="split").wait_until()
-    yield running
-    assert running.stop() == 0, running.output()
+    """A ready server with the default model. Tests must not change it."""
+    with running_server(tmp_path_factory.mktemp("server") / "log") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def server_url(server: Server) -> str:
     return server.url
+
+
+@pytest.fixture(scope="session")
+def locked_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A ready server that requires ``KEY``, with an embedding model."""
+    log = tmp_path_factory.mktemp("locked_server") / "log"
+    with running_server(log, API_KEY=KEY, EMBEDDING_MODEL="all-MiniLM-L6-v2") as server:
+        yield server
 
 
 @pytest.fixture

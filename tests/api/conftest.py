@@ -9,9 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import ROOT, Server
-
-SIZE = {"N_CTX": "16384", "MAX_SEQUENCES": "8", "KV_LAYOUT": "split"}
+from tests.conftest import ROOT, running_server
 
 
 def wait_until_indexed(url: str) -> None:
@@ -24,9 +22,17 @@ def wait_until_indexed(url: str) -> None:
 def embedding_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server with an embedding model and without documents."""
     log = tmp_path_factory.mktemp("embedding") / "log"
-    server = Server(log, **SIZE, EMBEDDING_MODEL="all-MiniLM-L6-v2").wait_until()
-    yield server.url
-    assert server.stop() == 0, server.output()
+    with running_server(log, EMBEDDING_MODEL="all-MiniLM-L6-v2") as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def narrow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server with one sequence of 512 tokens and room for one waiting request."""
+    log = tmp_path_factory.mktemp("narrow") / "log"
+    sizes = {"N_CTX": "512", "MAX_SEQUENCES": "1", "MAX_CONCURRENT_REQUESTS": "2"}
+    with running_server(log, **sizes, EMBEDDING_MODEL="all-MiniLM-L6-v2") as server:
+        yield server.url
 
 
 @pytest.fixture(scope="session")
@@ -47,13 +53,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def knowledge_url(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server that answers from ``documents``."""
     folder = tmp_path_factory.mktemp("knowledge")
-    server = Server(
-        folder / "log",
-        **SIZE,
-        KNOWLEDGE="on",
-        DATA_PATH=str(documents),
-        KNOWLEDGE_INDEX=str(folder / "index"),
-    ).wait_until()
-    wait_until_indexed(server.url)
-    yield server.url
-    assert server.stop() == 0, server.output()
+    paths = {"DATA_PATH": str(documents), "KNOWLEDGE_INDEX": str(folder / "index")}
+    with running_server(folder / "log", KNOWLEDGE="on", **paths) as server:
+        wait_until_indexed(server.url)
+        yield server.url

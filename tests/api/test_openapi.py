@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +17,7 @@ from app.config.settings import load
 from app.service import Service
 from app.telemetry.metrics import Metrics
 from tests.api.api_document import Checker, operations
-from tests.conftest import ROOT, Server, free_port
+from tests.conftest import KEY, ROOT, Server, free_port
 
 DOCUMENT = api_document(load(env_file=None))
 CHECKER = Checker(DOCUMENT)
@@ -29,7 +29,6 @@ EXAMPLES = [
     if "requestBody" in operation
     for name, example in operation["requestBody"]["content"]["application/json"]["examples"].items()
 ]
-KEY = "s3cret"
 
 
 @pytest.fixture(scope="module")
@@ -176,21 +175,13 @@ async def test_responses_before_the_model_is_loaded_match_the_document() -> None
 # --- with a key
 
 
-@pytest.fixture(scope="module")
-def locked_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    log = tmp_path_factory.mktemp("locked") / "log"
-    server = Server(log, API_KEY=KEY, N_CTX="512", MAX_SEQUENCES="1").wait_until()
-    yield server.url
-    assert server.stop() == 0, server.output()
-
-
-def test_the_document_marks_operations_that_need_the_key(locked_url: str) -> None:
-    document = httpx.get(f"{locked_url}/openapi.json").json()
+def test_the_document_marks_operations_that_need_the_key(locked_server: Server) -> None:
+    document = httpx.get(f"{locked_server.url}/openapi.json").json()
     assert document == api_document(load(env_file=None, api_key=KEY))
     checker = Checker(document)
     locked = 0
     for method, path, operation in operations(document):
-        response = httpx.request(method, locked_url + path.replace("{name}", "x"))
+        response = httpx.request(method, locked_server.url + path.replace("{name}", "x"))
         checker.check(operation, response)
         assert (response.status_code == 401) == ("security" in operation)
         locked += response.status_code == 401
@@ -200,9 +191,5 @@ def test_the_document_marks_operations_that_need_the_key(locked_url: str) -> Non
 
 def test_metrics_on_another_address_are_not_in_the_document(start_server: Callable[..., Server]) -> None:
     address = f"127.0.0.1:{free_port()}"
-    url = (
-        start_server(PROMETHEUS_HTTP_ADDRESS=address, N_CTX="512", MAX_SEQUENCES="1")
-        .wait_until("/health")
-        .url
-    )
+    url = start_server(PROMETHEUS_HTTP_ADDRESS=address).wait_until("/health").url
     assert "/metrics" not in httpx.get(f"{url}/openapi.json").json()["paths"]

@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from tests.conftest import MODEL, ROOT, clean_environment
+from tests.conftest import MODEL, ROOT, SETTINGS, clean_environment
 
 
 def generate(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "app", "generate", *arguments],
         cwd=ROOT,
-        env=clean_environment(**settings),
+        env=clean_environment(**SETTINGS | settings),
         capture_output=True,
         text=True,
         timeout=100,
@@ -67,7 +67,7 @@ def test_a_closed_output_leaves_no_traceback() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "app", "generate", "--prompt", "Tell me a long story."],
         cwd=ROOT,
-        env=clean_environment(),
+        env=clean_environment(**SETTINGS),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

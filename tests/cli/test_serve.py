@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import MODEL, Server
+from tests.conftest import MODEL, SETTINGS, Server
 
 Start = Callable[..., Server]
 
@@ -23,7 +23,7 @@ def ended(server: Server) -> tuple[int, str]:
 
 
 def test_the_start_prints_the_address_the_model_and_an_example(start_server: Start) -> None:
-    server = start_server().wait_until()
+    server = start_server(**dict.fromkeys(SETTINGS, "")).wait_until()  # defaults
     end = time.monotonic() + 5
     while "curl" not in server.output() and time.monotonic() < end:
         time.sleep(0.02)

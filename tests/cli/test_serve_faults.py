@@ -7,20 +7,9 @@ from pathlib import Path
 
 import httpx
 
-from tests.conftest import ROOT, Server
+from tests.conftest import Server, changed_program
 
 Start = Callable[..., Server]
-
-# With layout and attention set, nothing is measured at start.
-SMALL = {"N_CTX": "4096", "MAX_SEQUENCES": "2", "KV_LAYOUT": "split", "FLASH_ATTENTION": "on"}
-
-
-def program(folder: Path, fault: str) -> list[str]:
-    """Arguments for the command line with a fault."""
-    script = folder / "faulty.py"
-    path = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-    script.write_text(f"{path}{fault}\nfrom app.__main__ import main\nsys.exit(main())\n")
-    return [str(script)]
 
 
 def test_a_fault_of_the_engine_thread_ends_the_process(start_server: Start, tmp_path: Path) -> None:
@@ -35,7 +24,7 @@ def test_a_fault_of_the_engine_thread_ends_the_process(start_server: Start, tmp_
         "    step(core)\n"
         "Engine.step = failing\n"
     )
-    server = start_server(program(tmp_path, fault), **SMALL).wait_until(timeout=300)
+    server = start_server(changed_program(tmp_path, fault)).wait_until()
     body = {
         "messages": [{"role": "user", "content": "Tell me a story."}],
         "max_tokens": 1500,
@@ -69,8 +58,8 @@ def test_a_fault_of_the_embedding_thread_ends_the_process_after_running_answers(
         "    raise RuntimeError('forced')\n"
         "Embedder._fill = failing\n"
     )
-    settings = {"EMBEDDING_MODEL": "all-MiniLM-L6-v2", "SHUTDOWN_GRACE": "200", **SMALL}
-    server = start_server(program(tmp_path, fault), **settings).wait_until(timeout=300)
+    settings = {"EMBEDDING_MODEL": "all-MiniLM-L6-v2", "SHUTDOWN_GRACE": "200"}
+    server = start_server(changed_program(tmp_path, fault), **settings).wait_until()
     body = {"query": "Tell me a story.", "max_tokens": 300, "ignore_eos": True, "details": True}
     with httpx.stream("POST", f"{server.url}/token_stream", json=body, timeout=60) as response:
         parts = response.iter_text()
@@ -93,7 +82,7 @@ def test_an_unexpected_error_while_the_model_loads_ends_the_process(
         "    raise OSError(5, 'Input/output error')\n"
         "llama.Model.__init__ = failing\n"
     )
-    server = start_server(program(tmp_path, fault), **SMALL)
+    server = start_server(changed_program(tmp_path, fault))
     assert server.process.wait(60) == 1
     output = server.output()
     assert "Traceback" in output
@@ -114,9 +103,7 @@ def test_a_context_that_the_template_rejects_is_reported_and_the_others_work(
     contexts.write_text(
         '[contexts.general]\nprompt = "Answer."\n[contexts.sea]\nprompt = "Speak like a pirate."\n'
     )
-    server = start_server(TOKENIZER_REPO=str(tmp_path), CONTEXTS_FILE=str(contexts), **SMALL).wait_until(
-        timeout=300
-    )
+    server = start_server(TOKENIZER_REPO=str(tmp_path), CONTEXTS_FILE=str(contexts)).wait_until()
     answer = httpx.post(f"{server.url}/token_stream", json={"query": "Hi", "max_tokens": 3}, timeout=60)
     assert answer.status_code == 200
     rejected = httpx.post(f"{server.url}/token_stream", json={"query": "Hi", "context": "sea"}, timeout=60)

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import ROOT, Server
+from tests.conftest import ROOT, running_server
 from tests.docs.pages import PAGES, blocks, commands, title
 
 DOCUMENTED_URL = "http://127.0.0.1:3030"
@@ -35,24 +35,13 @@ PYTHON = [
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("examples")
-    server = Server(
-        folder / "log",
-        **{"N_CTX": "16384", "MAX_SEQUENCES": "8", "KV_LAYOUT": "split"},
-        KNOWLEDGE="on",
-        DATA_PATH=str(ROOT / "data"),
-        KNOWLEDGE_INDEX=str(folder / "index"),
-    )
-    try:
-        server.wait_until(timeout=100)
+    paths = {"DATA_PATH": str(ROOT / "data"), "KNOWLEDGE_INDEX": str(folder / "index")}
+    with running_server(folder / "log", KNOWLEDGE="on", **paths) as server:
         end = time.monotonic() + 60
         while httpx.get(f"{server.url}/v1/knowledge").json()["counts"]["indexed"] == 0:
             assert time.monotonic() < end, server.output()
             time.sleep(0.05)
         yield server.url
-        assert server.stop() == 0, server.output()
-    finally:
-        server.process.kill()
-        server.process.wait()
 
 
 def run_curl(command: str, url: str) -> str:

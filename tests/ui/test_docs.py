@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.conftest import Server
+from tests.conftest import KEY, Server
 
 FIRST = "post_token_stream"
 
@@ -66,11 +65,10 @@ def test_an_example_can_be_executed(page: Page, server_url: str) -> None:
     expect(answer).to_contain_text("Paris")
 
 
-def test_the_key_can_be_entered(page: Page, start_server: Callable[..., Server]) -> None:
-    url = start_server(API_KEY="s3cret", N_CTX="1024", MAX_SEQUENCES="2").wait_until().url
-    open_docs(page, url)
+def test_the_key_can_be_entered(page: Page, locked_server: Server) -> None:
+    open_docs(page, locked_server.url)
     page.get_by_role("button", name="Authorize").click()
-    page.locator(".auth-container input").fill("s3cret")
+    page.locator(".auth-container input").fill(KEY)
     page.locator(".auth-btn-wrapper button.authorize").click()
     page.locator(".auth-btn-wrapper button.btn-done").click()
     contexts = operation(page, "get_contexts")

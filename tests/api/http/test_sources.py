@@ -12,7 +12,7 @@ import openai
 import pytest
 from huggingface_hub import InferenceClient
 
-from tests.api.conftest import SIZE, wait_until_indexed
+from tests.api.conftest import wait_until_indexed
 from tests.conftest import Server
 
 QUESTION = "What is the ferry to Gannet Island called?"
@@ -182,7 +182,6 @@ def test_a_prompt_template_can_place_the_passages(
     start_server: Callable[..., Server], documents: Path, tmp_path: Path
 ) -> None:
     server = start_server(
-        **SIZE,
         KNOWLEDGE="on",
         DATA_PATH=str(documents),
         KNOWLEDGE_INDEX=str(tmp_path / "index"),

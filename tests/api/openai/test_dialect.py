@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +15,7 @@ import pytest
 from app.api.http.problems import problem_of
 from app.api.openai.errors import openai_body
 from app.service import GenerationFailed, KnowledgeFailed, Loading, Overloaded, ServiceError
-from tests.conftest import Server
+from tests.conftest import Server, changed_program
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Name a colour."}]
 
@@ -101,11 +102,9 @@ def test_a_disconnect_ends_all_choices(server_url: str) -> None:
             time.sleep(0.05)
 
 
-def test_a_full_queue_is_answered_429_with_retry_after(start_server: Callable[..., Server]) -> None:
-    server = start_server(MAX_SEQUENCES="1", MAX_CONCURRENT_REQUESTS="2", N_CTX="1024").wait_until()
-
+def test_a_full_queue_is_answered_429_with_retry_after(narrow_url: str) -> None:
     def ask(_: int) -> httpx.Response:
-        return post(server.url, max_tokens=60, ignore_eos=True)
+        return post(narrow_url, max_tokens=60, ignore_eos=True)
 
     with ThreadPoolExecutor(6) as pool:
         responses = list(pool.map(ask, range(6)))
@@ -116,24 +115,29 @@ def test_a_full_queue_is_answered_429_with_retry_after(start_server: Callable[..
     assert rejected[0].json()["error"]["type"] == "rate_limit_error"
     # A request for more answers than the queue has room for is rejected as a whole.
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(post, server.url, max_tokens=300, ignore_eos=True)
-        while not running(server.url):
+        other = pool.submit(post, narrow_url, max_tokens=300, ignore_eos=True)
+        while not running(narrow_url):
             time.sleep(0.01)
-        assert post(server.url, n=2).status_code == 429
+        assert post(narrow_url, n=2).status_code == 429
         assert other.result().status_code == 200
-    assert post(server.url).status_code == 200
+    assert post(narrow_url).status_code == 200
 
 
-def test_a_stream_in_the_queue_gets_keep_alive_comments(start_server: Callable[..., Server]) -> None:
-    server = start_server(MAX_SEQUENCES="1", N_CTX="8192").wait_until()
+def test_a_stream_in_the_queue_gets_keep_alive_comments(
+    start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    change = "from app.api.http import answering\nanswering.KEEP_ALIVE_AFTER = 0.3"
+    program = changed_program(tmp_path, change)
+    server = start_server(program, MAX_SEQUENCES="1", N_CTX="1024").wait_until()
     with ThreadPoolExecutor(1) as pool:
         blocking = pool.submit(
             httpx.post,
             f"{server.url}/v1/completions",
-            json={"prompt": "Once", "max_tokens": 2500, "ignore_eos": True},
+            json={"prompt": "Once", "max_tokens": 800, "ignore_eos": True},
             timeout=300,
         )
-        time.sleep(0.5)
+        while not running(server.url):
+            time.sleep(0.01)
         with httpx.stream(
             "POST",
             f"{server.url}/v1/chat/completions",
@@ -179,10 +183,9 @@ def test_a_shutdown_is_an_error_in_answers_and_streams(start_server: Callable[..
     ],
 )
 def test_more_answers_than_the_queue_holds_are_answered_400(
-    path: str, fields: dict[str, Any], param: str, start_server: Callable[..., Server]
+    path: str, fields: dict[str, Any], param: str, narrow_url: str
 ) -> None:
-    server = start_server(MAX_CONCURRENT_REQUESTS="100", N_CTX="2048").wait_until()
-    response = httpx.post(server.url + path, json=fields, timeout=60)
+    response = httpx.post(narrow_url + path, json=fields, timeout=60)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
 

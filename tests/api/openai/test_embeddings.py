@@ -18,7 +18,7 @@ import tiktoken
 from langchain_openai import OpenAIEmbeddings
 from pydantic import SecretStr
 
-from tests.conftest import ROOT, Server
+from tests.conftest import KEY, ROOT, Server
 
 REFERENCE = {
     entry["name"]: entry
@@ -163,17 +163,13 @@ def test_without_an_embedding_model_requests_are_answered_501(server_url: str) -
     assert "start the server with KNOWLEDGE=on or EMBEDDING_MODEL" in response.json()["error"]["message"]
 
 
-def test_requests_without_the_key_are_rejected(start_server: Callable[..., Server]) -> None:
-    url = (
-        start_server(API_KEY="s3cret", EMBEDDING_MODEL="all-MiniLM-L6-v2", N_CTX="512", MAX_SEQUENCES="1")
-        .wait_until()
-        .url
-    )
+def test_requests_without_the_key_are_rejected(locked_server: Server) -> None:
+    url = locked_server.url
     for path in ("/v1/embeddings", "/embeddings"):
         rejected = post(url, path, input="a")
         assert rejected.status_code == 401
         assert rejected.json()["error"]["code"] == "invalid_api_key"
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="s3cret") as client:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY) as client:
         assert client.embeddings.create(model="any", input="a").data
 
 
@@ -214,14 +210,9 @@ def test_a_disconnected_client_delays_no_other(embedding_url: str) -> None:
     assert time.monotonic() - begun < 8
 
 
-def test_a_full_queue_rejects_requests_and_serves_the_rest(
-    start_server: Callable[..., Server],
-) -> None:
-    server = start_server(
-        EMBEDDING_MODEL="all-MiniLM-L6-v2", MAX_CONCURRENT_REQUESTS="2", N_CTX="512", MAX_SEQUENCES="1"
-    ).wait_until()
+def test_a_full_queue_rejects_requests_and_serves_the_rest(narrow_url: str) -> None:
     with ThreadPoolExecutor(6) as threads:
-        responses = list(threads.map(lambda _: post(server.url, input=["word " * 200] * 60), range(6)))
+        responses = list(threads.map(lambda _: post(narrow_url, input=["word " * 200] * 60), range(6)))
         rejected = [response for response in responses if response.status_code == 429]
         assert rejected
         assert all(len(response.json()["data"]) == 60 for response in responses if response not in rejected)
@@ -229,12 +220,12 @@ def test_a_full_queue_rejects_requests_and_serves_the_rest(
         assert rejected[0].headers["retry-after"]
         assert rejected[0].json()["error"]["type"] == "rate_limit_error"
         # Disconnected clients leave the queue.
-        both = [threads.submit(disconnect, server.url) for _ in range(2)]
+        both = [threads.submit(disconnect, narrow_url) for _ in range(2)]
         assert all(isinstance(one.exception(), httpx.ReadTimeout) for one in both)
-        assert [post(server.url, input="a").status_code for _ in range(3)] == [200] * 3
+        assert [post(narrow_url, input="a").status_code for _ in range(3)] == [200] * 3
         # Embeddings do not delay completions.
         request = {"prompt": "Once", "max_tokens": 4}
-        assert httpx.post(f"{server.url}/v1/completions", json=request, timeout=60).status_code == 200
+        assert httpx.post(f"{narrow_url}/v1/completions", json=request, timeout=60).status_code == 200
 
 
 def test_a_shutdown_is_answered_503(start_server: Callable[..., Server]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +116,8 @@ def test_without_a_knowledge_base_requests_are_answered_501(embedding_url: str) 
         assert error["message"] == "the knowledge base is off; start the server with KNOWLEDGE=on"
 
 
-def test_requests_without_the_key_are_rejected(start_server: Callable[..., Server]) -> None:
-    url = start_server(API_KEY="s3cret", N_CTX="512", MAX_SEQUENCES="1").wait_until("/health").url
+def test_requests_without_the_key_are_rejected(locked_server: Server) -> None:
+    url = locked_server.url
     for response in (search(url), httpx.get(f"{url}/v1/knowledge")):
         assert response.status_code == 401
         assert response.json()["error"]["code"] == "invalid_api_key"

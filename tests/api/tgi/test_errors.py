@@ -164,12 +164,10 @@ def test_unreadable_bodies_are_rejected(
     assert (response.status_code, response.json()["error_type"]) == (status, kind)
 
 
-def test_a_full_queue_is_answered_429(start_server: Callable[..., Server]) -> None:
-    url = start_server(MAX_SEQUENCES="1", MAX_CONCURRENT_REQUESTS="2", N_CTX="1024").wait_until().url
-
+def test_a_full_queue_is_answered_429(narrow_url: str) -> None:
     def send(_: int) -> httpx.Response:
         grammar = {"type": "regex", "value": "[a-z]{9000}"}
-        return post(url, max_new_tokens=100, grammar=grammar)
+        return post(narrow_url, max_new_tokens=100, grammar=grammar)
 
     with ThreadPoolExecutor(5) as pool:
         responses = list(pool.map(send, range(5)))

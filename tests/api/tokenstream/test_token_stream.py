@@ -163,11 +163,11 @@ def test_the_error_message_for_a_long_request_has_the_limit(server_url: str) -> 
     assert "the limit of 2048" in post(server_url, {"query": "x", "max_tokens": 5000}).json()["error"]
 
 
-def test_a_long_prompt_shortens_the_default_max_tokens(server_url: str) -> None:
-    text = post(server_url, {"query": "word " * 1900, "details": True, "ignore_eos": True}).text
+def test_a_long_prompt_shortens_the_default_max_tokens(narrow_url: str) -> None:
+    text = post(narrow_url, {"query": "word " * 400, "details": True, "ignore_eos": True}).text
     figures = json.loads(text.rpartition("\x1e")[2])
     assert figures["finish_reason"] == "length"
-    assert figures["prompt_tokens"] + figures["generated_tokens"] == 2048
+    assert figures["prompt_tokens"] + figures["generated_tokens"] == 512
 
 
 def test_the_error_message_for_an_unknown_context_lists_the_others(server_url: str) -> None:
@@ -279,10 +279,9 @@ def test_concurrent_streams_do_not_mix(server_url: str) -> None:
     assert [t[:8] for t in together] == [a[:8] for a in alone]
 
 
-def test_a_full_queue_is_answered_429_and_the_rest_is_served(start_server: Callable[..., Server]) -> None:
-    url = start_server(MAX_SEQUENCES="1", MAX_CONCURRENT_REQUESTS="2", N_CTX="1024").wait_until().url
+def test_a_full_queue_is_answered_429_and_the_rest_is_served(narrow_url: str) -> None:
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda _: post(url, {**LONG, "max_tokens": 60}), range(4)))
+        answers = list(pool.map(lambda _: post(narrow_url, {**LONG, "max_tokens": 60}), range(4)))
     statuses = sorted(a.status_code for a in answers)
     assert statuses == [200, 200, 429, 429]
     rejected = next(a for a in answers if a.status_code == 429)
