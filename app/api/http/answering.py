@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.dialect import JSON, Problem
-from app.api.http.errors import respond
+from app.api.http.errors import INTERNAL, respond
 from app.api.http.problems import problem_of
 from app.service import Generation, GenerationFailed
 
@@ -148,12 +148,17 @@ class StreamedAnswer(Answering):
         try:
             async for part in self._parts:
                 await self._send(send, part)
-        except GenerationFailed as error:
+        except Exception as error:
+            problem = problem_of(error) if isinstance(error, GenerationFailed) else INTERNAL
+            if problem is INTERNAL:
+                if not self._is_started:
+                    raise  # server_error responds
+                logger.error("a response failed after its first part", exc_info=error)
             if not self._is_started:
                 self._is_started = True
-                await respond(scope, problem_of(error))(scope, receive, send)
+                await respond(scope, problem)(scope, receive, send)
             elif self._error_part is not None:
-                await self._send(send, self._error_part(problem_of(error)))
+                await self._send(send, self._error_part(problem))
                 await send({"type": "http.response.body", "body": b""})
             return
         await self._start(send)

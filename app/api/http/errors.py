@@ -27,6 +27,7 @@ def error_body(problem: Problem) -> ErrorBody:
     return {"error": problem.message, "error_type": problem.kind}
 
 
+INTERNAL = Problem(500, "internal", "internal server error; see the server's log")
 ERRORS = ErrorFormat(ErrorBody, error_body)
 """Error format of Tokenstream's route, the operator's routes, and unknown paths."""
 
@@ -73,4 +74,4 @@ def client_gone(_request: Request, _error: Exception) -> Response:
 
 def server_error(request: Request, _error: Exception) -> Response:
     """Respond to an unexpected exception. Uvicorn logs it."""
-    return respond(request.scope, Problem(500, "internal", "internal server error; see the server's log"))
+    return respond(request.scope, INTERNAL)
