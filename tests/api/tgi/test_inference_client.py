@@ -127,7 +127,8 @@ def test_chat_has_logprobs_and_is_reproducible(client: InferenceClient) -> None:
         MESSAGES, max_tokens=16, logprobs=True, top_logprobs=2, seed=1, temperature=0.1
     )
     [choice] = answer.choices
-    assert "France" in choice.message.content
+    assert choice.message.content
+    assert "".join(token.token for token in choice.logprobs.content) == choice.message.content
     assert choice.message.role == "assistant"
     assert len(choice.logprobs.content[0].top_logprobs) == 2
     assert answer.usage.completion_tokens == len(choice.logprobs.content)
