@@ -88,7 +88,11 @@ def test_sigterm_during_the_prefill_of_contexts_exits_with_0(start_server: Start
     long = [f'[contexts.c{n}]\nprompt = "{f"word{n} " * 1500}"\n' for n in range(6)]
     contexts.write_text("\n".join(long))
     running = start_server(
-        CONTEXTS_FILE=str(contexts), CONTEXT_TYPE="c0", CACHE_DIR=str(tmp_path / "cache"), LOG_LEVEL="info"
+        CONTEXTS_FILE=str(contexts),
+        CONTEXT_TYPE="c0",
+        CACHE_DIR=str(tmp_path / "cache"),
+        N_CTX="32768",  # 4096 for each sequence, more than a context has
+        LOG_LEVEL="info",
     )
     end = time.monotonic() + 60
     while "tokenstream.service: model " not in running.output():
@@ -183,7 +187,7 @@ def test_a_second_signal_ends_the_server_at_once(start_server: Start) -> None:
         server.process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         assert server.stop(signal.SIGINT, timeout=5) == 128 + signal.SIGINT
-    assert "waiting up to 30 s for an answer; a second signal stops at once" in server.output()
+    assert "waiting up to 30 s for an answer; a second signal stops immediately" in server.output()
     assert "Traceback" not in server.output()
 
 
@@ -209,7 +213,7 @@ def test_a_disconnect_within_the_body_leaves_no_traceback(start_server: Start) -
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"KNOWLEDGE": "on", "DATA_PATH": "/nowhere"}, "DATA_PATH=/nowhere: there is no such folder"),
+        ({"KNOWLEDGE": "on", "DATA_PATH": "/nowhere"}, "DATA_PATH=/nowhere: no such folder"),
         ({"KNOWLEDGE": "maybe"}, "KNOWLEDGE=maybe: should be 'on' or 'off'"),
         ({"KNOWLEDGE": "on", "MODEL_PROMPT_TEMPLATE": "{query}"}, "should contain {context}"),
         ({"KNOWLEDGE": "on", "KNOWLEDGE_CHUNK_TOKENS": "600"}, "KNOWLEDGE_CHUNK_TOKENS=600: the maximum of"),

@@ -74,7 +74,7 @@ def test_top_k_threshold_and_files_limit_the_results(knowledge_url: str) -> None
         (
             {"files": ["sample.md", "none.md"]},
             "files",
-            "there is no document 'none.md'; GET /v1/knowledge lists them",
+            "document 'none.md' does not exist; GET /v1/knowledge lists all documents",
         ),
         ({"top_k": 0}, "top_k", "should be greater than or equal to 1"),
         ({"top_k": 101}, "top_k", "should be less than or equal to 100"),
