@@ -83,10 +83,13 @@ class Engine:
         self._ids = itertools.count()
         self._answers: list[Answer] = []
         self._added = anyio.Event()
+        # max_num_seqs of the scheduler does not limit the sequences of a step.
+        self._slots = anyio.Semaphore(n_slots)
 
-    def add(self, prompt: str, n_tokens: int) -> tuple[Answer, int]:
-        """Start a request. Returns its answer and the number of prompt tokens."""
+    async def add(self, prompt: str, n_tokens: int) -> tuple[Answer, int]:
+        """Start a request in a free slot. Returns its answer and the number of prompt tokens."""
         tokens = self._tokenizer.encode(prompt).input_ids
+        await self._slots.acquire()
         answer = Answer(self._pipeline.add_request(next(self._ids), tokens, greedy(n_tokens)))
         self._answers.append(answer)
         self._added.set()
@@ -101,7 +104,9 @@ class Engine:
         texts = self._tokenizer.decode(windows) if windows else []
         for answer, known, whole in zip(changed, texts[::2], texts[1::2], strict=True):
             answer.add(whole[len(known) :])
-        self._answers = [answer for answer in self._answers if answer.status == ov.GenerationStatus.RUNNING]
+        for answer in [answer for answer in self._answers if answer.status != ov.GenerationStatus.RUNNING]:
+            self._answers.remove(answer)
+            self._slots.release()
         return bool(self._answers)
 
     async def run(self) -> None:
@@ -115,8 +120,9 @@ class Engine:
                 await anyio.lowlevel.checkpoint()
 
 
-async def _events(answer: Answer, n_prompt: int) -> AsyncIterator[str]:
+async def _events(engine: Engine, prompt: str, n_tokens: int) -> AsyncIterator[str]:
     """Server-sent events of an answer: one per step that completed text, and one with the token counts."""
+    answer, n_prompt = await engine.add(prompt, n_tokens)
     try:
         while answer.status == ov.GenerationStatus.RUNNING:
             await answer.changed.wait()
@@ -140,14 +146,14 @@ def _event(**fields: object) -> str:
 async def main(model: str, port: int, n_threads: int, n_slots: int) -> None:
     """Serve until a signal. A fault of the engine ends the process."""
     engine = Engine(model, n_threads, n_slots)
-    engine.add("Geese?", 2)
+    await engine.add("Geese?", 2)
     while engine.step():  # the first steps compile kernels
         pass
 
     async def completion(request: Request) -> Response:
         fields = await request.json()
-        answer, n_prompt = engine.add(fields["prompt"], fields["n_predict"])
-        return StreamingResponse(_events(answer, n_prompt), media_type="text/event-stream")
+        events = _events(engine, fields["prompt"], fields["n_predict"])
+        return StreamingResponse(events, media_type="text/event-stream")
 
     async def health(_: Request) -> Response:
         return PlainTextResponse("ready")
