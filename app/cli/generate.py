@@ -11,6 +11,7 @@ from app.api.http.problems import validation_problem
 from app.api.tokenstream.token_stream import TokenStreamRequest
 from app.config.errors import UserError
 from app.config.settings import Settings
+from app.service import Step, receive
 from app.service.start import prepare
 
 
@@ -33,9 +34,7 @@ async def generate(settings: Settings, request: TokenStreamRequest) -> None:
         await start.load(warm={context} & service.contexts.keys())
         [generation] = await service.generate(request.prompt(), request.overrides())
         try:
-            async for step in generation:
-                sys.stdout.write(step.text)
-                sys.stdout.flush()
+            await receive([generation], _print)
         finally:
             generation.close()
         sys.stdout.write("\n")
@@ -46,6 +45,11 @@ async def generate(settings: Settings, request: TokenStreamRequest) -> None:
         )
     finally:
         await service.close()
+
+
+def _print(_index: int, step: Step) -> None:
+    sys.stdout.write(step.text)
+    sys.stdout.flush()
 
 
 def request_of(fields: dict[str, Any]) -> TokenStreamRequest:

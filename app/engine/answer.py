@@ -36,13 +36,21 @@ class Output:
     logprobs: Logprobs | None = None
 
 
+# What the engine hands over of a sequence: the outputs of a step, or its end. None ends a context.
+Result = list[Output] | EngineError | None
+
+
 class Answer:
-    """The answer to one request, as an asynchronous iterator. Used on the event loop."""
+    """The answer to one request. Used on the event loop.
+
+    Iterating yields its outputs. ``listen`` passes on those of a step at once, without a task switch.
+    """
 
     def __init__(self, sequence: Sequence, cancel: Callable[[Answer], None]) -> None:
         self.sequence = sequence
         self._cancel = cancel
-        self._inbox: asyncio.Queue[Output | Exception | None] = asyncio.Queue()
+        self._inbox: asyncio.Queue[Result] = asyncio.Queue()
+        self._receive: Callable[[Result], None] = self._inbox.put_nowait
 
     @property
     def n_prompt(self) -> int:
@@ -62,9 +70,15 @@ class Answer:
         """
         return self.sequence.prompt_logprobs
 
-    def put(self, output: Output | Exception | None) -> None:
-        """Append an output. An exception, or None after a context, ends the answer."""
-        self._inbox.put_nowait(output)
+    def put(self, result: Result) -> None:
+        """Pass on the outputs of a step, or the end of the answer."""
+        self._receive(result)
+
+    def listen(self, receive: Callable[[Result], None]) -> None:
+        """Call ``receive`` with every result, first with those that have arrived."""
+        while not self._inbox.empty():
+            receive(self._inbox.get_nowait())
+        self._receive = receive
 
     def cancel(self) -> None:
         """End the answer before the next step. No effect on a finished answer."""
@@ -76,25 +90,13 @@ class Answer:
         Raises:
             EngineError: The answer cannot be completed.
         """
-        async for outputs in self.steps():
-            for output in outputs:
-                yield output
-
-    async def steps(self) -> AsyncIterator[list[Output]]:
-        """Yield the outputs that have arrived since the last iteration, at least one.
-
-        Raises:
-            EngineError: The answer cannot be completed.
-        """
         while True:
-            received = [await self._inbox.get()]
-            while not self._inbox.empty():
-                received.append(self._inbox.get_nowait())
-            outputs = [output for output in received if isinstance(output, Output)]
-            if outputs:
-                yield outputs
-            last = received[-1]
-            if isinstance(last, Exception):
-                raise last
-            if last is None or last.finish_reason is not None:
+            result = await self._inbox.get()
+            if result is None:
+                return
+            if isinstance(result, EngineError):
+                raise result
+            for output in result:
+                yield output
+            if result[-1].finish_reason is not None:
                 return

@@ -11,9 +11,9 @@ from collections.abc import Sequence as Tokens
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 
-from app.engine.answer import Answer, EngineError, Output, QueueFull, RequestTooLong
+from app.engine.answer import Answer, EngineError, QueueFull, RequestTooLong, Result
 from app.engine.detokenizer import Detokenizer
-from app.engine.engine import Engine, EngineOptions, Result
+from app.engine.engine import Engine, EngineOptions
 from app.engine.llama import DecodeAborted, Model, Vocab
 from app.engine.prompt_lookup import PromptLookup
 from app.engine.report import Observer, StepReport
@@ -158,7 +158,7 @@ class AsyncEngine:
             for sequence, result in results:
                 if answer := self._answers.get(sequence):
                     answer.put(result)
-                    if not isinstance(result, Output) or result.finish_reason is not None:
+                    if not isinstance(result, list) or result[-1].finish_reason is not None:
                         del self._answers[sequence]
         except BaseException as error:
             self.failure = error

@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import dataclass, field, replace
 
-from app.engine.answer import EngineError, Output
+from app.engine.answer import EngineError, Output, Result
 from app.engine.cache.kv_state import MemoryKind, StateStore
 from app.engine.cache.prefix_cache import PrefixCache
 from app.engine.llama import Batch, Context, DecodeAborted, KVOptions, Model
@@ -24,9 +24,6 @@ PREFILL_CHUNK = 512
 # Maximum draft tokens per step, and maximum decoding sequences with drafts (docs/engine.md, Speculation).
 DRAFT_TOKENS = 16
 SPECULATE_UP_TO = 2
-
-# One result of a sequence. None: the prompt is computed and no token is generated.
-Result = Output | EngineError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +103,9 @@ class Engine:
         if shared and model.n_ctx_train > 0:  # one request may have all cells, beyond the trained length
             self.n_ctx_sequence = min(self.n_ctx_sequence, model.n_ctx_train)
         self._end_of_generation = model.vocab.end_of_generation
-        self._results: list[tuple[Sequence, Result]] = []
+        # Since the last take_results: outputs by sequence, and sequences that ended otherwise.
+        self._outputs: dict[Sequence, list[Output]] = {}
+        self._ends: list[tuple[Sequence, EngineError | None]] = []
         self._report = StepReport()
 
     @property
@@ -122,7 +121,7 @@ class Engine:
             return
         if is_loaded:
             sequence.n_cached = len(sequence.prompt)
-            self._results.append((sequence, None))
+            self._ends.append((sequence, None))
         else:
             self._scheduler.add(sequence)
 
@@ -135,7 +134,7 @@ class Engine:
         except Exception as error:
             self._fail(sequence, error)
         else:
-            self._results.append((sequence, EngineError("the answer was cancelled")))
+            self._ends.append((sequence, EngineError("the answer was cancelled")))
 
     def step(self) -> None:
         """Compute one batch. A fault ends only the affected sequences.
@@ -164,7 +163,8 @@ class Engine:
             waiting=self._scheduler.n_waiting,
             cache=replace(self._cache.figures),
         )
-        results, self._results, self._report = self._results, [], StepReport()
+        results: list[tuple[Sequence, Result]] = [*self._outputs.items(), *self._ends]
+        self._outputs, self._ends, self._report = {}, [], StepReport()
         return results, report
 
     def abort(self) -> None:
@@ -261,7 +261,8 @@ class Engine:
         token = sequence.sampler.sample(self._context, row)
         logprobs = None if logits is None or n_top is None else logprobs_of(logits, token, n_top)
         text = sequence.append(token, ends=token in self._end_of_generation)
-        self._results.append((sequence, Output(token, text, sequence.finish_reason, logprobs)))
+        output = Output(token, text, sequence.finish_reason, logprobs)
+        self._outputs.setdefault(sequence, []).append(output)
         return token
 
     def _finish(self, sequence: Sequence) -> None:
@@ -272,7 +273,7 @@ class Engine:
             if sequence.is_context:
                 self._cache.save_context(sequence)
             self._release(sequence)
-            self._results.append((sequence, None))
+            self._ends.append((sequence, None))
 
     def _note(self, work: list[Work], seconds: float) -> None:
         prefill = [p for p in work if p.sequence.n_computed <= len(p.sequence.prompt)]
@@ -283,7 +284,7 @@ class Engine:
             seconds=seconds,
             prompt_tokens=n_prefill,
             cached_tokens=sum(s.n_cached for s in first),
-            generated_tokens=sum(isinstance(result, Output) for _, result in self._results),
+            generated_tokens=sum(map(len, self._outputs.values())),
         )
         if not any(piece.n_outputs > 1 for piece in work):  # drafts and scores distort the times
             self._pacing.observe(seconds, len(work) - len(prefill), n_prefill)
@@ -304,4 +305,4 @@ class Engine:
             message = f"the engine failed: {error}"
         self._scheduler.drop(sequence)
         sequence.sampler.close()
-        self._results.append((sequence, EngineError(message)))
+        self._ends.append((sequence, EngineError(message)))

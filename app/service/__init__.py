@@ -19,7 +19,7 @@ from app.service.errors import (
     TooLong,
     UnknownContext,
 )
-from app.service.generation import Generation, Step, together
+from app.service.generation import Generation, Step, receive
 from app.service.model import Model
 from app.service.preparation import TokenLimits
 from app.service.prompts import (
@@ -73,9 +73,9 @@ __all__ = [
     "best",
     "collect",
     "list_documents",
+    "receive",
     "required_knowledge",
     "search_documents",
     "shown",
-    "together",
     "token_bytes",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from app.chat.tools import ArgumentsDelta, CallDelta, ContentDelta, Delta, ToolCallParser
 from app.engine.answer import Output
 from app.engine.llama import Vocab
-from app.service.generation import Generation, Step, together
+from app.service.generation import Generation, Step, receive
 from app.service.model import Model
 from app.service.prompts import ToolUse
 
@@ -39,9 +39,7 @@ async def collect(generations: Sequence[Generation]) -> list[Collected]:
         GenerationFailed: A generation failed.
     """
     answers = [Collected(generation) for generation in generations]
-    async for steps in together(generations):
-        for index, step in steps:
-            answers[index].add(step)
+    await receive(generations, lambda index, step: answers[index].add(step))
     return answers
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from app.engine.answer import Answer, EngineError, Output
+from app.engine.answer import Answer, Output, Result
 from app.engine.sampling.logprobs import Logprobs
 from app.engine.sequence import FinishReason
 from app.knowledge.chunk import Passage
@@ -27,7 +28,7 @@ class Step:
 
 
 class Generation:
-    """An answer in progress. Iterating yields its steps; ``close`` cancels it.
+    """An answer in progress. ``receive`` passes its steps on; ``close`` cancels it.
 
     Attributes:
         prompt: Tokens of the prompt.
@@ -35,6 +36,7 @@ class Generation:
         n_cached: Prompt tokens from the prefix cache; final after the first step.
         n_generated: Generated tokens.
         finish_reason: None until the answer is complete.
+        is_over: Whether the answer is complete or has failed.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class Generation:
         self._requested_at = requested_at
         self._first_token_at: float | None = None
         self._last_token_at = requested_at
-        self._is_over = False
+        self.is_over = False
         self.prompt: Sequence[int] = answer.sequence.prompt
         self.sources = sources
         self.n_cached = 0
@@ -61,21 +63,24 @@ class Generation:
         """Log-probabilities of all prompt tokens except the first, if requested; final at the first step."""
         return self._answer.prompt_logprobs
 
-    async def __aiter__(self) -> AsyncIterator[Step]:
-        """Yield the output of every engine step.
+    def listen(self, receive: Callable[[Result], None]) -> None:
+        """Call ``receive`` with every result of the engine, for ``take``."""
+        self._answer.listen(receive)
+
+    def take(self, result: Result) -> Step | None:
+        """Record a result. Returns its step; None at the end of an answer without tokens.
 
         Raises:
             GenerationFailed: The engine failed.
         """
-        try:
-            async for outputs in self._answer.steps():
-                self._note(outputs)
-                yield Step(outputs)
-        except EngineError as error:
-            self._is_over = True
-            raise GenerationFailed(str(error)) from error
-        self._is_over = True
+        if isinstance(result, list):
+            self._note(result)
+            return Step(result)
+        self.is_over = True
+        if result is not None:
+            raise GenerationFailed(str(result)) from result
         self.n_cached = self._answer.n_cached  # even if no token is generated
+        return None
 
     def _note(self, outputs: Sequence[Output]) -> None:
         self._last_token_at = time.perf_counter()
@@ -86,7 +91,7 @@ class Generation:
             self._metrics.on_first_token(self.time_to_first_token)
         self.finish_reason = outputs[-1].finish_reason
         if self.finish_reason is not None:
-            self._is_over = True
+            self.is_over = True
             self._metrics.on_answer(self._last_token_at - self._requested_at)
 
     @property
@@ -103,50 +108,33 @@ class Generation:
 
     def close(self) -> None:
         """Cancel an unfinished answer."""
-        if not self._is_over:
+        if not self.is_over:
             self._answer.cancel()
 
 
-async def together(generations: Sequence[Generation]) -> AsyncIterator[list[tuple[int, Step]]]:
-    """Yield the steps of several answers with their indices, one list per engine step.
+async def receive(generations: Sequence[Generation], on_step: Callable[[int, Step], None]) -> None:
+    """Call ``on_step`` with an index and a step, for every step of several answers, until all are complete.
+
+    The engine's hand-over makes these calls for all requests one after another, so they must be short.
 
     Raises:
         GenerationFailed: The engine failed.
+        Exception: ``on_step`` failed.
     """
-    if len(generations) == 1:
-        async for step in generations[0]:
-            yield [(0, step)]
-        return
-    inbox: asyncio.Queue[tuple[int, Step | Exception | None]] = asyncio.Queue()
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def forward(index: int) -> None:
+    def take(index: int, result: Result) -> None:
+        if done.done():  # failed, or the waiting task is cancelled
+            return
         try:
-            async for step in generations[index]:
-                inbox.put_nowait((index, step))
-        except Exception as error:
-            inbox.put_nowait((index, error))
+            if step := generations[index].take(result):
+                on_step(index, step)
+        except Exception as error:  # ends this request and no other
+            done.set_exception(error)
         else:
-            inbox.put_nowait((index, None))
+            if generations[index].is_over and all(generation.is_over for generation in generations):
+                done.set_result(None)
 
-    tasks = [asyncio.create_task(forward(index)) for index in range(len(generations))]
-    n_running = len(tasks)
-    try:
-        while n_running:
-            received = [await inbox.get()]
-            await asyncio.sleep(0)  # the other answers of this step arrive
-            while not inbox.empty():
-                received.append(inbox.get_nowait())
-            steps = []
-            for index, item in received:
-                if isinstance(item, Exception):
-                    raise item
-                if item is None:
-                    n_running -= 1
-                else:
-                    steps.append((index, item))
-            if steps:
-                yield steps
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    for index, generation in enumerate(generations):
+        generation.listen(partial(take, index))
+    await done

@@ -10,11 +10,11 @@ from typing import Any
 import anyio
 import pytest
 
-from app.engine.answer import Answer, EngineError
+from app.engine.answer import Answer, EngineError, Result
 from app.engine.async_engine import AsyncEngine
 from app.engine.cache.prefix_cache import PrefixCache
 from app.engine.detokenizer import Detokenizer
-from app.engine.engine import Engine, EngineOptions, Result
+from app.engine.engine import Engine, EngineOptions
 from app.engine.llama import Batch, Context, DecodeAborted, DecodeError, Model
 from app.engine.prompt_lookup import PromptLookup
 from app.engine.sampling.samplers import GreedySampler

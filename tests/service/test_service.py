@@ -62,8 +62,7 @@ async def test_a_failed_engine_is_reported_and_ends_the_service(
     monkeypatch.setattr(Engine, "step", failing)
     [generation] = await service.generate(PROMPT, {})
     with pytest.raises(GenerationFailed, match="the engine failed: forced"):
-        async for _ in generation:
-            pass
+        await collect([generation])
     assert failures == ["the engine failed: forced"]
     with pytest.raises(GenerationFailed, match="the engine failed: forced"):
         await service.generate(PROMPT, {})
@@ -89,7 +88,8 @@ async def test_a_failed_embedding_model_is_reported_and_answers_continue(
     assert failures == ["the embedding model failed: forced"]
     await assert_shows(service, "the embedding model failed: forced")
     [generation] = await service.generate(PROMPT, {"max_tokens": 3})
-    assert len([step async for step in generation]) == 3
+    [answer] = await collect([generation])
+    assert len(answer.outputs) == 3
 
 
 async def assert_shows(service: Service, reason: str) -> None:
@@ -149,7 +149,8 @@ async def test_two_services_in_a_process_are_independent() -> None:
         texts = []
         for served in services:
             [generation] = await served.generate(PROMPT, {"max_tokens": 8})
-            texts.append("".join([step.text async for step in generation]))
+            [answer] = await collect([generation])
+            texts.append(answer.text)
             await served.close()  # the other service continues
         assert texts[0] == texts[1] != ""
     finally:

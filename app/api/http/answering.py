@@ -7,7 +7,8 @@ import json
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -18,7 +19,9 @@ from starlette.types import Receive, Scope, Send
 from app.api.dialect import JSON, Problem
 from app.api.http.errors import INTERNAL, respond
 from app.api.http.problems import problem_of
-from app.service import Generation, GenerationFailed
+from app.api.http.writer import Writer
+from app.service import Generation, GenerationFailed, Step
+from app.service import receive as receive_steps
 
 logger = logging.getLogger("tokenstream.api")
 
@@ -100,7 +103,7 @@ class WholeAnswer(Answering):
 
 
 class StreamedAnswer(Answering):
-    """A body that is sent in parts.
+    """A body that is sent while the engine generates.
 
     The headers are sent with the first part, so a failure before it has its own status.
     """
@@ -109,8 +112,9 @@ class StreamedAnswer(Answering):
         self,
         request: Request,
         generations: Sequence[Generation],
-        parts: AsyncIterator[bytes],
+        encode: Callable[[int, Step], bytes],
         *,
+        end: Callable[[], bytes] = bytes,
         media_type: str,
         error_part: Callable[[Problem], bytes] | None = None,
         keep_alive: bytes | None = None,
@@ -120,8 +124,9 @@ class StreamedAnswer(Answering):
 
         Args:
             request: The request.
-            generations: Closed when the response ends.
-            parts: Parts of the body, each sent immediately.
+            generations: Sources of the body, closed when the response ends.
+            encode: Makes a part of the body, possibly empty, from the index of a generation and its step.
+            end: Makes the last part of a complete body.
             media_type: Media type of the body.
             error_part: Encodes the last part of a failed body. None: the body ends without its last chunk,
                 which clients detect.
@@ -130,61 +135,53 @@ class StreamedAnswer(Answering):
         """
         super().__init__(request, generations, media_type)
         self.headers.update(headers or {})
-        self._parts = parts
+        self._encode = encode
+        self._end = end
         self._error_part = error_part
         self._keep_alive = keep_alive
-        self._is_started = False
-        self._sent_at = 0.0
+        self._writer: Writer | None = None
 
     async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._sent_at = time.monotonic()
-        async with anyio.create_task_group() as tasks:
-            if self._keep_alive is not None:
-                tasks.start_soon(self._stay_alive, send, self._keep_alive)
-            await self._send_parts(scope, receive, send)
-            tasks.cancel_scope.cancel()
+        failure: Exception | None = None
+        async with anyio.create_task_group() as beside:
+            async with anyio.create_task_group() as sending:  # ends when the client has read all parts
+                writer = self._writer = Writer(send, self.raw_headers, sending)
+                if self._keep_alive is not None:
+                    beside.start_soon(_stay_alive, writer, self._keep_alive)
+                try:
+                    await receive_steps(self._generations, partial(self._write, writer))
+                    last = self._end()
+                except Exception as error:
+                    failure = error
+            beside.cancel_scope.cancel()
+        if failure is None:
+            await writer.send(last, more=False)
+        elif isinstance(failure, GenerationFailed):
+            await self._fail(problem_of(failure), scope, receive, send)
+        elif writer.is_started:
+            logger.error("a response failed after its first part", exc_info=failure)
+            await self._fail(INTERNAL, scope, receive, send)
+        else:
+            raise failure  # server_error responds
 
-    async def _send_parts(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            async for part in self._parts:
-                await self._send(send, part)
-        except Exception as error:
-            problem = problem_of(error) if isinstance(error, GenerationFailed) else INTERNAL
-            if problem is INTERNAL:
-                if not self._is_started:
-                    raise  # server_error responds
-                logger.error("a response failed after its first part", exc_info=error)
-            if not self._is_started:
-                self._is_started = True
-                await respond(scope, problem)(scope, receive, send)
-            elif self._error_part is not None:
-                await self._send(send, self._error_part(problem))
-                await send({"type": "http.response.body", "body": b""})
-            return
-        await self._start(send)
-        await send({"type": "http.response.body", "body": b""})
+    def _write(self, writer: Writer, index: int, step: Step) -> None:
+        if part := self._encode(index, step):
+            writer.write(part)
 
     async def _interrupt(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._is_started:
-            await respond(scope, SHUTTING_DOWN)(scope, receive, send)
+        await self._fail(SHUTTING_DOWN, scope, receive, send)
+
+    async def _fail(self, problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._writer is None or not self._writer.is_started:
+            await respond(scope, problem)(scope, receive, send)
         elif self._error_part is not None:
-            await self._send(send, self._error_part(SHUTTING_DOWN))
-            await send({"type": "http.response.body", "body": b""})
+            await self._writer.send(self._error_part(problem), more=False)
 
-    async def _start(self, send: Send) -> None:
-        if not self._is_started:
-            self._is_started = True
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
 
-    async def _send(self, send: Send, part: bytes) -> None:
-        await self._start(send)
-        self._sent_at = time.monotonic()
-        await send({"type": "http.response.body", "body": part, "more_body": True})
-
-    async def _stay_alive(self, send: Send, part: bytes) -> None:
-        while True:
-            silence = time.monotonic() - self._sent_at
-            if silence >= KEEP_ALIVE_AFTER:
-                await self._send(send, part)
-            else:
-                await anyio.sleep(KEEP_ALIVE_AFTER - silence)
+async def _stay_alive(writer: Writer, part: bytes) -> None:
+    while True:
+        silence = time.monotonic() - writer.written_at
+        if silence < KEEP_ALIVE_AFTER or writer.is_blocked:
+            await anyio.sleep(KEEP_ALIVE_AFTER - silence if silence < KEEP_ALIVE_AFTER else KEEP_ALIVE_AFTER)
+        else:
+            writer.write(part)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.requests import Request
 
 from app.api.dialect import EVENTS, Problem
 from app.api.http.answering import StreamedAnswer
-from app.service import Generation
+from app.service import Generation, Step
 
 # One encoder for all events: json.dumps with an option creates a new one at each call.
 _encode = json.JSONEncoder(ensure_ascii=False).encode
@@ -24,24 +24,27 @@ def event(data: Any, *, prefix: str = "data: ") -> bytes:
 def event_stream(
     request: Request,
     generations: Sequence[Generation],
-    events: AsyncIterator[bytes],
+    encode: Callable[[int, Step], bytes],
     *,
+    end: Callable[[], bytes] = bytes,
     error_event: Callable[[Problem], bytes],
     keep_alive: bytes = b": keep-alive\n\n",
 ) -> StreamedAnswer:
-    """A response of encoded events.
+    """A response of events.
 
     Args:
         request: The request.
-        generations: Closed when the response ends.
-        events: Parts of the body.
+        generations: Sources of the events, closed when the response ends.
+        encode: Makes the events of a step, from the index of a generation and the step.
+        end: Makes the last events of a complete stream.
         error_event: Encodes the last event of a failed stream.
         keep_alive: Comment for a silent connection.
     """
     return StreamedAnswer(
         request,
         generations,
-        events,
+        encode,
+        end=end,
         media_type=EVENTS,
         error_part=error_event,
         keep_alive=keep_alive,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,7 +22,6 @@ from app.api.openai.replies import (
     ChatCompletionChunk,
     ChatFinishReason,
     ChatLogprobs,
-    Envelope,
     MessageDelta,
     Usage,
 )
@@ -46,7 +45,6 @@ from app.service import (
     ToolUse,
     best,
     collect,
-    together,
 )
 
 
@@ -59,7 +57,7 @@ async def chat_completions(request: Request) -> Response:
     )
     answer = ChatAnswer(service.model, body, prompt, generations)
     if body.stream:
-        return event_stream(request, generations, answer.chunks())
+        return event_stream(request, generations, answer.chunks, answer.last_chunks)
     return WholeAnswer(request, generations, answer.whole)
 
 
@@ -139,10 +137,12 @@ class ChatAnswer:
         self.beginning = prompt.messages[-1].content if body.echo and prompt.continues else ""
         self._generations = generations
         self._sources: list[Source] = [source(passage) for passage in generations[0].sources]
+        self._head = envelope(self.model, "chatcmpl-")
+        self._streams = [_ChoiceStream(index, self, one) for index, one in enumerate(generations)]
 
     async def whole(self) -> ChatCompletion:
         answers = best(await collect(self._generations), self._body.n_choices)
-        head = envelope(self.model, "chatcmpl-")
+        head = self._head
         body: ChatCompletion = {
             "id": head["id"],
             "created": head["created"],
@@ -179,28 +179,18 @@ class ChatAnswer:
     def logprobs(self, outputs: Sequence[Output]) -> ChatLogprobs | None:
         return chat_logprobs(self.model.vocab, outputs) if self._body.logprobs else None
 
-    async def chunks(self) -> AsyncIterator[list[ChatCompletionChunk]]:
-        """The chunks of each step."""
-        head = envelope(self.model, "chatcmpl-")
-        sources = self._sources  # in the first chunk
-        streams = [_ChoiceStream(index, self, one) for index, one in enumerate(self._generations)]
-        async for steps in together(self._generations):
-            chunks = [
-                self._chunk(head, [choice])
-                for index, step in steps
-                for choice in streams[index].choices(step)
-            ]
-            if chunks:
-                if sources:
-                    chunks[0]["sources"] = sources
-                    sources = []
-                yield chunks
-        if self._body.includes_usage:
-            yield [self._chunk(head, [], usage(self._generations))]
+    def chunks(self, index: int, step: Step) -> list[ChatCompletionChunk]:
+        """The chunks of a step of one choice."""
+        chunks = [self._chunk([choice]) for choice in self._streams[index].choices(step)]
+        if chunks and self._sources:  # in the first chunk
+            chunks[0]["sources"], self._sources = self._sources, []
+        return chunks
 
-    def _chunk(
-        self, head: Envelope, choices: list[ChatChoiceDelta], final: Usage | None = None
-    ) -> ChatCompletionChunk:
+    def last_chunks(self) -> list[ChatCompletionChunk]:
+        return [self._chunk([], usage(self._generations))] if self._body.includes_usage else []
+
+    def _chunk(self, choices: list[ChatChoiceDelta], final: Usage | None = None) -> ChatCompletionChunk:
+        head = self._head
         chunk: ChatCompletionChunk = {
             "id": head["id"],
             "created": head["created"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -30,7 +30,6 @@ from app.service import (
     TextPrompt,
     best,
     collect,
-    together,
 )
 
 
@@ -40,7 +39,7 @@ async def completions(request: Request) -> Response:
     generations = await _start(service, body)
     answer = CompletionAnswer(service.model, body, generations)
     if body.stream:
-        return event_stream(request, generations, answer.chunks())
+        return event_stream(request, generations, answer.chunks, answer.last_chunks)
     return WholeAnswer(request, generations, answer.whole)
 
 
@@ -72,6 +71,10 @@ class CompletionAnswer:
         self._body = body
         self._generations = generations
         self._head = envelope(model, "cmpl-")
+        self._streams = [
+            _ChoiceStream(index, self, model, body, generation)
+            for index, generation in enumerate(generations)
+        ]
 
     async def whole(self) -> Completion:
         answers = await collect(self._generations)
@@ -107,21 +110,15 @@ class CompletionAnswer:
         vocab = self._model.vocab
         return b"".join(map(vocab.piece, generation.prompt)).decode("utf-8", "replace")
 
-    async def chunks(self) -> AsyncIterator[list[CompletionChunk]]:
-        """The chunks of each step."""
-        streams = [
-            _ChoiceStream(index, self, self._model, self._body, generation)
-            for index, generation in enumerate(self._generations)
-        ]
-        async for steps in together(self._generations):
-            choices = [choice for index, step in steps for choice in streams[index].choices(step)]
-            if choices:
-                yield [self._chunk([choice]) for choice in choices]
-        last = [self._chunk([stream.without_tokens()]) for stream in streams if not stream.is_begun]
+    def chunks(self, index: int, step: Step) -> list[CompletionChunk]:
+        """The chunks of a step of one choice."""
+        return [self._chunk([choice]) for choice in self._streams[index].choices(step)]
+
+    def last_chunks(self) -> list[CompletionChunk]:
+        last = [self._chunk([stream.without_tokens()]) for stream in self._streams if not stream.is_begun]
         if self._body.includes_usage:
             last.append(self._chunk([], self._usage()))
-        if last:
-            yield last
+        return last
 
     def _chunk(self, choices: list[CompletionChoiceDelta], final: Usage | None = None) -> CompletionChunk:
         head = self._head

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -31,6 +31,7 @@ from app.service import (
     Generation,
     Output,
     Service,
+    Step,
     TooLong,
     Vocab,
     best,
@@ -175,32 +176,37 @@ async def _streamed(request: Request, body: GenerateRequest) -> Response:
     return event_stream(
         request,
         [answer.generation],
-        _events(answer),
+        _Stream(answer).events,
         error_event=lambda problem: event(tgi_body(problem), prefix=_PREFIX),
         keep_alive=b":\n\n",
     )
 
 
-async def _events(answer: TgiAnswer) -> AsyncIterator[bytes]:
-    """An event per token. The events of a step are one part."""
-    text, index = "", 0
-    parameters = answer.body.parameters
-    async for step in answer.generation:
-        events = []
-        for output in step.outputs:
-            index += 1
-            text += output.text
-            data: StreamResponse = {
-                "index": index,
-                "token": answer.token(output),
-                "generated_text": None,
-                "details": None,
-            }
-            if parameters.top_n_tokens:
-                data["top_tokens"] = answer.top_tokens(output)
-            if output.finish_reason is not None:
-                data["generated_text"] = answer.text(text)
-                if parameters.details:
-                    data["details"] = answer.stream_details()
-            events.append(event(data, prefix=_PREFIX))
-        yield b"".join(events)
+class _Stream:
+    """The events of a stream, one per token."""
+
+    def __init__(self, answer: TgiAnswer) -> None:
+        self._answer = answer
+        self._text = ""
+        self._index = 0
+
+    def events(self, _index: int, step: Step) -> bytes:
+        return b"".join(event(self._response(output), prefix=_PREFIX) for output in step.outputs)
+
+    def _response(self, output: Output) -> StreamResponse:
+        answer, parameters = self._answer, self._answer.body.parameters
+        self._index += 1
+        self._text += output.text
+        data: StreamResponse = {
+            "index": self._index,
+            "token": answer.token(output),
+            "generated_text": None,
+            "details": None,
+        }
+        if parameters.top_n_tokens:
+            data["top_tokens"] = answer.top_tokens(output)
+        if output.finish_reason is not None:
+            data["generated_text"] = answer.text(self._text)
+            if parameters.details:
+                data["details"] = answer.stream_details()
+        return data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,7 +18,7 @@ from app.api.http.fields import SamplingFields
 from app.api.http.sources import KnowledgeField, header, knowledge_use, source
 from app.api.tokenstream.replies import Figures
 from app.chat.messages import Message
-from app.service import ChatPrompt, Generation, Service
+from app.service import ChatPrompt, Generation, Service, Step
 
 # Precedes the figures of a response with "details". Text does not contain it.
 RECORD_SEPARATOR = "\x1e"
@@ -70,24 +70,24 @@ class TokenStreamRequest(SamplingFields):
 async def token_stream(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, TokenStreamRequest)
-    generations = await service.generate(body.prompt(), body.overrides())
-    details = bool(body.details)
+    [generation] = await service.generate(body.prompt(), body.overrides())
     return StreamedAnswer(
         request,
-        generations,
-        _parts(generations[0], details=details),
+        [generation],
+        _encode,
+        end=partial(_end, generation) if body.details else bytes,
         media_type="text/plain",
-        error_part=_error_part if details else None,
-        headers=header(generations[0].sources),
+        error_part=_error_part if body.details else None,
+        headers=header(generation.sources),
     )
 
 
-async def _parts(generation: Generation, *, details: bool) -> AsyncIterator[bytes]:
-    async for step in generation:
-        if text := step.text:
-            yield text.encode("utf-8", "replace")
-    if details:
-        yield f"\n{RECORD_SEPARATOR}{json.dumps(figures(generation))}".encode()
+def _encode(_index: int, step: Step) -> bytes:
+    return step.text.encode("utf-8", "replace")
+
+
+def _end(generation: Generation) -> bytes:
+    return f"\n{RECORD_SEPARATOR}{json.dumps(figures(generation))}".encode()
 
 
 def _error_part(problem: Problem) -> bytes:
