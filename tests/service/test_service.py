@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from app.engine.async_engine import AsyncEngine
 from app.engine.embedder import Embedder
 from app.engine.engine import Engine
 from app.fit import preflight
-from app.service import ChatPrompt, GenerationFailed, Loading, Service, collect, start
+from app.service import ChatPrompt, GenerationFailed, Loading, Service, collect, receive, start
 from app.service import model as model_module
 from app.telemetry.metrics import Metrics
 from app.weights.embedding import resolve_embedding_model
@@ -138,6 +139,22 @@ async def test_an_unexpected_error_in_one_answer_ends_the_wait_for_all(
     monkeypatch.setattr(Metrics, "on_first_token", fail)
     with anyio.fail_after(60), pytest.raises(MemoryError):
         await collect(generations)
+
+
+@pytest.mark.anyio
+async def test_a_fault_in_the_encoding_of_one_answer_leaves_the_others(service: Service) -> None:
+    await service.load(MODEL, None, warm=())
+
+    def fail(*_: object) -> None:
+        raise ValueError("forced")
+
+    [faulty] = await service.generate(PROMPT, {"max_tokens": 20})
+    [other] = await service.generate(PROMPT, {"max_tokens": 20, "ignore_eos": True})
+    with anyio.fail_after(60):
+        ends = await asyncio.gather(receive([faulty], fail), collect([other]), return_exceptions=True)
+    assert isinstance(ends[0], ValueError)
+    assert [len(answer.outputs) for answer in ends[1]] == [20]  # type: ignore[union-attr]
+    assert service.failure is None
 
 
 @pytest.mark.anyio
