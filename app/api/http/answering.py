@@ -181,7 +181,7 @@ class StreamedAnswer(Answering):
 async def _stay_alive(writer: Writer, part: bytes) -> None:
     while True:
         silence = time.monotonic() - writer.written_at
-        if silence < KEEP_ALIVE_AFTER or writer.is_blocked:
-            await anyio.sleep(KEEP_ALIVE_AFTER - silence if silence < KEEP_ALIVE_AFTER else KEEP_ALIVE_AFTER)
-        else:
+        if silence >= KEEP_ALIVE_AFTER and not writer.is_blocked:
             writer.write(part)
+        else:
+            await anyio.sleep(KEEP_ALIVE_AFTER - silence % KEEP_ALIVE_AFTER)
