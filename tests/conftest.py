@@ -100,7 +100,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-# Settings of every server, unless a test sets others. With layout and attention set, nothing is measured at
+# Settings of each server; a test can override them. With layout and attention set, nothing is measured at
 # start, and all servers load the same prefilled contexts. One thread: each core has a test process.
 SETTINGS = {
     "N_CTX": "16384",
@@ -109,7 +109,7 @@ SETTINGS = {
     "KV_LAYOUT": "split",
     "FLASH_ATTENTION": "on",
 }
-KEY = "let me in"  # of locked_server
+KEY = "let me in"  # API_KEY of locked_server
 
 
 class Server:
@@ -152,7 +152,7 @@ class Server:
 
 
 def changed_program(folder: Path, change: str) -> list[str]:
-    """A ``program`` for Server: the command line after ``change``, lines of Python."""
+    """A ``program`` for Server: Python lines ``change``, then the command line."""
     script = folder / "changed.py"
     path = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
     script.write_text(f"{path}{change}\nfrom app.__main__ import main\nsys.exit(main())\n")
@@ -161,7 +161,7 @@ def changed_program(folder: Path, change: str) -> list[str]:
 
 @contextlib.contextmanager
 def running_server(log: Path, **settings: str) -> Iterator[Server]:
-    """A ready server. At its end it must exit with status 0."""
+    """A ready server. It must exit with status 0 at the end."""
     server = Server(log, **settings)
     try:
         yield server.wait_until()

@@ -63,7 +63,7 @@ def results(*changes: tuple[str, str, str, float]) -> Results:
 
 
 def row_of(goal: str, figures: Results, beside: str = "llama-server") -> Row:
-    """The row of a goal. Another server may have a row of the same name."""
+    """The row of a goal. If several servers have one, it is that of ``beside``."""
     found = [row for row in rows(figures) if row.goal.startswith(goal)]
     (row,) = found if len(found) == 1 else (row for row in found if row.beside == beside)
     return row
@@ -113,7 +113,7 @@ def test_the_worst_workload_decides_on_speculation() -> None:
     assert not row.is_reached
 
 
-def test_a_kernel_is_compared_with_the_better_of_both() -> None:
+def test_a_kernel_is_compared_with_the_faster_of_ggml_and_openvino() -> None:
     figures = results(("1B-Q4_0", GGML, "rate_of_8", 160.0), ("1B-Q4_0", OPENVINO, "rate_of_8", 150.0))
     row = row_of("1B-Q4_0, decode of 8", figures)
     assert (row.ours, row.theirs, row.beside) == (300.0, 160.0, "ggml")

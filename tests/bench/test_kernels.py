@@ -1,4 +1,4 @@
-"""The bench of kernels: order of variants, files, and its table in the docs."""
+"""The bench of kernels: the order of variants, the files, and the table in the docs."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ TABLE = """\
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Measured files and variants. Replaces the processes; one variant fails."""
-    asked: list[tuple[str, str]] = []
+    """Files and variants in the order of measurement. The variant GGML fails, and no process is started."""
+    calls: list[tuple[str, str]] = []
 
     def measure(variant: str, path: Path, n_threads: int, n_steps: int) -> Figures:
-        asked.append((path.name, variant))
+        calls.append((path.name, variant))
         if variant == GGML:
             raise BenchError("it does not start")
-        return {"prefill": float(len(asked))}
+        return {"prefill": float(len(calls))}
 
     monkeypatch.setattr(kernels, "measure", measure)
-    return asked
+    return calls
 
 
 def test_the_order_of_variants_rotates_and_failures_are_collected(measured: list[tuple[str, str]]) -> None:
@@ -66,7 +66,7 @@ def test_the_order_of_variants_rotates_and_failures_are_collected(measured: list
     assert failures == [f"round {number}: a, {GGML}: it does not start" for number in (1, 2, 3)]
 
 
-def test_openvino_gets_no_file_with_types_that_it_does_not_read(
+def test_files_with_types_unknown_to_openvino_are_not_measured_with_it(
     measured: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "_OPENVINO_READS", {"F32"})
@@ -76,7 +76,7 @@ def test_openvino_gets_no_file_with_types_that_it_does_not_read(
     assert [variant for _, variant in measured] == [OURS, GGML]
 
 
-def test_files_are_named_or_given_as_paths(tmp_path: Path) -> None:
+def test_files_are_given_as_names_or_paths(tmp_path: Path) -> None:
     assert kernels._files("1B") == ["1B-Q4_K_M", "1B-Q4_0", "1B-Q4_1", "1B-Q8_0"]
     assert kernels._files(f"135M-Q8_0,{MODEL}") == ["135M-Q8_0", str(MODEL)]
     with pytest.raises(argparse.ArgumentTypeError, match=r"'2B': should be a file or one of 135M, 1B, "):

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI as a peer: its route and its rates without a server, on a small model."""
+"""OpenVINO GenAI as a peer: answers of its server, and rates without a server, of a small model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def openvino(
 
 @needs_openvino
 @pytest.mark.slow
-def test_its_answers_have_the_requested_tokens(openvino: OpenVINO, prompts: Prompts) -> None:
+def test_answers_have_the_requested_number_of_tokens(openvino: OpenVINO, prompts: Prompts) -> None:
     """Twelve requests share eight slots. `check` compares prompt tokens with those of llama.cpp."""
     texts = Texts(prompts, "openvino")
 
@@ -46,7 +46,7 @@ def test_its_answers_have_the_requested_tokens(openvino: OpenVINO, prompts: Prom
 
 @needs_openvino
 @pytest.mark.slow
-def test_it_streams_a_piece_per_step(openvino: OpenVINO) -> None:
+def test_each_step_streams_a_piece(openvino: OpenVINO) -> None:
     timing = asyncio.run(openvino.ask(Question.of("Which birds come by in March?"), 60))
     assert len(timing.pieces_at) > 30
     assert len({at for at, _ in timing.received}) > 30
@@ -54,7 +54,7 @@ def test_it_streams_a_piece_per_step(openvino: OpenVINO) -> None:
 
 @needs_openvino
 @pytest.mark.slow
-def test_its_greedy_answers_are_equal(openvino: OpenVINO) -> None:
+def test_greedy_answers_to_equal_questions_are_equal(openvino: OpenVINO) -> None:
     question = Question.of("Which birds come by in March?")
     first, second = (asyncio.run(openvino.ask(question, 20)).text for _ in range(2))
     assert first == second
@@ -81,7 +81,7 @@ def test_closed_connections_free_their_slots(openvino: OpenVINO) -> None:
 
 @needs_openvino
 @pytest.mark.slow
-def test_a_rejected_file_is_an_error(tmp_path: Path) -> None:
+def test_a_file_that_openvino_rejects_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "no.gguf"
     path.write_bytes(b"no GGUF")
     with pytest.raises(BenchError, match=r"bench\.openvino\.rates .*no\.gguf"):

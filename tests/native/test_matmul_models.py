@@ -1,4 +1,4 @@
-"""Whole models with our matrix kernels against the same models with ggml's."""
+"""Models have nearly the same perplexity and logits with our matrix kernels and with ggml's."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from app.engine.llama import Batch, Context, Model, native
 from app.engine.llama.native import has_exports
 from bench.quantize import quantize
 from tests.conftest import MODEL, ROOT, clean_environment
-from tests.engine.llama.perplexity import score
+from tests.native.perplexity import score
 
 FLAGS = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
 pytestmark = [
-    pytest.mark.skipif(not has_exports(), reason="the library in use was not built by native/build.py"),
+    pytest.mark.skipif(not has_exports(), reason="native/build.py did not build the installed library"),
     pytest.mark.skipif("avx2" not in FLAGS, reason="our matrix kernels need AVX2"),
 ]
 
-# Widths of the default model that are no multiple of 256 get Q5_0, Q8_0 or IQ4_NL in K-quants.
-REQUANTIZED = ("Q8_0", "Q4_K_M")  # Q4_K_M: also Q4_K, Q5_0 and Q6_K; all formats: tests/native
+# A Q4_K_M file of the default model has Q4_K, Q5_0 and Q6_K: its widths are not all multiples of 256.
+# test_matmul.py tests all formats.
+REQUANTIZED = ("Q8_0", "Q4_K_M")
 
 
 @pytest.fixture
 def model_in(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """The default model in a format."""
+    """Write the default model in a format."""
     path = tmp_path / "requantized.gguf"
 
     def write(name: str) -> Path:
@@ -47,15 +48,17 @@ def model_in(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["Q4_1", *REQUANTIZED])
-def test_perplexity(name: str, model_in: Callable[[str], Path], tmp_path: Path) -> None:
-    """At most 0.5 % above ggml's. It may be below: ggml rounds activations of K-quants in blocks of 256."""
+def test_perplexity_is_at_most_half_a_percent_above_that_of_ggml(
+    name: str, model_in: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """It may be lower: ggml rounds activations of K-quants in blocks of 256."""
     model = model_in(name)
-    ours, theirs = (score(model, matmul=matmul, folder=tmp_path) for matmul in (True, False))
+    ours, ggml = (score(model, matmul=matmul, folder=tmp_path) for matmul in (True, False))
     assert ours.calls > 0
-    assert theirs.calls == 0
+    assert ggml.calls == 0
     assert len(ours.losses) > 8000
-    assert ours.perplexity < 1.005 * theirs.perplexity
-    correlations = [np.corrcoef(a, b)[0, 1] for a, b in zip(ours.logits, theirs.logits, strict=True)]
+    assert ours.perplexity < 1.005 * ggml.perplexity
+    correlations = [np.corrcoef(a, b)[0, 1] for a, b in zip(ours.logits, ggml.logits, strict=True)]
     assert np.median(correlations) > 0.998
     assert min(correlations) > 0.98
 
@@ -78,8 +81,8 @@ print(asyncio.run(calls()))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("matmul", ["auto", "ggml"])
-def test_the_setting_selects_the_kernels(matmul: str, tmp_path: Path) -> None:
-    """The prefill of a context computes all matrices of the model."""
+def test_the_setting_matmul_selects_the_kernels(matmul: str, tmp_path: Path) -> None:
+    """Startup prefills a context with all matrices of the model."""
     settings = {"MATMUL": matmul, "N_CTX": "2048", "KV_LAYOUT": "split", "FLASH_ATTENTION": "on"}
     environment = clean_environment(**settings, XDG_CACHE_HOME=str(tmp_path))
     calls = int(_output_of(_SERVING, environment=environment).stdout)
@@ -103,7 +106,7 @@ class Traits(ctypes.Structure):  # ggml_type_traits
 def wrong(weights, to, count):
     ctypes.memset(to, 0, 4 * count)
 
-# The test compares with ggml's dequantization: make it wrong for as long as the test runs.
+# start_matmul compares with ggml's dequantization, which is wrong during this comparison.
 logging.basicConfig(format="%(message)s")
 traits = native_function("ggml_get_type_traits", ctypes.POINTER(Traits), ctypes.c_int)(3).contents
 assert traits.type_name == b"q4_1"
@@ -124,13 +127,13 @@ print(json.dumps([supported, matmul_calls(), context.logits[0].tolist()]))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the fault is made with Linux's mprotect")
-def test_a_format_that_fails_its_test_stays_with_ggml(model: Model) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="the fault needs mprotect")
+def test_a_format_that_fails_its_test_is_left_to_ggml(model: Model) -> None:
     result = _output_of(_WITH_A_FAILING_TEST, str(MODEL))
     assert re.fullmatch(r"The matrix kernels for q4_1 fail.*\n", result.stderr)
     supported, calls, logits = json.loads(result.stdout)
     assert supported == [False, True]
-    assert calls == 1  # the output matrix, the only one in Q8_0
+    assert calls == 1  # of the output matrix: it alone is Q8_0
     context = Context(model, n_ctx=256, n_sequences=1, n_batch=64, n_threads=2)
     batch = Batch(64)
     batch.add([1, 2, 3], 0, 0, n_outputs=1)
@@ -151,7 +154,7 @@ def _output_of(
 def test_a_build_without_kernels_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """On CPUs without AVX2 the function returns null."""
+    """On CPUs without AVX2, tokenstream_matmul_start returns null."""
 
     def none(name: str, *types: Any) -> Callable[[], None]:
         assert name == "tokenstream_matmul_start"

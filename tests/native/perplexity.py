@@ -1,6 +1,6 @@
-"""Log-probabilities of a model for the repository's texts, as a child process.
+"""Losses and logits of a model for texts of the repository.
 
-``start_matmul`` has an effect once in a process: each choice of kernels needs its own.
+``start_matmul`` selects the kernels once in a process, so each selection has its own process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from tests.human_texts import HUMAN_TEXTS
 
 _CHUNK = 512  # tokens, each with an empty KV cache
-_KEPT = 16  # logits of one token in so many are kept
+_LOGITS_STEP = 16  # logits of every 16th token are compared
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Scores:
 
     losses: NDArray[np.float64]  # -log p of each token
     logits: NDArray[np.float32]
-    calls: int  # products of our kernels
+    calls: int  # matrix products of our kernels
 
     @property
     def perplexity(self) -> float:
@@ -67,7 +67,7 @@ def _main(path: str, matmul: str, results: str) -> None:
         highest = rows.max(axis=1)
         totals = highest + np.log(np.exp(rows - highest[:, None]).sum(axis=1))
         losses.append(totals - rows[np.arange(len(rows)), chunk[1:]])
-        logits.append(context.logits[::_KEPT].copy())
+        logits.append(context.logits[::_LOGITS_STEP].copy())
     context.close()
     model.close()
     np.savez(results, losses=np.concatenate(losses), logits=np.concatenate(logits), calls=matmul_calls())
