@@ -142,7 +142,7 @@ async def test_an_unexpected_error_in_one_answer_ends_the_wait_for_all(
 
 
 @pytest.mark.anyio
-async def test_a_fault_in_the_encoding_of_one_answer_leaves_the_others(service: Service) -> None:
+async def test_a_fault_in_the_encoding_of_one_answer_does_not_end_others(service: Service) -> None:
     await service.load(MODEL, None, warm=())
 
     def fail(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Writing to clients that read slowly or not at all, over real sockets."""
+"""Responses to clients that read late or disconnect, over real sockets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.api.http.writer import Writer
 pytestmark = pytest.mark.anyio
 
 HEADERS = [(b"content-type", b"text/plain")]
-# More than the buffers of a connection hold.
+# Larger than the buffers of a connection.
 PARTS = [f"{n:08}".encode() * 32_768 for n in range(64)]
 
 
@@ -41,7 +41,7 @@ async def connection(app: object) -> AsyncIterator[tuple[asyncio.StreamReader, a
 
 
 async def test_parts_arrive_in_order_at_a_client_that_reads_late() -> None:
-    held = list[bool]()
+    blocked = list[bool]()
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         async with anyio.create_task_group() as tasks:
@@ -50,20 +50,20 @@ async def test_parts_arrive_in_order_at_a_client_that_reads_late() -> None:
                 # A callback of the event loop is not a task.
                 asyncio.get_running_loop().call_soon(writer.write, part)
             await asyncio.sleep(0.1)
-            held.append(writer.is_blocked)
+            blocked.append(writer.is_blocked)
         await writer.send(b"end", more=False)
 
     with anyio.fail_after(60):
         async with connection(app) as (reader, _):
-            while not held:  # noqa: ASYNC110
+            while not blocked:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             received = await reader.read()
-    assert held == [True]
+    assert blocked == [True]
     assert received.startswith(b"HTTP/1.1 200 OK\r\n")
     assert _body(received) == b"".join(PARTS) + b"end"
 
 
-async def test_a_client_that_leaves_ends_the_writing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_disconnect_ends_a_blocked_response(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
     ended = asyncio.Event()
 
