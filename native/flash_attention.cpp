@@ -1,8 +1,8 @@
 // GGML_OP_FLASH_ATTN_EXT for f16 keys and values on CPUs with AVX2 or AVX-512.
 //
-// For fewer than 64 queries, ggml computes one head at a time and accumulates V as f16 in memory. Each key then
-// depends on the previous store. attention_kernel.h accumulates in f32 registers. It converts K and V once for up
-// to four rows: heads of a group (GQA) and neighbouring positions.
+// For fewer than 64 queries, ggml computes one head at a time and accumulates V as f16 in memory. Its results depend
+// on the number of queries. attention_kernel.h accumulates in f32 registers, for tiles of rows: heads of a group (GQA)
+// and neighbouring positions. A row's result does not depend on the rows beside it.
 //
 // llama_cpp.cmake compiles this file into ggml-cpu and redirects ggml-cpu.c's call to it. ggml's function computes
 // other operations: other types, ALiBi, soft caps, sinks, other CPUs.
@@ -24,9 +24,6 @@ std::atomic<uint64_t> calls{0};
 
 using namespace tokenstream;
 
-constexpr int UNITS_PER_THREAD = 4; // units differ in size; a thread takes the next unit when it finishes one
-constexpr int64_t MIN_SPLIT = 256;  // keys; below that, merging costs more than it saves
-
 bool is_covered(const ggml_tensor * dst) {
     const ggml_tensor * q = dst->src[0], * k = dst->src[1], * v = dst->src[2], * mask = dst->src[3];
     float max_bias, soft_cap;
@@ -40,38 +37,58 @@ bool is_covered(const ggml_tensor * dst) {
         && !dst->src[4] && max_bias == 0.0f && soft_cap == 0.0f;
 }
 
-// Division of an operation into units: one KV head of one stream, `together` rows, and one part of the keys.
-// A row is one head of the group at one position.
+// Division of an operation into units: KV heads of one stream, rows of each, and all parts of the keys or one.
+// A row is one head of a group at one position. Results do not depend on the division.
 struct Division {
     int64_t head_size, n_kv_heads, n_heads, n_positions, n_streams, n_keys;
-    int64_t group;    // heads of one KV head
-    int64_t together; // rows of a unit
-    int64_t n_blocks; // of rows
-    int64_t n_parts;  // of the keys
-    int64_t part;     // keys
+    int64_t group;   // heads of a KV head
+    int64_t n_rows;  // of a KV head of a stream
+    int64_t n_parts; // of the keys
+    // Of a unit:
+    int64_t rows, heads;
+    bool is_split; // one part of the keys; the parts are merged afterwards
 
     Division(const ggml_compute_params * params, const ggml_tensor * dst) {
         const ggml_tensor * q = dst->src[0], * k = dst->src[1];
         head_size = k->ne[0], n_keys = k->ne[1], n_kv_heads = k->ne[2];
         n_positions = q->ne[1], n_heads = q->ne[2], n_streams = q->ne[3];
         group = n_heads/n_kv_heads;
-        const int64_t enough = UNITS_PER_THREAD*params->nth;
-        together = MAX_ROWS;
-        set_blocks();
-        // Too few units: divide the keys, limited by the work buffer for partial results. Then divide the rows.
-        const int64_t fits = params->wsize/(n_results()*partial_size()*sizeof(float));
-        const int64_t wanted = params->nth == 1 ? 1 : (enough + n_units() - 1)/n_units();
-        n_parts = std::max<int64_t>(1, std::min({wanted, n_keys/MIN_SPLIT, fits}));
-        part = ((n_keys + n_parts - 1)/n_parts + BLOCK - 1)/BLOCK*BLOCK;
-        n_parts = (n_keys + part - 1)/part;
-        while (together > 1 && n_units()*n_parts < enough) {
-            --together;
-            set_blocks();
+        n_rows = group*n_positions;
+        n_parts = (n_keys + PART_KEYS - 1)/PART_KEYS;
+        const bool can_split = params->nth > 1 && n_parts > 1
+            && n_results()*n_parts*partial_size()*sizeof(float) <= params->wsize;
+        int64_t least = INT64_MAX;
+        const auto consider = [&](int64_t n, int64_t together) {
+            for (int split = 0; split <= can_split; ++split) {
+                const int64_t cost = estimate(n, together, split, params->nth);
+                if (cost < least) {
+                    least = cost, rows = n, heads = together, is_split = split;
+                }
+            }
+        };
+        for (int64_t n = 1; n <= TILE_ROWS; ++n) {
+            consider(n, std::min<int64_t>(n_kv_heads, MAX_HEADS));
+            consider(n, 1);
+        }
+        for (int64_t n = 2*TILE_ROWS; n <= MAX_ROWS; n += TILE_ROWS) {
+            consider(n, 1);
         }
     }
 
-    void set_blocks() { n_blocks = (group*n_positions + together - 1)/together; }
-    int64_t n_units() const { return n_kv_heads*n_streams*n_blocks; } // of one part
+    // Time until all threads have finished, in parts of one row. For each head, reading the keys takes as long as
+    // three rows, or eight if its neighbours are not read with it. Merging takes as long as one unit.
+    int64_t estimate(int64_t n, int64_t together, bool split, int64_t n_threads) const {
+        const int64_t reading = n > TILE_ROWS || together == n_kv_heads ? 3 : together == 1 ? 8 : 4;
+        const int64_t unit = together*(std::min(n, n_rows) + reading);
+        const int64_t units = ceil(n_kv_heads, together)*ceil(n_rows, n)*n_streams;
+        return split ? (ceil(units*n_parts, n_threads) + 1)*unit : ceil(units, n_threads)*n_parts*unit;
+    }
+
+    static int64_t ceil(int64_t n, int64_t size) { return (n + size - 1)/size; }
+
+    int64_t n_units() const {
+        return ceil(n_kv_heads, heads)*ceil(n_rows, rows)*n_streams*(is_split ? n_parts : 1);
+    }
     int64_t n_results() const { return n_heads*n_positions*n_streams; }
     int64_t partial_size() const { return 2 + head_size; } // floats: highest score, sum of weights, sums of V
 };
@@ -81,77 +98,95 @@ int64_t result_index(const Division & d, int64_t head, int64_t position, int64_t
     return (stream*d.n_positions + position)*d.n_heads + head;
 }
 
+float * result_of(ggml_tensor * dst, int64_t result) {
+    return (float *) ((char *) dst->data + result*dst->nb[1]);
+}
+
 float * partial_of(const ggml_compute_params * params, const Division & d, int64_t result, int64_t part) {
     return (float *) params->wdata + (result*d.n_parts + part)*d.partial_size();
 }
 
-void compute_unit(const ggml_compute_params * params, ggml_tensor * dst, const Division & d, int64_t unit) {
+void set_head(Head & head, const ggml_tensor * dst, const Division & d, int64_t kv_head, int64_t stream, int64_t first) {
     const ggml_tensor * q = dst->src[0], * k = dst->src[1], * v = dst->src[2], * mask = dst->src[3];
-    const int64_t part = unit % d.n_parts;
-    const int64_t first = unit/d.n_parts % d.n_blocks*d.together;
-    const int64_t kv_head = unit/d.n_parts/d.n_blocks % d.n_kv_heads;
-    const int64_t stream = unit/d.n_parts/d.n_blocks/d.n_kv_heads;
-    const int64_t begin = part*d.part;
-    const int n_rows = (int) std::min(d.together, d.group*d.n_positions - first);
-    Rows rows;
-    for (int r = 0; r < n_rows; ++r) {
-        const int64_t position = (first + r)/d.group, head = kv_head*d.group + (first + r) % d.group;
-        rows.q[r] = (const float *) ((const char *) q->data
-            + position*q->nb[1] + head*q->nb[2] + stream*q->nb[3]);
-        rows.mask[r] = !mask ? nullptr : begin + (const half *) ((const char *) mask->data
-            + position*mask->nb[1] + head % mask->ne[2]*mask->nb[2] + stream % mask->ne[3]*mask->nb[3]);
-        const int64_t result = result_index(d, head, position, stream);
-        rows.partial[r] = d.n_parts == 1 ? nullptr : partial_of(params, d, result, part);
-        rows.out[r] = d.n_parts == 1 ? (float *) ((char *) dst->data + result*dst->nb[1]) : rows.partial[r] + 2;
+    head.k = (const char *) k->data + kv_head*k->nb[2] + stream*k->nb[3];
+    head.v = (const char *) v->data + kv_head*v->nb[2] + stream*v->nb[3];
+    head.k_stride = k->nb[1], head.v_stride = v->nb[1];
+    head.n_keys = d.n_keys;
+    head.size = (int) d.head_size;
+    head.n_rows = (int) std::min(d.rows, d.n_rows - first);
+    for (int r = 0; r < head.n_rows; ++r) {
+        const int64_t position = (first + r)/d.group, query_head = kv_head*d.group + (first + r) % d.group;
+        head.rows[r].q = (const float *) ((const char *) q->data
+            + position*q->nb[1] + query_head*q->nb[2] + stream*q->nb[3]);
+        head.rows[r].mask = !mask ? nullptr : (const half *) ((const char *) mask->data
+            + position*mask->nb[1] + query_head % mask->ne[2]*mask->nb[2] + stream % mask->ne[3]*mask->nb[3]);
+        start(head.rows[r]);
     }
-    const Keys keys = {
-        (const char *) k->data + kv_head*k->nb[2] + stream*k->nb[3] + begin*k->nb[1],
-        (const char *) v->data + kv_head*v->nb[2] + stream*v->nb[3] + begin*v->nb[1],
-        k->nb[1], v->nb[1], std::min(d.part, d.n_keys - begin),
-    };
-    float scale;
-    memcpy(&scale, dst->op_params, sizeof(float));
-    attend(rows, n_rows, keys, (int) d.head_size, scale);
 }
 
-// Merge the parts of a result, each rescaled to the highest score of all parts.
-void merge(const ggml_compute_params * params, ggml_tensor * dst, const Division & d, int64_t result) {
-    float * out = (float *) ((char *) dst->data + result*dst->nb[1]);
-    float highest = -INFINITY, total = 0.0f;
-    for (int64_t part = 0; part < d.n_parts; ++part) {
-        highest = std::max(highest, partial_of(params, d, result, part)[0]);
+// Later rows see more keys and go first.
+void compute_unit(const ggml_compute_params * params, ggml_tensor * dst, const Division & d, int64_t unit) {
+    const int64_t n_parts = d.is_split ? d.n_parts : 1;
+    const int64_t n_groups = Division::ceil(d.n_kv_heads, d.heads), n_blocks = Division::ceil(d.n_rows, d.rows);
+    const int64_t first_head = unit % n_groups*d.heads;
+    const int64_t part = unit/n_groups % n_parts;
+    const int64_t first_row = (n_blocks - 1 - unit/n_groups/n_parts % n_blocks)*d.rows;
+    const int64_t stream = unit/n_groups/n_parts/n_blocks;
+    float scale;
+    memcpy(&scale, dst->op_params, sizeof(float));
+    Head heads[MAX_HEADS];
+    const int n_heads = (int) std::min(d.heads, d.n_kv_heads - first_head);
+    const auto result = [&](int h, int r) {
+        const int64_t row = first_row + r, head = (first_head + h)*d.group + row % d.group;
+        return result_index(d, head, row/d.group, stream);
+    };
+    for (int h = 0; h < n_heads; ++h) {
+        set_head(heads[h], dst, d, first_head + h, stream, first_row);
+        for (int r = 0; r < heads[h].n_rows; ++r) {
+            heads[h].rows[r].out = d.is_split ? partial_of(params, d, result(h, r), part) + 2 : result_of(dst, result(h, r));
+        }
     }
-    std::fill_n(out, d.head_size, 0.0f);
-    for (int64_t part = 0; part < d.n_parts; ++part) {
-        const float * partial = partial_of(params, d, result, part);
-        if (partial[1] > 0.0f) {
-            const float weight = expf(partial[0] - highest);
-            total += weight*partial[1];
-            for (int64_t j = 0; j < d.head_size; ++j) {
-                out[j] += weight*partial[2 + j];
+    for (int64_t begin = part*PART_KEYS; begin < (d.is_split ? (part + 1)*PART_KEYS : d.n_keys); begin += PART_KEYS) {
+        attend(heads, n_heads, begin, scale);
+    }
+    for (int h = 0; h < n_heads; ++h) {
+        for (int r = 0; r < heads[h].n_rows; ++r) {
+            Row & row = heads[h].rows[r];
+            if (d.is_split) {
+                row.out[-2] = row.highest, row.out[-1] = row.total;
+            } else {
+                finish(row, heads[h].size);
             }
         }
     }
-    for (int64_t j = 0; j < d.head_size; ++j) {
-        out[j] *= total == 0.0f ? 0.0f : 1.0f/total;
+}
+
+void merge_parts(const ggml_compute_params * params, ggml_tensor * dst, const Division & d, int64_t result) {
+    Row row;
+    row.out = result_of(dst, result);
+    start(row);
+    for (int64_t part = 0; part < d.n_parts; ++part) {
+        const float * partial = partial_of(params, d, result, part);
+        merge(row, partial + 2, partial[0], partial[1], (int) d.head_size);
     }
+    finish(row, (int) d.head_size);
 }
 
 void compute(const ggml_compute_params * params, ggml_tensor * dst) {
     const Division division(params, dst);
-    const int64_t n_units = division.n_units()*division.n_parts;
     if (params->ith == 0) {
         calls.fetch_add(1, std::memory_order_relaxed);
         ggml_threadpool_chunk_set(params->threadpool, params->nth);
     }
     ggml_barrier(params->threadpool);
+    const int64_t n_units = division.n_units();
     for (int64_t unit = params->ith; unit < n_units; unit = ggml_threadpool_chunk_add(params->threadpool, 1)) {
         compute_unit(params, dst, division, unit);
     }
-    if (division.n_parts > 1) {
+    if (division.is_split) {
         ggml_barrier(params->threadpool);
         for (int64_t result = params->ith; result < division.n_results(); result += params->nth) {
-            merge(params, dst, division, result);
+            merge_parts(params, dst, division, result);
         }
     }
 }

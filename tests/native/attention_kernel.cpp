@@ -5,13 +5,21 @@
 // q, mask and out: n_rows x head_size, n_rows x n_keys (or null), n_rows x head_size. k and v: n_keys x head_size.
 extern "C" int attend(const float * q, const uint16_t * k, const uint16_t * v, const uint16_t * mask, float * out,
                       int n_rows, int n_keys, int head_size, float scale) {
-    tokenstream::Rows rows{};
+    static tokenstream::Head head;
+    head.k = (const char *) k, head.v = (const char *) v;
+    head.k_stride = head.v_stride = head_size*sizeof(uint16_t);
+    head.n_keys = n_keys, head.size = head_size, head.n_rows = n_rows;
     for (int r = 0; r < n_rows; ++r) {
-        rows.q[r] = q + r*head_size;
-        rows.mask[r] = mask ? mask + r*n_keys : nullptr;
-        rows.out[r] = out + r*head_size;
+        head.rows[r].q = q + r*head_size;
+        head.rows[r].mask = mask ? mask + r*n_keys : nullptr;
+        head.rows[r].out = out + r*head_size;
+        tokenstream::start(head.rows[r]);
     }
-    const size_t stride = head_size*sizeof(uint16_t);
-    tokenstream::attend(rows, n_rows, {(const char *) k, (const char *) v, stride, stride, n_keys}, head_size, scale);
+    for (int64_t begin = 0; begin < n_keys; begin += tokenstream::PART_KEYS) {
+        tokenstream::attend(&head, 1, begin, scale);
+    }
+    for (int r = 0; r < n_rows; ++r) {
+        tokenstream::finish(head.rows[r], head_size);
+    }
     return tokenstream::WIDTH;
 }

@@ -52,7 +52,7 @@ def expected(q: Any, k: Any, v: Any, mask: Any, scale: float) -> Any:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("n_rows", [1, 2, 3, 4])
+@pytest.mark.parametrize("n_rows", [1, 3, 4, 6, 7, 13])
 @pytest.mark.parametrize("head_size", [64, 80, 96, 128, 256])
 def test_a_variant_equals_f64_arithmetic(kernel: Any, head_size: int, n_rows: int, masked: bool) -> None:
     rng = np.random.default_rng(0)

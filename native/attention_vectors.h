@@ -1,0 +1,170 @@
+// Vectors for attention_kernel.h, with the instructions of AVX-512 or AVX2. No dependency but the compiler's intrinsics.
+#pragma once
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+namespace tokenstream {
+namespace { // other files define functions of the same names; tests load two variants into one process
+
+using half = uint16_t; // IEEE binary16
+
+constexpr half HIDDEN = 0xFC00; // minus infinity: the mask of a key that a row does not see
+
+#if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define TOKENSTREAM_ATTENTION_KERNEL
+
+constexpr int WIDTH = 16;     // floats per vector
+constexpr int TILE_ROWS = 6;  // a tile of 6 x 4 sums fits the 32 registers
+constexpr int TILE_WIDTH = 4; // vectors
+using Vec = __m512;
+using HalfVec = __m256i;
+
+inline Vec zero() { return _mm512_setzero_ps(); }
+inline Vec all(float x) { return _mm512_set1_ps(x); }
+inline Vec widen(HalfVec x) { return _mm512_cvtph_ps(x); }
+inline HalfVec load_halves(const half * x) { return _mm256_loadu_si256((const HalfVec *) x); }
+inline void store(half * to, HalfVec x) { _mm256_storeu_si256((HalfVec *) to, x); }
+inline Vec load(const float * x) { return _mm512_loadu_ps(x); }
+inline void store(float * to, Vec x) { _mm512_storeu_ps(to, x); }
+inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+inline float max_of(Vec x) { return _mm512_reduce_max_ps(x); }
+inline float sum_of(Vec x) { return _mm512_reduce_add_ps(x); }
+inline Vec where_above(Vec x, float least, Vec value) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, all(least), _CMP_GT_OQ), value);
+}
+// The score, or minus infinity if the mask is: the score can be NaN.
+inline Vec unless_hidden(Vec score, Vec mask) {
+    return _mm512_mask_mov_ps(score, _mm512_cmp_ps_mask(mask, all(-INFINITY), _CMP_EQ_OQ), mask);
+}
+// x*2^n, with n in the low bits of `n`.
+inline Vec times_power(Vec x, Vec n) {
+    const __m512i shifted = _mm512_slli_epi32(_mm512_castps_si512(n), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), shifted));
+}
+// One bit per key.
+inline uint32_t visible_of(const half * mask) {
+    return _mm256_cmpneq_epi16_mask(load_halves(mask), _mm256_set1_epi16((short) HIDDEN));
+}
+inline bool is_zero(const half * mask) {
+    return _mm256_testz_si256(load_halves(mask), load_halves(mask));
+}
+// Eight halves of WIDTH keys, `at(i)` of key i, as rows of a matrix to transpose.
+template <class At> inline HalfVec row_of(At at, int i) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(at(i)), at(i + 8), 1);
+}
+inline HalfVec low_pairs(HalfVec a, HalfVec b) { return _mm256_unpacklo_epi16(a, b); }
+inline HalfVec high_pairs(HalfVec a, HalfVec b) { return _mm256_unpackhi_epi16(a, b); }
+
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define TOKENSTREAM_ATTENTION_KERNEL
+
+constexpr int WIDTH = 8;
+constexpr int TILE_ROWS = 6; // 6 x 2 sums fit the 16 registers
+constexpr int TILE_WIDTH = 2;
+using Vec = __m256;
+using HalfVec = __m128i;
+
+inline Vec zero() { return _mm256_setzero_ps(); }
+inline Vec all(float x) { return _mm256_set1_ps(x); }
+inline Vec widen(HalfVec x) { return _mm256_cvtph_ps(x); }
+inline HalfVec load_halves(const half * x) { return _mm_loadu_si128((const HalfVec *) x); }
+inline void store(half * to, HalfVec x) { _mm_storeu_si128((HalfVec *) to, x); }
+inline Vec load(const float * x) { return _mm256_loadu_ps(x); }
+inline void store(float * to, Vec x) { _mm256_storeu_ps(to, x); }
+inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+inline float max_of(Vec x) {
+    __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+}
+inline float sum_of(Vec x) {
+    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
+}
+inline Vec where_above(Vec x, float least, Vec value) {
+    return _mm256_and_ps(_mm256_cmp_ps(x, all(least), _CMP_GT_OQ), value);
+}
+inline Vec unless_hidden(Vec score, Vec mask) {
+    return _mm256_blendv_ps(score, mask, _mm256_cmp_ps(mask, all(-INFINITY), _CMP_EQ_OQ));
+}
+inline Vec times_power(Vec x, Vec n) {
+    const __m256i shifted = _mm256_slli_epi32(_mm256_castps_si256(n), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), shifted));
+}
+inline uint32_t visible_of(const half * mask) {
+    const __m128i hidden = _mm_cmpeq_epi16(load_halves(mask), _mm_set1_epi16((short) HIDDEN));
+    return ~_mm_movemask_epi8(_mm_packs_epi16(hidden, hidden)) & 0xFF;
+}
+inline bool is_zero(const half * mask) {
+    return _mm_testz_si128(load_halves(mask), load_halves(mask));
+}
+template <class At> inline HalfVec row_of(At at, int i) { return at(i); }
+inline HalfVec low_pairs(HalfVec a, HalfVec b) { return _mm_unpacklo_epi16(a, b); }
+inline HalfVec high_pairs(HalfVec a, HalfVec b) { return _mm_unpackhi_epi16(a, b); }
+
+#endif
+
+#ifdef TOKENSTREAM_ATTENTION_KERNEL
+
+inline Vec load(const half * x) { return widen(load_halves(x)); }
+
+// 2^x for x <= 0, relative error below 2e-7; exactly 0 below -126.
+inline Vec exp2_of(Vec x) {
+    const Vec magic = all(12582912.0f); // 1.5*2^23: the low bits of the sum are x, rounded
+    const Vec bounded = max(x, all(-126.0f));
+    const Vec n = add(bounded, magic);
+    const Vec rest = sub(bounded, sub(n, magic)); // -0.5 to 0.5
+    Vec p = all(1.32647273e-3f);
+    p = fma(p, rest, all(9.67151299e-3f));
+    p = fma(p, rest, all(5.55073358e-2f));
+    p = fma(p, rest, all(2.40222424e-1f));
+    p = fma(p, rest, all(6.93147004e-1f));
+    p = fma(p, rest, all(1.0f));
+    return where_above(x, -126.0f, times_power(p, n));
+}
+
+// Eight halves of each of WIDTH keys, `stride` bytes apart, as eight vectors of one half per key.
+inline void transpose(const char * from, size_t stride, HalfVec * to) {
+    // Hidden from the compiler, four pointers and a stride address all keys. Otherwise it computes 16 pointers
+    // and keeps them on the stack.
+    const char * quad[WIDTH/4];
+    for (int i = 0; i < WIDTH/4; ++i) {
+        quad[i] = from + 4*i*stride;
+        asm("" : "+r"(quad[i]));
+    }
+    const auto at = [&](int i) { return _mm_loadu_si128((const __m128i *) (quad[i/4] + i%4*stride)); };
+    HalfVec a[8], b[8];
+    for (int i = 0; i < 8; ++i) {
+        a[i] = row_of(at, i);
+    }
+    // Three perfect shuffles of the eight rows transpose them.
+    for (int i = 0; i < 4; ++i) {
+        b[2*i] = low_pairs(a[i], a[i + 4]), b[2*i + 1] = high_pairs(a[i], a[i + 4]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        a[2*i] = low_pairs(b[i], b[i + 4]), a[2*i + 1] = high_pairs(b[i], b[i + 4]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        to[2*i] = low_pairs(a[i], a[i + 4]), to[2*i + 1] = high_pairs(a[i], a[i + 4]);
+    }
+}
+
+#endif
+
+} // namespace
+} // namespace tokenstream
