@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 
 from app.engine.answer import Answer, EngineError, QueueFull, RequestTooLong, Result
+from app.engine.client import LOCAL, Client
 from app.engine.detokenizer import Detokenizer
 from app.engine.engine import Engine, EngineOptions
 from app.engine.llama import DecodeAborted, Model, Vocab
@@ -63,6 +64,7 @@ class AsyncEngine:
         # Rejected draft tokens cannot be removed from a recurrent state.
         self._speculates = options.speculation and not model.is_recurrent
         self._max_requests = options.max_requests
+        self._max_sequences = options.max_sequences
         self._observer = observer
         self._compute_lock = compute_lock or nullcontext()
         self._on_failure = on_failure
@@ -86,12 +88,12 @@ class AsyncEngine:
         self._thread.start()
         self._accepts = True
 
-    def submit(self, prompt: Tokens[int], params: SamplingParams) -> Answer:
+    def submit(self, prompt: Tokens[int], params: SamplingParams, client: Client = LOCAL) -> Answer:
         """Queue a prompt of at least one token.
 
         Raises:
             RequestTooLong: Prompt and ``max_tokens`` exceed ``n_ctx_sequence``.
-            QueueFull: The maximum number of requests is running or waiting.
+            QueueFull: The maximum number of requests is running or waiting, of all clients or of this one.
             EngineError: The engine is closed or has failed.
         """
         if not prompt or min(prompt) < 0 or max(prompt) >= self.vocab.n_tokens:
@@ -100,6 +102,7 @@ class AsyncEngine:
             raise RequestTooLong(len(prompt), params.max_tokens, self.n_ctx_sequence)
         if self.n_unfinished >= self._max_requests:
             raise QueueFull(f"{self.n_unfinished} requests are running or waiting")
+        self._check_limit(client)
         return self._submit(
             Sequence(
                 list(prompt),
@@ -107,8 +110,17 @@ class AsyncEngine:
                 make_sampler(params, self.vocab, prompt),
                 Detokenizer(self.vocab, params.stop, keeps_stop=params.keeps_stop, visible=params.visible),
                 PromptLookup() if self._speculates else None,
+                client=client,
             )
         )
+
+    def _check_limit(self, client: Client) -> None:
+        if client.max_waiting is None:
+            return
+        limit = min(client.max_running or self._max_sequences, self._max_sequences) + client.max_waiting
+        n_unfinished = sum(sequence.client.name == client.name for sequence in self._answers)
+        if n_unfinished >= limit:
+            raise QueueFull(f"{n_unfinished} requests of client {client.name} are running or waiting")
 
     async def warm(self, prefix: Tokens[int]) -> int:
         """Make a shared prefix available: load it from disk, or compute it and save it there.

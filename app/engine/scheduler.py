@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from app.engine.cache.kv_state import Prefix, Resident
 from app.engine.cache.prefix_cache import PrefixCache
+from app.engine.client import Client
 from app.engine.pacing import MIN_CHUNK, Pacing
 from app.engine.sequence import Sequence
 
@@ -150,7 +151,7 @@ class Scheduler:
         prefilling = [s for s in self.running if not s.is_decoding]
         room = self._chunk() - sum(s.n_pending for s in prefilling)
         for sequence in sorted(self._waiting, key=self._urgency):
-            if self._waits_for_prefix(sequence):
+            if self._waits_for_prefix(sequence) or not self._may_run(sequence.client):
                 continue
             overtakes = all(self._urgency(sequence) < self._urgency(other) for other in prefilling)
             if not free or not (room > 0 or overtakes):
@@ -166,6 +167,10 @@ class Scheduler:
             free.remove(slot)
             prefilling.append(sequence)
             room -= sequence.n_pending
+
+    def _may_run(self, client: Client) -> bool:
+        limit = client.max_running
+        return limit is None or sum(s.client.name == client.name for s in self.running) < limit
 
     @contextmanager
     def _concerning(self, sequence: Sequence, slot: int | None = None) -> Iterator[None]:

@@ -6,6 +6,7 @@ import enum
 import time
 from dataclasses import dataclass, field
 
+from app.engine.client import LOCAL, Client
 from app.engine.detokenizer import Detokenizer
 from app.engine.prompt_lookup import PromptLookup
 from app.engine.sampling.logprobs import Logprobs
@@ -35,6 +36,7 @@ class Sequence:
         detokenizer: Converts tokens to text and finds stop strings.
         lookup: Source of drafts. None: no speculation.
         is_context: The prompt is a shared prefix: computed and cached, without an answer.
+        client: Origin of the request.
         prompt_logprobs: Log-probabilities of all prompt tokens except the first, if requested.
         tokens: Prompt and answer.
         n_computed: Number of tokens in KV memory.
@@ -50,6 +52,7 @@ class Sequence:
     detokenizer: Detokenizer
     lookup: PromptLookup | None = None
     is_context: bool = False
+    client: Client = LOCAL
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
     tokens: list[int] = field(init=False)
     n_computed: int = 0

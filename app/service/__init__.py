@@ -2,6 +2,7 @@
 
 from app.chat.tools import ArgumentsDelta, CallDelta, ContentDelta, Delta
 from app.engine.answer import Output
+from app.engine.client import Client
 from app.engine.llama import Vocab
 from app.engine.sampling.logprobs import Logprobs
 from app.engine.sequence import FinishReason
@@ -41,6 +42,7 @@ __all__ = [
     "BadRequest",
     "CallDelta",
     "ChatPrompt",
+    "Client",
     "Collected",
     "Constraint",
     "ContentDelta",

@@ -23,6 +23,7 @@ from app.engine import llama
 from app.engine.answer import EngineError, QueueFull, RequestTooLong
 from app.engine.async_engine import AsyncEngine
 from app.engine.cache.state_files import StateFiles
+from app.engine.client import LOCAL, Client
 from app.engine.engine import EngineOptions
 from app.engine.sampling import grammar, params, samplers
 from app.fit.identity import identity
@@ -163,13 +164,16 @@ class Model:
             raise
         return model
 
-    def submit(self, prepared: Prepared, n: int, requested_at: float) -> list[Generation]:
+    def submit(
+        self, prepared: Prepared, n: int, requested_at: float, client: Client = LOCAL
+    ) -> list[Generation]:
         """Start ``n`` answers to one prompt.
 
         Args:
             prepared: Tokens and sampling parameters.
             n: Number of answers; each has the previous one's seed plus 1, if a seed is set.
             requested_at: Arrival of the request, by ``time.perf_counter``.
+            client: Origin of the request.
 
         Raises:
             ServiceError: The request exceeds the limits, the queue is full, or the engine has failed.
@@ -180,7 +184,7 @@ class Model:
             for index in range(n):
                 if index and params.seed is not None:
                     params = replace(params, seed=(params.seed + 1) % 2**32)
-                answer = self.engine.submit(prepared.tokens, params)
+                answer = self.engine.submit(prepared.tokens, params, client)
                 generations.append(Generation(answer, self._metrics, requested_at, prepared.passages))
         except BaseException as error:
             for generation in generations:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from app.config.contexts import Context
 from app.config.settings import Settings, SettingsError
+from app.engine.client import LOCAL, Client
 from app.engine.embedder import Embedder
 from app.engine.fair_lock import FairLock
 from app.service.embedding import Embeddings, embed
@@ -235,6 +236,7 @@ class Service:
         *,
         constraint: Constraint | None = None,
         n: int = 1,
+        client: Client = LOCAL,
     ) -> list[Generation]:
         """Start ``n`` answers to one prompt. It is prefilled once.
 
@@ -243,6 +245,7 @@ class Service:
             overrides: Fields of SamplingParams that the request sets.
             constraint: A grammar of the answers.
             n: Number of answers; each has the previous one's seed plus 1, if a seed is set.
+            client: Origin of the request.
 
         Raises:
             ServiceError: The request is rejected.
@@ -263,7 +266,7 @@ class Service:
             overrides,
             constraint,
         )
-        return model.submit(prepared, n, requested_at)
+        return model.submit(prepared, n, requested_at, client)
 
     async def _with_passages(self, prompt: Prompt) -> Prompt:
         """Add passages from the knowledge base, if the prompt or its context requests them."""

@@ -11,6 +11,7 @@ import pytest
 
 from app.engine.answer import EngineError, QueueFull, RequestTooLong
 from app.engine.async_engine import AsyncEngine
+from app.engine.client import Client
 from app.engine.sampling.params import SamplingParams
 from app.engine.sequence import FinishReason
 from tests.engine.conftest import Reports
@@ -148,6 +149,19 @@ async def test_a_request_beyond_the_queue_is_rejected(engine: AsyncEngine) -> No
         submit(engine, LONG)
     assert all(n == 4 for _, n, _ in await asyncio.gather(*map(read, answers)))
     assert (await generate(engine, LONG, max_tokens=2))[1] == 2
+
+
+async def test_a_client_has_at_most_its_running_and_waiting_requests(
+    engine: AsyncEngine, reports: Reports
+) -> None:
+    limited, params = Client("limited", max_running=2, max_waiting=3), SamplingParams(max_tokens=4)
+    answers = [engine.submit(chat(engine, LONG), params, limited) for _ in range(5)]
+    with pytest.raises(QueueFull, match="5 requests of client limited"):
+        engine.submit(chat(engine, LONG), params, limited)
+    assert (await generate(engine, LONG, max_tokens=4))[1] == 4  # of another client
+    assert all(n >= 1 for _, n, _ in await asyncio.gather(*map(read, answers)))
+    assert max(r.running for r in reports.all) <= 3
+    assert (await read(engine.submit(chat(engine, LONG), params, limited)))[1] == 4  # there is room again
 
 
 async def test_a_request_that_cannot_fit_is_rejected_before_any_step(

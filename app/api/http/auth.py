@@ -1,4 +1,4 @@
-"""Authentication with API_KEY."""
+"""Authentication with API_KEY, and the client of a request."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.dialect import Problem
 from app.api.http.errors import respond
+from app.service import Client
+
+
+def client_of(connection: HTTPConnection) -> Client:
+    """The client of a request: its address, because all requests have the same key."""
+    address = connection.client
+    return Client(address.host if address else "unknown")
 
 
 class RequireKey:

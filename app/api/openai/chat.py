@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.http.answering import WholeAnswer
+from app.api.http.auth import client_of
 from app.api.http.body import read_json
 from app.api.http.problems import invalid
 from app.api.http.sources import Source, knowledge_use, source
@@ -53,7 +54,11 @@ async def chat_completions(request: Request) -> Response:
     body = await read_json(request, ChatRequest)
     prompt = chat_prompt(body)
     generations = await service.generate(
-        prompt, body.overrides(), constraint=_constraint(body), n=body.n_generated
+        prompt,
+        body.overrides(),
+        constraint=_constraint(body),
+        n=body.n_generated,
+        client=client_of(request),
     )
     answer = ChatAnswer(service.model, body, prompt, generations)
     if body.stream:

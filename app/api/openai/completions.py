@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.http.answering import WholeAnswer
+from app.api.http.auth import client_of
 from app.api.http.body import read_json
 from app.api.http.problems import invalid
 from app.api.openai.answers import CompletionLogprobsWriter, envelope, finish_reason, joined, usage
@@ -22,6 +23,7 @@ from app.api.openai.replies import (
 )
 from app.api.openai.requests import CompletionRequest
 from app.service import (
+    Client,
     Collected,
     Generation,
     Model,
@@ -36,14 +38,14 @@ from app.service import (
 async def completions(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, CompletionRequest)
-    generations = await _start(service, body)
+    generations = await _start(service, body, client_of(request))
     answer = CompletionAnswer(service.model, body, generations)
     if body.stream:
         return event_stream(request, generations, answer.chunks, answer.last_chunks)
     return WholeAnswer(request, generations, answer.whole)
 
 
-async def _start(service: Service, body: CompletionRequest) -> list[Generation]:
+async def _start(service: Service, body: CompletionRequest, client: Client) -> list[Generation]:
     """Start the answers, in the order of the prompts."""
     n_answers, most = len(body.prompts) * body.n_generated, service.settings.max_concurrent_requests
     if n_answers > most:
@@ -55,7 +57,9 @@ async def _start(service: Service, body: CompletionRequest) -> list[Generation]:
                 text_prompt = TextPrompt(prompt, suffix=body.suffix)
             else:
                 text_prompt = TextPrompt(tokens=tuple(prompt))
-            generations += await service.generate(text_prompt, body.overrides(), n=body.n_generated)
+            generations += await service.generate(
+                text_prompt, body.overrides(), n=body.n_generated, client=client
+            )
     except BaseException:
         for generation in generations:
             generation.close()

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from app.api.dialect import Problem
 from app.api.http.answering import StreamedAnswer
+from app.api.http.auth import client_of
 from app.api.http.body import read_json
 from app.api.http.errors import error_body
 from app.api.http.fields import SamplingFields
@@ -70,7 +71,7 @@ class TokenStreamRequest(SamplingFields):
 async def token_stream(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, TokenStreamRequest)
-    [generation] = await service.generate(body.prompt(), body.overrides())
+    [generation] = await service.generate(body.prompt(), body.overrides(), client=client_of(request))
     return StreamedAnswer(
         request,
         [generation],
