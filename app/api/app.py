@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 
 from app.api.dialect import Dialect, RouteTable
-from app.api.http import errors
+from app.api.http import admission, errors
 from app.api.http.auth import RequireKey
 from app.api.http.problems import ApiError
 from app.api.openai.dialect import DIALECT as OPENAI
@@ -38,7 +38,7 @@ Lifespan = Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]
 
 
 def route_table(settings: Settings) -> RouteTable:
-    return RouteTable(DIALECTS, settings, default=errors.ERRORS)
+    return RouteTable(DIALECTS, settings, default=errors.ERRORS, middleware=admission.middleware)
 
 
 def api_document(settings: Settings) -> dict[str, Any]:

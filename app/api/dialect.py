@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount, Route
@@ -23,6 +24,7 @@ EVENTS = "text/event-stream"
 CAUSES = {
     400: "The body is not valid JSON.",
     404: "The context does not exist.",
+    408: "The body did not arrive within READ_TIMEOUT.",
     413: "The body is longer than MAX_BODY_BYTES.",
     415: "The Content-Type is not application/json.",
     422: "A field is missing, unknown or invalid, or the request has too many tokens.",
@@ -52,6 +54,7 @@ Kind = Literal[
     "not_found",
     "not_offered",
     "overloaded",
+    "read_timeout",
     "shutting_down",
     "too_long",
     "unauthorized",
@@ -71,21 +74,21 @@ class Problem:
         kind: Machine-readable cause.
         message: Error message for the author of the request. It names the field, the value and the limit.
         field: The invalid field, if any.
+        retry_after: Seconds to wait before the next attempt, with status 429 or 503.
     """
 
     status: int
     kind: Kind
     message: str
     field: str | None = None
+    retry_after: int = 2
 
     @property
     def headers(self) -> dict[str, str]:
         """Response headers."""
         if self.status == 401:
             return {"WWW-Authenticate": "Bearer"}
-        if self.status == 413:  # the body is not read completely, so the connection cannot be reused
-            return {"Connection": "close"}
-        return {429: {"Retry-After": "1"}, 503: {"Retry-After": "2"}}.get(self.status, {})
+        return {"Retry-After": str(self.retry_after)} if self.status in (429, 503) else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,7 @@ class Operation:
         examples: Valid request bodies by title. Tests send each of them.
         replies: Successful responses by status.
         errors: Causes by error status.
+        embeds: Whether its requests count as embedding requests.
         parameters: Descriptions of the path parameters by name.
         is_open: Whether the route is served without API_KEY.
         is_served: Whether the route exists under given settings.
@@ -155,6 +159,7 @@ class Operation:
     replies: Mapping[int, Reply]
     errors: Mapping[int, str]
     parameters: Mapping[str, str] = field(default_factory=dict)
+    embeds: bool = False
     is_open: bool = False
     is_served: Callable[[Settings], bool] = _always
 
@@ -185,15 +190,36 @@ class Dialect:
 class RouteTable:
     """The routes of all dialects, and the dialect of each path."""
 
-    def __init__(self, dialects: Sequence[Dialect], settings: Settings, default: ErrorFormat) -> None:
-        """Combine the dialects; ``default``: error format of paths without a dialect."""
+    def __init__(
+        self,
+        dialects: Sequence[Dialect],
+        settings: Settings,
+        default: ErrorFormat,
+        middleware: Callable[[Operation], Sequence[Middleware]],
+    ) -> None:
+        """Combine the dialects.
+
+        Args:
+            dialects: In order of matching.
+            settings: They determine the operations.
+            default: Error format of paths without a dialect.
+            middleware: Returns the middleware of an operation's route.
+        """
         self.dialects = [
             (dialect, [operation for operation in dialect.operations if operation.is_served(settings)])
             for dialect in dialects
         ]
         self._default = default
         self._routes = [
-            (Route(operation.path, operation.endpoint, methods=[operation.method]), dialect)
+            (
+                Route(
+                    operation.path,
+                    operation.endpoint,
+                    methods=[operation.method],
+                    middleware=middleware(operation),
+                ),
+                dialect,
+            )
             for dialect, operations in self.dialects
             for operation in operations
         ]

@@ -144,9 +144,16 @@ class Settings(BaseSettings):
     )
     max_concurrent_requests: int = _setting(
         128,
-        "Maximum number of running and waiting requests; more get status 429. Embedding requests have a "
-        "separate limit of the same size.",
+        "Maximum number of running and waiting requests; more get status 429. One client may have seven "
+        "eighths of them. Embedding requests have a separate limit of the same size.",
         unit="requests",
+        ge=1,
+    )
+    max_waiting_tokens: int = _setting(
+        524288,
+        "Maximum prompt tokens of all requests without a first token; more requests get status 429. Before "
+        "tokenization, four bytes of a body count as one token. A single request may exceed it.",
+        unit="tokens",
         ge=1,
     )
     max_total_tokens: int | None = _setting(
@@ -291,6 +298,12 @@ class Settings(BaseSettings):
     instance_label: str = _setting("default", "Value of the label `instance` on every metric.")
     max_body_bytes: int = _setting(
         1 << 20, "Maximum size of a request body; larger ones get status 413.", unit="bytes", ge=1024
+    )
+    read_timeout: float = _setting(
+        60.0,
+        "Time for a request to arrive: for its head, and for its body. Slower requests get status 408.",
+        unit="seconds",
+        gt=0,
     )
     shutdown_grace: float = _setting(
         30.0, "Time for running answers to finish after SIGTERM.", unit="seconds", ge=0

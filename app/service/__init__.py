@@ -7,6 +7,7 @@ from app.engine.llama import Vocab
 from app.engine.sampling.logprobs import Logprobs
 from app.engine.sequence import FinishReason
 from app.knowledge.chunk import Passage
+from app.service.admission import Place
 from app.service.answers import AnswerReader, Collected, best, collect, shown, token_bytes
 from app.service.embedding import Embeddings
 from app.service.errors import (
@@ -61,6 +62,7 @@ __all__ = [
     "Output",
     "Overloaded",
     "Passage",
+    "Place",
     "Prompt",
     "Regex",
     "Service",

@@ -34,7 +34,11 @@ class TooLong(BadRequest):
 
 
 class Overloaded(ServiceError):
-    """The queue is full."""
+    """The queue is full. ``retry_after``: expected seconds until a place is free."""
+
+    def __init__(self, message: str, *, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class KnowledgeFailed(ServiceError):

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from app.config.contexts import Context
 from app.config.settings import Settings, SettingsError
-from app.engine.client import LOCAL, Client
+from app.engine.client import LOCAL
 from app.engine.embedder import Embedder
 from app.engine.fair_lock import FairLock
+from app.service.admission import Admission, Place
 from app.service.embedding import Embeddings, embed
-from app.service.errors import BadRequest, Loading, NotOffered, Overloaded
+from app.service.errors import BadRequest, Loading, NotOffered
 from app.service.generation import Generation
 from app.service.model import Model
 from app.service.prompts import ChatPrompt, Constraint, Prompt
@@ -37,6 +38,8 @@ class Service:
     """A model, its contexts, and optionally an embedding model with a knowledge base.
 
     Attributes:
+        admission: Places of all requests except embedding requests.
+        embedding_admission: Places of embedding requests.
         failure: Error message of the engine's or the embedding model's failed thread; None while both run.
     """
 
@@ -54,11 +57,12 @@ class Service:
                 f"CONTEXT_TYPE={settings.context_type}: should be one of {', '.join(contexts)}"
                 f" (defined in {settings.contexts_file})"
             )
+        places = settings.max_concurrent_requests, settings.max_waiting_tokens
+        self.admission, self.embedding_admission = Admission(*places), Admission(*places)
         self.failure: str | None = None
         self._on_failure: Callable[[str], None] | None = None
         self._model: Model | None = None
         self._retrieval: Retrieval | None = None
-        self._n_embedding = 0  # unfinished embedding requests
         self._threads = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare")
         # Separate threads for slow preparations, so that they do not delay other requests.
         self._long_texts = ThreadPoolExecutor(1, thread_name_prefix="prepare-long")
@@ -198,7 +202,6 @@ class Service:
         Raises:
             NotOffered: The server has no embedding model.
             BadRequest: An input is empty, too long, or holds tokens of another vocabulary.
-            Overloaded: The maximum number of embedding requests is running or waiting.
             GenerationFailed: The computation failed.
         """
         _ = self.model  # raises Loading while models are loading
@@ -206,18 +209,9 @@ class Service:
             raise NotOffered(
                 "there is no embedding model; start the server with KNOWLEDGE=on or EMBEDDING_MODEL"
             )
-        if self._n_embedding >= self.settings.max_concurrent_requests:
-            raise Overloaded(
-                f"the server is busy: {self._n_embedding} embedding requests are running or waiting; "
-                "try again later"
-            )
-        self._n_embedding += 1
-        try:
-            return await embed(
-                self._retrieval.embedder, inputs, field=field, truncate=truncate, normalize=normalize
-            )
-        finally:
-            self._n_embedding -= 1
+        return await embed(
+            self._retrieval.embedder, inputs, field=field, truncate=truncate, normalize=normalize
+        )
 
     async def tokens(self, prompt: Prompt) -> list[int]:
         """Tokenize a prompt, with its context and passages.
@@ -236,7 +230,7 @@ class Service:
         *,
         constraint: Constraint | None = None,
         n: int = 1,
-        client: Client = LOCAL,
+        place: Place | None = None,
     ) -> list[Generation]:
         """Start ``n`` answers to one prompt. It is prefilled once.
 
@@ -245,7 +239,7 @@ class Service:
             overrides: Fields of SamplingParams that the request sets.
             constraint: A grammar of the answers.
             n: Number of answers; each has the previous one's seed plus 1, if a seed is set.
-            client: Origin of the request.
+            place: Of the request. It gets one place per answer.
 
         Raises:
             ServiceError: The request is rejected.
@@ -255,6 +249,8 @@ class Service:
         most = self.settings.max_concurrent_requests
         if n > most:
             raise BadRequest(f"{n} answers exceed MAX_CONCURRENT_REQUESTS ({most})", field="n")
+        if place is not None:
+            place.reserve(n)
         prompt = await self._with_passages(prompt)
         is_constrained = constraint is not None or (
             isinstance(prompt, ChatPrompt) and prompt.tools is not None
@@ -266,7 +262,10 @@ class Service:
             overrides,
             constraint,
         )
-        return model.submit(prepared, n, requested_at, client)
+        if place is None:
+            return model.submit(prepared, n, requested_at, LOCAL)
+        place.prepared(len(prepared.tokens))
+        return model.submit(prepared, n, requested_at, place.client)
 
     async def _with_passages(self, prompt: Prompt) -> Prompt:
         """Add passages from the knowledge base, if the prompt or its context requests them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import anyio
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import Request
@@ -11,6 +12,7 @@ from starlette.types import Message
 
 from app.api.dialect import JSON, Problem
 from app.api.http.problems import ApiError, validation_problem
+from app.config.settings import Settings
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -19,7 +21,8 @@ async def read_json(request: Request, model: type[T]) -> T:
     """Read a JSON body into ``model``.
 
     Raises:
-        ApiError: 413 body too long, 415 wrong media type, 400 malformed JSON, 422 invalid field.
+        ApiError: 408 body too slow, 413 body too long, 415 wrong media type, 400 malformed JSON, 422 invalid
+            field.
     """
     kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     if kind != JSON:
@@ -59,20 +62,28 @@ async def read_ahead(request: Request) -> tuple[Any, Request]:
 
 
 async def read_body(request: Request) -> bytes:
-    """Read a body of at most MAX_BODY_BYTES.
+    """Read a body of at most MAX_BODY_BYTES, in at most READ_TIMEOUT seconds.
 
     Raises:
-        ApiError: 413 body too long.
+        ApiError: 413 body too long, 408 body not complete in time.
+        Overloaded: Too many tokens wait.
     """
-    limit: int = request.app.state.service.settings.max_body_bytes
+    settings: Settings = request.app.state.service.settings
+    limit = settings.max_body_bytes
     message = f"the body is longer than {limit} bytes (MAX_BODY_BYTES)"
     too_long = ApiError(Problem(413, "body_too_large", message))
     content_length = request.headers.get("content-length", "")
     if content_length.isdecimal() and int(content_length) > limit:
         raise too_long
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise too_long
-    return bytes(body)
+    with anyio.move_on_after(settings.read_timeout):
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise too_long
+            if not content_length:
+                request.state.place.read(len(chunk))
+        request.state.is_body_read = True
+        return bytes(body)
+    message = f"{len(body)} bytes of the body arrived in {settings.read_timeout:g} s (READ_TIMEOUT)"
+    raise ApiError(Problem(408, "read_timeout", message))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import anyio
 from pydantic import Field
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 from typing_extensions import TypedDict
 
 from app.api.dialect import ErrorFormat, Kind, Problem, RouteTable
@@ -27,16 +29,56 @@ def error_body(problem: Problem) -> ErrorBody:
     return {"error": problem.message, "error_type": problem.kind}
 
 
+# Limits of a body that is read only to be discarded.
+_DISCARD_BYTES = 64 << 20
+_DISCARD_SECONDS = 10.0
+
 INTERNAL = Problem(500, "internal", "internal server error; see the server's log")
 ERRORS = ErrorFormat(ErrorBody, error_body)
 """Error format of Tokenstream's route, the operator's routes, and unknown paths."""
+
+
+class ErrorResponse(JSONResponse):
+    """A response that arrives even if the body of its request was not read.
+
+    To close a connection with unread data resets it, and the client loses the response. So the rest of the
+    body is discarded before the close, within limits.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not _is_arriving(scope):
+            await super().__call__(scope, receive, send)
+            return
+        headers = [*self.raw_headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        await _discard(receive)
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _is_arriving(scope: Scope) -> bool:
+    """Whether the client may be sending a body that was not read."""
+    headers = Headers(scope=scope)
+    if scope.get("state", {}).get("is_body_read"):
+        return False
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+
+
+async def _discard(receive: Receive) -> None:
+    n_bytes = 0
+    with anyio.move_on_after(_DISCARD_SECONDS):
+        while n_bytes < _DISCARD_BYTES:
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            if not message.get("more_body"):
+                return
 
 
 def respond(scope: Scope, problem: Problem) -> Response:
     """Encode a problem in the error format of the requested path."""
     table: RouteTable = scope["app"].state.table
     error = table.error_format(scope["method"], scope["path"])
-    return JSONResponse(error.body(problem), error.status(problem), headers=problem.headers)
+    return ErrorResponse(error.body(problem), error.status(problem), headers=problem.headers)
 
 
 def service_error(request: Request, error: Exception) -> Response:

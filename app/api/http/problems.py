@@ -40,6 +40,8 @@ _STATUS_AND_KIND: dict[type[service.ServiceError], tuple[int, Kind]] = {
 def problem_of(error: service.ServiceError) -> Problem:
     status, kind = _STATUS_AND_KIND[type(error)]
     message = f"{error.field}: {error}" if error.field else str(error)
+    if isinstance(error, service.Overloaded):
+        return Problem(status, kind, message, error.field, error.retry_after)
     return Problem(status, kind, message, error.field)
 
 

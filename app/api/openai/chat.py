@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.http.admission import generate
 from app.api.http.answering import WholeAnswer
-from app.api.http.auth import client_of
 from app.api.http.body import read_json
 from app.api.http.problems import invalid
 from app.api.http.sources import Source, knowledge_use, source
@@ -53,12 +53,8 @@ async def chat_completions(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, ChatRequest)
     prompt = chat_prompt(body)
-    generations = await service.generate(
-        prompt,
-        body.overrides(),
-        constraint=_constraint(body),
-        n=body.n_generated,
-        client=client_of(request),
+    generations = await generate(
+        request, prompt, body.overrides(), constraint=_constraint(body), n=body.n_generated
     )
     answer = ChatAnswer(service.model, body, prompt, generations)
     if body.stream:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.http.admission import generate, place_of
 from app.api.http.answering import WholeAnswer
-from app.api.http.auth import client_of
 from app.api.http.body import read_json
 from app.api.http.problems import invalid
 from app.api.openai.answers import CompletionLogprobsWriter, envelope, finish_reason, joined, usage
@@ -23,7 +23,6 @@ from app.api.openai.replies import (
 )
 from app.api.openai.requests import CompletionRequest
 from app.service import (
-    Client,
     Collected,
     Generation,
     Model,
@@ -38,18 +37,20 @@ from app.service import (
 async def completions(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, CompletionRequest)
-    generations = await _start(service, body, client_of(request))
+    generations = await _start(request, body)
     answer = CompletionAnswer(service.model, body, generations)
     if body.stream:
         return event_stream(request, generations, answer.chunks, answer.last_chunks)
     return WholeAnswer(request, generations, answer.whole)
 
 
-async def _start(service: Service, body: CompletionRequest, client: Client) -> list[Generation]:
+async def _start(request: Request, body: CompletionRequest) -> list[Generation]:
     """Start the answers, in the order of the prompts."""
+    service: Service = request.app.state.service
     n_answers, most = len(body.prompts) * body.n_generated, service.settings.max_concurrent_requests
     if n_answers > most:
         raise invalid(f"{n_answers} answers exceed MAX_CONCURRENT_REQUESTS ({most})", "prompt")
+    place_of(request).reserve(n_answers)
     generations: list[Generation] = []
     try:
         for prompt in body.prompts:
@@ -57,9 +58,7 @@ async def _start(service: Service, body: CompletionRequest, client: Client) -> l
                 text_prompt = TextPrompt(prompt, suffix=body.suffix)
             else:
                 text_prompt = TextPrompt(tokens=tuple(prompt))
-            generations += await service.generate(
-                text_prompt, body.overrides(), n=body.n_generated, client=client
-            )
+            generations += await generate(request, text_prompt, body.overrides(), n=body.n_generated)
     except BaseException:
         for generation in generations:
             generation.close()

@@ -18,7 +18,7 @@ from app.api.openai.requests import ChatRequest, CompletionRequest
 
 _KNOWLEDGE = "Knowledge base"
 
-_ERRORS = causes(413, 415, 429, 500, 503) | {
+_ERRORS = causes(408, 413, 415, 429, 500, 503) | {
     400: "The request is invalid. `param` is the field, `message` has the allowed values."
 }
 _STREAM = (
@@ -126,6 +126,7 @@ _EMBEDDINGS = Operation(
     method="POST",
     path="/v1/embeddings",
     endpoint=embeddings,
+    embeds=True,
     summary="Embed texts",
     description=(
         "Returns a vector for each text. Requires an embedding model: KNOWLEDGE=on or EMBEDDING_MODEL. Texts "
@@ -177,6 +178,7 @@ _SEARCH = Operation(
     path="/v1/knowledge/search",
     endpoint=knowledge.search,
     group=_KNOWLEDGE,
+    embeds=True,
     summary="Search the documents",
     description=(
         "Combines vector search (cosine similarity) and keyword search (BM25). Passages with a similarity "
@@ -188,7 +190,7 @@ _SEARCH = Operation(
         "The two nearest passages, at any distance": {"query": "opening hours", "top_k": 2, "threshold": -1},
     },
     replies={200: Reply("The passages.", {JSON: knowledge.PassageList})},
-    errors=causes(413, 415, 500, 501, 503)
+    errors=causes(408, 413, 415, 429, 500, 501, 503)
     | {400: "The body is invalid, or names a document that does not exist."},
 )
 

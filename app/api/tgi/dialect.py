@@ -16,8 +16,8 @@ from app.api.tgi.replies import GenerateResponse, StreamResponse
 from app.api.tgi.requests import CompatGenerateRequest, GenerateRequest
 from app.api.tgi.tokens import ChatTokenizeResponse, SimpleToken, TokenizeRequest, chat_tokenize, tokenize
 
-_READING = causes(400, 413, 415, 422, 500, 503)
-GENERATING = _READING | causes(424, 429)
+_READING = causes(400, 408, 413, 415, 422, 429, 500, 503)
+GENERATING = _READING | causes(424)
 
 _NO_TEMPLATE = "The model continues the text, without context and chat template. Unknown fields are ignored."
 _LAST_EVENT = (
@@ -103,6 +103,7 @@ _EMBED = Operation(
     method="POST",
     path="/embed",
     endpoint=embed,
+    embeds=True,
     summary="Embed texts",
     description=(
         "As in Text Embeddings Inference. Requires an embedding model: KNOWLEDGE=on or EMBEDDING_MODEL."
@@ -110,7 +111,7 @@ _EMBED = Operation(
     body=EmbedRequest,
     examples=_EMBED_EXAMPLES,
     replies={200: Reply("A vector for each text.", {JSON: list[list[float]]})},
-    errors=_READING | causes(429, 501),
+    errors=_READING | causes(501),
 )
 
 _COMPAT = Operation(

@@ -9,8 +9,8 @@ from typing import cast
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.http.admission import generate as answers_to
 from app.api.http.answering import WholeAnswer
-from app.api.http.auth import client_of
 from app.api.http.body import read_json
 from app.api.http.events import event, event_stream
 from app.api.tgi.errors import tgi_body
@@ -131,12 +131,8 @@ async def _start(request: Request, body: GenerateRequest, *, is_stream: bool) ->
     model = service.model
     valid = validated(body, service, is_stream=is_stream)
     try:
-        generations = await service.generate(
-            valid.prompt,
-            valid.overrides,
-            constraint=valid.constraint,
-            n=valid.n,
-            client=client_of(request),
+        generations = await answers_to(
+            request, valid.prompt, valid.overrides, constraint=valid.constraint, n=valid.n
         )
     except TooLong:
         n_tokens = len(await service.tokens(valid.prompt))

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
 from app.api.http.body import read_json
+from app.api.http.waiting import while_connected
 from app.api.openai.chat import chat_prompt
 from app.api.openai.requests import ChatRequest
 from app.api.tgi.requests import TgiFields
@@ -41,7 +42,7 @@ async def tokenize(request: Request) -> Response:
     """List the tokens of a text."""
     service: Service = request.app.state.service
     body = await read_json(request, TokenizeRequest)
-    tokens = await service.tokens(TextPrompt(body.inputs, field="inputs"))
+    tokens = await while_connected(request, service.tokens(TextPrompt(body.inputs, field="inputs")))
     return JSONResponse(located(service.model.vocab, tokens, body.inputs))
 
 
@@ -50,7 +51,7 @@ async def chat_tokenize(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, ChatRequest)
     vocab = service.model.vocab
-    tokens = await service.tokens(chat_prompt(body))
+    tokens = await while_connected(request, service.tokens(chat_prompt(body)))
     text = written(vocab, tokens)
     response: ChatTokenizeResponse = {
         "tokenize_response": located(vocab, tokens, text),

@@ -45,7 +45,7 @@ _TOKEN_STREAM = Operation(
             may_have={HEADER: "JSON list of the passages in the prompt, without their texts."},
         )
     },
-    errors=causes(400, 404, 413, 415, 422, 429, 500, 501, 503),
+    errors=causes(400, 404, 408, 413, 415, 422, 429, 500, 501, 503),
 )
 
 DIALECT = Dialect(

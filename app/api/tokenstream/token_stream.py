@@ -11,15 +11,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.dialect import Problem
+from app.api.http.admission import generate
 from app.api.http.answering import StreamedAnswer
-from app.api.http.auth import client_of
 from app.api.http.body import read_json
 from app.api.http.errors import error_body
 from app.api.http.fields import SamplingFields
 from app.api.http.sources import KnowledgeField, header, knowledge_use, source
 from app.api.tokenstream.replies import Figures
 from app.chat.messages import Message
-from app.service import ChatPrompt, Generation, Service, Step
+from app.service import ChatPrompt, Generation, Step
 
 # Precedes the figures of a response with "details". Text does not contain it.
 RECORD_SEPARATOR = "\x1e"
@@ -69,9 +69,8 @@ class TokenStreamRequest(SamplingFields):
 
 
 async def token_stream(request: Request) -> Response:
-    service: Service = request.app.state.service
     body = await read_json(request, TokenStreamRequest)
-    [generation] = await service.generate(body.prompt(), body.overrides(), client=client_of(request))
+    [generation] = await generate(request, body.prompt(), body.overrides())
     return StreamedAnswer(
         request,
         [generation],
