@@ -19,7 +19,7 @@ class RequestTooLong(ValueError):
 
 
 class QueueFull(Exception):
-    """The maximum number of requests is running or waiting."""
+    """The client has its maximum number of running and waiting requests."""
 
 
 class EngineError(Exception):

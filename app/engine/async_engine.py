@@ -63,7 +63,6 @@ class AsyncEngine:
         self.n_ctx_sequence = self._core.n_ctx_sequence
         # Rejected draft tokens cannot be removed from a recurrent state.
         self._speculates = options.speculation and not model.is_recurrent
-        self._max_requests = options.max_requests
         self._max_sequences = options.max_sequences
         self._observer = observer
         self._compute_lock = compute_lock or nullcontext()
@@ -93,15 +92,13 @@ class AsyncEngine:
 
         Raises:
             RequestTooLong: Prompt and ``max_tokens`` exceed ``n_ctx_sequence``.
-            QueueFull: The maximum number of requests is running or waiting, of all clients or of this one.
+            QueueFull: The client has its maximum number of running and waiting requests.
             EngineError: The engine is closed or has failed.
         """
         if not prompt or min(prompt) < 0 or max(prompt) >= self.vocab.n_tokens:
             raise ValueError("a prompt must have at least one token, and all must be in the vocabulary")
         if len(prompt) + params.max_tokens > self.n_ctx_sequence:
             raise RequestTooLong(len(prompt), params.max_tokens, self.n_ctx_sequence)
-        if self.n_unfinished >= self._max_requests:
-            raise QueueFull(f"{self.n_unfinished} requests are running or waiting")
         self._check_limit(client)
         return self._submit(
             Sequence(

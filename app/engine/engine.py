@@ -34,7 +34,6 @@ class EngineOptions:
         n_ctx: KV memory of all sequences, in tokens.
         max_sequences: Maximum running sequences.
         n_threads: Compute threads.
-        max_requests: Maximum running and waiting requests.
         kv: Layout, attention and number format of KV memory.
         prefix_bytes: Maximum RAM of saved prefixes.
         itl_budget: Maximum seconds of a step while answers stream. None: derived from measured times.
@@ -45,7 +44,6 @@ class EngineOptions:
     n_ctx: int
     max_sequences: int
     n_threads: int
-    max_requests: int = 128
     kv: KVOptions = field(default_factory=KVOptions)
     prefix_bytes: int = 256 << 20
     itl_budget: float | None = None

@@ -94,7 +94,7 @@ class Admission:
         now = self._clock()
         seconds = (now - self._freed_at) / n
         if self._seconds_per_place:
-            seconds = (1 - _WEIGHT) * self._seconds_per_place + _WEIGHT * seconds
+            seconds = self._seconds_per_place + _WEIGHT * (seconds - self._seconds_per_place)
         self._seconds_per_place, self._freed_at = seconds, now
         self._n_rejected = max(0, self._n_rejected - n)
 

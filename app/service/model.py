@@ -282,7 +282,6 @@ def engine_options(settings: Settings, plan: MemoryPlan, model: llama.Model) -> 
         n_ctx=plan.n_ctx,
         max_sequences=plan.max_sequences,
         n_threads=n_threads,
-        max_requests=settings.max_concurrent_requests,
         kv=kv,
         prefix_bytes=plan.prefix_budget,
         itl_budget=settings.itl_budget_ms and settings.itl_budget_ms / 1000,

@@ -285,5 +285,5 @@ def test_a_full_queue_is_answered_429_and_the_rest_is_served(narrow_url: str) ->
     statuses = sorted(a.status_code for a in answers)
     assert statuses == [200, 200, 429, 429]
     rejected = next(a for a in answers if a.status_code == 429)
-    assert rejected.headers["retry-after"] == "1"
+    assert int(rejected.headers["retry-after"]) >= 1
     assert rejected.json()["error_type"] == "overloaded"
