@@ -164,6 +164,10 @@ class Operation:
     is_served: Callable[[Settings], bool] = _always
 
 
+def _no_middleware(_operation: Operation) -> Sequence[Middleware]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """A family of routes with one format of errors.
@@ -195,7 +199,7 @@ class RouteTable:
         dialects: Sequence[Dialect],
         settings: Settings,
         default: ErrorFormat,
-        middleware: Callable[[Operation], Sequence[Middleware]],
+        middleware: Callable[[Operation], Sequence[Middleware]] = _no_middleware,
     ) -> None:
         """Combine the dialects.
 
