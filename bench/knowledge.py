@@ -155,13 +155,15 @@ class Bench:
             options = self.options(Path(name), Path(name))
             for root in _CORPUS:
                 for path in sorted(p for p in root.rglob("*") if p.suffix in SUFFIXES):
-                    found = split_into_chunks(
-                        read_document(path),
-                        file=path.relative_to(root).as_posix(),
-                        n_tokens=embedder.count,
-                        max_tokens=options.chunk_tokens,
-                        overlap=options.chunk_overlap,
-                    )
+                    found = [
+                        *split_into_chunks(
+                            read_document(path),
+                            file=path.relative_to(root).as_posix(),
+                            n_tokens=embedder.count,
+                            max_tokens=options.chunk_tokens,
+                            overlap=options.chunk_overlap,
+                        )
+                    ]
                     vectors = _embed(embedder, [options.passage_prefix + embedded_text(c) for c in found])
                     store.replace(IndexedFile(found[0].file, "-", 0, len(found), None), found, vectors)
                     chunks += found

@@ -235,6 +235,12 @@ class Settings(BaseSettings):
     data_path: Path = _setting(
         Path("data"), "Folder of the documents (.txt, .md, .html, .pdf, .docx), with subfolders."
     )
+    knowledge_follow_links: Literal["on", "off"] = _setting(
+        "off", "Follow symbolic links that lead out of DATA_PATH. Links within it are always followed."
+    )
+    knowledge_file_seconds: float = _setting(
+        20.0, "CPU time limit for reading one document. It is skipped beyond.", unit="seconds", gt=0, le=3600
+    )
     embedding_model: str | None = _setting(
         None,
         "Embedding model: path of a GGUF file, `repo:file` on Hugging Face, or `all-MiniLM-L6-v2`, which "

@@ -14,6 +14,7 @@ from app.knowledge.chunk import Chunk
 from app.knowledge.reading.document import Block, Document
 from app.knowledge.sentences import sentences
 
+_MOST_UNITS = 2000  # sentences per section; a longer one is divided, because a section is split as a whole
 _TINY = 4  # sections up to 1/4 of the budget may share a chunk
 _HEADINGS = 2  # headings take at most 1/2 of the budget
 # The embedding model's tokenizer may map unknown text of any length to one token. The language model's does
@@ -32,8 +33,10 @@ def embedded_text(chunk: Chunk) -> str:
 
 def split_into_chunks(
     document: Document, *, file: str, n_tokens: Callable[[str], int], max_tokens: int, overlap: int
-) -> list[Chunk]:
+) -> Iterator[Chunk]:
     """Split a document into chunks that together contain all its words in order.
+
+    The work is done as the chunks are taken, so a large document does not hold up other threads.
 
     Args:
         document: The document.
@@ -46,13 +49,12 @@ def split_into_chunks(
         ValueError: ``max_tokens`` leaves no room for text, or ``overlap`` is not below that room.
     """
     cutter = _Cutter(n_tokens, max_tokens, overlap)
-    chunks: list[Chunk] = []
-    for section in _merged(_sections(document.blocks, cutter), cutter):
-        for heading, units in cutter.cut(section):
-            text = "".join(unit.text for unit in units).strip()
-            page = next((unit.page for unit in units if unit.text.strip()), None)
-            chunks.append(Chunk(file=file, position=len(chunks), heading=heading, page=page, text=text))
-    return chunks
+    sections = _merged(_sections(document.blocks, cutter), cutter)
+    parts = (part for section in sections for part in cutter.cut(section))
+    for position, (heading, units) in enumerate(parts):
+        text = "".join(unit.text for unit in units).strip()
+        page = next((unit.page for unit in units if unit.text.strip()), None)
+        yield Chunk(file=file, position=position, heading=heading, page=page, text=text)
 
 
 def _with_heading(heading: str, text: str) -> str:
@@ -259,7 +261,11 @@ def _sections(blocks: Sequence[Block], cutter: _Cutter) -> Iterator[_Section]:
     section, room = _Section(()), cutter.room
     for number, block in enumerate(blocks):
         if not block.level:
-            section.units.extend(cutter.units(block, room))
+            for unit in cutter.units(block, room):
+                if len(section.units) == _MOST_UNITS:
+                    yield section
+                    section = _Section(section.path)
+                section.units.append(unit)
             continue
         if section.units or section.path:
             yield section

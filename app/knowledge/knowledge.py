@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,10 @@ from typing import Literal, Protocol
 from app.engine.embedder import Embedder, normalized
 from app.knowledge import indexer
 from app.knowledge.chunk import Passage
+from app.knowledge.folder import Folder
 from app.knowledge.index.store import Store
+from app.knowledge.lane import Chunking
+from app.knowledge.reading.reader import TIME_LIMIT
 
 _SEARCHING_THREADS = 2
 # Code that determines the chunks of a file: modules by content, packages by version.
@@ -37,6 +40,8 @@ class KnowledgeOptions:
         chunk_overlap: Maximum tokens repeated from the previous passage.
         query_prefix: Prepended to queries before embedding.
         passage_prefix: Prepended to passages before embedding.
+        file_seconds: CPU time limit for reading a file.
+        follow_links: Whether links that lead out of the folder are followed.
     """
 
     folder: Path
@@ -47,17 +52,29 @@ class KnowledgeOptions:
     chunk_overlap: int
     query_prefix: str = ""
     passage_prefix: str = ""
+    file_seconds: float = TIME_LIMIT
+    follow_links: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentState:
-    """Indexing state of a file; ``problem``: reason why it is skipped."""
+    """Indexing state of a file.
+
+    Attributes:
+        name: Its path in the folder.
+        state: A changed file waits, while its old version is searchable.
+        n_chunks: Number of searchable passages.
+        n_bytes: Its present size.
+        problem: Reason why it is skipped.
+        waiting_since: Time of its first change that is not indexed, in seconds since 1970.
+    """
 
     name: str
     state: Literal["indexed", "waiting", "skipped"]
     n_chunks: int
     n_bytes: int
     problem: str | None = None
+    waiting_since: float | None = None
 
 
 class Observer(indexer.Observer, Protocol):
@@ -82,8 +99,14 @@ class Knowledge:
         self._store = Store(
             options.index, dimensions=embedder.dimensions, identity=_identity(options, embedder)
         )
-        chunking = indexer.Chunking(options.chunk_tokens, options.chunk_overlap, options.passage_prefix)
-        self._indexer = indexer.Indexer(options.folder, self._store, embedder, chunking, observer)
+        self._indexer = indexer.Indexer(
+            Folder(options.folder, follow_links=options.follow_links),
+            self._store,
+            embedder,
+            Chunking(options.chunk_tokens, options.chunk_overlap, options.passage_prefix),
+            observer,
+            file_seconds=options.file_seconds,
+        )
         self._threads = ThreadPoolExecutor(_SEARCHING_THREADS, thread_name_prefix="search")
 
     def start(self) -> None:
@@ -91,15 +114,15 @@ class Knowledge:
         self._indexer.start()
 
     async def wait_until_indexed(self, seconds: float) -> bool:
-        """Wait for the end of the first scan of the folder. Returns False on timeout."""
-        return await asyncio.to_thread(self._indexer.has_scanned.wait, seconds)
+        """Wait until no document waits. Returns False on timeout."""
+        return await asyncio.to_thread(self._indexer.wait_until_indexed, seconds)
 
     @property
     def is_indexing(self) -> bool:
         """Whether documents wait to be indexed."""
         if self.problem is not None:
             return False
-        return bool(self._indexer.waiting) or not self._indexer.has_scanned.is_set()
+        return bool(self._indexer.waiting()) or not self._indexer.has_scanned
 
     @property
     def problem(self) -> str | None:
@@ -152,11 +175,20 @@ class Knowledge:
         Raises:
             StoreError: The index cannot be read.
         """
-        states = {name: DocumentState(name, "waiting", 0, n) for name, n in [*self._indexer.waiting.items()]}
+        waiting = self._indexer.waiting()  # first: a file that is indexed meanwhile counts as waiting
+        states: dict[str, DocumentState] = {}
         for file in self._store.files().values():
             state: Literal["indexed", "skipped"] = "skipped" if file.problem else "indexed"
             states[file.name] = DocumentState(file.name, state, file.n_chunks, file.n_bytes, file.problem)
+        for name, one in waiting.items():
+            n_chunks = states[name].n_chunks if name in states else 0
+            states[name] = DocumentState(name, "waiting", n_chunks, one.file.n_bytes, None, one.since)
         return [states[name] for name in sorted(states)]
+
+    def n_waiting(self, files: Collection[str] | None = None) -> int:
+        """Number of new and changed documents that are not indexed. ``files``: count only these."""
+        waiting = self._indexer.waiting().keys()
+        return len(waiting) if files is None else len(waiting & set(files))
 
     def close(self) -> None:
         """Stop indexing and close the index; blocking. Close the embedder afterwards."""

@@ -33,6 +33,7 @@ class Generation:
     Attributes:
         prompt: Tokens of the prompt.
         sources: Passages of documents in the prompt, best first.
+        n_waiting: New and changed documents that the search did not know.
         n_cached: Prompt tokens from the prefix cache; final after the first step.
         n_generated: Generated tokens.
         finish_reason: None until the answer is complete.
@@ -40,7 +41,12 @@ class Generation:
     """
 
     def __init__(
-        self, answer: Answer, metrics: Metrics, requested_at: float, sources: Sequence[Passage] = ()
+        self,
+        answer: Answer,
+        metrics: Metrics,
+        requested_at: float,
+        sources: Sequence[Passage] = (),
+        n_waiting: int = 0,
     ) -> None:
         self._answer = answer
         self._metrics = metrics
@@ -50,6 +56,7 @@ class Generation:
         self.is_over = False
         self.prompt: Sequence[int] = answer.sequence.prompt
         self.sources = sources
+        self.n_waiting = n_waiting
         self.n_cached = 0
         self.n_generated = 0
         self.finish_reason: FinishReason | None = None

@@ -185,7 +185,8 @@ class Model:
                 if index and params.seed is not None:
                     params = replace(params, seed=(params.seed + 1) % 2**32)
                 answer = self.engine.submit(prepared.tokens, params, client)
-                generations.append(Generation(answer, self._metrics, requested_at, prepared.passages))
+                sources, n_waiting = prepared.passages, prepared.n_waiting
+                generations.append(Generation(answer, self._metrics, requested_at, sources, n_waiting))
         except BaseException as error:
             for generation in generations:
                 generation.close()

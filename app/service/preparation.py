@@ -29,11 +29,17 @@ _QUOTING_PENALTY = 1.05
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Input of the engine, and the passages of documents in it, best first."""
+    """Input of the engine.
+
+    Attributes:
+        passages: The passages of documents in the prompt, best first.
+        n_waiting: New and changed documents that the search did not know.
+    """
 
     tokens: list[int]
     params: SamplingParams
     passages: tuple[Passage, ...] = ()
+    n_waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +108,12 @@ class Preparation:
             params = replace(params, stop=(*params.stop, *self._tokenizer.template.stop))
             if prompt.tools is not None:
                 params = self._with_tools(prompt, params, constraint)
-                return Prepared(tokens, params, prompt.passages)
+                return Prepared(tokens, params, prompt.passages, prompt.n_waiting)
         if constraint is not None:
             params = replace(params, grammar=self._grammar(constraint))
-        return Prepared(tokens, params, prompt.passages if isinstance(prompt, ChatPrompt) else ())
+        if isinstance(prompt, ChatPrompt):
+            return Prepared(tokens, params, prompt.passages, prompt.n_waiting)
+        return Prepared(tokens, params)
 
     def tokens(self, prompt: Prompt) -> list[int]:
         """Tokenize a prompt.

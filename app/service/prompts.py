@@ -52,6 +52,7 @@ class ChatPrompt:
         field: Name of the request's field, for error messages.
         knowledge: Use of the knowledge base.
         passages: Passages to quote in the prompt, best first.
+        n_waiting: New and changed documents that the search did not know.
     """
 
     messages: tuple[Message, ...]
@@ -61,6 +62,7 @@ class ChatPrompt:
     field: str = "messages"
     knowledge: KnowledgeUse = KnowledgeUse()
     passages: tuple[Passage, ...] = ()
+    n_waiting: int = 0
 
     @property
     def n_characters(self) -> int:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,6 +117,8 @@ def knowledge_options(settings: Settings) -> KnowledgeOptions:
         chunk_overlap=settings.knowledge_chunk_overlap,
         query_prefix=settings.embedding_query_prefix,
         passage_prefix=settings.embedding_passage_prefix,
+        file_seconds=settings.knowledge_file_seconds,
+        follow_links=settings.knowledge_follow_links == "on",
     )
 
 
@@ -139,16 +142,15 @@ def _open(settings: Settings, embedder: Embedder, metrics: Metrics) -> Knowledge
         raise SettingsError(str(error)) from error
 
 
-async def passages_for(
-    prompt: ChatPrompt, knowledge: Knowledge | None, *, by_default: bool
-) -> Sequence[Passage]:
-    """Search for passages on the last question of a conversation.
+async def with_found(prompt: ChatPrompt, knowledge: Knowledge | None, *, by_default: bool) -> ChatPrompt:
+    """Add passages on the last question of a conversation.
 
     A question such as "and when does it close?" depends on the question before it. So a second search uses
     both.
 
     Returns:
-        Passages, best first; empty if the request or its context searches no documents.
+        The prompt with passages, best first. It is unchanged if the request or its context searches no
+        documents.
 
     Raises:
         NotOffered: The request requires the knowledge base, which is off.
@@ -158,20 +160,22 @@ async def passages_for(
     """
     use = prompt.knowledge
     if knowledge is None and not use.wanted:
-        return ()
+        return prompt
     knowledge = required_knowledge(knowledge, field="knowledge")
     wanted = by_default if use.wanted is None else use.wanted
     questions = [message.content for message in prompt.messages if message.role == "user"]
     if not wanted or not questions:
-        return ()
+        return prompt
     await asyncio.to_thread(check_files, knowledge, use.files, "knowledge.files")
     queries = [questions[-1], "\n".join(questions[-2:])] if len(questions) > 1 else questions
+    n_waiting = knowledge.n_waiting(use.files)
     with _service_errors():
         found = await asyncio.gather(*(knowledge.search(query, files=use.files) for query in queries))
     best: dict[tuple[str, int], Passage] = {}
     for passage in sorted((p for passages in found for p in passages), key=lambda p: -p.score):
         best.setdefault((passage.chunk.file, passage.chunk.position), passage)
-    return [*best.values()][: knowledge.options.top_k]
+    passages = tuple(best.values())[: knowledge.options.top_k]
+    return replace(prompt, passages=passages, n_waiting=n_waiting)
 
 
 def required_knowledge(knowledge: Knowledge | None, *, field: str | None = None) -> Knowledge:

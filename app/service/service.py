@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +21,7 @@ from app.service.errors import BadRequest, Loading, NotOffered
 from app.service.generation import Generation
 from app.service.model import Model
 from app.service.prompts import ChatPrompt, Constraint, Prompt
-from app.service.retrieval import Retrieval, passages_for
+from app.service.retrieval import Retrieval, with_found
 from app.telemetry.metrics import Metrics
 from app.weights.tokenizer import TokenizerRepo
 
@@ -273,8 +272,7 @@ class Service:
             return prompt
         context = self.contexts.get(prompt.context or self.settings.context_type)
         by_default = context is not None and context.knowledge
-        passages = await passages_for(prompt, self.knowledge, by_default=by_default)
-        return replace(prompt, passages=tuple(passages)) if passages else prompt
+        return await with_found(prompt, self.knowledge, by_default=by_default)
 
     def _thread_for(self, prompt: Prompt) -> ThreadPoolExecutor:
         return self._long_texts if prompt.n_characters > _LONG_TEXT else self._threads

@@ -95,6 +95,8 @@ export class Turn {
     const figures = [this.question.context, tokens(count)];
     if (speed > 0) figures.push(`${number.format(speed)} tokens/s`);
     if (first > 0) figures.push(`first after ${duration(first)}`);
+    const waiting = details.sources_waiting;
+    if (waiting) figures.push(`${waiting} ${waiting === 1 ? "document" : "documents"} not indexed yet`);
     this.#end(figures);
     if (details.sources) showSources(this.#find(".sources"), details.sources);
     if (details.finish_reason === "length") this.#remark(`The answer was cut at the limit of ${tokens(count)}.`);

@@ -24,9 +24,11 @@ def count_words(text: str) -> int:
 def split(
     *blocks: Block, max_tokens: int = 42, overlap: int = 0, n_tokens: Callable[[str], int] = count_words
 ) -> list[Chunk]:
-    return split_into_chunks(
-        Document(blocks), file="a.md", n_tokens=n_tokens, max_tokens=max_tokens, overlap=overlap
-    )
+    return [
+        *split_into_chunks(
+            Document(blocks), file="a.md", n_tokens=n_tokens, max_tokens=max_tokens, overlap=overlap
+        )
+    ]
 
 
 def words(number: int, name: str = "word") -> str:
@@ -243,3 +245,21 @@ def is_cluster(text: str) -> bool:
 
 def letters(texts: Iterable[str]) -> str:
     return "".join("".join(texts).split())
+
+
+def test_a_long_section_is_split_in_parts_under_one_heading() -> None:
+    counted: list[str] = []
+
+    def n_tokens(text: str) -> int:
+        counted.append(text)
+        return count_words(text)
+
+    text = " ".join(f"Sentence number {index} is here." for index in range(5000))
+    document = Document((Block("Bridges", 1), Block(text)))
+    chunks = split_into_chunks(document, file="a.md", n_tokens=n_tokens, max_tokens=42, overlap=0)
+    first = next(chunks)
+    assert len(counted) < 3000, "the first chunk needs only a part of the section"
+    everything = [first, *chunks]
+    assert {chunk.heading for chunk in everything} == {"Bridges"}
+    assert " ".join(chunk.text for chunk in everything) == text
+    assert [chunk.position for chunk in everything] == [*range(len(everything))]

@@ -14,9 +14,11 @@ import pytest
 
 from app.config.settings import load
 from app.engine.embedder import Embedder
-from app.knowledge import indexer
+from app.knowledge import backlog, lane, watcher
+from app.knowledge.folder import Folder
 from app.knowledge.index.store import Store, StoreError
 from app.knowledge.knowledge import DocumentState, Knowledge, KnowledgeOptions
+from app.knowledge.reading.reader import Document, DocumentReader
 from app.weights.embedding import resolve_embedding_model
 
 
@@ -43,6 +45,11 @@ def embedder() -> Iterator[Embedder]:
     embedder = Embedder(resolve_embedding_model(load(None)), n_threads=2)
     yield embedder
     embedder.close()
+
+
+@pytest.fixture(autouse=True)
+def files_rest_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "_RESTS_AFTER", 0.0)
 
 
 @pytest.fixture
@@ -149,13 +156,13 @@ def test_a_failed_watch_is_restarted(
     failed = threading.Event()
 
     def failing(*_: object, **__: object) -> None:
-        monkeypatch.undo()
-        monkeypatch.setattr(indexer, "_RESCAN_AFTER", 0.1)
+        monkeypatch.setattr(watcher, "watch", watch)
         failed.set()
         raise Panic("forced")
 
-    monkeypatch.setattr(indexer, "watch", failing)
-    monkeypatch.setattr(indexer, "_RESCAN_AFTER", 0.1)
+    watch = watcher.watch
+    monkeypatch.setattr(watcher, "watch", failing)
+    monkeypatch.setattr(watcher, "_RESCAN_AFTER", 0.1)
     knowledge, _ = open_knowledge()
     assert failed.wait(30)
     (folder / "later.txt").write_text("The lamp on the pier is green.")
@@ -223,7 +230,10 @@ def test_waiting_files_are_reported_and_do_not_delay_close(
     knowledge, _ = open_knowledge()
     until(lambda: names(knowledge) and names(knowledge, "waiting"))
     assert knowledge.is_indexing
-    assert DocumentState("39.txt", "waiting", 0, (folder / "39.txt").stat().st_size) in knowledge.documents()
+    last = next(document for document in knowledge.documents() if document.name == "39.txt")
+    assert last.waiting_since is not None
+    n_bytes = (folder / "39.txt").stat().st_size
+    assert last == DocumentState("39.txt", "waiting", 0, n_bytes, None, last.waiting_since)
     indexed = names(knowledge)
     knowledge.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "indexer"]
@@ -304,3 +314,148 @@ async def test_a_very_long_question_is_truncated(
     found = await knowledge.search("blah " * 100_000 + "What is the ferry called?", threshold=-1)
     assert len(found) == 2
     assert await knowledge.search("", threshold=2) == []
+
+
+# --- nothing stops indexing
+
+
+def test_a_file_that_takes_long_to_read_does_not_delay_others(
+    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path
+) -> None:
+    """The time of the parser is quadratic in the depth."""
+    (folder / "a.html").write_text("<div>" * 300_000)
+    knowledge, _ = open_knowledge(file_seconds=600.0)
+    until(lambda: names(knowledge) == ["bridge.md", "sub/deeper/ferry.txt"])
+    (folder / "later.txt").write_text("The lamp on the pier is green.")
+    until(lambda: "later.txt" in names(knowledge))
+    assert names(knowledge, "waiting") == ["a.html"]
+    knowledge.close()
+    again, _ = open_knowledge(file_seconds=0.5)
+    [skipped] = [document for document in settled(again).documents() if document.state == "skipped"]
+    assert skipped.name == "a.html"
+    assert "takes more than 0.5 s of CPU time (KNOWLEDGE_FILE_SECONDS)" in str(skipped.problem)
+
+
+def test_small_files_are_indexed_while_a_large_one_is_embedded(
+    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path
+) -> None:
+    (folder / "a.txt").write_text("\n\n".join(f"Paragraph {i} is long. " * 20 for i in range(2000)))
+    knowledge, _ = open_knowledge()
+    until(lambda: names(knowledge) == ["bridge.md", "sub/deeper/ferry.txt"])
+    (folder / "later.txt").write_text("The lamp on the pier is green.")
+    until(lambda: "later.txt" in names(knowledge))
+    assert names(knowledge, "waiting") == ["a.txt"]
+
+
+@pytest.mark.anyio
+async def test_a_file_that_still_changes_waits_and_its_old_version_is_searchable(
+    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knowledge, events = open_knowledge()
+    settled(knowledge)
+    assert knowledge.n_waiting() == 0
+    wait_for_the_watch()
+    monkeypatch.setattr(backlog, "_RESTS_AFTER", 3600.0)
+    began = time.time()
+    with (folder / "bridge.md").open("a") as file:
+        for number in range(10):
+            file.write(f"Line {number}.\n")
+            file.flush()
+            until(lambda: names(knowledge, "waiting") == ["bridge.md"])
+        size = (folder / "bridge.md").stat().st_size
+        until(lambda: size in [document.n_bytes for document in knowledge.documents()])
+        [state] = [document for document in knowledge.documents() if document.state == "waiting"]
+        assert (state.n_chunks, state.problem) == (1, None)
+        assert state.waiting_since is not None
+        assert began <= state.waiting_since <= time.time()
+        assert knowledge.is_indexing
+        assert (knowledge.n_waiting(), knowledge.n_waiting(["bridge.md"]), knowledge.n_waiting(["b"])) == (
+            1,
+            1,
+            0,
+        )
+        [found, *_] = await knowledge.search("When does the Wren Bridge open?")
+        assert "Line" not in found.chunk.text
+        monkeypatch.setattr(backlog, "_RESTS_AFTER", 0.0)
+        file.write("The last line.\n")
+    settled_at_last = [*events.indexed]
+    until(lambda: not names(knowledge, "waiting"))
+    [found, *_] = await knowledge.search("When does the Wren Bridge open?")
+    assert found.chunk.text.endswith("The last line.")
+    assert len(settled_at_last) == 2, "no fragment was indexed"
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again(
+    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = DocumentReader.read
+    read_texts: list[str] = []
+
+    def changing(reader: DocumentReader, path: Path) -> Document:
+        document = read(reader, path)
+        read_texts.append(document.blocks[-1].text)
+        if len(read_texts) == 1:
+            path.write_text("The end.")
+        return document
+
+    monkeypatch.setattr(DocumentReader, "read", changing)
+    (folder / "bridge.md").unlink()
+    knowledge, events = open_knowledge()
+    settled(knowledge)
+    assert read_texts == ["The ferry is called the Patient Heron.", "The end."]
+    assert events.indexed == [(1, None)]
+
+
+def test_a_defect_costs_one_file(
+    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = lane.split_into_chunks
+
+    def failing(document: Document, *, file: str, **others: Any) -> Any:
+        if file == "bridge.md":
+            raise RuntimeError("forced")
+        return split(document, file=file, **others)
+
+    monkeypatch.setattr(lane, "split_into_chunks", failing)
+    knowledge, events = open_knowledge()
+    settled(knowledge)
+    assert names(knowledge) == ["sub/deeper/ferry.txt"]
+    assert events.state == (1, 1, 1)
+    assert knowledge.documents()[0].problem == "cannot be indexed: forced"
+
+
+def test_links_are_followed_within_the_folder_only(
+    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.txt").write_text("The key lies under the mat.")
+    (folder / "passwd.txt").symlink_to(outside / "secret.txt")
+    (folder / "more").symlink_to(outside)
+    (folder / "inside.md").symlink_to(folder / "bridge.md")
+    (folder / "twice.txt").symlink_to(folder / "more" / "secret.txt")
+    knowledge, _ = open_knowledge()
+    inside = ["bridge.md", "inside.md", "sub/deeper/ferry.txt"]
+    assert names(settled(knowledge)) == inside
+    assert names(knowledge, "skipped") == ["passwd.txt", "twice.txt"]
+    assert {document.problem for document in knowledge.documents() if document.problem} == {
+        "is a link to a file outside DATA_PATH; KNOWLEDGE_FOLLOW_LINKS=on follows it"
+    }
+    knowledge.close()
+    again, _ = open_knowledge(follow_links=True)
+    linked = ["more/secret.txt", "passwd.txt", "twice.txt"]
+    assert names(settled(again)) == sorted([*inside, *linked])
+
+
+def test_a_file_that_was_replaced_by_a_link_is_not_read(folder: Path, tmp_path: Path) -> None:
+    documents = Folder(folder, follow_links=False)
+    before = documents.file("bridge.md")
+    assert before is not None
+    assert before.problem is None
+    (tmp_path / "secret.txt").write_text("secret")
+    (folder / "bridge.md").unlink()
+    (folder / "bridge.md").symlink_to(tmp_path / "secret.txt")
+    after = documents.file("bridge.md")
+    assert after is not None
+    assert after.problem is not None
+    assert before != after

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from app.service import KnowledgeUse, Passage
+from app.service import Generation, KnowledgeUse, Passage
 
 # Header with the sources of an answer. Some proxies reject more than 4 KB of headers.
 HEADER = "X-Sources"
+WAITING_HEADER = "X-Sources-Waiting"
 _LONGEST_HEADER = 3000
+
+
+Waiting = Annotated[
+    int,
+    Field(description="New and changed documents that the search did not know. Missing if there are none."),
+]
 
 
 class KnowledgeChoice(BaseModel):
@@ -73,13 +79,17 @@ def source(passage: Passage) -> Source:
     }
 
 
-def header(passages: Sequence[Passage]) -> dict[str, str]:
-    """The header for passages: an ASCII JSON list, best first, without their texts."""
+def headers(generation: Generation) -> dict[str, str]:
+    """The headers of an answer: its passages, and the number of documents that the search did not know.
+
+    The passages are an ASCII JSON list, best first, without their texts.
+    """
+    found = {WAITING_HEADER: str(generation.n_waiting)} if generation.n_waiting else {}
     cited: list[str] = []
-    for passage in passages:
+    for passage in generation.sources:
         fields = source(passage)
         cited.append(json.dumps({name: fields[name] for name in ("file", "heading", "page", "cosine")}))
         if sum(map(len, cited)) > _LONGEST_HEADER:
             cited.pop()
             break
-    return {HEADER: f"[{', '.join(cited)}]"} if cited else {}
+    return found | ({HEADER: f"[{', '.join(cited)}]"} if cited else {})

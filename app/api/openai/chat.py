@@ -138,6 +138,7 @@ class ChatAnswer:
         self.beginning = prompt.messages[-1].content if body.echo and prompt.continues else ""
         self._generations = generations
         self._sources: list[Source] = [source(passage) for passage in generations[0].sources]
+        self._n_waiting = generations[0].n_waiting
         self._head = envelope(self.model, "chatcmpl-")
         self._streams = [_ChoiceStream(index, self, one) for index, one in enumerate(generations)]
 
@@ -155,6 +156,8 @@ class ChatAnswer:
         }
         if self._sources:
             body["sources"] = self._sources
+        if self._n_waiting:
+            body["sources_waiting"] = self._n_waiting
         return body
 
     def _choice(self, index: int, answer: Collected) -> ChatChoice:
@@ -185,6 +188,8 @@ class ChatAnswer:
         chunks = [self._chunk([choice]) for choice in self._streams[index].choices(step)]
         if chunks and self._sources:  # in the first chunk
             chunks[0]["sources"], self._sources = self._sources, []
+        if chunks and self._n_waiting:
+            chunks[0]["sources_waiting"], self._n_waiting = self._n_waiting, 0
         return chunks
 
     def last_chunks(self) -> list[ChatCompletionChunk]:

@@ -57,11 +57,19 @@ class Document(TypedDict):
     name: Annotated[str, Field(description="Path below DATA_PATH, with forward slashes.")]
     state: Annotated[
         Literal["indexed", "waiting", "skipped"],
-        Field(description="`indexed`: searchable. `waiting`: not indexed yet. `skipped`: not readable."),
+        Field(
+            description="`indexed`: searchable. `waiting`: new or changed, and not indexed yet. "
+            "`skipped`: not readable."
+        ),
     ]
-    chunks: Annotated[int, Field(description="Number of its passages.")]
+    chunks: Annotated[
+        int, Field(description="Number of its searchable passages; those of a changed file are old.")
+    ]
     bytes: int
     problem: Annotated[str | None, Field(description="Reason why it is skipped.")]
+    waiting_since: Annotated[
+        float | None, Field(description="Time of its first change that is not indexed, in s since 1970.")
+    ]
 
 
 class Counts(TypedDict):
@@ -77,8 +85,11 @@ class KnowledgeState(TypedDict):
     """The knowledge base."""
 
     embedding_model: str
-    indexing: Annotated[bool, Field(description="Whether indexing is in progress.")]
+    indexing: Annotated[bool, Field(description="Whether documents wait to be indexed.")]
     problem: Annotated[str | None, Field(description="Reason why indexing is not possible.")]
+    waiting_since: Annotated[
+        float | None, Field(description="Earliest of the documents' times; null if none waits.")
+    ]
     counts: Counts
     documents: list[Document]
 
@@ -103,6 +114,7 @@ async def state(request: Request) -> Response:
         "embedding_model": service.embedding_name or "",
         "indexing": knowledge.is_indexing,
         "problem": knowledge.problem,
+        "waiting_since": min((d.waiting_since for d in documents if d.waiting_since), default=None),
         "counts": {
             "indexed": in_state["indexed"],
             "waiting": in_state["waiting"],
@@ -110,7 +122,14 @@ async def state(request: Request) -> Response:
             "chunks": sum(document.n_chunks for document in documents),
         },
         "documents": [
-            {"name": d.name, "state": d.state, "chunks": d.n_chunks, "bytes": d.n_bytes, "problem": d.problem}
+            {
+                "name": d.name,
+                "state": d.state,
+                "chunks": d.n_chunks,
+                "bytes": d.n_bytes,
+                "problem": d.problem,
+                "waiting_since": d.waiting_since,
+            }
             for d in documents
         ],
     }

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from typing_extensions import NotRequired, TypedDict
 
-from app.api.http.sources import Source
+from app.api.http.sources import Source, Waiting
 
 Sources = Annotated[
     list[Source],
@@ -111,6 +111,7 @@ class ChatCompletion(Envelope):
     choices: list[ChatChoice]
     usage: Usage
     sources: NotRequired[Sources]
+    sources_waiting: NotRequired[Waiting]
 
 
 class FunctionDelta(TypedDict):
@@ -154,6 +155,7 @@ class ChatCompletionChunk(Envelope):
     choices: Annotated[list[ChatChoiceDelta], Field(description="Empty in the chunk with the usage.")]
     usage: NotRequired[Annotated[Usage | None, Field(description="With `stream_options.include_usage`.")]]
     sources: NotRequired[Sources]
+    sources_waiting: NotRequired[Waiting]
 
 
 # --- completions

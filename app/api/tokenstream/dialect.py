@@ -5,7 +5,7 @@ from __future__ import annotations
 from app.api.dialect import Dialect, Operation, Reply, causes
 from app.api.http.errors import ERRORS
 from app.api.http.fields import EXAMPLE_CONVERSATION
-from app.api.http.sources import HEADER
+from app.api.http.sources import HEADER, WAITING_HEADER
 from app.api.tokenstream.replies import Figures
 from app.api.tokenstream.token_stream import TokenStreamRequest, token_stream
 
@@ -42,7 +42,10 @@ _TOKEN_STREAM = Operation(
         200: Reply(
             "The text of the answer.",
             {"text/plain": str},
-            may_have={HEADER: "JSON list of the passages in the prompt, without their texts."},
+            may_have={
+                HEADER: "JSON list of the passages in the prompt, without their texts.",
+                WAITING_HEADER: "Number of new and changed documents that the search did not know.",
+            },
         )
     },
     errors=causes(400, 404, 408, 413, 415, 422, 429, 500, 501, 503),

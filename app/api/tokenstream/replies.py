@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from typing_extensions import NotRequired, TypedDict
 
-from app.api.http.sources import Source
+from app.api.http.sources import Source, Waiting
 
 
 class Figures(TypedDict):
@@ -25,3 +25,4 @@ class Figures(TypedDict):
             Field(description="Passages in the prompt, best first. Missing if there are none."),
         ]
     ]
+    sources_waiting: NotRequired[Waiting]

@@ -16,7 +16,7 @@ from app.api.http.answering import StreamedAnswer
 from app.api.http.body import read_json
 from app.api.http.errors import error_body
 from app.api.http.fields import SamplingFields
-from app.api.http.sources import KnowledgeField, header, knowledge_use, source
+from app.api.http.sources import KnowledgeField, headers, knowledge_use, source
 from app.api.tokenstream.replies import Figures
 from app.chat.messages import Message
 from app.service import ChatPrompt, Generation, Step
@@ -78,7 +78,7 @@ async def token_stream(request: Request) -> Response:
         end=partial(_end, generation) if body.details else bytes,
         media_type="text/plain",
         error_part=_error_part if body.details else None,
-        headers=header(generation.sources),
+        headers=headers(generation),
     )
 
 
@@ -107,4 +107,6 @@ def figures(generation: Generation) -> Figures:
     }
     if generation.sources:
         body["sources"] = [source(passage) for passage in generation.sources]
+    if generation.n_waiting:
+        body["sources_waiting"] = generation.n_waiting
     return body

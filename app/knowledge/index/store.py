@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = "1"  # version of tables and words; incremented with every change of either
+_FORMAT = "2"  # version of tables and words; incremented with every change of either
 _RANKED = 40  # minimum chunks that each of the two rankings contributes to the fusion
 _MARGIN = 2  # candidates by packed vectors per requested chunk
 _WORDS_SHARE = 0.3  # weight of BM25 in the score; chosen by `python -m bench.knowledge --only recall`
@@ -49,6 +49,7 @@ class IndexedFile:
         n_bytes: File size.
         n_chunks: Number of its chunks.
         problem: Reason why it was skipped, or None.
+        stamp: Size and times of the file when it was read.
     """
 
     name: str
@@ -56,6 +57,7 @@ class IndexedFile:
     n_bytes: int
     n_chunks: int
     problem: str | None
+    stamp: str = ""
 
 
 class Store:
@@ -98,7 +100,9 @@ class Store:
             StoreError: The index is damaged, gone or closed.
         """
         with self._explained(), self._reading() as (db, _):
-            rows = db.execute("select name, fingerprint, n_bytes, n_chunks, problem from files order by name")
+            rows = db.execute(
+                "select name, fingerprint, n_bytes, n_chunks, problem, stamp from files order by name"
+            )
             return {row[0]: IndexedFile(*row) for row in rows}
 
     @property
@@ -131,17 +135,30 @@ class Store:
         def change(db: sqlite3.Connection) -> VectorIndex:
             remaining = self._delete(db, file.name)
             (first,) = db.execute("select coalesce(max(first_chunk + n_chunks), 1) from files").fetchone()
-            values = (file.name, file.fingerprint, file.n_bytes, file.n_chunks, file.problem, first)
+            values = (file.name, file.fingerprint, file.n_bytes, file.n_chunks, file.problem, file.stamp)
             file_id = db.execute(
-                "insert into files(name, fingerprint, n_bytes, n_chunks, problem, first_chunk, packed)"
-                " values (?, ?, ?, ?, ?, ?, ?)",
-                (*values, packed.tobytes()),
+                "insert into files(name, fingerprint, n_bytes, n_chunks, problem, stamp, first_chunk, packed)"
+                " values (?, ?, ?, ?, ?, ?, ?, ?)",
+                (*values, first, packed.tobytes()),
             ).lastrowid
             assert file_id is not None
             tables.insert_chunks(db, first, file_id, chunks, vectors)
             return remaining.with_file(file_id, first, packed)
 
         self._write(change, len(chunks))
+
+    def restamp(self, name: str, stamp: str) -> None:
+        """Store another stamp of a document with the same content.
+
+        Raises:
+            StoreError: The disk is full, or the index is damaged, gone or closed; nothing has changed.
+        """
+
+        def change(db: sqlite3.Connection) -> VectorIndex:
+            db.execute("update files set stamp = ? where name = ?", (stamp, name))
+            return self._vectors
+
+        self._write(change)
 
     def remove(self, name: str) -> None:
         """Remove a document, if it exists.

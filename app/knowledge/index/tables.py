@@ -27,7 +27,7 @@ TABLES = f"""
 create table meta(key text primary key, value text not null) without rowid;
 create table files(
   id integer primary key autoincrement, name text not null unique, fingerprint text not null,
-  n_bytes integer not null, n_chunks integer not null, problem text,
+  n_bytes integer not null, n_chunks integer not null, problem text, stamp text not null,
   first_chunk integer not null, packed blob not null);
 create table chunks(
   id integer primary key, file integer not null, position integer not null,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from app.knowledge.reading.document import Block, Document, UnreadableDocument
-from app.machine.child_process import ChildClosed, ChildError, ChildProcess, serve
+from app.machine.child_process import ChildClosed, ChildError, ChildProcess, ChildTimeout, serve
 
 __all__ = ["SUFFIXES", "Block", "Document", "DocumentReader", "UnreadableDocument", "read_document"]
 
@@ -34,11 +34,11 @@ _FORMATS = {
 }
 SUFFIXES: frozenset[str] = frozenset(_FORMATS)  # of readable files, in lower case
 MOST_BYTES = 50 << 20  # of a file
-TIME_LIMIT = 300.0  # seconds of CPU time; a PDF of 5,000 full pages takes one or two minutes
+TIME_LIMIT = 20.0  # seconds of CPU time; a full page of a PDF takes 10 to 25 ms
 MEMORY_LIMIT = 1 << 30  # bytes of address space; an idle child has about 30 MB
-# Seconds of wall time. On a busy machine a child of low priority may get little CPU time. Only a file system
-# that does not respond takes this long.
-_WALL_TIME_LIMIT = 3600.0
+# Wall time per CPU time. On a busy machine a child of low priority may get little CPU time. Only a file
+# system that does not respond takes this long.
+_WALL_TIME_FACTOR = 30.0
 _START_TIME_LIMIT = 300.0  # seconds, enough for a busy machine
 _NICENESS = 10
 
@@ -102,15 +102,23 @@ class DocumentReader:
         try:
             blocks = self._child.request(
                 os.fspath(path.absolute()),
-                seconds=_WALL_TIME_LIMIT,
+                seconds=_WALL_TIME_FACTOR * self._time_limit,
                 cpu_seconds=self._time_limit,
                 log=lambda message: logger.debug("%s: %s", path, message),
             )
         except ChildClosed as error:
             raise UnreadableDocument("is not read: the reader was closed") from error
+        except ChildTimeout as error:
+            raise UnreadableDocument(
+                f"cannot be read: the reader {error} (KNOWLEDGE_FILE_SECONDS)"
+            ) from error
         except ChildError as error:
             raise UnreadableDocument(f"cannot be read: the reader {error}") from error
         return Document(tuple(Block(*block) for block in blocks))
+
+    def pause(self) -> None:
+        """End an idle child. The next file starts another."""
+        self._child.stop()
 
     def close(self) -> None:
         """End the child. A file that another thread is reading becomes unreadable."""

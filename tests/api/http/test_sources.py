@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,15 +180,36 @@ def test_metrics_count_searches_documents_chunks_and_skipped_files(knowledge_url
     assert values["knowledge_skipped_files"] == values["skipped_files_total"] == 1
 
 
-def test_a_prompt_template_can_place_the_passages(
+def test_a_prompt_template_can_place_the_passages_and_answers_tell_that_documents_wait(
     start_server: Callable[..., Server], documents: Path, tmp_path: Path
 ) -> None:
+    shutil.copytree(documents, tmp_path / "documents")
     server = start_server(
         KNOWLEDGE="on",
-        DATA_PATH=str(documents),
+        DATA_PATH=str(tmp_path / "documents"),
         KNOWLEDGE_INDEX=str(tmp_path / "index"),
+        KNOWLEDGE_FILE_SECONDS="3600",
         MODEL_PROMPT_TEMPLATE="Facts:\\n{context}\\n\\nAnswer with these facts: {query}",
     ).wait_until()
     wait_until_indexed(server.url)
     answer = chat(server.url, QUESTION)
     assert ANSWER in answer["choices"][0]["message"]["content"]
+    assert "sources_waiting" not in answer
+    began = time.time()
+    # The time of the parser is quadratic in the depth, so this document waits until the server ends.
+    (tmp_path / "documents" / "deep.html").write_text("<div>" * 1_000_000)
+    while not (state := httpx.get(f"{server.url}/v1/knowledge").json())["indexing"]:
+        time.sleep(0.05)
+    assert (state["counts"]["indexed"], state["counts"]["waiting"]) == (2, 1)
+    assert began - 1 <= state["waiting_since"] <= time.time()
+    told = ask(server.url, details=True)
+    assert told.headers["x-sources-waiting"] == "1"
+    assert json.loads(told.text.partition("\x1e")[2])["sources_waiting"] == 1
+    assert chat(server.url, QUESTION)["sources_waiting"] == 1
+    assert "sources_waiting" not in chat(server.url, QUESTION, knowledge={"files": ["sample.md"]})
+    stream = client(server.url).chat.completions.create(
+        model="any", messages=[{"role": "user", "content": QUESTION}], max_tokens=3, stream=True
+    )
+    assert [
+        index for index, chunk in enumerate(stream) if "sources_waiting" in (chunk.model_extra or {})
+    ] == [0]

@@ -28,7 +28,7 @@ def found(url: str, **fields: Any) -> list[dict[str, Any]]:
 def test_documents_are_listed_with_their_state(knowledge_url: str, documents: Path) -> None:
     state = httpx.get(f"{knowledge_url}/v1/knowledge").json()
     assert state["embedding_model"] == "all-MiniLM-L6-v2"
-    assert state["indexing"] is False
+    assert (state["indexing"], state["waiting_since"]) == (False, None)
     by_name = {document["name"]: document for document in state["documents"]}
     assert [*by_name] == ["broken.pdf", "notes/ferry.txt", "sample.md"]
     broken, ferry, sample = by_name.values()
@@ -40,6 +40,7 @@ def test_documents_are_listed_with_their_state(knowledge_url: str, documents: Pa
         "chunks": 1,
         "bytes": (documents / "notes" / "ferry.txt").stat().st_size,
         "problem": None,
+        "waiting_since": None,
     }
     assert sample["chunks"] > 3
     n_chunks = ferry["chunks"] + sample["chunks"]
