@@ -16,6 +16,7 @@ from app.api.dialect import Dialect, RouteTable
 from app.api.http import admission, errors
 from app.api.http.auth import RequireKey
 from app.api.http.problems import ApiError
+from app.api.ollama.dialect import DIALECT as OLLAMA
 from app.api.openai.dialect import DIALECT as OPENAI
 from app.api.openapi import document
 from app.api.operator.dialect import DIALECT as OPERATOR
@@ -29,6 +30,7 @@ from app.service import Service, ServiceError
 DIALECTS: tuple[Dialect, ...] = (
     TOKENSTREAM,
     OPENAI,
+    OLLAMA,
     TGI,
     SAGEMAKER,
     OPERATOR,

@@ -19,6 +19,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
+NDJSON = "application/x-ndjson"
 
 # Causes of error statuses that all dialects share.
 CAUSES = {
@@ -112,7 +113,8 @@ class Reply:
 
     Attributes:
         description: One sentence.
-        content: Type of the body by media type. For ``text/event-stream``: type of each event's data.
+        content: Type of the body by media type. For events and NDJSON: type of each event's
+            data, or of each line.
         headers: Descriptions of headers that are always present.
         may_have: Descriptions of optional headers.
     """

@@ -82,6 +82,8 @@ class Embedder:
         self.created = int(path.stat().st_mtime)  # seconds since 1970
         self.identity = _identity(path)
         self._model = Model(path)
+        self.description = self._model.description
+        self.n_bytes = self._model.n_bytes
         self.max_tokens = min(self._model.n_ctx_train, _MAX_TOKENS)
         n_batch = max(_BATCH, self.max_tokens)
         try:

@@ -113,6 +113,11 @@ class Generation:
             return 0.0
         return (self.n_generated - 1) / max(self._last_token_at - self._first_token_at, 1e-9)
 
+    @property
+    def duration(self) -> float:
+        """Seconds from the request to the last token so far."""
+        return self._last_token_at - self._requested_at
+
     def close(self) -> None:
         """Cancel an unfinished answer."""
         if not self.is_over:

@@ -51,6 +51,8 @@ class Model:
         fingerprint: Identifies the model file, the native library and the sampling code.
         created: Modification time of the model file, in seconds since 1970.
         description: Architecture, size and quantization.
+        n_bytes: Size of the weights.
+        chat_template: The chat template in the model file; may be empty.
         limits: Maximum tokens of a request.
         n_ctx: Size of the KV cache in tokens, all sequences together.
         tokenizer: Applies the chat template and tokenizes.
@@ -101,6 +103,8 @@ class Model:
             self.fingerprint = fingerprint(path, options.kv)
             self.created = int(path.stat().st_mtime)
             self.description = self._weights.description
+            self.n_bytes = self._weights.n_bytes
+            self.chat_template = self._weights.chat_template or ""  # the model file's
             self.n_ctx = plan.n_ctx
             self.vocab = self._weights.vocab
             self.preparation = Preparation(settings, contexts, self.vocab, self.tokenizer, self.limits)

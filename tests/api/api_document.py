@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 from jsonschema import Draft202012Validator
 
-JSON, EVENTS = "application/json", "text/event-stream"
+JSON, EVENTS, NDJSON = "application/json", "text/event-stream", "application/x-ndjson"
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -52,6 +52,9 @@ class Checker:
             assert events
             for data in events:
                 self.validate(schema, data)
+        elif media_type == NDJSON:
+            for line in response.text.splitlines():
+                self.validate(schema, json.loads(line))
         else:
             self.validate(schema, response.text)
 

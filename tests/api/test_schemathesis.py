@@ -42,6 +42,7 @@ VALID = {
     "max_new_tokens": 2**32 - 1,
     "n": 128,
     "best_of": 128,
+    "num_predict": 2**63,
 }
 CHECKS = [
     not_a_server_error,
@@ -88,9 +89,11 @@ def schema(*, at_the_bounds: bool) -> BaseSchema:
     return schemathesis.openapi.from_dict(DOCUMENT, config=config).exclude(path=ALIASES)
 
 
-def keep_short(fields: dict[str, Any]) -> None:
+def keep_short(path: str, fields: dict[str, Any]) -> None:
     """Limit the tokens and choices of a valid body. An invalid body stays invalid."""
-    if "inputs" in fields:
+    if path.startswith("/api/"):
+        fields, limit = fields.setdefault("options", {}), "num_predict"
+    elif "inputs" in fields:
         fields, limit = fields.setdefault("parameters", {}), "max_new_tokens"
     else:
         limit = "max_tokens"
@@ -120,7 +123,7 @@ def send(case: schemathesis.Case, url: str, session: requests.Session) -> None:
     """Send a request and validate the response against the document."""
     if isinstance(case.body, dict):
         case.body = copy.deepcopy(case.body)  # the body can be an example in the document
-        keep_short(case.body)
+        keep_short(case.operation.path, case.body)
     response = case.call(base_url=url, session=session, timeout=60)
     case.validate_response(response, checks=CHECKS)
     headers = {name: values[0] for name, values in response.headers.items()}

@@ -1,0 +1,185 @@
+"""Responses of ``/api/chat`` and ``/api/generate``: a JSON body, or lines of JSON."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api.dialect import NDJSON
+from app.api.http.answering import StreamedAnswer, WholeAnswer
+from app.api.http.sources import headers
+from app.api.ollama.errors import ollama_body
+from app.api.ollama.replies import Answer, ChosenLogprob, ReplyToolCall, TokenLogprob
+from app.api.ollama.requests import AnsweringRequest
+from app.service import (
+    AnswerReader,
+    ArgumentsDelta,
+    CallDelta,
+    ContentDelta,
+    FinishReason,
+    Generation,
+    Model,
+    Output,
+    Step,
+    ToolUse,
+    collect,
+    shown,
+    token_bytes,
+)
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def line(data: Any) -> bytes:
+    """A line of a stream."""
+    return f"{_encode(data)}\n".encode("utf-8", "replace")
+
+
+def rfc3339(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+def loaded(model: Model) -> Answer:
+    """The answer to a request without a prompt."""
+    return {"model": model.name, "created_at": _now(), "done": True, "done_reason": "load"}
+
+
+class OllamaAnswer(ABC):
+    """The answer to one request. Its lines have the text in the place of the route."""
+
+    def __init__(
+        self, model: Model, body: AnsweringRequest, generation: Generation, tools: ToolUse | None = None
+    ) -> None:
+        self.generation = generation
+        self._model = model
+        self._body = body
+        self._reader = AnswerReader(model, tools)
+        self._calls: list[tuple[str, str, list[str]]] = []  # id, name, parts of the arguments
+
+    @abstractmethod
+    def _part(self, text: str, calls: Sequence[ReplyToolCall] = ()) -> dict[str, Any]:
+        """The fields of a line that have the text and the tool calls."""
+
+    def line(self, _index: int, step: Step) -> bytes:
+        """The line of a step."""
+        text = self._read(step)
+        logprobs = self._logprobs(step.outputs)
+        return line(self._begun() | self._part(text) | logprobs) if text or logprobs else b""
+
+    def last_lines(self) -> bytes:
+        """The tool calls, then the figures."""
+        calls = self._complete_calls()
+        before = line(self._begun() | self._part("", calls)) if calls else b""
+        return before + line(self._ended() | self._part(""))
+
+    async def whole(self) -> Any:
+        [answer] = await collect([self.generation])
+        text = self._read(Step(answer.outputs)) if answer.outputs else ""
+        return self._ended() | self._part(text, self._complete_calls()) | self._logprobs(answer.outputs)
+
+    def _read(self, step: Step) -> str:
+        """The text of a step. Its tool calls are gathered."""
+        text = ""
+        for delta in self._reader.read(step):
+            if isinstance(delta, ContentDelta):
+                text += delta.text
+            elif isinstance(delta, CallDelta):
+                self._calls.append((delta.id, delta.name, []))
+            elif isinstance(delta, ArgumentsDelta):
+                self._calls[delta.index][2].append(delta.text)
+        return text
+
+    def _complete_calls(self) -> list[ReplyToolCall]:
+        """All calls, without one that was cut at the maximum of tokens."""
+        complete: list[ReplyToolCall] = []
+        is_cut = self.generation.finish_reason is FinishReason.LENGTH
+        for index, (call, name, parts) in enumerate(self._calls):
+            try:
+                arguments = json.loads("".join(parts))
+            except ValueError:
+                if is_cut:
+                    continue
+                raise
+            complete.append({"id": call, "function": {"index": index, "name": name, "arguments": arguments}})
+        return complete
+
+    def _begun(self) -> dict[str, Any]:
+        return {"model": self._model.name, "created_at": _now(), "done": False}
+
+    def _ended(self) -> dict[str, Any]:
+        generation = self.generation
+        first = generation.time_to_first_token
+        ended: Answer = {
+            "model": self._model.name,
+            "created_at": _now(),
+            "done": True,
+            "done_reason": "length" if generation.finish_reason is FinishReason.LENGTH else "stop",
+            "total_duration": _nanoseconds(generation.duration),
+            "load_duration": 0,
+            "prompt_eval_count": generation.n_prompt,
+            "prompt_eval_duration": _nanoseconds(first),
+            "eval_count": generation.n_generated,
+            "eval_duration": _nanoseconds(generation.duration - first),
+        }
+        return {**ended}
+
+    def _logprobs(self, outputs: Sequence[Output]) -> dict[str, list[ChosenLogprob]]:
+        if not self._body.logprobs:
+            return {}
+        vocab = self._model.vocab
+
+        def entry(token: int, logprob: float) -> TokenLogprob:
+            data = token_bytes(vocab, token)
+            return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
+
+        chosen: list[ChosenLogprob] = []
+        for output in shown(vocab, outputs):
+            if output.logprobs is not None:
+                top = [entry(token, logprob) for token, logprob in output.logprobs.top]
+                chosen.append({**entry(output.token, output.logprobs.chosen), "top_logprobs": top})
+        return {"logprobs": chosen} if chosen else {}
+
+
+class ChatAnswer(OllamaAnswer):
+    """The answer to a conversation."""
+
+    def _part(self, text: str, calls: Sequence[ReplyToolCall] = ()) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        return {"message": message | ({"tool_calls": calls} if calls else {})}
+
+
+class TextAnswer(OllamaAnswer):
+    """The answer to a prompt."""
+
+    def _part(self, text: str, _calls: Sequence[ReplyToolCall] = ()) -> dict[str, Any]:
+        return {"response": text}
+
+
+def respond(request: Request, answer: OllamaAnswer, *, stream: bool) -> Response:
+    if not stream:
+        whole = WholeAnswer(request, [answer.generation], answer.whole)
+        whole.headers.update(headers(answer.generation))
+        return whole
+    return StreamedAnswer(
+        request,
+        [answer.generation],
+        answer.line,
+        end=answer.last_lines,
+        media_type=NDJSON,
+        error_part=lambda problem: line(ollama_body(problem)),
+        headers=headers(answer.generation),
+    )
+
+
+def _now() -> str:
+    return rfc3339(datetime.now(timezone.utc).timestamp())
+
+
+def _nanoseconds(seconds: float) -> int:
+    return max(round(seconds * 1e9), 0)

@@ -1,0 +1,96 @@
+"""``POST /api/chat`` and ``POST /api/generate``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from app.api.http.admission import generate as start
+from app.api.http.body import read_json
+from app.api.http.problems import invalid
+from app.api.ollama.answers import ChatAnswer, TextAnswer, loaded, respond
+from app.api.ollama.requests import AnsweringRequest, ChatMessage, ChatRequest, GenerateRequest
+from app.chat.messages import Message, Tool, ToolCall
+from app.service import ChatPrompt, Constraint, JSONSchema, Prompt, Service, TextPrompt, ToolUse
+
+
+async def chat(request: Request) -> Response:
+    service: Service = request.app.state.service
+    body = await read_json(request, ChatRequest)
+    if not body.messages:
+        empty: Any = {"message": {"role": "assistant", "content": ""}}
+        return JSONResponse(loaded(service.model) | empty)
+    prompt = _chat_prompt(body, body.messages)
+    generations = await start(request, prompt, body.overrides(), constraint=_constraint(body))
+    answer = ChatAnswer(service.model, body, generations[0], prompt.tools)
+    return respond(request, answer, stream=body.stream is not False)
+
+
+async def generate(request: Request) -> Response:
+    service: Service = request.app.state.service
+    body = await read_json(request, GenerateRequest)
+    if not body.prompt and body.suffix is None:
+        return JSONResponse({**loaded(service.model), "response": ""})
+    generations = await start(request, _prompt(body), body.overrides(), constraint=_constraint(body))
+    answer = TextAnswer(service.model, body, generations[0])
+    return respond(request, answer, stream=body.stream is not False)
+
+
+def _prompt(body: GenerateRequest) -> Prompt:
+    text = body.prompt or ""
+    if body.raw or body.suffix is not None:
+        return TextPrompt(text, suffix=body.suffix or None)
+    system = (Message("system", body.system),) if body.system else ()
+    return ChatPrompt((*system, Message("user", text)), field="prompt")
+
+
+def _chat_prompt(body: ChatRequest, messages: list[ChatMessage]) -> ChatPrompt:
+    """The prompt of a conversation.
+
+    Raises:
+        ApiError: A message or a tool is invalid.
+    """
+    tools = []
+    for i, tool in enumerate(body.tools or ()):
+        function = tool.function
+        with _naming(f"tools.{i}.function.parameters"):
+            tools.append(Tool(function.name, function.description, function.parameters or {}))
+    last = messages[-1]
+    return ChatPrompt(
+        tuple(_message(i, message) for i, message in enumerate(messages)),
+        tools=ToolUse(tuple(tools)) if tools else None,
+        continues=last.role == "assistant" and not last.tool_calls,
+    )
+
+
+def _message(index: int, message: ChatMessage) -> Message:
+    place = f"messages.{index}"
+    calls = []
+    for i, call in enumerate(message.tool_calls or ()):
+        with _naming(f"{place}.tool_calls.{i}.function.arguments"):
+            arguments = json.dumps(call.function.arguments, ensure_ascii=False)
+            calls.append(ToolCall(call.id or f"call_{index}_{i}", call.function.name, arguments))
+    with _naming(place):
+        return Message(
+            message.role, message.content or "", tuple(calls), message.tool_call_id, message.tool_name
+        )
+
+
+@contextlib.contextmanager
+def _naming(place: str) -> Iterator[None]:
+    """Convert a ValueError to an error of the field ``place``."""
+    try:
+        yield
+    except ValueError as error:
+        raise invalid(str(error), place) from None
+
+
+def _constraint(body: AnsweringRequest) -> Constraint | None:
+    if not body.format:
+        return None
+    return JSONSchema({"type": "object"} if body.format == "json" else body.format, "format")

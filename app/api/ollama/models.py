@@ -1,0 +1,163 @@
+"""``/api/tags``, ``/api/ps``, ``/api/show``, ``/api/pull`` and ``/api/version``."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from app.api.dialect import NDJSON, Problem
+from app.api.http.body import read_json
+from app.api.http.problems import ApiError
+from app.api.ollama.answers import line, rfc3339
+from app.api.ollama.replies import (
+    Details,
+    ModelEntry,
+    ModelList,
+    PullStatus,
+    RunningModel,
+    RunningModels,
+    Shown,
+    Version,
+)
+from app.api.ollama.requests import ModelRequest
+from app.service import Service
+
+# Clients reject servers below the version that they need.
+_API_VERSION = "0.13.5"
+_NEVER = "9999-12-31T23:59:59Z"
+_ANY_TAG = ":latest"
+
+
+async def tags(request: Request) -> Response:
+    body: ModelList = {"models": _entries(request.app.state.service)}
+    return JSONResponse(body)
+
+
+async def running(request: Request) -> Response:
+    service: Service = request.app.state.service
+    lengths = [service.model.limits.total]
+    if service.embedder is not None:
+        lengths.append(service.embedder.max_tokens)
+    models: list[RunningModel] = [
+        {**entry, "expires_at": _NEVER, "size_vram": 0, "context_length": length}
+        for entry, length in zip(_entries(service), lengths, strict=True)
+    ]
+    body: RunningModels = {"models": models}
+    return JSONResponse(body)
+
+
+async def version(_request: Request) -> Response:
+    body: Version = {"version": _API_VERSION}
+    return JSONResponse(body)
+
+
+async def show(request: Request) -> Response:
+    service: Service = request.app.state.service
+    _ = service.model  # raises Loading
+    asked = await read_json(request, ModelRequest)
+    entry = _entry_of(service, asked.model)
+    is_embedding = service.embedder is not None and entry["name"] == service.embedder.name
+    body = _shown_embedder(service, entry) if is_embedding else _shown_model(service, entry)
+    return JSONResponse(body)
+
+
+async def pull(request: Request) -> Response:
+    """Models are chosen at start, so only a served one can be pulled."""
+    service: Service = request.app.state.service
+    _ = service.model  # raises Loading
+    asked = await read_json(request, ModelRequest)
+    _entry_of(service, asked.model)
+    done: PullStatus = {"status": "success"}
+    if asked.stream is False:
+        return JSONResponse(done)
+    return Response(line(done), media_type=NDJSON)
+
+
+def _entries(service: Service) -> list[ModelEntry]:
+    """The language model, then the embedding model."""
+    models: list[Any] = [service.model]
+    if service.embedder is not None:
+        models.append(service.embedder)
+    return [
+        {
+            "name": model.name,
+            "model": model.name,
+            "modified_at": rfc3339(model.created),
+            "size": model.n_bytes,
+            "digest": hashlib.sha256(f"{model.name} {model.created} {model.n_bytes}".encode()).hexdigest(),
+            "details": _details(model.description),
+        }
+        for model in models
+    ]
+
+
+def _details(description: str) -> Details:
+    """Details from llama.cpp's description, such as ``llama 135M Q4_1``."""
+    family, size, quantization = [*description.split(" ", 2), "", ""][:3]
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": family,
+        "families": [family],
+        "parameter_size": size,
+        "quantization_level": quantization,
+    }
+
+
+def _entry_of(service: Service, name: str) -> ModelEntry:
+    entries = _entries(service)
+    for entry in entries:
+        if name.removesuffix(_ANY_TAG) == entry["name"]:
+            return entry
+    served = " and ".join(repr(entry["name"]) for entry in entries)
+    raise ApiError(
+        Problem(
+            404,
+            "unknown_model",
+            f"model {name!r} not found: this server has {served}; to serve another model, start it with "
+            "MODEL_PATH, or MODEL_REPO and MODEL_FILE",
+            "model",
+        )
+    )
+
+
+def _shown_model(service: Service, entry: ModelEntry) -> Shown:
+    model = service.model
+    architecture = entry["details"]["family"]
+    shown: Shown = {
+        "modelfile": "",
+        "parameters": "",
+        "template": model.chat_template,
+        "details": entry["details"],
+        "model_info": {
+            "general.architecture": architecture,
+            f"{architecture}.context_length": model.limits.total,
+        },
+        "capabilities": ["completion", "tools"],
+        "modified_at": entry["modified_at"],
+    }
+    if min(model.vocab.fill_in) >= 0:
+        shown["capabilities"].append("insert")
+    return shown
+
+
+def _shown_embedder(service: Service, entry: ModelEntry) -> Shown:
+    embedder = service.embedder
+    assert embedder is not None
+    architecture = entry["details"]["family"]
+    return {
+        "modelfile": "",
+        "parameters": "",
+        "template": "",
+        "details": entry["details"],
+        "model_info": {
+            "general.architecture": architecture,
+            f"{architecture}.context_length": embedder.max_tokens,
+            f"{architecture}.embedding_length": embedder.dimensions,
+        },
+        "capabilities": ["embedding"],
+        "modified_at": entry["modified_at"],
+    }

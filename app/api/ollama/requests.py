@@ -1,0 +1,190 @@
+"""Request bodies of the Ollama dialect. Unknown fields and options are ignored, as Ollama ignores them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app.api.http.fields import SamplingFields
+
+_LENIENT = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+_MOST_TOP_LOGPROBS = 20
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+class Options(SamplingFields):
+    """Sampling parameters. Options of Ollama's model loading, such as ``num_ctx``, are ignored."""
+
+    model_config = _LENIENT
+
+    num_predict: Annotated[
+        int | None,
+        Field(
+            ge=-2, description="Maximum tokens of the answer; below 1: as the context or settings have it."
+        ),
+    ] = None
+
+
+class CalledFunction(BaseModel):
+    """A function and its arguments."""
+
+    model_config = _LENIENT
+
+    name: _Name
+    arguments: dict[str, Any] = {}
+
+
+class MessageToolCall(BaseModel):
+    """A tool call of the assistant."""
+
+    model_config = _LENIENT
+
+    id: Annotated[str | None, Field(min_length=1, max_length=256)] = None
+    function: CalledFunction
+
+
+class ChatMessage(BaseModel):
+    """A message of a conversation."""
+
+    model_config = _LENIENT
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | None = None
+    thinking: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
+    tool_name: _Name | None = None
+    tool_call_id: str | None = None
+    images: Annotated[list[Any] | None, Field(max_length=0, description="Not supported.")] = None
+
+
+class FunctionDefinition(BaseModel):
+    """A function that the model may call."""
+
+    model_config = _LENIENT
+
+    name: _Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class ToolDefinition(BaseModel):
+    """A tool. Only functions are supported."""
+
+    model_config = _LENIENT
+
+    type: Literal["function"] | None = None
+    function: FunctionDefinition
+
+
+class AnsweringRequest(BaseModel):
+    """Fields of ``/api/chat`` and ``/api/generate``."""
+
+    model_config = _LENIENT
+
+    model: Annotated[str, Field(min_length=1, description="Any name. The model of the server answers.")]
+    stream: Annotated[
+        bool | None, Field(description="Stream the answer as lines of JSON. Default: true.")
+    ] = None
+    format: Annotated[
+        Literal["", "json"] | dict[str, Any] | None,
+        Field(description="`json` for an object, or a JSON schema of the answer."),
+    ] = None
+    options: Options | None = None
+    keep_alive: Annotated[float | str | None, Field(description="Ignored: the model stays loaded.")] = None
+    think: bool | Literal["low", "medium", "high", "max"] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=_MOST_TOP_LOGPROBS)] = None
+
+    def overrides(self) -> dict[str, Any]:
+        """The fields of SamplingParams that the request sets."""
+        fields = self.options.sampling() if self.options else {}
+        longest = self.options.num_predict if self.options else None
+        if longest is not None and longest > 0:
+            fields["max_tokens"] = longest
+        if self.logprobs:
+            fields["logprobs"] = self.top_logprobs or 0
+        return fields
+
+
+class ChatRequest(AnsweringRequest):
+    """The body of ``POST /api/chat``."""
+
+    messages: Annotated[
+        list[ChatMessage] | None,
+        Field(
+            max_length=4096, description="Without messages, the response only tells that the model is loaded."
+        ),
+    ] = None
+    tools: Annotated[list[ToolDefinition] | None, Field(max_length=128)] = None
+
+    @model_validator(mode="after")
+    def _has_distinct_tools(self) -> ChatRequest:
+        names = [tool.function.name for tool in self.tools or ()]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"tools: the name {twice!r} occurs twice")
+        return self
+
+
+class GenerateRequest(AnsweringRequest):
+    """The body of ``POST /api/generate``."""
+
+    prompt: Annotated[
+        str | None,
+        Field(description="The question. Without it, the response only tells that the model is loaded."),
+    ] = None
+    suffix: Annotated[str | None, Field(description="Text after the gap to fill in.")] = None
+    system: Annotated[str | None, Field(description="Replaces the system prompt of the context.")] = None
+    raw: Annotated[bool | None, Field(description="Continue the prompt, without context and template.")] = (
+        None
+    )
+    template: Annotated[str | None, Field(max_length=0, description="Not supported.")] = None
+    context: Annotated[list[int] | None, Field(max_length=0, description="Not supported.")] = None
+    images: Annotated[list[Any] | None, Field(max_length=0, description="Not supported.")] = None
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> GenerateRequest:
+        if self.raw and self.system:
+            raise ValueError("system: cannot be combined with raw")
+        return self
+
+
+class EmbedRequest(BaseModel):
+    """The body of ``POST /api/embed``."""
+
+    model_config = _LENIENT
+
+    model: Annotated[str, Field(min_length=1, description="Any name. The embedding model answers.")]
+    input: Annotated[str | list[str], Field(description="A text, or a list of texts.")]
+    truncate: Annotated[
+        bool | None, Field(description="Truncate long texts at the end. If false, they are rejected.")
+    ] = None
+    dimensions: Annotated[
+        int | None, Field(ge=1, description="Dimensions of each vector. Fewer require a Matryoshka model.")
+    ] = None
+
+
+class EmbeddingsRequest(BaseModel):
+    """The body of ``POST /api/embeddings``."""
+
+    model_config = _LENIENT
+
+    model: Annotated[str, Field(min_length=1, description="Any name. The embedding model answers.")]
+    prompt: Annotated[str, Field(description="The text.")]
+
+
+class ModelRequest(BaseModel):
+    """The body of ``POST /api/show`` and ``/api/pull``."""
+
+    model_config = _LENIENT
+
+    model: Annotated[str, Field(min_length=1, description="A name of `/api/tags`.")]
+    stream: Annotated[bool | None, Field(description="Answer with lines of JSON. Default: true.")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_name(cls, fields: Any) -> Any:
+        """Older clients send ``name``."""
+        if isinstance(fields, dict) and "model" not in fields and "name" in fields:
+            return {**fields, "model": fields["name"]}
+        return fields
