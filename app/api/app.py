@@ -20,6 +20,7 @@ from app.api.ollama.dialect import DIALECT as OLLAMA
 from app.api.openai.dialect import DIALECT as OPENAI
 from app.api.openapi import document
 from app.api.operator.dialect import DIALECT as OPERATOR
+from app.api.rerank.dialect import DIALECT as RERANK
 from app.api.sagemaker.dialect import DIALECT as SAGEMAKER
 from app.api.tgi.dialect import DIALECT as TGI
 from app.api.tokenstream.dialect import DIALECT as TOKENSTREAM
@@ -31,6 +32,7 @@ DIALECTS: tuple[Dialect, ...] = (
     TOKENSTREAM,
     OPENAI,
     OLLAMA,
+    RERANK,
     TGI,
     SAGEMAKER,
     OPERATOR,

@@ -250,6 +250,15 @@ class Settings(BaseSettings):
     embedding_pooling: Literal["mean", "cls", "last"] | None = _setting(
         None, "Pooling of token vectors into one text vector.", shown="as in the model file"
     )
+    rerank_model: str | None = _setting(
+        None,
+        "Reranker: path of a GGUF file with pooling type `rank`, or `repo:file` on Hugging Face. It serves "
+        "`/v1/rerank` and sorts the passages of the knowledge base.",
+        shown="none",
+    )
+    rerank_with_embeddings: Literal["on", "off"] = _setting(
+        "off", "Without RERANK_MODEL, serve `/v1/rerank` with cosines of the embedding model."
+    )
     embedding_query_prefix: str = _setting(
         "", "Text before each question to embed, such as `query: ` for E5 models."
     )

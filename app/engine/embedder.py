@@ -71,7 +71,8 @@ class Embedder:
         Args:
             path: A GGUF file.
             n_threads: Compute threads.
-            pooling: Pooling type, a key of ``POOLING``. None: the type named in the file.
+            pooling: Pooling type, a key of ``POOLING``. None: the type named in the file. ``rank``: the file
+                is a reranker.
             lock: Shared with an engine on the same cores.
             on_failure: Called once, on the embedder's thread, if an exception ends that thread.
 
@@ -96,7 +97,9 @@ class Embedder:
         self._batch = Batch(n_batch)
         self.pooling = self._context.pooling
         self.dimensions = self._context.dimensions
-        self.n_vocab = self._model.vocab.n_tokens
+        self.vocab = self._model.vocab
+        self.n_vocab = self.vocab.n_tokens
+        self.rerank_template = self._model.rerank_template
         self._lock = lock or FairLock()
         self._on_failure = on_failure
         self._urgent: list[_Job] = []  # heaps

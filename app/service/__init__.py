@@ -34,6 +34,7 @@ from app.service.prompts import (
     TextPrompt,
     ToolUse,
 )
+from app.service.rerank import Ranking
 from app.service.retrieval import list_documents, required_knowledge, search_documents
 from app.service.service import Service
 
@@ -64,6 +65,7 @@ __all__ = [
     "Passage",
     "Place",
     "Prompt",
+    "Ranking",
     "Regex",
     "Service",
     "ServiceError",

@@ -15,18 +15,23 @@ from app.config.settings import Settings, SettingsError
 from app.engine.embedder import Embedder, EmbeddingError
 from app.engine.fair_lock import FairLock
 from app.engine.llama import ModelLoadError
+from app.engine.reranker import Reranker
 from app.knowledge.chunk import Passage
+from app.knowledge.chunking import embedded_text
 from app.knowledge.errors import StoreError
 from app.machine.cores import physical_cores
 from app.machine.folders import cache_folder
 from app.service.errors import BadRequest, GenerationFailed, KnowledgeFailed, NotOffered
 from app.service.prompts import ChatPrompt
+from app.service.rerank import rank
 from app.telemetry.metrics import Metrics
 from app.weights.errors import ModelError
 
 if TYPE_CHECKING:  # its packages are installed only for KNOWLEDGE=on
     from app.knowledge.knowledge import DocumentState, Knowledge, KnowledgeOptions
 
+# Passages that a reranker sorts, per passage in the prompt.
+_CANDIDATES = 4
 # Maximum seconds of indexing before the server is ready. Large folders are indexed while serving.
 _START_WITHIN = 5.0
 _PACKAGES = ("mammoth", "markdown_it", "pypdfium2", "selectolax", "simsimd", "snowballstemmer", "watchfiles")
@@ -142,11 +147,13 @@ def _open(settings: Settings, embedder: Embedder, metrics: Metrics) -> Knowledge
         raise SettingsError(str(error)) from error
 
 
-async def with_found(prompt: ChatPrompt, knowledge: Knowledge | None, *, by_default: bool) -> ChatPrompt:
+async def with_found(
+    prompt: ChatPrompt, knowledge: Knowledge | None, reranker: Reranker | None, *, by_default: bool
+) -> ChatPrompt:
     """Add passages on the last question of a conversation.
 
     A question such as "and when does it close?" depends on the question before it. So a second search uses
-    both.
+    both. A reranker sorts more candidates by their relevance to the last question.
 
     Returns:
         The prompt with passages, best first. It is unchanged if the request or its context searches no
@@ -168,14 +175,24 @@ async def with_found(prompt: ChatPrompt, knowledge: Knowledge | None, *, by_defa
         return prompt
     await asyncio.to_thread(check_files, knowledge, use.files, "knowledge.files")
     queries = [questions[-1], "\n".join(questions[-2:])] if len(questions) > 1 else questions
-    n_waiting = knowledge.n_waiting(use.files)
+    n_waiting, top_k = knowledge.n_waiting(use.files), knowledge.options.top_k
+    n_wanted = top_k if reranker is None else _CANDIDATES * top_k
     with _service_errors():
-        found = await asyncio.gather(*(knowledge.search(query, files=use.files) for query in queries))
+        found = await asyncio.gather(
+            *(knowledge.search(query, files=use.files, top_k=n_wanted) for query in queries)
+        )
     best: dict[tuple[str, int], Passage] = {}
     for passage in sorted((p for passages in found for p in passages), key=lambda p: -p.score):
         best.setdefault((passage.chunk.file, passage.chunk.position), passage)
-    passages = tuple(best.values())[: knowledge.options.top_k]
-    return replace(prompt, passages=passages, n_waiting=n_waiting)
+    passages = [*best.values()][:n_wanted]
+    if reranker is not None and passages:
+        texts = [embedded_text(passage.chunk) for passage in passages]
+        ranking = await rank(reranker, questions[-1], texts)
+        scored = zip(passages, ranking.scores, strict=True)
+        passages = sorted(
+            (replace(passage, score=score) for passage, score in scored), key=lambda p: -p.score
+        )
+    return replace(prompt, passages=tuple(passages[:top_k]), n_waiting=n_waiting)
 
 
 def required_knowledge(knowledge: Knowledge | None, *, field: str | None = None) -> Knowledge:

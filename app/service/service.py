@@ -1,4 +1,4 @@
-"""The operations of all dialects: generate, tokenize, embed."""
+"""The operations of all dialects: generate, tokenize, embed, rerank."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,12 +16,15 @@ from app.config.settings import Settings, SettingsError
 from app.engine.client import LOCAL
 from app.engine.embedder import Embedder
 from app.engine.fair_lock import FairLock
+from app.engine.reranker import Reranker
+from app.machine.cores import physical_cores
 from app.service.admission import Admission, Place
 from app.service.embedding import Embeddings, embed
 from app.service.errors import BadRequest, Loading, NotOffered
 from app.service.generation import Generation
 from app.service.model import Model
 from app.service.prompts import ChatPrompt, Constraint, Prompt
+from app.service.rerank import Ranking, open_reranker, rank, rank_by_cosine
 from app.service.retrieval import Retrieval, with_found
 from app.telemetry.metrics import Metrics
 from app.weights.tokenizer import TokenizerRepo
@@ -62,6 +66,7 @@ class Service:
         self._on_failure: Callable[[str], None] | None = None
         self._model: Model | None = None
         self._retrieval: Retrieval | None = None
+        self._reranker: Reranker | None = None
         self._threads = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare")
         # Separate threads for slow preparations, so that they do not delay other requests.
         self._long_texts = ThreadPoolExecutor(1, thread_name_prefix="prepare-long")
@@ -118,6 +123,7 @@ class Service:
         path: Path,
         tokenizer_repo: TokenizerRepo | None,
         embedding_model: Path | None = None,
+        rerank_model: Path | None = None,
         *,
         warm: Collection[str] | None = None,
         on_failure: Callable[[str], None] | None = None,
@@ -128,6 +134,7 @@ class Service:
             path: A GGUF file; for a split model, its first part.
             tokenizer_repo: Replaces the chat template and special tokens of the GGUF file.
             embedding_model: A GGUF file.
+            rerank_model: A GGUF file.
             warm: Names of the contexts to prefill; None: all.
             on_failure: Called once, on the event loop, with the error message that ``failure`` gets.
 
@@ -138,13 +145,26 @@ class Service:
         self._on_failure = on_failure
         loop, lock = asyncio.get_running_loop(), FairLock()
 
-        def embedder_failed(error: BaseException) -> None:
+        def failed(model: str, error: BaseException) -> None:
             with suppress(RuntimeError):  # the loop is closed: the process is ending
-                loop.call_soon_threadsafe(self._fail, f"the embedding model failed: {error}")
+                loop.call_soon_threadsafe(self._fail, f"the {model} failed: {error}")
 
         if embedding_model is not None:  # before the model, whose memory plan counts the remaining memory
             self._retrieval = await asyncio.to_thread(
-                Retrieval, self.settings, embedding_model, self.metrics, lock, embedder_failed
+                Retrieval,
+                self.settings,
+                embedding_model,
+                self.metrics,
+                lock,
+                partial(failed, "embedding model"),
+            )
+        if rerank_model is not None:
+            self._reranker = await asyncio.to_thread(
+                open_reranker,
+                rerank_model,
+                n_threads=self.settings.model_threads or physical_cores(),
+                lock=lock,
+                on_failure=partial(failed, "reranker"),
             )
         model = await Model.load(
             path,
@@ -152,7 +172,7 @@ class Service:
             self.settings,
             self.contexts,
             metrics=self.metrics,
-            lock=lock if self._retrieval else None,
+            lock=lock if self._retrieval or self._reranker else None,
             on_failure=lambda error: self._fail(f"the engine failed: {error}"),
             warm=warm,
         )
@@ -179,6 +199,8 @@ class Service:
             await model.close()
         if self._retrieval is not None:
             await asyncio.to_thread(self._retrieval.close)
+        if self._reranker is not None:
+            await asyncio.to_thread(self._reranker.close)
         for threads in (self._threads, self._long_texts, self._grammars):
             threads.shutdown(cancel_futures=True)
 
@@ -210,6 +232,36 @@ class Service:
             )
         return await embed(
             self._retrieval.embedder, inputs, field=field, truncate=truncate, normalize=normalize
+        )
+
+    async def rerank(
+        self, query: str, documents: Sequence[str], *, field: str = "documents", truncate: bool = True
+    ) -> Ranking:
+        """Rank documents by their relevance to a query.
+
+        Args:
+            query: The query.
+            documents: The documents, at least one.
+            field: Name of the documents in the request, for error messages.
+            truncate: Whether to drop the ends of long texts. If not, they are rejected.
+
+        Raises:
+            NotOffered: The server has no reranker.
+            TooLong: A text is too long.
+            GenerationFailed: The computation failed.
+        """
+        _ = self.model  # raises Loading while models are loading
+        if self._reranker is not None:
+            return await rank(self._reranker, query, documents, field=field, truncate=truncate)
+        settings = self.settings
+        if self._retrieval is not None and settings.rerank_with_embeddings == "on":
+            prefixes = settings.embedding_query_prefix, settings.embedding_passage_prefix
+            return await rank_by_cosine(
+                self._retrieval.embedder, query, documents, prefixes=prefixes, field=field, truncate=truncate
+            )
+        raise NotOffered(
+            "there is no reranker; start the server with RERANK_MODEL, or with an embedding model and "
+            "RERANK_WITH_EMBEDDINGS=on"
         )
 
     async def tokens(self, prompt: Prompt) -> list[int]:
@@ -272,7 +324,7 @@ class Service:
             return prompt
         context = self.contexts.get(prompt.context or self.settings.context_type)
         by_default = context is not None and context.knowledge
-        return await with_found(prompt, self.knowledge, by_default=by_default)
+        return await with_found(prompt, self.knowledge, self._reranker, by_default=by_default)
 
     def _thread_for(self, prompt: Prompt) -> ThreadPoolExecutor:
         return self._long_texts if prompt.n_characters > _LONG_TEXT else self._threads

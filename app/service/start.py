@@ -15,7 +15,7 @@ from app.machine.cores import physical_cores
 from app.service import retrieval
 from app.service.service import Service
 from app.telemetry.metrics import Metrics
-from app.weights.embedding import resolve_embedding_model
+from app.weights.embedding import resolve_embedding_model, resolve_rerank_model
 from app.weights.errors import ModelError
 from app.weights.model import resolve_model
 from app.weights.tokenizer import TokenizerRepo, load_tokenizer_repo
@@ -29,6 +29,7 @@ class Start:
     model: Path
     tokenizer_repo: TokenizerRepo | None
     embedding_model: Path | None
+    rerank_model: Path | None
 
     async def load(
         self,
@@ -47,7 +48,12 @@ class Start:
         """
         with readable_load_errors():
             await self.service.load(
-                self.model, self.tokenizer_repo, self.embedding_model, warm=warm, on_failure=on_failure
+                self.model,
+                self.tokenizer_repo,
+                self.embedding_model,
+                self.rerank_model,
+                warm=warm,
+                on_failure=on_failure,
             )
 
 
@@ -65,6 +71,7 @@ def prepare(settings: Settings) -> Start:
         resolve_model(settings),
         tokenizer_repo=load_tokenizer_repo(settings),
         embedding_model=resolve_embedding_model(settings) if settings.embeds else None,
+        rerank_model=resolve_rerank_model(settings),
     )
     with readable_load_errors():
         preflight.check(

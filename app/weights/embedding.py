@@ -1,4 +1,4 @@
-"""EMBEDDING_MODEL → a checked GGUF file on this disk."""
+"""EMBEDDING_MODEL and RERANK_MODEL → checked GGUF files on this disk."""
 
 from __future__ import annotations
 
@@ -42,23 +42,37 @@ def resolve_embedding_model(settings: Settings) -> Path:
     name = settings.embedding_model
     if name is None or name.lower() == minilm.NAME.lower():
         return _bundled()
+    return _named(name, _VARIABLE, settings, others=f"repo:file of the hub, or {minilm.NAME}")
+
+
+def resolve_rerank_model(settings: Settings) -> Path | None:
+    """Find or download the reranker of the settings; None without one.
+
+    Raises:
+        ModelError: The model cannot be found, downloaded or read.
+    """
+    if settings.rerank_model is None:
+        return None
+    return _named(settings.rerank_model, "RERANK_MODEL", settings, others="repo:file of the hub")
+
+
+def _named(name: str, variable: str, settings: Settings, *, others: str) -> Path:
+    """A local file, or a file of a repository. ``others``: the other values, for error messages."""
     path = Path(name).expanduser()
     if path.exists():
-        return local_model(path, _VARIABLE)
+        return local_model(path, variable)
     on_hub = _ON_HUB.fullmatch(name)
     if on_hub is None or (on_hub["file"] is None and name.lower().endswith(".gguf")):
-        raise ModelError(
-            f"{_VARIABLE}={name}: no such file; other values are repo:file of the hub, or {minilm.NAME}"
-        )
+        raise ModelError(f"{variable}={name}: no such file; other values are {others}")
     repository = Repository(
-        on_hub["repository"], folder=settings.models_dir, token=hub_token(settings), variable=_VARIABLE
+        on_hub["repository"], folder=settings.models_dir, token=hub_token(settings), variable=variable
     )
-    wanted = Wanted(on_hub["file"], _VARIABLE, f"{_VARIABLE}={name}" if on_hub["file"] else "")
+    wanted = Wanted(on_hub["file"], variable, f"{variable}={name}" if on_hub["file"] else "")
     return model_of_repository(
         repository,
         wanted,
         f"{on_hub['repository']} (revision {repository.revision})",
-        instead=f"{_VARIABLE} without a repository names a local file",
+        instead=f"{variable} without a repository names a local file",
     )
 
 

@@ -54,6 +54,6 @@ def knowledge_url(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """A server that answers from ``documents``."""
     folder = tmp_path_factory.mktemp("knowledge")
     paths = {"DATA_PATH": str(documents), "KNOWLEDGE_INDEX": str(folder / "index")}
-    with running_server(folder / "log", KNOWLEDGE="on", **paths) as server:
+    with running_server(folder / "log", KNOWLEDGE="on", RERANK_WITH_EMBEDDINGS="on", **paths) as server:
         wait_until_indexed(server.url)
         yield server.url

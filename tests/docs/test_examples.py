@@ -36,7 +36,7 @@ PYTHON = [
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("examples")
     paths = {"DATA_PATH": str(ROOT / "data"), "KNOWLEDGE_INDEX": str(folder / "index")}
-    with running_server(folder / "log", KNOWLEDGE="on", **paths) as server:
+    with running_server(folder / "log", KNOWLEDGE="on", RERANK_WITH_EMBEDDINGS="on", **paths) as server:
         end = time.monotonic() + 60
         while httpx.get(f"{server.url}/v1/knowledge").json()["counts"]["indexed"] == 0:
             assert time.monotonic() < end, server.output()

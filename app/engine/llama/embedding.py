@@ -16,6 +16,7 @@ from app.engine.llama.native import DecodeError, ModelLoadError, last_error
 
 # Reduction of a text's token vectors to one vector; values of llama.cpp's llama_pooling_type.
 POOLING = {"mean": 1, "cls": 2, "last": 3}
+_RANK = 4  # the outputs of a classifier, in the place of a vector
 
 
 class EmbeddingContext:
@@ -34,10 +35,12 @@ class EmbeddingContext:
             n_batch: Maximum tokens per batch, and so per text.
             n_sequences: Maximum texts per batch.
             n_threads: Compute threads.
-            pooling: A key of POOLING. None: the default of the model's file.
+            pooling: A key of POOLING, or ``rank``, which the model's file must have. None: the default of
+                the file.
 
         Raises:
-            ModelLoadError: llama.cpp cannot create the context, or the model is not an embedding model.
+            ModelLoadError: llama.cpp cannot create the context, or the model is not an embedding model, or
+                with pooling ``rank`` not a reranker.
         """
         # A multiple of n_sequences: otherwise llama.cpp's graph for mean pooling aborts the process.
         n_batch = -(-n_batch // n_sequences) * n_sequences
@@ -45,7 +48,8 @@ class EmbeddingContext:
         params.n_ctx = params.n_batch = params.n_ubatch = params.n_outputs_max = n_batch
         params.n_seq_max, params.kv_unified = n_sequences, True
         params.embeddings = True
-        params.pooling_type = -1 if pooling is None else POOLING[pooling]
+        # Another file with pooling "rank" would have no classifier.
+        params.pooling_type = -1 if pooling in (None, "rank") else POOLING[pooling]
         params.n_threads = params.n_threads_batch = n_threads
         params.no_perf = True
         self._handle = lib.llama_init_from_model(model._handle, params)
@@ -54,14 +58,19 @@ class EmbeddingContext:
             raise ModelLoadError(f"cannot allocate compute buffers for {n_batch} tokens: {reason}")
         number = lib.llama_pooling_type(self._handle)
         known = {number: name for name, number in POOLING.items()}
+        if pooling == "rank":
+            known = {_RANK: "rank"}
         if number not in known:
             self._free()
+            if pooling == "rank":
+                raise ModelLoadError("the file is not a reranker: its pooling type is not `rank`")
             raise ModelLoadError(
                 "the file has no pooling type, so it may not be an embedding model; "
                 f"if it is one, set EMBEDDING_POOLING to one of {', '.join(POOLING)}"
             )
         self.pooling = known[number]
-        self.dimensions: int = lib.llama_model_n_embd_out(model._handle)
+        n_outputs = lib.llama_model_n_cls_out if number == _RANK else lib.llama_model_n_embd_out
+        self.dimensions: int = n_outputs(model._handle)
         self._memory = lib.llama_get_memory(self._handle)
         # Texts arrive in bursts, while another context decodes: idle threads must not spin.
         self._threads = ThreadPool(n_threads, poll=0)

@@ -53,6 +53,9 @@ class Model:
         )
         template = lib.llama_model_chat_template(self._handle, None)
         self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
+        # Of a reranker: a text with {query} and {document}.
+        template = lib.llama_model_chat_template(self._handle, b"rerank")
+        self.rerank_template: str | None = template.decode("utf-8", "replace") if template else None
 
     @property
     def description(self) -> str:
@@ -75,7 +78,10 @@ class Vocab:
         self.n_tokens: int = lib.llama_vocab_n_tokens(handle)
         self.bos: int = lib.llama_vocab_bos(handle)  # -1: none
         self.eos: int = lib.llama_vocab_eos(handle)
+        self.sep: int = lib.llama_vocab_sep(handle)  # -1: none
         self.add_bos: bool = lib.llama_vocab_get_add_bos(handle)
+        self.add_eos: bool = lib.llama_vocab_get_add_eos(handle)
+        self.add_sep: bool = lib.llama_vocab_get_add_sep(handle)
         self.is_sentencepiece: bool = lib.llama_vocab_type(handle) == lib.LLAMA_VOCAB_TYPE_SPM
         # Fill-in-the-middle tokens: prefix, suffix, middle. -1: the model has none.
         self.fill_in: tuple[int, int, int] = (

@@ -1,0 +1,1 @@
+"""Reranking, in the forms of Cohere, Jina and Text Embeddings Inference."""
