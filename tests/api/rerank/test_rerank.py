@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cohere
 import httpx
 import numpy as np
 import pytest
@@ -125,3 +126,14 @@ def test_errors_name_the_field(knowledge_url: str, fields: dict[str, Any], messa
     assert response.status_code == 422
     assert response.json()["message"].startswith(message)
     assert response.json()["error"] == response.json()["message"]
+
+
+def test_coheres_client_gets_results_and_errors(reranker_url: str) -> None:
+    with cohere.ClientV2("none", base_url=reranker_url) as client:
+        answer = client.rerank(model="any", query=QUERY, documents=TEXTS, top_n=2)
+        expected = ranked(reranker_url, documents=TEXTS)["results"][:2]
+        assert [(one.index, one.relevance_score) for one in answer.results] == [
+            (one["index"], one["relevance_score"]) for one in expected
+        ]
+        with pytest.raises(cohere.UnprocessableEntityError, match="documents: "):
+            client.rerank(model="any", query=QUERY, documents=[])
