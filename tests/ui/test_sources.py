@@ -131,6 +131,14 @@ def test_an_answer_without_documents_has_no_sources(chat: ChatPage) -> None:
     assert chat.recorded("status")[-1] == "Answer complete, 42 tokens, 120 tokens per second."
 
 
+def test_an_answer_tells_that_documents_wait(chat: ChatPage) -> None:
+    details = {**FIGURES, "sources": SOURCES, "sources_waiting": 2}
+    chat.fake_answers(lambda route: route.fulfill(body=f"At 06:25.\x1e{json.dumps(details)}"))
+    chat.ask(QUESTION)
+    chat.wait_until_done()
+    expect(chat.page.get_by_text("2 documents not indexed yet")).to_be_visible()
+
+
 def test_the_switch_is_hidden_without_documents(chat: ChatPage) -> None:
     expect(use_documents(chat)).to_be_hidden()
     answer_with(chat, None)
