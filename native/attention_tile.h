@@ -18,6 +18,8 @@ constexpr int PART_KEYS = 256;
 struct Row {
     const float * q;
     const half * mask; // added to the scores, one value per key; null: every key is visible
+    float slope;       // of the mask (ALiBi); 1: the mask is added as it is
+    float sink;        // score of an additional key whose value is zero; minus infinity: none
     float * out;       // head_size values
     float highest;     // score, in units of log2
     float total;       // of the weights
@@ -30,7 +32,8 @@ struct Head {
     size_t k_stride; // bytes
     size_t v_stride;
     int64_t n_keys;
-    int size; // elements: a multiple of WIDTH, at most MAX_HEAD_SIZE
+    int size;  // elements: a multiple of WIDTH, at most MAX_HEAD_SIZE
+    float cap; // scores become cap*tanh(score/cap); 0: they do not
     int n_rows;
     Row rows[MAX_ROWS];
 };
@@ -69,7 +72,9 @@ inline void finish(Row & row, int size) {
         std::fill_n(row.out, size, 0.0f);
         return;
     }
-    const Vec share = all(1.0f/row.total);
+    const float sink = row.sink*LOG2_E, best = std::max(row.highest, sink);
+    const float factor = exp2f(row.highest - best);
+    const Vec share = all(factor/fmaf(row.total, factor, exp2f(sink - best)));
     for (int j = 0; j < size; j += WIDTH) {
         store(row.out + j, mul(load(row.out + j), share));
     }
@@ -86,7 +91,7 @@ struct Tile {
     uint8_t group[MAX_GROUPS];
     uint32_t visible[MAX_GROUPS]; // a bit per key: whether any row sees it
     bool is_masked[MAX_GROUPS];   // whether any row has a mask other than zero
-    alignas(64) float q[TILE_ROWS][MAX_HEAD_SIZE];    // scaled, so that scores have the unit log2
+    alignas(64) float q[TILE_ROWS][MAX_HEAD_SIZE];    // scaled: scores have the unit log2, or are those of tanh_of()
     alignas(64) float scores[TILE_ROWS][PART_KEYS];   // then the weights
     alignas(64) float sums[TILE_ROWS][MAX_HEAD_SIZE]; // of V
     // An incomplete last group, filled up.
@@ -98,9 +103,10 @@ struct Tile {
         begin = from, n_keys = (int) std::min<int64_t>(PART_KEYS, of.n_keys - from);
         set_tail();
         find_visible();
+        const float unit = of.cap == 0.0f ? scale*LOG2_E : 2*scale/of.cap*LOG2_E;
         for (int r = 0; r < n_rows; ++r) {
             for (int j = 0; j < of.size; j += WIDTH) {
-                store(q[r] + j, mul(load(rows[r].q + j), all(scale*LOG2_E)));
+                store(q[r] + j, mul(load(rows[r].q + j), all(unit)));
             }
         }
     }
@@ -192,12 +198,15 @@ inline void softmax(Tile & tile, int r, float & highest, float & total) {
     Vec best = all(-INFINITY);
     for (int at = 0; at < tile.n_groups; ++at) {
         Vec score = load(scores + at*WIDTH);
+        if (tile.head->cap != 0.0f) {
+            score = mul(tanh_of(score), all(tile.head->cap*LOG2_E));
+        }
         if (tile.is_masked[at]) {
             const half * values = tile.mask_of(r, tile.group[at]);
             const Vec mask = values ? load(values) : zero();
-            score = unless_hidden(fma(mask, all(LOG2_E), score), mask);
-            store(scores + at*WIDTH, score);
+            score = unless_hidden(fma(mask, all(tile.rows[r].slope*LOG2_E), score), mask);
         }
+        store(scores + at*WIDTH, score);
         best = max(best, score);
     }
     highest = max_of(best);

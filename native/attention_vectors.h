@@ -35,7 +35,10 @@ inline void store(float * to, Vec x) { _mm512_storeu_ps(to, x); }
 inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+inline Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec sign_of(Vec x) { return _mm512_and_ps(x, all(-0.0f)); } // the sign bit alone
+inline Vec with_bits(Vec x, Vec bits) { return _mm512_or_ps(x, bits); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline float max_of(Vec x) { return _mm512_reduce_max_ps(x); }
 inline float sum_of(Vec x) { return _mm512_reduce_add_ps(x); }
@@ -84,7 +87,10 @@ inline void store(float * to, Vec x) { _mm256_storeu_ps(to, x); }
 inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+inline Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec sign_of(Vec x) { return _mm256_and_ps(x, all(-0.0f)); }
+inline Vec with_bits(Vec x, Vec bits) { return _mm256_or_ps(x, bits); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 inline float max_of(Vec x) {
     __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -136,6 +142,12 @@ inline Vec exp2_of(Vec x) {
     p = fma(p, rest, all(6.93147004e-1f));
     p = fma(p, rest, all(1.0f));
     return where_above(x, -126.0f, times_power(p, n));
+}
+
+// tanh(x/(2*log2(e))), error below 1e-7.
+inline Vec tanh_of(Vec x) {
+    const Vec sign = sign_of(x), power = exp2_of(with_bits(x, all(-0.0f)));
+    return with_bits(div(sub(all(1.0f), power), add(all(1.0f), power)), sign);
 }
 
 // Eight halves of each of WIDTH keys, `stride` bytes apart, as eight vectors of one half per key.

@@ -5,7 +5,7 @@
 // and neighbouring positions. A row's result does not depend on the rows beside it.
 //
 // llama_cpp.cmake compiles this file into ggml-cpu and redirects ggml-cpu.c's call to it. ggml's function computes
-// other operations: other types, ALiBi, soft caps, sinks, other CPUs.
+// other operations: other types, heads of other sizes, other CPUs.
 
 #include "attention_kernel.h"
 
@@ -26,15 +26,31 @@ using namespace tokenstream;
 
 bool is_covered(const ggml_tensor * dst) {
     const ggml_tensor * q = dst->src[0], * k = dst->src[1], * v = dst->src[2], * mask = dst->src[3];
-    float max_bias, soft_cap;
-    memcpy(&max_bias, (const float *) dst->op_params + 1, sizeof(float));
-    memcpy(&soft_cap, (const float *) dst->op_params + 2, sizeof(float));
     return q->type == GGML_TYPE_F32 && k->type == GGML_TYPE_F16 && v->type == GGML_TYPE_F16
         && k->ne[0] == v->ne[0] && k->ne[0] % WIDTH == 0 && k->ne[0] <= MAX_HEAD_SIZE && k->ne[1] > 0
         && k->ne[2] == v->ne[2] && k->ne[3] == v->ne[3] && q->ne[2] % k->ne[2] == 0 && q->ne[3] == k->ne[3]
         && q->nb[0] == sizeof(float) && k->nb[0] == sizeof(half) && v->nb[0] == sizeof(half)
-        && (!mask || (mask->type == GGML_TYPE_F16 && mask->nb[0] == sizeof(half)))
-        && !dst->src[4] && max_bias == 0.0f && soft_cap == 0.0f;
+        && (!mask || (mask->type == GGML_TYPE_F16 && mask->nb[0] == sizeof(half)));
+}
+
+struct Parameters {
+    float scale, max_bias, cap;
+
+    explicit Parameters(const ggml_tensor * dst) { memcpy(this, dst->op_params, sizeof(*this)); }
+};
+
+// Slope of a head's mask (Press et al., arXiv:2108.12409).
+float slope_of(const Parameters & parameters, int64_t head, int64_t n_heads) {
+    if (parameters.max_bias <= 0.0f) {
+        return 1.0f;
+    }
+    const int64_t power = (int64_t) 1 << (int) floorf(log2f((float) n_heads));
+    return head < power ? powf(2.0f, -parameters.max_bias*(head + 1)/power)
+                        : powf(2.0f, -parameters.max_bias/2*(2*(head - power) + 1)/power);
+}
+
+float sink_of(const ggml_tensor * dst, int64_t head) {
+    return dst->src[4] ? ((const float *) dst->src[4]->data)[head] : -INFINITY;
 }
 
 // Division of an operation into units: KV heads of one stream, rows of each, and all parts of the keys or one.
@@ -108,11 +124,13 @@ float * partial_of(const ggml_compute_params * params, const Division & d, int64
 
 void set_head(Head & head, const ggml_tensor * dst, const Division & d, int64_t kv_head, int64_t stream, int64_t first) {
     const ggml_tensor * q = dst->src[0], * k = dst->src[1], * v = dst->src[2], * mask = dst->src[3];
+    const Parameters parameters(dst);
     head.k = (const char *) k->data + kv_head*k->nb[2] + stream*k->nb[3];
     head.v = (const char *) v->data + kv_head*v->nb[2] + stream*v->nb[3];
     head.k_stride = k->nb[1], head.v_stride = v->nb[1];
     head.n_keys = d.n_keys;
     head.size = (int) d.head_size;
+    head.cap = parameters.cap;
     head.n_rows = (int) std::min(d.rows, d.n_rows - first);
     for (int r = 0; r < head.n_rows; ++r) {
         const int64_t position = (first + r)/d.group, query_head = kv_head*d.group + (first + r) % d.group;
@@ -120,6 +138,8 @@ void set_head(Head & head, const ggml_tensor * dst, const Division & d, int64_t 
             + position*q->nb[1] + query_head*q->nb[2] + stream*q->nb[3]);
         head.rows[r].mask = !mask ? nullptr : (const half *) ((const char *) mask->data
             + position*mask->nb[1] + query_head % mask->ne[2]*mask->nb[2] + stream % mask->ne[3]*mask->nb[3]);
+        head.rows[r].slope = slope_of(parameters, query_head, d.n_heads);
+        head.rows[r].sink = sink_of(dst, query_head);
         start(head.rows[r]);
     }
 }
@@ -132,8 +152,7 @@ void compute_unit(const ggml_compute_params * params, ggml_tensor * dst, const D
     const int64_t part = unit/n_groups % n_parts;
     const int64_t first_row = (n_blocks - 1 - unit/n_groups/n_parts % n_blocks)*d.rows;
     const int64_t stream = unit/n_groups/n_parts/n_blocks;
-    float scale;
-    memcpy(&scale, dst->op_params, sizeof(float));
+    const float scale = Parameters(dst).scale;
     Head heads[MAX_HEADS];
     const int n_heads = (int) std::min(d.heads, d.n_kv_heads - first_head);
     const auto result = [&](int h, int r) {
@@ -163,6 +182,7 @@ void compute_unit(const ggml_compute_params * params, ggml_tensor * dst, const D
 
 void merge_parts(const ggml_compute_params * params, ggml_tensor * dst, const Division & d, int64_t result) {
     Row row;
+    row.sink = sink_of(dst, result % d.n_heads);
     row.out = result_of(dst, result);
     start(row);
     for (int64_t part = 0; part < d.n_parts; ++part) {

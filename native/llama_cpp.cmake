@@ -25,6 +25,16 @@ if(TOKENSTREAM_MATMUL)
   add_compile_definitions($<$<COMPILE_LANGUAGE:CXX>:ggml_graph_compute=tokenstream_graph_compute>)
 endif()
 
+# OFF: ggml's norms and rotations, for comparisons.
+option(TOKENSTREAM_ROWS "Compute RMS norms and RoPE with row_operations.cpp" ON)
+if(TOKENSTREAM_ROWS)
+  list(APPEND tokenstream_sources "${CMAKE_CURRENT_LIST_DIR}/row_operations.cpp")
+  add_compile_definitions(
+    $<$<COMPILE_LANGUAGE:C>:ggml_compute_forward_rms_norm=tokenstream_rms_norm>
+    $<$<COMPILE_LANGUAGE:C>:ggml_compute_forward_rms_norm_mul_fused=tokenstream_rms_norm_mul>
+    $<$<COMPILE_LANGUAGE:C>:ggml_compute_forward_rope=tokenstream_rope>)
+endif()
+
 foreach(source IN LISTS tokenstream_sources)
   cmake_language(EVAL CODE "cmake_language(DEFER CALL target_sources ggml-cpu PRIVATE [[${source}]])")
 endforeach()

@@ -22,7 +22,7 @@ PAUSE_HEADER = HERE / "yielding_pause.h"
 _SOURCES = tuple(
     HERE / name
     for name in (
-        *("exports.cpp", "flash_attention.cpp"),
+        *("exports.cpp", "row_operations.cpp", "flash_attention.cpp"),
         *("attention_kernel.h", "attention_tile.h", "attention_vectors.h"),
         *("matmul.cpp", "matmul_weights.cpp", "matmul_weights.h", "matmul_kernel.h", "matmul_formats.h"),
     )

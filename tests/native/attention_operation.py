@@ -26,6 +26,9 @@ class Operation:
     v: NDArray[np.float16]
     mask: NDArray[np.float16] | None
     scale: float
+    max_bias: float = 0.0  # of ALiBi
+    cap: float = 0.0
+    sinks: NDArray[np.float32] | None = None  # one per head
 
 
 def make_operation(
@@ -64,18 +67,32 @@ def expected(operation: Operation) -> NDArray[np.float64]:
     group = operation.q.shape[1] // operation.k.shape[1]
     k, v = (np.repeat(x.astype(np.float64), group, axis=1) for x in (operation.k, operation.v))
     scores = operation.scale * (operation.q.astype(np.float64) @ k.swapaxes(2, 3))
+    if operation.cap:
+        scores = operation.cap * np.tanh(scores / operation.cap)
     visible = np.ones_like(scores, bool)
     if operation.mask is not None:
-        mask = operation.mask.astype(np.float64)[:, None]
+        mask = operation.mask.astype(np.float64)[:, None] * slopes(operation)[:, None, None]
         visible = np.broadcast_to(mask > -np.inf, scores.shape)
         scores = np.where(visible, scores + np.where(mask > -np.inf, mask, 0), -np.inf)
     highest = np.max(scores, axis=-1, keepdims=True)
     weights = np.where(visible, np.exp(scores - np.where(np.isfinite(highest), highest, 0)), 0)
     total = weights.sum(-1, keepdims=True)
+    if operation.sinks is not None:
+        total += np.where(np.isfinite(highest), np.exp(operation.sinks[:, None, None] - highest), 0)
     # Values of hidden keys may be NaN.
     hidden_everywhere = ~visible.any(axis=2)
     result = weights / np.where(total == 0, 1, total) @ np.where(hidden_everywhere[..., None], 0, v)
     return np.asarray(result.transpose(0, 2, 1, 3))
+
+
+def slopes(operation: Operation) -> NDArray[np.float64]:
+    """Slope of each head's mask (ALiBi, arXiv:2108.12409)."""
+    n = operation.q.shape[1]
+    if operation.max_bias == 0:
+        return np.ones(n)
+    power = 1 << int(np.log2(n))
+    steps = [h + 1 if h < power else h - power + 0.5 for h in range(n)]
+    return np.asarray(2.0 ** (-operation.max_bias / power * np.array(steps)))
 
 
 class Computation:
@@ -92,10 +109,13 @@ class Computation:
         k = self._tensor(F16, operation.k.transpose(0, 2, 1, 3))
         v = self._tensor(F16, operation.v.transpose(0, 2, 1, 3))
         mask = None if operation.mask is None else self._tensor(F16, operation.mask[:, None])
-        numbers = (operation.scale, 0.0, 0.0)
+        numbers = (operation.scale, operation.max_bias, operation.cap)
         self._result = call(
             "ggml_flash_attn_ext", P, self._context, *map(self._permuted, (q, k, v)), mask, *numbers
         )
+        if operation.sinks is not None:
+            sinks = self._tensor(F32, operation.sinks[None, None, None])
+            call("ggml_flash_attn_ext_add_sinks", None, self._result, sinks)
         self._graph = call("ggml_new_graph", P, self._context)
         call("ggml_build_forward_expand", None, self._graph, self._result)
         self._shape = (streams, rows, heads, size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -61,6 +63,28 @@ def test_any_number_of_keys_is_exact(rng: np.random.Generator, size: int) -> Non
 def test_sliding_windows_are_exact(rng: np.random.Generator, size: int, window: int) -> None:
     """Blocks of keys before the window are hidden from all rows."""
     check(make_operation(rng, size=size, rows=9, keys=333, group=2, mask=causal_mask(9, 333, window=window)))
+
+
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("rows", [1, 5, 40])
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_soft_caps_slopes_and_sinks_are_exact(
+    rng: np.random.Generator, size: int, rows: int, n_threads: int
+) -> None:
+    """As in Gemma 2, MPT and gpt-oss. Two threads divide the keys of one row, and merge them."""
+    keys, heads = 600, 6
+    distance = np.arange(keys)[None] - np.arange(keys - rows, keys)[:, None]
+    mask = np.where(distance > 0, -np.inf, distance).astype(np.float16)[None]
+    plain = make_operation(rng, size=size, rows=rows, keys=keys, group=3, mask=causal_mask(rows, keys))
+    sinks = np.array([-9, -1, 0, 1, 3, 20], np.float32)
+    for operation in (
+        replace(plain, cap=1.5),
+        replace(plain, max_bias=8.0, mask=mask),
+        replace(plain, sinks=sinks),
+        replace(plain, cap=30.0, max_bias=8.0, mask=mask, sinks=sinks),
+    ):
+        assert operation.q.shape[1] == heads
+        check(operation, n_threads)
 
 
 @pytest.mark.parametrize("size", SIZES)
