@@ -17,12 +17,6 @@ from app.engine.sampling.samplers import make_sampler
 
 N_PROMPT = 135  # tokens
 _N_BATCH = 512
-# The fastest choice depends on model and build. The server chooses by measurement too.
-_KV = [
-    KVOptions(layout=layout, flash_attention=flash)
-    for layout in ("split", "shared")
-    for flash in (True, False)
-]
 
 
 def decode_rate(model: Model, n_sequences: int, n_threads: int, n_tokens: int, kv: KVOptions) -> float:
@@ -52,9 +46,9 @@ def decode_rate(model: Model, n_sequences: int, n_threads: int, n_tokens: int, k
 
 
 def main(model_path: Path, n_threads: int) -> None:
-    """Print the highest rate over all KV layouts and attention kernels."""
+    """Print the rates."""
     model = Model(model_path)
-    rates = {f"rate_of_{n}": max(decode_rate(model, n, n_threads, 64, kv) for kv in _KV) for n in (1, 8)}
+    rates = {f"rate_of_{n}": decode_rate(model, n, n_threads, 64, KVOptions()) for n in (1, 8)}
     model.close()
     print(json.dumps(rates))
 

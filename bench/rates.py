@@ -17,7 +17,7 @@ from bench.bare import decode_rate
 
 _N_PREFILL = 512  # tokens
 _N_REPEATS = 3
-_KV = KVOptions(layout="split", flash_attention=True)
+_KV = KVOptions(flash_attention=True)
 
 
 def prefill_rate(model: Model, n_threads: int) -> float:

@@ -106,7 +106,6 @@ SETTINGS = {
     "N_CTX": "16384",
     "MAX_SEQUENCES": "8",
     "MODEL_THREADS": "1",
-    "KV_LAYOUT": "split",
     "FLASH_ATTENTION": "on",
 }
 KEY = "let me in"  # API_KEY of locked_server

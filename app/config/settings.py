@@ -129,7 +129,7 @@ class Settings(BaseSettings):
     main_gpu: int = _setting(0, "Index of the GPU for the offloaded layers.", ge=0)
     n_ctx: int | None = _setting(
         None,
-        "Size of the KV cache of all sequences. With KV_LAYOUT=split, each of MAX_SEQUENCES has an equal "
+        "Size of the KV cache of all sequences. Each of MAX_SEQUENCES has an equal "
         "part, which limits prompt plus answer of a request.",
         unit="tokens",
         ge=256,
@@ -195,13 +195,8 @@ class Settings(BaseSettings):
         "auto",
         "Kernels of matrix products. `auto`: Tokenstream's for supported weight formats, else ggml's.",
     )
-    kv_layout: Literal["auto", "split", "shared"] = _setting(
-        "auto",
-        "`split`: each sequence has its own part of the KV cache. `shared`: one pool, which stores a common "
-        "prefix once. `auto` measures both at the first start.",
-    )
     flash_attention: Literal["auto", "on", "off"] = _setting(
-        "auto", "Fused attention. `auto` measures attention with and without it at the first start."
+        "auto", "Fused attention. `auto`: wherever llama.cpp has it for the model."
     )
     kv_type: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] = _setting(
         "f16", "Number format of the KV cache. Formats with fewer bits than `f16` save memory and are slower."

@@ -34,7 +34,7 @@ class EngineOptions:
         n_ctx: KV memory of all sequences, in tokens.
         max_sequences: Maximum running sequences.
         n_threads: Compute threads.
-        kv: Layout, attention and number format of KV memory.
+        kv: Attention and number format of KV memory.
         prefix_bytes: Maximum RAM of saved prefixes.
         itl_budget: Maximum seconds of a step while answers stream. None: derived from measured times.
         speculation: Draft repeated text by prompt lookup.
@@ -84,22 +84,17 @@ class Engine:
             kv=options.kv,
         )
         self._batch = Batch(options.n_batch)
-        shared = options.kv.layout == "shared"
-        kind = MemoryKind(not (model.is_recurrent or model.n_window), shares_cells=shared)
+        kind = MemoryKind(truncatable=not (model.is_recurrent or model.n_window))
         self._cache = PrefixCache(self._context, kind, options.prefix_bytes, options.states)
         self._pacing = Pacing(options.itl_budget)
         limits = Limits(
             n_slots=options.max_sequences,
-            n_cells=options.n_ctx if shared else None,
             prefill_chunk=PREFILL_CHUNK,
-            dense=not shared,
             speculate_up_to=SPECULATE_UP_TO,
             draft_tokens=DRAFT_TOKENS,
         )
         self._scheduler = Scheduler(limits, self._cache, self._pacing)
         self.n_ctx_sequence = self._context.n_ctx_sequence
-        if shared and model.n_ctx_train > 0:  # one request may have all cells, beyond the trained length
-            self.n_ctx_sequence = min(self.n_ctx_sequence, model.n_ctx_train)
         self._end_of_generation = model.vocab.end_of_generation
         # Since the last take_results: outputs by sequence, and sequences that ended otherwise.
         self._outputs: dict[Sequence, list[Output]] = {}

@@ -46,17 +46,13 @@ class Limits:
 
     Attributes:
         n_slots: Maximum running sequences.
-        n_cells: KV cells of all sequences in the shared layout. None: split layout.
         prefill_chunk: Maximum prompt tokens per step.
-        dense: Whether one pass requires contiguous slots with equal numbers of tokens.
         speculate_up_to: Maximum decoding sequences with drafts.
         draft_tokens: Maximum draft tokens per step. Also caps prompt tokens when all logits are requested.
     """
 
     n_slots: int
-    n_cells: int | None = None
     prefill_chunk: int = 512
-    dense: bool = True
     speculate_up_to: int = 2
     draft_tokens: int = 16
 
@@ -76,9 +72,8 @@ class Scheduler:
     overtaken only by sequences that arrive during the time of its prefill. A prompt waits while
     another sequence computes a prefix that both share.
 
-    ``Pacing`` bounds the prefill of a step. In the split layout the occupied slots stay contiguous
-    (0, 1, 2, …). A gap costs a second pass over the weights at every step. Moving the last sequence into
-    the gap costs one copy.
+    ``Pacing`` bounds the prefill of a step. The occupied slots stay contiguous (0, 1, 2, …): a gap costs a
+    second pass over the weights at every step. Moving the last sequence into the gap costs one copy.
     """
 
     def __init__(self, limits: Limits, cache: PrefixCache, pacing: Pacing) -> None:
@@ -138,8 +133,7 @@ class Scheduler:
         """
         self._admit()
         self._save_branches()
-        if self._limits.dense:
-            self._close_gaps()
+        self._close_gaps()
         return list(self._plan())
 
     # --- admission
@@ -157,8 +151,6 @@ class Scheduler:
             if not free or not (room > 0 or overtakes):
                 break
             with self._concerning(sequence):
-                if not self._reserve_cells(sequence):
-                    break
                 slot = self._choose_slot(sequence, free)
             with self._concerning(sequence, slot):
                 self._cache.occupy(slot, sequence)
@@ -206,18 +198,6 @@ class Scheduler:
         prefix = self._prefix(sequence)
         return prefix.n_expected - prefix.n_tokens >= _MIN_SAVED_BY_WAITING
 
-    def _reserve_cells(self, sequence: Sequence) -> bool:
-        """Whether the cells for the maximum length are free, after evicting idle sequences if needed."""
-        n_cells = self._limits.n_cells
-        if n_cells is None:
-            return True
-        n_reserved = sum(s.max_length for s in self.running) + sequence.max_length
-        if n_reserved > n_cells:
-            return False
-        while n_reserved + self._cache.n_idle > n_cells and self._cache.evict_idle():
-            pass
-        return True
-
     def _choose_slot(self, sequence: Sequence, free: set[int]) -> int:
         """The slot with the longest prefix of the prompt, otherwise the one with the fewest idle tokens.
 
@@ -253,8 +233,8 @@ class Scheduler:
         grants = dict.fromkeys(decoding, 1)
         budget = self._chunk()
         n_logits = self._limits.draft_tokens
-        # In the split layout a slot without tokens is a gap: every prompt gets at least one token.
-        least = 1 if decoding and self._limits.dense else 0
+        # A slot without tokens is a gap: every prompt gets at least one token.
+        least = 1 if decoding else 0
         for sequence in sorted((s for s in running if not s.is_decoding), key=self._urgency):
             n_tokens = max(budget, least)
             if MIN_CHUNK <= n_tokens < sequence.n_pending < n_tokens + MIN_CHUNK:
@@ -281,7 +261,7 @@ class Scheduler:
             limit = min(limit, sequence.max_length - len(sequence.tokens) - 1)
             with self._concerning(sequence):
                 drafts[sequence] = sequence.propose(limit)
-        if self._limits.dense and len(decoding) > 1:
+        if len(decoding) > 1:
             # Each distinct number of tokens would cost a pass over the weights.
             shortest = min(len(drafts.get(s, [])) for s in decoding)
             drafts = {s: draft[:shortest] for s, draft in drafts.items()}

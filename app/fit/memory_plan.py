@@ -50,7 +50,7 @@ class MemoryPlan:
     Attributes:
         n_ctx: Cells of the KV cache, for all sequences.
         max_sequences: Sequences per decode step.
-        kv_options: Layout, attention and number format of the KV cache.
+        kv_options: Attention and number format of the KV cache.
         weights: Weights, in the form used for computing.
         kv: KV cache.
         compute: Intermediate results and logits of the largest batch.
@@ -81,10 +81,7 @@ class MemoryPlan:
         return self.total <= self.available
 
     def __str__(self) -> str:
-        if self.kv_options.layout == "shared":
-            shape = f"{self.n_ctx} tokens for {self.max_sequences} sequences"
-        else:
-            shape = f"{self.max_sequences} x {self.n_ctx // self.max_sequences} tokens"
+        shape = f"{self.max_sequences} x {self.n_ctx // self.max_sequences} tokens"
         return (
             f"memory: weights {_size(self.weights)} + KV {_size(self.kv)} ({shape}, {self.kv_options.type}) "
             f"+ buffers {_size(self.compute)} + process {_size(self.process)} "
@@ -112,7 +109,7 @@ def make_plan(
         n_ctx: Cells of the KV cache, for all sequences.
         max_sequences: Sequences per decode step.
         prefix_mb: MiB of RAM for the prefix cache.
-        kv: Layout, attention and number format of the KV cache.
+        kv: Attention and number format of the KV cache.
         gpu_layers: Layers on the GPU; -1 is all. GPU memory is not counted.
         n_threads: Compute threads.
         main_gpu: Index of the GPU.
@@ -169,7 +166,7 @@ class _Planner:
             kv=kv_bytes,
             compute=compute,
             process=self._process,
-            state_copy=transient_bytes(options.kv, kv_bytes, n_ctx, max_sequences),
+            state_copy=transient_bytes(kv_bytes, n_ctx, max_sequences),
             prefix_budget=self._prefix_budget or 0,
             available=self._available,
         )

@@ -27,7 +27,6 @@ from app.engine.client import LOCAL, Client
 from app.engine.engine import EngineOptions
 from app.engine.sampling import grammar, params, samplers
 from app.fit.identity import identity
-from app.fit.kv_choice import choose_kv
 from app.fit.memory_plan import MemoryPlan, make_plan
 from app.machine.cores import physical_cores
 from app.machine.folders import cache_folder
@@ -264,29 +263,16 @@ def memory_plan(settings: Settings, path: Path) -> MemoryPlan:
 
 def _configured_kv(settings: Settings) -> llama.KVOptions:
     flash = None if settings.flash_attention == "auto" else settings.flash_attention == "on"
-    return llama.KVOptions("shared" if settings.kv_layout == "shared" else "split", flash, settings.kv_type)
+    return llama.KVOptions(flash, settings.kv_type)
 
 
 def engine_options(settings: Settings, plan: MemoryPlan, model: llama.Model) -> EngineOptions:
-    """Options of the engine. KV layout and attention are measured, unless configured or measured before."""
-    n_threads = settings.model_threads or physical_cores()
-    kv, reason = _configured_kv(settings), "with a GPU: as configured, or llama.cpp's choice"
-    if settings.model_gpu_layers == 0:
-        facts = [identity(model.path), n_threads, plan.max_sequences, kv.type]
-        name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-        kv, reason = choose_kv(
-            model,
-            kv,
-            layout=None if settings.kv_layout == "auto" else kv.layout,
-            n_sequences=plan.max_sequences,
-            n_threads=n_threads,
-            remember=cache_folder() / "kv_choice" / f"{name}.json",
-        )
-    logger.info("KV memory: %s", reason)
+    """Options of the engine with the sizes of the plan."""
+    kv = _configured_kv(settings)
     return EngineOptions(
         n_ctx=plan.n_ctx,
         max_sequences=plan.max_sequences,
-        n_threads=n_threads,
+        n_threads=settings.model_threads or physical_cores(),
         kv=kv,
         prefix_bytes=plan.prefix_budget,
         itl_budget=settings.itl_budget_ms and settings.itl_budget_ms / 1000,
@@ -298,7 +284,7 @@ def engine_options(settings: Settings, plan: MemoryPlan, model: llama.Model) -> 
 def _state_files(settings: Settings, path: Path, kv: llama.KVOptions, n_sequences: int) -> StateFiles:
     folder = settings.cache_dir or cache_folder() / "contexts"
     # llama.cpp checks only part of this. It would load states of other options.
-    kv_key = f"{kv.layout} {kv.type} flash_attention={kv.flash_attention} n_sequences={n_sequences}"
+    kv_key = f"{kv.type} flash_attention={kv.flash_attention} n_sequences={n_sequences}"
     key = {"model and library": identity(path), "kv": kv_key}
     return StateFiles(folder, key, max_bytes=_MAX_STATE_FILES)
 

@@ -31,12 +31,10 @@ class Rig:
         chunk: int = 100,
         kind: MemoryKind | None = None,
         budget: int = MB,
-        n_cells: int | None = None,
     ) -> None:
         self.memory = FakeMemory(kind or MemoryKind())
         self.cache = PrefixCache(self.memory, self.memory.kind, budget)
-        dense = not self.memory.kind.shares_cells
-        self.limits = Limits(n_slots=n_slots, n_cells=n_cells, prefill_chunk=chunk, dense=dense)
+        self.limits = Limits(n_slots=n_slots, prefill_chunk=chunk)
         self.scheduler = Scheduler(self.limits, self.cache, FixedPacing())
 
     def add(self, *sequences: Sequence) -> None:

@@ -1,7 +1,8 @@
 """Answers after a cached prefix equal those after a prefill of the whole prompt.
 
-Batches of other shapes round differently, so logits differ in their last digits. Two texts may diverge only
-where the logits of both tokens differ by less than NEAR_TIE.
+With the kernels of native/ they are equal. ggml's kernels round batches of other shapes differently, so logits
+differ in their last digits. Then two texts may diverge where the logits of both tokens differ by less than
+NEAR_TIE.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pytest
 from app.engine.async_engine import AsyncEngine
 from app.engine.cache.state_files import StateFiles
 from app.engine.engine import EngineOptions
-from app.engine.llama import Batch, Context, KVOptions, Model
+from app.engine.llama import Batch, Context, Model, attention_calls, matmul_calls
 from app.engine.sampling.params import SamplingParams
 from app.engine.sampling.samplers import ChainSampler, GreedySampler
 from tests.engine.conftest import Reports
@@ -71,13 +72,14 @@ async def generate(
 
 @pytest.fixture
 def assert_equal(model: Model) -> Check:
-    """Fail unless two answers are equal, or first differ at two tokens of nearly equal logits."""
+    """Fail unless two answers are equal; with ggml's kernels, they may diverge at nearly equal logits."""
 
     def check(tokens: list[int], first: list[int], second: list[int], **params: Any) -> None:
         assert len(first) == len(second)
         at = next((i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b), None)
         if at is None:
             return
+        assert attention_calls() is None or not matmul_calls(), f"texts differ at token {at}"
         text = tokens + first[:at]
         context = Context(model, n_ctx=2048, n_sequences=1, n_batch=2048, n_threads=2)
         batch = Batch(2048)
@@ -103,7 +105,6 @@ def assert_equal(model: Model) -> Check:
 QUESTIONS = ["What colour is house 3?", "Which houses are blue?", "Write a poem about house 7."]
 
 
-@pytest.mark.parametrize("layout", ["split", "shared"])
 @pytest.mark.parametrize(
     "params",
     [{}, {"repetition_penalty": 1.2}, {"presence_penalty": 1.0, "frequency_penalty": 0.5}],
@@ -112,16 +113,15 @@ QUESTIONS = ["What colour is house 3?", "Which houses are blue?", "Write a poem 
 async def test_answers_are_equal_with_and_without_a_cached_prefix(
     make_engine: MakeEngine,
     assert_equal: Check,
-    layout: str,
     params: dict[str, object],
 ) -> None:
     alone = []
     for question in QUESTIONS:
-        async with make_engine(kv=KVOptions(layout)) as engine:  # type: ignore[arg-type]
+        async with make_engine() as engine:
             tokens, n_cached = await generate(engine, prompt(engine, question), **params)
             assert n_cached == 0
             alone.append(tokens)
-    async with make_engine(kv=KVOptions(layout)) as engine:  # type: ignore[arg-type]
+    async with make_engine() as engine:
         await generate(engine, prompt(engine, "Hello!"), n=2)
         prompts = [prompt(engine, question) for question in QUESTIONS]
         one_by_one = [await generate(engine, tokens, **params) for tokens in prompts]
@@ -273,11 +273,8 @@ class TestSpeculation:
                 )
         assert sum(a == b for a, b in zip(*results, strict=True)) >= 3
 
-    @pytest.mark.parametrize("layout", ["split", "shared"])
-    async def test_an_end_within_a_draft_leaves_memory_consistent(
-        self, make_engine: MakeEngine, layout: str
-    ) -> None:
-        async with make_engine(speculation=True, kv=KVOptions(layout)) as engine:  # type: ignore[arg-type]
+    async def test_an_end_within_a_draft_leaves_memory_consistent(self, make_engine: MakeEngine) -> None:
+        async with make_engine(speculation=True) as engine:
             tokens = prompt(engine, self.COPY)
             whole, _ = await generate(engine, tokens, n=60)
             for n in (17, 23, 31, 38):

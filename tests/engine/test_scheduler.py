@@ -119,15 +119,6 @@ class TestGaps:
         shape = rig.step_shape()
         assert [slot for slot, _, _ in shape] == list(range(len(shape)))
 
-    def test_shared_cells_need_no_moves(self) -> None:
-        rig = Rig(kind=MemoryKind(shares_cells=True), n_cells=1000)
-        four = [sequence(3) for _ in range(4)]
-        rig.add(*four)
-        rig.step()
-        rig.scheduler.remove(four[0])
-        rig.step()
-        assert [x.slot for x in rig.scheduler.running] == [1, 2, 3]
-
 
 class TestDrafts:
     def decoding(self, rig: Rig, *drafts: list[int], max_tokens: int = 50) -> list[Sequence]:
@@ -163,9 +154,7 @@ class TestDrafts:
 
 KINDS = [
     MemoryKind(),
-    MemoryKind(shares_cells=True),
     MemoryKind(truncatable=False),
-    MemoryKind(truncatable=False, shares_cells=True),
 ]
 
 
@@ -175,8 +164,7 @@ def test_random_events_keep_memory_and_sequences_consistent(data: st.DataObject)
     """FakeMemory compares the tokens of slots and sequences at every step."""
     kind = data.draw(st.sampled_from(KINDS))
     budget = data.draw(st.sampled_from([0, 400, MB]))
-    n_cells = 200 if kind.shares_cells else None
-    rig = Rig(4, chunk=16, kind=kind, budget=budget, n_cells=n_cells)
+    rig = Rig(4, chunk=16, kind=kind, budget=budget)
     unfinished = list[Sequence]()
     # The texts share prefixes of all lengths.
     prompts = st.builds(
@@ -197,16 +185,13 @@ def test_random_events_keep_memory_and_sequences_consistent(data: st.DataObject)
             unfinished.remove(item)
         work = rig.scheduler.schedule()
         slots = [x.slot for x in rig.scheduler.running]
-        if not kind.shares_cells:
-            assert slots == list(range(len(slots)))
-            if any(w.sequence.is_decoding for w in work):
-                assert [w.sequence.slot for w in work] == slots, "a gap in the batch"
+        assert slots == list(range(len(slots)))
+        if any(w.sequence.is_decoding for w in work):
+            assert [w.sequence.slot for w in work] == slots, "a gap in the batch"
         rig.memory.compute(work)
         assert len(set(slots)) == len(slots) <= 4
         assert bool(work) == bool(unfinished), "no work is scheduled"
         assert all(w.sequence.n_computed >= w.sequence.n_cached for w in work)
-        if n_cells is not None:
-            assert sum(x.max_length for x in rig.scheduler.running) + rig.cache.n_idle <= n_cells
         assert rig.cache.figures.n_bytes <= budget
         assert rig.cache.figures.n_bytes == sum(saved.n_bytes for saved in rig.cache._saved)
     for item in unfinished:

@@ -16,11 +16,9 @@ class TestSharedPrefixes:
             sequence([*range(700), *range(10_000 + i * length, 10_000 + (i + 1) * length)]) for i in range(n)
         ]
 
-    @pytest.mark.parametrize(
-        "kind", [MemoryKind(), MemoryKind(shares_cells=True), MemoryKind(truncatable=False)]
-    )
+    @pytest.mark.parametrize("kind", [MemoryKind(), MemoryKind(truncatable=False)])
     def test_concurrent_requests_prefill_a_shared_prefix_once(self, kind: MemoryKind) -> None:
-        rig = Rig(n_slots=8, kind=kind, n_cells=16_000 if kind.shares_cells else None)
+        rig = Rig(n_slots=8, kind=kind)
         rig.add(*self.questions(16))
         rig.run_all()
         assert rig.memory.n_prefilled == 700 + 16 * 10
@@ -60,29 +58,3 @@ class TestSharedPrefixes:
         rig = Rig(n_slots=2)
         rig.add(sequence([1, 2, 3, 4]), sequence([1, 2, 3, 5]))
         assert len(rig.step()) == 2
-
-
-class TestSharedCells:
-    def rig(self, n_cells: int) -> Rig:
-        return Rig(n_slots=4, kind=MemoryKind(shares_cells=True), n_cells=n_cells)
-
-    def test_a_request_waits_for_the_cells_of_its_maximum_length(self) -> None:
-        rig = self.rig(100)
-        first, second = sequence(50, max_tokens=10), sequence(50, max_tokens=10)
-        rig.add(first, second)
-        rig.step()
-        assert rig.scheduler.running == [first]
-        rig.scheduler.remove(first)
-        rig.step()
-        assert rig.scheduler.running == [second]
-
-    def test_states_of_finished_requests_are_saved_to_free_cells(self) -> None:
-        rig = self.rig(100)
-        first = sequence(50, max_tokens=10)
-        rig.add(first)
-        rig.step()
-        rig.scheduler.remove(first)
-        rig.add(sequence(60, max_tokens=30))
-        rig.step()
-        assert sum(map(len, rig.memory.slots.values())) == 60
-        assert rig.cache.lookup([*first.prompt, 1]).n_tokens == 50

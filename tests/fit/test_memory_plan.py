@@ -22,7 +22,6 @@ from tests.tiny_models import KINDS, Kind, TinyModel
 
 MIB = 1 << 20
 KV_BYTES_PER_TOKEN = 30 * 2 * 3 * 64 * 2  # layers, K and V, KV heads, head dimension, f16
-SHARED = KVOptions("shared")
 
 
 def plan(
@@ -88,10 +87,10 @@ def test_the_minimum_kv_cache_can_exceed_its_share() -> None:
 
 
 @settings(max_examples=10, deadline=None)
-@given(mib=st.integers(200, 8000), shared=st.booleans())
-def test_a_plan_is_as_large_as_the_rules_allow(mib: int, shared: bool) -> None:
+@given(mib=st.integers(200, 8000))
+def test_a_plan_is_as_large_as_the_rules_allow(mib: int) -> None:
     try:
-        found = plan(mib=mib, kv=SHARED if shared else KVOptions())
+        found = plan(mib=mib)
     except MemoryPlanError:
         assert mib < 300
         return
@@ -141,7 +140,6 @@ def test_with_less_memory_configured_sequences_are_shorter() -> None:
 
 def test_n_ctx_is_rounded_as_by_llama_cpp() -> None:
     assert plan(n_ctx=2000, max_sequences=3).n_ctx == 3 * 768
-    assert plan(n_ctx=2000, max_sequences=3, kv=SHARED).n_ctx == 2048
 
 
 def test_a_quantized_kv_cache_needs_about_half() -> None:
@@ -180,7 +178,6 @@ def remedies(message: str) -> list[dict[str, str]]:
     ("mib", "n_ctx", "max_sequences", "prefix_mb", "kv", "offered"),
     [
         (1500, 131072, 8, None, KVOptions(), ["N_CTX", "MAX_SEQUENCES"]),
-        (1500, 131072, 8, None, SHARED, ["N_CTX", "MAX_SEQUENCES"]),
         (2000, 81920, 8, None, KVOptions(), ["N_CTX", "MAX_SEQUENCES", "KV_TYPE"]),
         (2000, 81920, 8, None, KVOptions(flash_attention=False), ["N_CTX", "MAX_SEQUENCES"]),
         (2000, 16384, 8, 4000, KVOptions(), ["PREFIX_CACHE_MB"]),
@@ -211,7 +208,7 @@ def test_settings_offered_in_an_error_message_fit(
         lowered = dict(requested)
         for name, value in remedy.items():
             if name == "KV_TYPE":
-                lowered["kv"] = KVOptions(kv.layout, kv.flash_attention, value)
+                lowered["kv"] = KVOptions(kv.flash_attention, value)
             else:
                 lowered[{"PREFIX_CACHE_MB": "prefix_mb"}.get(name, name.lower())] = int(value)
         assert plan(**lowered).fits  # type: ignore[arg-type]
@@ -294,10 +291,6 @@ def test_the_log_line_has_all_figures() -> None:
     )
 
 
-def test_the_log_line_of_the_shared_layout_has_the_total_tokens() -> None:
-    assert "KV 360 MiB (16384 tokens for 8 sequences, f16)" in str(plan(n_ctx=16384, kv=SHARED))
-
-
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 @pytest.mark.parametrize("kind", ["plain", *KINDS])
 def test_the_state_of_a_full_sequence_is_within_the_plan(
@@ -317,8 +310,7 @@ def test_the_state_of_a_full_sequence_is_within_the_plan(
     model.close()
 
 
-def test_shared_cells_and_single_sequences_are_not_copied() -> None:
-    assert plan(n_ctx=16384, kv=SHARED).state_copy == 0
+def test_a_single_sequence_is_not_copied() -> None:
     assert plan(n_ctx=16384, max_sequences=1).state_copy == 0
 
 

@@ -1,6 +1,6 @@
 """Logits of a sequence have the same bytes however it is divided into batches, and whatever runs beside it.
 
-This holds for weights with our matrix kernels, in the split layout with our attention.
+This holds for weights with our matrix kernels, with our attention.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def new_context(model: Model, n_threads: int) -> Context:
         n_batch=512,
         n_outputs=512,
         n_threads=n_threads,
-        kv=KVOptions("split", flash_attention=True),
+        kv=KVOptions(flash_attention=True),
     )
 
 

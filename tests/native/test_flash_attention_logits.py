@@ -19,8 +19,8 @@ Array = NDArray[np.float32]
 
 
 @contextmanager
-def context_of(model: Model, layout: str, *, flash: bool, n_threads: int) -> Iterator[Context]:
-    kv = KVOptions(layout, flash)  # type: ignore[arg-type]
+def context_of(model: Model, *, flash: bool, n_threads: int) -> Iterator[Context]:
+    kv = KVOptions(flash)
     context = Context(model, n_ctx=4096, n_sequences=4, n_batch=600, n_outputs=64, n_threads=n_threads, kv=kv)
     yield context
     context.close()
@@ -47,15 +47,14 @@ def logits_of(context: Context) -> list[Array]:
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
-@pytest.mark.parametrize("layout", ["split", "shared"])
 @pytest.mark.parametrize("kind", ["default", "sliding-window", "hybrid"])
 def test_flash_and_plain_attention_have_equal_logits(
-    model: Model, tiny_model: TinyModel, kind: str, layout: str, n_threads: int
+    model: Model, tiny_model: TinyModel, kind: str, n_threads: int
 ) -> None:
     tested = model if kind == "default" else Model(tiny_model(kind))  # type: ignore[arg-type]
-    with context_of(tested, layout, flash=True, n_threads=n_threads) as context:
+    with context_of(tested, flash=True, n_threads=n_threads) as context:
         flash = logits_of(context)
-    with context_of(tested, layout, flash=False, n_threads=n_threads) as context:
+    with context_of(tested, flash=False, n_threads=n_threads) as context:
         plain = logits_of(context)
     for flash_logits, plain_logits in zip(flash, plain, strict=True):
         assert np.isfinite(flash_logits).all()
@@ -73,11 +72,10 @@ FLAGS = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else
 
 @pytest.mark.skipif(not has_exports(), reason="the installed library was not built by native/build.py")
 @pytest.mark.skipif("avx2" not in FLAGS, reason="our attention needs AVX2")
-@pytest.mark.parametrize("layout", ["split", "shared"])
-def test_flash_attention_uses_our_kernel(model: Model, layout: str) -> None:
+def test_flash_attention_uses_our_kernel(model: Model) -> None:
     """Every layer of every decode with flash attention increases the counter."""
     batch = Batch(600)
-    with context_of(model, layout, flash=True, n_threads=2) as context:
+    with context_of(model, flash=True, n_threads=2) as context:
         before = attention_calls()
         for tokens in ([1, 2, 3], [4]):
             batch.clear()
@@ -87,7 +85,7 @@ def test_flash_attention_uses_our_kernel(model: Model, layout: str) -> None:
     assert before is not None
     assert after is not None
     assert after - before >= 2 * 30  # layers of the default model
-    with context_of(model, layout, flash=False, n_threads=2) as context:
+    with context_of(model, flash=False, n_threads=2) as context:
         batch.clear()
         batch.add([1, 2, 3], 0, 0, n_outputs=1)
         context.decode(batch)

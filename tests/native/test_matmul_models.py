@@ -83,7 +83,7 @@ print(asyncio.run(calls()))
 @pytest.mark.parametrize("matmul", ["auto", "ggml"])
 def test_the_setting_matmul_selects_the_kernels(matmul: str, tmp_path: Path) -> None:
     """Startup prefills a context with all matrices of the model."""
-    settings = {"MATMUL": matmul, "N_CTX": "2048", "KV_LAYOUT": "split", "FLASH_ATTENTION": "on"}
+    settings = {"MATMUL": matmul, "N_CTX": "2048", "FLASH_ATTENTION": "on"}
     environment = clean_environment(**settings, XDG_CACHE_HOME=str(tmp_path))
     calls = int(_output_of(_SERVING, environment=environment).stdout)
     assert calls > 200 if matmul == "auto" else calls == 0

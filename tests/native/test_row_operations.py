@@ -1,4 +1,4 @@
-"""RMS norm and RoPE of native/row_operations.cpp: equal to f64 arithmetic and to ggml, independent of other rows."""
+"""RMS norm and RoPE of native/row_operations.cpp equal f64 arithmetic and ggml. Rows are independent."""
 
 from __future__ import annotations
 

@@ -34,7 +34,6 @@ def make_service(**settings: Any) -> Service:
         "n_ctx": 1024,
         "max_sequences": 2,
         "prefix_cache_mb": 0,
-        "kv_layout": "split",
         "flash_attention": "on",
     }
     contexts = load_contexts(ROOT / "config/prompt_config.toml")

@@ -23,8 +23,6 @@ class KVMemory(Protocol):
 
     def truncate_sequence(self, sequence: int, n_tokens: int) -> None: ...
 
-    def share_prefix(self, source: int, target: int, n_tokens: int) -> None: ...
-
     def sequence_bytes(self, sequence: int) -> int: ...
 
     def save_sequence(self, sequence: int) -> State: ...
@@ -46,17 +44,15 @@ class StateStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MemoryKind:
-    """Abilities of the KV memory of a model and layout.
+    """Abilities of the KV memory of a model.
 
     Attributes:
         truncatable: Whether a live or saved sequence can be truncated to any length. A recurrent state is
             valid only for its exact tokens. With sliding windows, a saved state holds only the window; for a
             live one see ``can_truncate``.
-        shares_cells: Whether several sequences can share the cells of a prefix without a copy.
     """
 
     truncatable: bool = True
-    shares_cells: bool = False
 
 
 @dataclass(eq=False, slots=True)

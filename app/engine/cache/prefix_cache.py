@@ -21,7 +21,6 @@ from app.engine.cache.kv_state import (
     StateStore,
 )
 from app.engine.cache.prefix_tree import PrefixTree
-from app.engine.llama import KVOptions
 from app.engine.sequence import Sequence
 
 logger = logging.getLogger("tokenstream.cache")
@@ -39,19 +38,17 @@ _CELL_RECORD = 16
 _HEADER = 1 << 16  # more than needed: llama.cpp reports the size of KV memory rounded
 
 
-def transient_bytes(kv: KVOptions, kv_bytes: int, n_ctx: int, n_sequences: int) -> int:
+def transient_bytes(kv_bytes: int, n_ctx: int, n_sequences: int) -> int:
     """Maximum bytes of copies that a cache holds beyond its budget. Part of the memory plan.
 
-    In the split layout ``move`` and ``occupy`` copy one running sequence at a time. In the shared layout they
-    share its cells. All other copies are within the budget.
+    ``move`` and ``occupy`` copy one running sequence at a time. All other copies are within the budget.
 
     Args:
-        kv: Options of KV memory.
         kv_bytes: Size of KV memory.
         n_ctx: Cells of KV memory, for all sequences.
         n_sequences: Number of slots.
     """
-    if kv.layout == "shared" or n_sequences == 1:
+    if n_sequences == 1:
         return 0
     return (kv_bytes + n_ctx * _CELL_RECORD) // n_sequences + _HEADER
 
@@ -128,7 +125,7 @@ class PrefixCache:
             return _COST_OF_RESTORING if item.state is not None else _COST_OF_READING
         if item.sequence is None and slot in (None, item.slot):
             return 0
-        return 0 if self.kind.shares_cells else _COST_OF_COPYING
+        return _COST_OF_COPYING
 
     # --- slots
 
@@ -148,7 +145,7 @@ class PrefixCache:
         else:
             state = self._state_of(source)  # before _empty(), which may evict the source
             self._empty(slot, state)
-            n_tokens = self._bring(slot, source, state, n_tokens)
+            n_tokens = self._bring(slot, state, n_tokens)
         sequence.slot, sequence.n_computed, sequence.n_cached = slot, n_tokens, n_tokens
         self._add(Resident(slot, sequence.prompt, sequence))
 
@@ -170,9 +167,7 @@ class PrefixCache:
         source = self._residents[sequence.slot]
         self._empty(target)
         if sequence.n_computed:
-            if self.kind.shares_cells:
-                self.memory.share_prefix(source.slot, target, -1)
-            elif not self.memory.restore_sequence(target, self.memory.save_sequence(source.slot)):
+            if not self.memory.restore_sequence(target, self.memory.save_sequence(source.slot)):
                 raise RuntimeError(f"KV memory has no room to move sequence {source.slot} to {target}")
             self.memory.clear_sequence(source.slot)
         self._remove(source)
@@ -186,18 +181,6 @@ class PrefixCache:
             if resident.sequence is not None:
                 resident.sequence.slot = None
         self.memory.clear_sequence(slot)
-
-    def evict_idle(self) -> bool:
-        """Save and free the slot that has been idle longest. False if no slot is idle."""
-        idle = next((r for r in self._residents.values() if r.sequence is None), None)
-        if idle is not None:
-            self._empty(idle.slot)
-        return idle is not None
-
-    @property
-    def n_idle(self) -> int:
-        """Number of tokens of finished sequences in KV memory."""
-        return sum(len(r.tokens) for r in self._residents.values() if r.sequence is None)
 
     def _add(self, resident: Resident) -> None:
         self._residents[resident.slot] = resident
@@ -221,17 +204,14 @@ class PrefixCache:
     def _state_of(self, source: Resident | Saved | None) -> State | None:
         if isinstance(source, Saved):
             return self._touch(source)
-        if source is None or self.kind.shares_cells:
+        if source is None:
             return None
         # If the budget allows, the copy is cached for the next prompt with this prefix.
         saved = self._save(source)
         return self._copy(source) if saved is None else saved.state
 
-    def _bring(self, slot: int, source: Resident | Saved | None, state: State | None, n_tokens: int) -> int:
+    def _bring(self, slot: int, state: State | None, n_tokens: int) -> int:
         """Fill an empty slot. Returns the number of tokens in it."""
-        if isinstance(source, Resident) and self.kind.shares_cells:
-            self.memory.share_prefix(source.slot, slot, n_tokens)
-            return n_tokens
         if state is None:
             return 0
         if not self.memory.restore_sequence(slot, state):

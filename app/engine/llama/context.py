@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
@@ -60,16 +60,13 @@ KV_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4
 
 @dataclass(frozen=True, slots=True)
 class KVOptions:
-    """Layout and number format of the KV cache, and the kind of attention.
+    """Number format of the KV cache, and the kind of attention.
 
     Attributes:
-        layout: ``split``: each sequence has its own cells. ``shared``: one pool of cells; sequences can
-            share a prefix, and each query visits all cells in use.
         flash_attention: Whether attention is one fused operation. None: llama.cpp decides.
         type: Number format, a key of KV_TYPES.
     """
 
-    layout: Literal["split", "shared"] = "split"
     flash_attention: bool | None = None
     type: str = "f16"
 
@@ -77,10 +74,9 @@ class KVOptions:
 class Context:
     """KV cache for ``n_sequences`` sequences, compute buffers and threads.
 
-    In the split layout each sequence has ``n_ctx_sequence`` cells. A decode is one pass over the weights if
-    its sequence ids are consecutive and all sequences have equally many tokens. Each gap and each longer
-    sequence costs another pass (``llama_batch_allocr::split_equal``). In the shared layout a sequence
-    can use all ``n_ctx`` cells, and any batch is one pass.
+    Each sequence has ``n_ctx_sequence`` cells of its own. A decode is one pass over the weights if its
+    sequence ids are consecutive and all sequences have equally many tokens. Each gap and each longer sequence
+    costs another pass (``llama_batch_allocr::split_equal``).
     """
 
     def __init__(
@@ -103,7 +99,7 @@ class Context:
             n_batch: Maximum tokens per decode.
             n_threads: Compute threads.
             n_outputs: Maximum rows of logits per decode; by default one per sequence.
-            kv: Layout, attention and number format.
+            kv: Attention and number format.
 
         Raises:
             ModelLoadError: llama.cpp cannot create the context, most likely for lack of memory.
@@ -194,14 +190,6 @@ class Context:
         ):
             raise ValueError(f"sequence {sequence} cannot be truncated to {n_tokens} tokens")
 
-    def share_prefix(self, source: int, target: int, n_tokens: int) -> None:
-        """Add the first ``n_tokens`` of ``source`` to the empty ``target``, in the same cells.
-
-        Shared layout only: in the split layout llama.cpp copies all cells, used or not.
-        """
-        assert self.kv.layout == "shared"
-        lib.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
-
     def sequence_bytes(self, sequence: int) -> int:
         """Size of a sequence's state in bytes, without copying it."""
         return int(lib.llama_state_seq_get_size(self._handle, sequence))
@@ -237,7 +225,7 @@ def context_params(*, n_ctx: int, n_sequences: int, n_batch: int, n_outputs: int
     params.n_ctx, params.n_seq_max = n_ctx, n_sequences
     params.n_batch, params.n_ubatch = n_batch, min(n_batch, 512)
     params.n_outputs_max = n_outputs
-    params.kv_unified = kv.layout == "shared"
+    params.kv_unified = False  # with one pool of cells, the order of a sequence's cells depends on the others
     # LLAMA_FLASH_ATTN_TYPE_AUTO is -1, DISABLED 0, ENABLED 1.
     params.flash_attn_type = -1 if kv.flash_attention is None else int(kv.flash_attention)
     params.type_k = params.type_v = KV_TYPES[kv.type]

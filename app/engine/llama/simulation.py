@@ -46,7 +46,7 @@ class ContextMemory:
     """Host memory of one context, in bytes.
 
     Attributes:
-        n_ctx: KV cells, rounded up to a multiple of 256: per sequence, or in total if shared.
+        n_ctx: KV cells, rounded up to a multiple of 256 per sequence.
         kv: Keys, values and the states of recurrent layers; resident from the start.
         buffers: Intermediate results and logits of the largest batch.
     """

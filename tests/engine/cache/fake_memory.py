@@ -42,7 +42,6 @@ class FakeMemory:
     n_prefilled: int = 0
     n_saves: int = 0
     n_restores: int = 0
-    n_shares: int = 0
 
     def clear_sequence(self, sequence: int) -> None:
         self.slots.pop(sequence, None)
@@ -56,15 +55,6 @@ class FakeMemory:
         if n_tokens < len(held) and not self.kind.truncatable:
             raise ValueError("a recurrent state was truncated")
         self.slots[sequence] = held[:n_tokens]
-
-    def share_prefix(self, source: int, target: int, n_tokens: int) -> None:
-        assert self.kind.shares_cells
-        assert not self.slots.get(target), "the target slot is not empty"
-        held = self.slots[source]
-        if not self.kind.truncatable:
-            assert n_tokens in (-1, len(held)), "a recurrent state is shared as a whole"
-        self.slots[target] = held[:n_tokens] if n_tokens >= 0 else list(held)
-        self.n_shares += 1
 
     def sequence_bytes(self, sequence: int) -> int:
         return 4 * len(self.slots[sequence])

@@ -31,13 +31,6 @@ def test_the_prefix_of_a_running_sequence_is_copied_once() -> None:
     assert rig.memory.slots[0] == running.prompt
 
 
-def test_cells_are_shared_if_possible() -> None:
-    rig = Rig(kind=MemoryKind(shares_cells=True))
-    rig.start(0, [*PREFIX, 200])
-    assert rig.start(1, [*PREFIX, 300]).n_cached == 100
-    assert (rig.memory.n_shares, rig.memory.n_saves) == (1, 0)
-
-
 def test_a_state_evicted_from_a_slot_is_saved_and_found() -> None:
     rig = Rig()
     first = [*PREFIX, *range(500, 550)]

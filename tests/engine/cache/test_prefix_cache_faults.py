@@ -25,7 +25,7 @@ class Fault(Exception):
     pass
 
 
-FAILING = ["save_sequence", "restore_sequence", "truncate_sequence", "clear_sequence", "share_prefix"]
+FAILING = ["save_sequence", "restore_sequence", "truncate_sequence", "clear_sequence"]
 
 
 class FaultyMemory(FakeMemory):
@@ -60,10 +60,6 @@ class FaultyMemory(FakeMemory):
     def clear_sequence(self, sequence: int) -> None:
         self._fail("clear_sequence", sequence)
         super().clear_sequence(sequence)
-
-    def share_prefix(self, source: int, target: int, n_tokens: int) -> None:
-        self._fail("share_prefix", target)
-        super().share_prefix(source, target, n_tokens)
 
 
 class FaultyRig(Rig):
@@ -100,8 +96,7 @@ PROMPTS = {
     "has a running prefix": [*PREFIX, 200, 1],
     "is new": list(range(5000, 5020)),
 }
-SHARED, SPLIT = MemoryKind(shares_cells=True), MemoryKind()
-KINDS = {"split": SPLIT, "shared": SHARED, "recurrent": MemoryKind(truncatable=False)}
+KINDS = {"truncatable": MemoryKind(), "recurrent": MemoryKind(truncatable=False)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -150,9 +145,7 @@ def test_a_fault_in_a_move_keeps_the_sequence_in_its_slot(kind: str, failing: st
         else:
             assert moving.slot == 2
         rig.check()
-    shares = KINDS[kind].shares_cells
-    unused = {"truncate_sequence"} | ({"restore_sequence"} if shares else {"share_prefix"})
-    assert bool(n_faults) == (failing not in unused)
+    assert bool(n_faults) == (failing != "truncate_sequence")
 
 
 @pytest.mark.parametrize("method", ["insert", "discard"])
@@ -179,7 +172,6 @@ def test_after_a_fault_the_tree_has_only_current_sequences(
             (lambda c=cache, s=one: c.leave(s), (0,)),
             (lambda r=rig: r.start(3, [*range(300, 350), 1]), (3,)),
             (lambda c=cache, s=other: c.move(s, 2), (2, 1)),
-            (cache.evict_idle, ()),
             (lambda r=rig: r.start(0, list(range(5000, 5090))), (0,)),
         ]
         monkeypatch.setattr(PrefixTree, method, faulty)
@@ -197,25 +189,9 @@ def test_after_a_fault_the_tree_has_only_current_sequences(
     assert n_faults > len(KINDS)
 
 
-@pytest.mark.parametrize("failing", ["save_sequence", "clear_sequence"])
-def test_a_fault_in_an_eviction_leaves_the_cache_consistent(failing: str) -> None:
-    rig = FaultyRig(SHARED, failing, 0)
-
-    def evict_all() -> None:
-        while rig.cache.evict_idle():
-            pass
-
-    with pytest.raises(Fault):
-        evict_all()
-    rig.check()
-    evict_all()
-    assert rig.cache.n_idle == 0
-    rig.check()
-
-
 @pytest.mark.parametrize("error", [MemoryError, RuntimeError])
 def test_a_failed_copy_costs_one_prefill(error: type[Exception], caplog: pytest.LogCaptureFixture) -> None:
-    rig = FaultyRig(SPLIT, "save_sequence", 0)
+    rig = FaultyRig(MemoryKind(), "save_sequence", 0)
     rig.faulty.error = error
     assert rig.start(2, list(range(5000, 5020))).n_cached == 0
     assert "cannot be copied: forced" in caplog.text
@@ -262,14 +238,11 @@ class CountedFiles(Files):
         return state
 
 
-@pytest.mark.parametrize("shares_cells", [False, True])
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data(), budget=st.integers(0, 2000))
-def test_copies_beyond_the_budget_are_at_most_one_sequence(
-    data: st.DataObject, budget: int, shares_cells: bool
-) -> None:
+def test_copies_beyond_the_budget_are_at_most_one_sequence(data: st.DataObject, budget: int) -> None:
     """The bound is that of ``transient_bytes``. A slot has 100 tokens here."""
-    memory = CountingMemory(MemoryKind(shares_cells=shares_cells))
+    memory = CountingMemory(MemoryKind())
     cache = PrefixCache(memory, memory.kind, budget, CountedFiles(memory))
     running: dict[int, Sequence] = {}
     prompts = st.builds(lambda n, part: [*range(n), 900 + part], st.integers(0, 99), st.integers(0, 3))
@@ -291,12 +264,12 @@ def test_copies_beyond_the_budget_are_at_most_one_sequence(
                 cache.save_context(running[slot])
             cache.leave(running.pop(slot))
         assert memory.alive == cache.figures.n_bytes <= budget
-    assert memory.peak <= budget + (0 if shares_cells else 4 * 100)
+    assert memory.peak <= budget + 4 * 100
 
 
 def test_a_state_over_the_budget_is_measured_and_not_copied(caplog: pytest.LogCaptureFixture) -> None:
     files = Files()
-    rig = Rig(budget=300, kind=MemoryKind(shares_cells=True), files=files)
+    rig = Rig(budget=300, files=files)
     rig.run(0, PREFIX)
     rig.run(0, list(range(1000, 1010)))
     context = rig.start(1, PREFIX)

@@ -60,9 +60,8 @@ def logged_mib(lines: list[str]) -> Counter[str]:
         (2048, 1, KVOptions()),
         (8192, 8, KVOptions()),
         (2000, 3, KVOptions()),
-        (8192, 8, KVOptions("shared")),
-        (8192, 8, KVOptions("split", flash_attention=True, type="q8_0")),
-        (8192, 4, KVOptions("shared", flash_attention=False)),
+        (8192, 8, KVOptions(flash_attention=True, type="q8_0")),
+        (8192, 4, KVOptions(flash_attention=False)),
     ],
 )
 def test_sizes_of_a_context_equal_the_simulated_ones(
@@ -76,7 +75,7 @@ def test_sizes_of_a_context_equal_the_simulated_ones(
         context = Context(model, **arguments(n_sequences), n_threads=1, kv=kv)
     real = logged_mib(lines)
     expected = ContextMemory(
-        n_ctx=context.n_ctx_sequence * (1 if kv.layout == "shared" else n_sequences),
+        n_ctx=context.n_ctx_sequence * n_sequences,
         kv=round(real["KV"] * MIB) + round(real["RS"] * MIB),
         buffers=round(real["compute"] * MIB) + round(real["output"] * MIB),
     )
@@ -144,7 +143,7 @@ def test_a_simulation_needs_no_memory(simulated: SimulatedModel) -> None:
     before = anonymous_memory()
     for _ in range(3):
         found = simulated.context_memory(
-            n_ctx=1 << 20, n_sequences=8, n_batch=520, n_outputs=8, kv=KVOptions("shared")
+            n_ctx=1 << 20, n_sequences=8, n_batch=520, n_outputs=8, kv=KVOptions()
         )
         assert found.kv > 20_000 * MIB
     assert simulated.weights_memory() > 90 * MIB
