@@ -1,8 +1,8 @@
 """Answers after a cached prefix equal those after a prefill of the whole prompt.
 
-With the kernels of native/ they are equal. ggml's kernels round batches of other shapes differently, so logits
-differ in their last digits. Then two texts may diverge where the logits of both tokens differ by less than
-NEAR_TIE.
+With the kernels of native/ they are equal. ggml's kernels round batches of other shapes differently, so
+logits differ in their last digits. Then two texts may diverge where the logits of both tokens differ by less
+than NEAR_TIE.
 """
 
 from __future__ import annotations
