@@ -44,6 +44,7 @@ SLOW_FIXTURES = frozenset(
         "embedding_url",
         "knowledge_url",
         "narrow_url",
+        "thinking_url",
         "browser",
         "toolchain",
         "hub_server",

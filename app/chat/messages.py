@@ -84,6 +84,7 @@ class Message:
         tool_calls: Calls by the assistant, after the text.
         tool_call_id: For role ``tool``: id of the call.
         name: For role ``tool``: name of the called function.
+        thoughts: The assistant's thoughts before the text.
 
     Raises:
         ValueError: ``role`` or ``name`` is invalid, or a role other than the assistant has calls.
@@ -94,6 +95,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
+    thoughts: str = ""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from app.chat.messages import Message, Tool
 from app.chat.template.sandbox import Rendering
 from app.chat.template.template import ChatTemplate
 from app.chat.tools.format import special_pattern
 from app.engine.llama import Vocab
+from app.engine.thoughts import Thinking
 
 # A SentencePiece vocabulary adds a space before every text that it tokenizes. To avoid that within a
 # prompt, this character is put first and its tokens are removed again. It is a Unicode noncharacter in
@@ -24,6 +27,14 @@ from app.engine.llama import Vocab
 _ANCHOR = "\ufdd0"
 
 Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTokens:
+    """A tokenized prompt, and how its answer may think. None: the model does not think."""
+
+    tokens: list[int]
+    thinking: Thinking | None = None
 
 
 class PromptTokenizer:
@@ -38,39 +49,88 @@ class PromptTokenizer:
         self._lengths = sorted({len(text) for text in self._special})
         self._anchor = vocab.tokenize(_ANCHOR, parse_special=False) if vocab.is_sentencepiece else []
 
-    def tokens(
+    def chat(
         self,
         messages: Sequence[Message],
         *,
         tools: Sequence[Tool] = (),
-        add_generation_prompt: bool = True,
+        options: Mapping[str, Any] | None = None,
+        thinks: bool = True,
         continue_final: bool = False,
-    ) -> list[int]:
-        """Token ids of the prompt for a conversation.
-
-        If no content contains (part of) a special token's text, the rendered template is tokenized in one
-        piece.
+    ) -> ChatTokens:
+        """Tokenize the prompt for a conversation, up to the start of its answer.
 
         Args:
             messages: The conversation.
             tools: Functions that the model may call.
-            add_generation_prompt: Whether to end with the start of the assistant's turn.
-            continue_final: Whether the answer continues the last message instead. That must be an
-                assistant message without calls.
+            options: Other variables of the template.
+            thinks: Whether the answer may have thoughts. A thought that the template begins is ended.
+            continue_final: Whether the answer continues the last message. That must be an assistant message
+                without calls.
 
         Raises:
             ValueError: The last message cannot be continued.
             TemplateRejection: The template rejects the messages.
         """
-        if continue_final:
-            if not messages or messages[-1].role != "assistant" or messages[-1].tool_calls:
-                raise ValueError("only an assistant message without tool calls can be continued")
-            *before, final = messages
-            rendering = _continued(self.template.render(before, tools=tools), final.content)
-        else:
-            rendering = self.template.render(
-                messages, tools=tools, add_generation_prompt=add_generation_prompt
+        final = messages[-1] if continue_final and messages else None
+        if continue_final and (final is None or final.role != "assistant" or final.tool_calls):
+            raise ValueError("only an assistant message without tool calls can be continued")
+        rendering = self.template.render(messages[:-1] if final else messages, tools=tools, options=options)
+        marks = self.template.thoughts.marks
+        if marks is None:
+            return ChatTokens(self._rendered(_continued(rendering, final.content if final else "")))
+        ending = rendering.traced[rendering.contents[-1][1] if rendering.contents else 0 :]
+        begins, ends = ending.rfind(marks.begin), ending.rfind(marks.end)
+        if ending[ends + len(marks.end) :].strip():
+            ends = -1  # it ends a turn, as in gpt-oss
+        is_open = begins > ends
+        if is_open and (final or not thinks):
+            rendering = _continued(rendering, final.thoughts if final else "")
+            rendering = replace(
+                rendering, text=rendering.text + marks.closing, traced=rendering.traced + marks.closing
             )
+        if final:
+            rendering = _continued(rendering, final.content)
+            is_open = final.content.rfind(marks.begin) > final.content.rfind(marks.end)
+        may_begin = thinks and final is None and ends <= begins
+        return ChatTokens(
+            self._rendered(rendering),
+            self._thinking(is_open=is_open and (thinks or final is not None), may_begin=may_begin),
+        )
+
+    def tokens(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        continue_final: bool = False,
+    ) -> list[int]:
+        """Token ids of the prompt for a conversation; see ``chat``."""
+        return self.chat(messages, tools=tools, continue_final=continue_final).tokens
+
+    def _thinking(self, *, is_open: bool, may_begin: bool) -> Thinking:
+        marks = self.template.thoughts.marks
+        assert marks is not None
+        written = self._pattern.findall("\0".join([marks.begin, marks.closing, "<|constrain|>"]))
+        control = self._vocab.control_tokens
+        begin, closing, gap = (
+            tuple(self._part(text, False, True)) for text in (marks.begin, marks.closing, marks.gap)
+        )
+        return Thinking(
+            marks,
+            frozenset(control[text] for text in written if text in control),
+            is_open=is_open,
+            may_begin=may_begin,
+            begin_tokens=begin,
+            closing_tokens=closing,
+            gap_tokens=gap,
+        )
+
+    def _rendered(self, rendering: Rendering) -> list[int]:
+        """Token ids of a rendering.
+
+        If no content contains (part of) a special token's text, it is tokenized in one piece.
+        """
         if rendering.text == rendering.traced:
             return self._tokens(rendering.text, rendering.contents)
         # The template changes a content in a way that tracing cannot follow. The plain text is used only if

@@ -33,8 +33,8 @@ class Example(BaseModel):
 class Context(BaseModel):
     """One task. The prompt becomes the system message, the examples become the first turns.
 
-    The sampling fields take precedence over the settings. ``knowledge`` is the default of a request's field
-    ``knowledge``.
+    The sampling fields take precedence over the settings. ``knowledge``, ``thinking`` and ``thinking_budget``
+    are defaults of requests.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -42,6 +42,8 @@ class Context(BaseModel):
     prompt: str
     examples: list[Example] = []
     knowledge: bool = True
+    thinking: bool | None = None
+    thinking_budget: Annotated[int, Field(ge=0)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=10)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -51,10 +53,13 @@ class Context(BaseModel):
 
     def sampling(self) -> dict[str, Any]:
         """Sampling defaults of the context, with the field names of SamplingParams."""
-        fields = self.model_dump(exclude={"prompt", "examples", "knowledge"}, exclude_none=True)
+        fields = self.model_dump(exclude=_NOT_SAMPLING, exclude_none=True)
         if "repeat_penalty" in fields:
             fields["repetition_penalty"] = fields.pop("repeat_penalty")
         return fields
+
+
+_NOT_SAMPLING = {"prompt", "examples", "knowledge", "thinking", "thinking_budget"}
 
 
 def load_contexts(path: Path) -> Mapping[str, Context]:

@@ -28,12 +28,23 @@ class EngineError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A token of an answer, and the text that it completes."""
+    """A token of an answer, and the text that it completes.
+
+    Attributes:
+        token: Token id.
+        text: Text of the answer.
+        finish_reason: None before the last token.
+        logprobs: Log-probabilities, if requested.
+        thought: Text of a thought before the answer.
+        is_thought: Whether the token belongs to a thought or its marks.
+    """
 
     token: int
     text: str
     finish_reason: FinishReason | None = None
     logprobs: Logprobs | None = None
+    thought: str = ""
+    is_thought: bool = False
 
 
 # What the engine hands over of a sequence: the outputs of a step, or its end. None ends a context.
@@ -61,6 +72,11 @@ class Answer:
     def n_cached(self) -> int:
         """Number of prompt tokens from the prefix cache. Valid from the first output on."""
         return self.sequence.n_cached
+
+    @property
+    def n_thought(self) -> int:
+        """Number of tokens in thoughts. Final at the last output."""
+        return self.sequence.n_thought
 
     @property
     def prompt_logprobs(self) -> list[Logprobs]:

@@ -21,6 +21,7 @@ from app.engine.report import Observer, StepReport
 from app.engine.sampling.params import SamplingParams
 from app.engine.sampling.samplers import GreedySampler, make_sampler
 from app.engine.sequence import Sequence
+from app.engine.thoughts import ThoughtReader
 
 __all__ = ["Engine", "EngineOptions"]
 
@@ -100,13 +101,17 @@ class AsyncEngine:
         if len(prompt) + params.max_tokens > self.n_ctx_sequence:
             raise RequestTooLong(len(prompt), params.max_tokens, self.n_ctx_sequence)
         self._check_limit(client)
+        thinking, vocab = params.thinking, self.vocab
+        is_constrained = params.grammar is not None
+        thoughts = ThoughtReader(thinking, vocab, is_constrained=is_constrained) if thinking else None
         return self._submit(
             Sequence(
                 list(prompt),
                 params,
-                make_sampler(params, self.vocab, prompt),
-                Detokenizer(self.vocab, params.stop, keeps_stop=params.keeps_stop, visible=params.visible),
+                make_sampler(params, vocab, prompt, thoughts),
+                Detokenizer(vocab, params.stop, keeps_stop=params.keeps_stop, visible=params.visible),
                 PromptLookup() if self._speculates else None,
+                thoughts,
                 client=client,
             )
         )

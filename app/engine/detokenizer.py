@@ -42,10 +42,14 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """Add a token. Returns the new final text; empty after a stop string."""
+        piece = self._vocab.text(token).encode() if token in self._visible else self._vocab.piece(token)
+        return self.add(self._decoder.decode(piece))
+
+    def add(self, text: str) -> str:
+        """Add text. Returns the new final text; empty after a stop string."""
         if self.stopped_by is not None:
             return ""
-        piece = self._vocab.text(token).encode() if token in self._visible else self._vocab.piece(token)
-        text = self._held + self._decoder.decode(piece)
+        text = self._held + text
         if not self._stop:
             return text
         n_returned = self._n_returned
@@ -54,7 +58,7 @@ class Detokenizer:
             at, _, self.stopped_by = min(found)
             self._held, self._n_returned = "", 0
             return text[n_returned : at + len(self.stopped_by)] if self._keeps_stop else text[:at]
-        keep = max(_overlap(text, s) for s in self._stop)
+        keep = max(overlap(text, s) for s in self._stop)
         self._held = text[len(text) - keep :]
         if self._keeps_stop:
             self._n_returned = keep
@@ -67,7 +71,7 @@ class Detokenizer:
         return text
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest suffix of ``text`` that is a proper prefix of ``stop``."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):

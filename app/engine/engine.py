@@ -253,8 +253,9 @@ class Engine:
         logits = None if n_top is None else self._context.logits[row].copy()
         token = sequence.sampler.sample(self._context, row)
         logprobs = None if logits is None or n_top is None else logprobs_of(logits, token, n_top)
-        text = sequence.append(token, ends=token in self._end_of_generation)
-        output = Output(token, text, sequence.finish_reason, logprobs)
+        new = sequence.append(token, ends=token in self._end_of_generation)
+        reason = sequence.finish_reason
+        output = Output(token, new.answer, reason, logprobs, new.thought, new.is_thought)
         self._outputs.setdefault(sequence, []).append(output)
         return token
 

@@ -11,7 +11,8 @@ from app.engine.detokenizer import Detokenizer
 from app.engine.prompt_lookup import PromptLookup
 from app.engine.sampling.logprobs import Logprobs
 from app.engine.sampling.params import SamplingParams
-from app.engine.sampling.samplers import Sampler
+from app.engine.sampling.sampler import Sampler
+from app.engine.thoughts import NewText, ThoughtReader
 
 
 class FinishReason(str, enum.Enum):
@@ -35,6 +36,7 @@ class Sequence:
         sampler: Chooses the tokens. Closed at the end of the sequence.
         detokenizer: Converts tokens to text and finds stop strings.
         lookup: Source of drafts. None: no speculation.
+        thoughts: Separates thoughts from the answer. None: the answer has no thoughts.
         is_context: The prompt is a shared prefix: computed and cached, without an answer.
         client: Origin of the request.
         prompt_logprobs: Log-probabilities of all prompt tokens except the first, if requested.
@@ -51,6 +53,7 @@ class Sequence:
     sampler: Sampler
     detokenizer: Detokenizer
     lookup: PromptLookup | None = None
+    thoughts: ThoughtReader | None = None
     is_context: bool = False
     client: Client = LOCAL
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
@@ -110,27 +113,42 @@ class Sequence:
         if self.lookup is not None and self._is_guess:
             self.lookup.report(n_proposed, n_accepted)
 
-    def append(self, token: int, *, ends: bool) -> str:
+    @property
+    def n_thought(self) -> int:
+        """Number of answer tokens in thoughts."""
+        return self.thoughts.n_tokens if self.thoughts else 0
+
+    def append(self, token: int, *, ends: bool) -> NewText:
         """Append a sampled token. Sets ``finish_reason`` if it is the last one.
 
         Args:
             token: The token.
             ends: Whether it is an end-of-generation token.
-
-        Returns:
-            The text that later tokens cannot change.
         """
         self.tokens.append(token)
         if ends:
             self.finish_reason = FinishReason.EOS
-            return self.detokenizer.flush()
-        text = self.detokenizer.push(token)
+            return self._flush()
+        new = self._read(token)
         if self.detokenizer.stopped_by is not None:
             self.finish_reason = FinishReason.STOP
-        elif self.sampler.is_finished:
+            return new
+        if self.sampler.is_finished:
             self.finish_reason = FinishReason.EOS
-            text += self.detokenizer.flush()
         elif self.n_generated >= self.params.max_tokens:
             self.finish_reason = FinishReason.LENGTH
-            text += self.detokenizer.flush()
-        return text
+        else:
+            return new
+        held = self._flush()
+        return NewText(new.answer + held.answer, new.thought + held.thought, new.is_thought)
+
+    def _read(self, token: int) -> NewText:
+        if self.thoughts is None or not self.thoughts.takes(token):
+            return NewText(self.detokenizer.push(token))
+        new = self.thoughts.push(token)
+        return new._replace(answer=self.detokenizer.add(new.answer))
+
+    def _flush(self) -> NewText:
+        """The text that was held back."""
+        held = self.thoughts.finish() if self.thoughts else NewText()
+        return held._replace(answer=self.detokenizer.add(held.answer) + self.detokenizer.flush())

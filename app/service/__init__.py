@@ -8,7 +8,17 @@ from app.engine.sampling.logprobs import Logprobs
 from app.engine.sequence import FinishReason
 from app.knowledge.chunk import Passage
 from app.service.admission import Place
-from app.service.answers import AnswerReader, Collected, best, collect, shown, token_bytes
+from app.service.answers import (
+    AnswerReader,
+    Collected,
+    GatheredCall,
+    Part,
+    ThoughtDelta,
+    best,
+    collect,
+    shown,
+    token_bytes,
+)
 from app.service.embedding import Embeddings
 from app.service.errors import (
     BadRequest,
@@ -27,11 +37,13 @@ from app.service.preparation import TokenLimits
 from app.service.prompts import (
     ChatPrompt,
     Constraint,
+    Effort,
     JSONSchema,
     KnowledgeUse,
     Prompt,
     Regex,
     TextPrompt,
+    ThinkingUse,
     ToolUse,
 )
 from app.service.rerank import Ranking
@@ -49,8 +61,10 @@ __all__ = [
     "Constraint",
     "ContentDelta",
     "Delta",
+    "Effort",
     "Embeddings",
     "FinishReason",
+    "GatheredCall",
     "Generation",
     "GenerationFailed",
     "JSONSchema",
@@ -62,6 +76,7 @@ __all__ = [
     "NotOffered",
     "Output",
     "Overloaded",
+    "Part",
     "Passage",
     "Place",
     "Prompt",
@@ -71,6 +86,8 @@ __all__ = [
     "ServiceError",
     "Step",
     "TextPrompt",
+    "ThinkingUse",
+    "ThoughtDelta",
     "TokenLimits",
     "TooLong",
     "ToolUse",

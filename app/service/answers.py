@@ -1,4 +1,4 @@
-"""Complete answers, tool calls and token texts from generations, for every dialect."""
+"""Complete answers, thoughts, tool calls and token texts from generations, for every dialect."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ class Collected:
 
     generation: Generation
     text: str = ""
+    thought: str = ""
     outputs: list[Output] = field(default_factory=list)
 
     def add(self, step: Step) -> None:
         self.text += step.text
+        self.thought += step.thought
         self.outputs += step.outputs
 
     @property
@@ -50,7 +52,17 @@ def best(answers: Sequence[Collected], n: int) -> list[Collected]:
     return sorted(answers, key=lambda answer: -answer.mean_logprob)[:n]
 
 
-# --- tool calls
+# --- thoughts and tool calls
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtDelta:
+    """More text of a thought before the answer."""
+
+    text: str
+
+
+Part = ThoughtDelta | Delta
 
 
 @dataclass(slots=True)
@@ -69,7 +81,7 @@ class GatheredCall:
 
 
 class AnswerReader:
-    """Separates the tool calls of one answer from its text."""
+    """Separates the thoughts and the tool calls of one answer from its text."""
 
     def __init__(self, model: Model, tools: ToolUse | None) -> None:
         """Start an answer; ``tools``: the prompt's tools. None: all of the answer is text."""
@@ -79,10 +91,11 @@ class AnswerReader:
             tool_format = model.tokenizer.template.tool_format
             self._parser = ToolCallParser(tool_format, tools.tools)
 
-    def read(self, step: Step) -> Sequence[Delta]:
-        """The text and the parts of tool calls that are final after the next step."""
+    def read(self, step: Step) -> Sequence[Part]:
+        """The thoughts, the text and the parts of tool calls that are final after the next step."""
         is_last = step.outputs[-1].finish_reason is not None
-        return self._read(step.text, is_last=is_last)
+        deltas = self._read(step.text, is_last=is_last)
+        return [ThoughtDelta(step.thought), *deltas] if step.thought else deltas
 
     def read_all(self, text: str) -> tuple[str, list[GatheredCall]]:
         """The content and the tool calls of a complete answer."""
@@ -120,5 +133,7 @@ def token_bytes(vocab: Vocab, token: int) -> bytes:
 
 
 def shown(vocab: Vocab, outputs: Iterable[Output]) -> list[Output]:
-    """The outputs without end-of-generation tokens, which are not part of the answer."""
-    return [output for output in outputs if output.token not in vocab.end_of_generation]
+    """The outputs of the answer: without thoughts and end-of-generation tokens."""
+    return [
+        output for output in outputs if not output.is_thought and output.token not in vocab.end_of_generation
+    ]

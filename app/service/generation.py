@@ -18,13 +18,20 @@ from app.telemetry.metrics import Metrics
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Output of one engine step: tokens, and the text that is final (possibly empty)."""
+    """Output of one engine step: tokens, and the text that is final (possibly empty).
+
+    ``thought`` is text of thoughts before the answer.
+    """
 
     outputs: Sequence[Output]
 
     @property
     def text(self) -> str:
         return "".join(output.text for output in self.outputs)
+
+    @property
+    def thought(self) -> str:
+        return "".join(output.thought for output in self.outputs)
 
 
 class Generation:
@@ -64,6 +71,11 @@ class Generation:
     @property
     def n_prompt(self) -> int:
         return len(self.prompt)
+
+    @property
+    def n_thought(self) -> int:
+        """Number of generated tokens in thoughts. Final at the last step."""
+        return self._answer.n_thought
 
     @property
     def prompt_logprobs(self) -> Sequence[Logprobs]:

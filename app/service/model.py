@@ -19,13 +19,13 @@ from app.chat.template.sandbox import TemplateRejection
 from app.chat.template.template import choose_template, wrapping_template
 from app.config.contexts import Context, ContextsError
 from app.config.settings import Settings
-from app.engine import llama
+from app.engine import llama, thoughts
 from app.engine.answer import EngineError, QueueFull, RequestTooLong
 from app.engine.async_engine import AsyncEngine
 from app.engine.cache.state_files import StateFiles
 from app.engine.client import LOCAL, Client
 from app.engine.engine import EngineOptions
-from app.engine.sampling import grammar, params, samplers
+from app.engine.sampling import grammar, params, samplers, thinking
 from app.fit.identity import identity
 from app.fit.memory_plan import MemoryPlan, make_plan
 from app.machine.cores import physical_cores
@@ -292,7 +292,7 @@ def _state_files(settings: Settings, path: Path, kv: llama.KVOptions, n_sequence
 def fingerprint(path: Path, kv: llama.KVOptions) -> str:
     """Hash of everything that affects an answer: model, library, KV cache, sampling code."""
     code = hashlib.sha256()
-    for module in (params, samplers, grammar):
+    for module in (params, samplers, thinking, thoughts, grammar):
         code.update(inspect.getsource(module).encode())
     facts = [identity(path), str(kv), code.hexdigest(), version("llguidance"), version("numpy")]
     return f"fp_{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.chat.messages import Message
-from app.chat.prompt import PromptTokenizer
+from app.chat.prompt import ChatTokens, PromptTokenizer
 from app.chat.template.sandbox import TemplateRejection
 from app.chat.tools import tool_grammar
 from app.config.contexts import Context
@@ -20,7 +20,8 @@ from app.engine.sampling.watermark import Watermark
 from app.knowledge.chunk import Passage
 from app.service.errors import BadRequest, TooLong, UnknownContext
 from app.service.passages import with_passages
-from app.service.prompts import ChatPrompt, Constraint, JSONSchema, Prompt, TextPrompt, ToolUse
+from app.service.prompts import ChatPrompt, Constraint, JSONSchema, Prompt, TextPrompt, ThinkingUse, ToolUse
+from app.service.thinking import template_options
 
 # Maximum repetition penalty of prompts with passages. At 1.15 a small model misquotes (06:27 for 06:25).
 # Without a penalty it repeats itself if the passages have no answer.
@@ -102,10 +103,13 @@ class Preparation:
             ServiceError: The request is rejected.
         """
         context = self._context(prompt)
-        prompt, tokens = self._with_fitting_passages(prompt, context, overrides)
+        prompt, chat = self._with_fitting_passages(prompt, context, overrides)
+        tokens = chat.tokens
         params = self._params(context, overrides, len(tokens), prompt)
         if isinstance(prompt, ChatPrompt):
-            params = replace(params, stop=(*params.stop, *self._tokenizer.template.stop))
+            template = self._tokenizer.template
+            stop = (*params.stop, *template.stop, *template.thoughts.stop)
+            params = replace(params, stop=stop, thinking=chat.thinking)
             if prompt.tools is not None:
                 params = self._with_tools(prompt, params, constraint)
                 return Prepared(tokens, params, prompt.passages, prompt.n_waiting)
@@ -122,9 +126,7 @@ class Preparation:
             BadRequest: The chat template rejects the prompt, or it has no tokens.
             UnknownContext: The context is not defined.
         """
-        if isinstance(prompt, ChatPrompt):
-            return self._chat_tokens(prompt)
-        return self._text_tokens(prompt)
+        return self._chat(prompt).tokens if isinstance(prompt, ChatPrompt) else self._text_tokens(prompt)
 
     def common_prefix(self, context: Context) -> list[int]:
         """The tokens at the start of every prompt of a context.
@@ -133,8 +135,11 @@ class Preparation:
             TemplateRejection: The chat template rejects the context.
         """
         # Three questions without a common first token: a letter, a digit, a bracket.
+        options = template_options(ThinkingUse(), context, self._tokenizer.template.thoughts)
         first, *others = (
-            self._tokenizer.tokens(in_context(context, [Message("user", question)]))
+            self._tokenizer.chat(
+                in_context(context, [Message("user", question)]), options=options.variables
+            ).tokens
             for question in ("Why", "7", "(b)")
         )
         return first[: min(n_shared_tokens(first, other) for other in others)]
@@ -152,37 +157,43 @@ class Preparation:
 
     def _with_fitting_passages(
         self, prompt: Prompt, context: Context | None, overrides: Mapping[str, Any]
-    ) -> tuple[Prompt, list[int]]:
+    ) -> tuple[Prompt, ChatTokens]:
         """Tokenize a prompt. Its last passages are dropped until there is room for the answer."""
-        tokens = self.tokens(prompt)
         if not isinstance(prompt, ChatPrompt):
-            return prompt, tokens
+            return prompt, ChatTokens(self._text_tokens(prompt))
+        chat = self._chat(prompt)
         longest = (context.max_tokens if context else None) or self._settings.model_max_token
         limits = self._limits
         room = min(overrides.get("max_tokens", longest), limits.total // 2)
-        while prompt.passages and len(tokens) > min(limits.input, limits.total - room):
+        while prompt.passages and len(chat.tokens) > min(limits.input, limits.total - room):
             prompt = replace(prompt, passages=prompt.passages[:-1])
-            tokens = self.tokens(prompt)
-        return prompt, tokens
+            chat = self._chat(prompt)
+        return prompt, chat
 
-    def _chat_tokens(self, prompt: ChatPrompt) -> list[int]:
+    def _chat(self, prompt: ChatPrompt) -> ChatTokens:
         context = self._context(prompt)
         assert context is not None
         tools = prompt.tools.tools if prompt.tools else ()
+        options = template_options(prompt.thinking, context, self._tokenizer.template.thoughts)
         try:
-            return self._tokenizer.tokens(
+            chat = self._tokenizer.chat(
                 with_passages(
                     in_context(context, prompt.messages),
                     prompt.passages,
                     self._settings.model_prompt_template,
                 ),
                 tools=tools,
+                options=options.variables,
+                thinks=options.thinks,
                 continue_final=prompt.continues,
             )
         except TemplateRejection as error:
             raise BadRequest(
                 f"the model's chat template rejects the messages: {error}", field=prompt.field
             ) from error
+        if chat.thinking is None:
+            return chat
+        return replace(chat, thinking=replace(chat.thinking, budget=options.budget))
 
     def _text_tokens(self, prompt: TextPrompt) -> list[int]:
         if prompt.tokens is not None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from app.chat.messages import Message, Tool
 from app.knowledge.chunk import Passage
@@ -40,6 +40,26 @@ class KnowledgeUse:
     files: tuple[str, ...] | None = None
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingUse:
+    """Thoughts before an answer.
+
+    Attributes:
+        wanted: Whether the model thinks. None: the default of the context, then of the template.
+        effort: Amount of thoughts, if the template has it. ``none`` turns thinking off.
+        budget: Maximum tokens of thoughts. None: the context's.
+        options: Other variables of the chat template.
+    """
+
+    wanted: bool | None = None
+    effort: Effort | None = None
+    budget: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
     """A conversation, rendered by the model's chat template.
@@ -53,6 +73,7 @@ class ChatPrompt:
         knowledge: Use of the knowledge base.
         passages: Passages to quote in the prompt, best first.
         n_waiting: New and changed documents that the search did not know.
+        thinking: Thoughts before the answer.
     """
 
     messages: tuple[Message, ...]
@@ -63,11 +84,12 @@ class ChatPrompt:
     knowledge: KnowledgeUse = KnowledgeUse()
     passages: tuple[Passage, ...] = ()
     n_waiting: int = 0
+    thinking: ThinkingUse = ThinkingUse()
 
     @property
     def n_characters(self) -> int:
         """Total length of its texts."""
-        return sum(len(message.content) for message in self.messages)
+        return sum(len(message.content) + len(message.thoughts) for message in self.messages)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,16 @@ def narrow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def thinking_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server with the chat template of Qwen3.5, which begins each answer with a thought."""
+    folder = tmp_path_factory.mktemp("thinking")
+    template = ROOT / "tests" / "chat" / "templates" / "Qwen3.5-4B.jinja"
+    (folder / "chat_template.jinja").write_text(template.read_text())
+    with running_server(folder / "log", TOKENIZER_REPO=str(folder)) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of three documents. One of them is unreadable."""
     folder = tmp_path_factory.mktemp("documents")

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from app.service import ThinkingUse
+
 MOST_CHOICES = 128  # answers to one request
 EXAMPLE_CONVERSATION = [
     {"role": "system", "content": "Answer in one sentence."},
@@ -93,3 +95,29 @@ class SamplingFields(BaseModel):
 
 
 _SAMPLING_FIELDS = set(SamplingFields.model_fields)
+
+
+class ThinkingFields(BaseModel):
+    """Thoughts before the answer, for models that have them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    enable_thinking: Annotated[
+        bool | None,
+        Field(description="Whether the model thinks before the answer. Default: the context's."),
+    ] = None
+    thinking_budget: Annotated[
+        int | None,
+        Field(
+            ge=-1,
+            lt=2**31,
+            description="Maximum tokens of a thought, which is then ended; -1 is no limit.",
+            validation_alias=AliasChoices(
+                "thinking_budget", "thinking_budget_tokens", "reasoning_budget_tokens"
+            ),
+        ),
+    ] = None
+
+    def thinking(self) -> ThinkingUse:
+        budget = self.thinking_budget
+        return ThinkingUse(self.enable_thinking, budget=None if budget == -1 else budget)

@@ -59,6 +59,9 @@ def usage(generations: Sequence[Generation], *, n_prompts: int = 1) -> Usage:
         "completion_tokens": n_generated,
         "total_tokens": n_prompt + n_generated,
         "prompt_tokens_details": {"cached_tokens": sum(generation.n_cached for generation in firsts)},
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(generation.n_thought for generation in generations)
+        },
     }
 
 

@@ -35,14 +35,15 @@ from app.service import (
     Collected,
     Constraint,
     ContentDelta,
-    Delta,
     Generation,
     JSONSchema,
     Model,
     Output,
+    Part,
     Regex,
     Service,
     Step,
+    ThoughtDelta,
     ToolUse,
     best,
     collect,
@@ -74,7 +75,12 @@ def chat_prompt(body: ChatRequest) -> ChatPrompt:
     messages = tuple(_message(i, message) for i, message in enumerate(body.messages))
     continues = messages[-1].role == "assistant" and not messages[-1].tool_calls
     return ChatPrompt(
-        messages, body.context, _tool_use(body), continues, knowledge=knowledge_use(body.knowledge)
+        messages,
+        body.context,
+        _tool_use(body),
+        continues,
+        knowledge=knowledge_use(body.knowledge),
+        thinking=body.thinking(),
     )
 
 
@@ -86,7 +92,7 @@ def _message(index: int, message: ChatMessage) -> Message:
             calls.append(ToolCall(call.id, call.function.name, call.function.arguments))
     role = "system" if message.role == "developer" else message.role
     with _naming(place):
-        return Message(role, message.text, tuple(calls), message.tool_call_id, message.name)
+        return Message(role, message.text, tuple(calls), message.tool_call_id, message.name, message.thoughts)
 
 
 def _tool_use(body: ChatRequest) -> ToolUse | None:
@@ -173,6 +179,8 @@ class ChatAnswer:
                 {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
                 for c in calls
             ]
+        if answer.thought:
+            message["reasoning_content"] = message["reasoning"] = answer.thought
         return {
             "index": index,
             "message": message,
@@ -248,7 +256,9 @@ def _finish_reason(generation: Generation, *, has_calls: bool) -> ChatFinishReas
     return "tool_calls" if has_calls and reason == "stop" else reason
 
 
-def _delta(delta: Delta) -> MessageDelta:
+def _delta(delta: Part) -> MessageDelta:
+    if isinstance(delta, ThoughtDelta):
+        return {"reasoning_content": delta.text, "reasoning": delta.text}
     if isinstance(delta, ContentDelta):
         return {"content": delta.text}
     if isinstance(delta, CallDelta):

@@ -24,6 +24,12 @@ class PromptTokensDetails(TypedDict):
     cached_tokens: Annotated[int, Field(description="Prompt tokens from the prefix cache.")]
 
 
+class CompletionTokensDetails(TypedDict):
+    """Details of the generated tokens."""
+
+    reasoning_tokens: Annotated[int, Field(description="Tokens of thoughts.")]
+
+
 class Usage(TypedDict):
     """Tokens of a request. Each prompt counts once, independent of its number of choices."""
 
@@ -31,6 +37,7 @@ class Usage(TypedDict):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class Envelope(TypedDict):
@@ -90,6 +97,8 @@ class AssistantMessage(TypedDict):
     content: Annotated[str | None, Field(description="null if the answer only calls tools.")]
     refusal: None
     tool_calls: NotRequired[list[ToolCall]]
+    reasoning_content: NotRequired[Annotated[str, Field(description="Thoughts before the answer.")]]
+    reasoning: NotRequired[Annotated[str, Field(description="Same as `reasoning_content`.")]]
 
 
 ChatFinishReason = Literal["stop", "length", "tool_calls"]
@@ -137,6 +146,8 @@ class MessageDelta(TypedDict, total=False):
     content: str
     refusal: None
     tool_calls: list[ToolCallDelta]
+    reasoning_content: str
+    reasoning: str
 
 
 class ChatChoiceDelta(TypedDict):

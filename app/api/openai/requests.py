@@ -6,13 +6,15 @@ answer are rejected by name.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.api.http.fields import MOST_CHOICES, SamplingFields
+from app.api.http.fields import MOST_CHOICES, SamplingFields, ThinkingFields
 from app.api.http.sources import KnowledgeField
+from app.service import Effort, ThinkingUse
 
 _MOST_TOP_LOGPROBS = 20
 
@@ -54,16 +56,22 @@ class ChatMessage(BaseModel):
     name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = None
     tool_calls: list[MessageToolCall] | None = None
     tool_call_id: str | None = None
+    reasoning_content: Annotated[str | None, Field(description="The assistant's thoughts.")] = None
+    reasoning: Annotated[str | None, Field(description="Same as `reasoning_content`.")] = None
 
     @model_validator(mode="after")
     def _is_whole(self) -> ChatMessage:
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.thoughts)):
             raise ValueError("content is required")
         if self.tool_calls and self.role != "assistant":
             raise ValueError("tool_calls belong to the assistant")
         if self.role == "tool" and self.tool_call_id is None:
             raise ValueError("tool_call_id is required")
         return self
+
+    @property
+    def thoughts(self) -> str:
+        return self.reasoning_content or self.reasoning or ""
 
     @property
     def text(self) -> str:
@@ -217,7 +225,7 @@ class OpenAIRequest(SamplingFields):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-class ChatRequest(OpenAIRequest):
+class ChatRequest(OpenAIRequest, ThinkingFields):
     """The body of ``POST /v1/chat/completions``."""
 
     rejected: ClassVar[dict[str, tuple[Any, ...]]] = {
@@ -225,7 +233,6 @@ class ChatRequest(OpenAIRequest):
         "function_call": ("none",),
         "functions": ([],),
         "modalities": (["text"],),
-        "reasoning_effort": ("none",),
         "tool_prompt": (),
         "verbosity": ("medium",),
         "web_search_options": (),
@@ -243,6 +250,13 @@ class ChatRequest(OpenAIRequest):
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
     prediction: dict[str, Any] | None = None  # ignored: affects only speed
+    reasoning_effort: Annotated[
+        Effort | None,
+        Field(description="Amount of thoughts, if the template has it; `none` turns them off."),
+    ] = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None, Field(description="Variables of the chat template, such as `enable_thinking`.")
+    ] = None
 
     @model_validator(mode="after")
     def _fits(self) -> ChatRequest:
@@ -261,6 +275,10 @@ class ChatRequest(OpenAIRequest):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"tools: the name {twice!r} occurs twice")
         return self
+
+    def thinking(self) -> ThinkingUse:
+        options = self.chat_template_kwargs or {}
+        return replace(super().thinking(), effort=self.reasoning_effort, options=options)
 
     def overrides(self) -> dict[str, Any]:
         """The fields of SamplingParams that the request sets."""

@@ -17,6 +17,7 @@ class Figures(TypedDict):
     prompt_tokens: int
     cached_tokens: Annotated[int, Field(description="Prompt tokens from the prefix cache.")]
     generated_tokens: int
+    thinking_tokens: Annotated[int, Field(description="Generated tokens of thoughts.")]
     time_to_first_token: Annotated[float, Field(description="Seconds.")]
     tokens_per_second: float
     sources: NotRequired[

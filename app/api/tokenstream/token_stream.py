@@ -15,7 +15,7 @@ from app.api.http.admission import generate
 from app.api.http.answering import StreamedAnswer
 from app.api.http.body import read_json
 from app.api.http.errors import error_body
-from app.api.http.fields import SamplingFields
+from app.api.http.fields import SamplingFields, ThinkingFields
 from app.api.http.sources import KnowledgeField, headers, knowledge_use, source
 from app.api.tokenstream.replies import Figures
 from app.chat.messages import Message
@@ -34,7 +34,7 @@ class Turn(BaseModel):
     content: str
 
 
-class TokenStreamRequest(SamplingFields):
+class TokenStreamRequest(SamplingFields, ThinkingFields):
     """The body of ``POST /token_stream``. Missing fields come from the context or the settings."""
 
     query: Annotated[str | None, Field(min_length=1, description="The question.")] = None
@@ -46,6 +46,9 @@ class TokenStreamRequest(SamplingFields):
     details: Annotated[bool | None, Field(description="End the response with a line of figures.")] = None
     max_tokens: Annotated[int | None, Field(ge=1, description="Maximum tokens of the answer.")] = None
     knowledge: KnowledgeField = None
+    show_thinking: Annotated[
+        bool | None, Field(description="Send thoughts too, between `<think>` and `</think>`.")
+    ] = None
 
     @model_validator(mode="after")
     def _has_one_question(self) -> TokenStreamRequest:
@@ -56,12 +59,13 @@ class TokenStreamRequest(SamplingFields):
         return self
 
     def prompt(self) -> ChatPrompt:
-        knowledge = knowledge_use(self.knowledge)
+        knowledge, thinking = knowledge_use(self.knowledge), self.thinking()
         if self.messages is not None:
             messages = tuple(Message(turn.role, turn.content) for turn in self.messages)
-            return ChatPrompt(messages, self.context, knowledge=knowledge)
+            return ChatPrompt(messages, self.context, knowledge=knowledge, thinking=thinking)
         assert self.query is not None
-        return ChatPrompt((Message("user", self.query),), self.context, field="query", knowledge=knowledge)
+        messages = (Message("user", self.query),)
+        return ChatPrompt(messages, self.context, field="query", knowledge=knowledge, thinking=thinking)
 
     def overrides(self) -> dict[str, Any]:
         """The fields of SamplingParams that the request sets."""
@@ -74,7 +78,7 @@ async def token_stream(request: Request) -> Response:
     return StreamedAnswer(
         request,
         [generation],
-        _encode,
+        _ThinkingStream().encode if body.show_thinking else _encode,
         end=partial(_end, generation) if body.details else bytes,
         media_type="text/plain",
         error_part=_error_part if body.details else None,
@@ -84,6 +88,23 @@ async def token_stream(request: Request) -> Response:
 
 def _encode(_index: int, step: Step) -> bytes:
     return step.text.encode("utf-8", "replace")
+
+
+class _ThinkingStream:
+    """Encodes an answer with its thoughts."""
+
+    def __init__(self) -> None:
+        self._is_thinking = False
+
+    def encode(self, _index: int, step: Step) -> bytes:
+        text = ""
+        if step.thought:
+            text += step.thought if self._is_thinking else f"<think>\n{step.thought}"
+            self._is_thinking = True
+        if self._is_thinking and (step.text or step.outputs[-1].finish_reason is not None):
+            text += "\n</think>\n\n"
+            self._is_thinking = False
+        return (text + step.text).encode("utf-8", "replace")
 
 
 def _end(generation: Generation) -> bytes:
@@ -102,6 +123,7 @@ def figures(generation: Generation) -> Figures:
         "prompt_tokens": generation.n_prompt,
         "cached_tokens": generation.n_cached,
         "generated_tokens": generation.n_generated,
+        "thinking_tokens": generation.n_thought,
         "time_to_first_token": round(generation.time_to_first_token, 6),
         "tokens_per_second": round(generation.tokens_per_second, 2),
     }

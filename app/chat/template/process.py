@@ -46,6 +46,7 @@ class TemplateProcess:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
         add_generation_prompt: bool,
     ) -> Rendering:
         """Render the template; see :meth:`Sandbox.render`.
@@ -55,9 +56,8 @@ class TemplateProcess:
             TemplateTimeout: Rendering exceeded the time limit.
             TemplateFailure: Rendering failed in another way.
         """
-        text, traced, contents = self._request(
-            "render", [*messages], [*tools], add_generation_prompt, time_limit=self._time_limit
-        )
+        arguments = [*messages], [*tools], {**(options or {})}, add_generation_prompt
+        text, traced, contents = self._request("render", *arguments, time_limit=self._time_limit)
         spans = tuple((begin, end) for begin, end in contents)
         return Rendering(text, text if traced is None else traced, spans)
 
@@ -86,8 +86,10 @@ def _start(source: str, special_tokens: Mapping[str, str]) -> Callable[..., Iter
         if command == "literals":
             yield sandbox.literals
             return
-        messages, tools, add_generation_prompt = arguments
-        rendering = sandbox.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        messages, tools, options, add_generation_prompt = arguments
+        rendering = sandbox.render(
+            messages, tools=tools, options=options, add_generation_prompt=add_generation_prompt
+        )
         traced = None if rendering.traced == rendering.text else rendering.traced
         yield [rendering.text, traced, rendering.contents]
 

@@ -24,6 +24,19 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from app.chat.template.traced import TooManyCharacters, TracedText, Tracer
 
+# Variables of every rendering, and special tokens. A request must not replace them.
+RESERVED = frozenset(
+    {
+        "add_generation_prompt",
+        "bos_token",
+        "documents",
+        "eos_token",
+        "messages",
+        "pad_token",
+        "tools",
+        "unk_token",
+    }
+)
 MAX_CHARACTERS = 16 << 20  # of a rendering; exceeds the context of any model
 
 
@@ -89,6 +102,7 @@ class Sandbox:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
         add_generation_prompt: bool,
     ) -> Rendering:
         """Render the template twice: with the contents, and with stand-ins for their characters.
@@ -96,18 +110,24 @@ class Sandbox:
         Args:
             messages: The turns. Every string in them except the role is a content.
             tools: Functions that the model may call. Every string in them is a content.
+            options: Other variables, not of RESERVED. Every string in them is a content.
             add_generation_prompt: Whether to end with the start of the assistant's turn.
 
         Raises:
             TemplateRejection: The template rejects the messages.
             TemplateFailure: Rendering failed in another way.
         """
+        options = options or {}
         variables = {
             "documents": None,
             **self._special_tokens,
             "add_generation_prompt": add_generation_prompt,
         }
-        plain = {"messages": [dict(m) for m in messages], "tools": [dict(t) for t in tools] or None}
+        plain = {
+            **options,
+            "messages": [dict(m) for m in messages],
+            "tools": [dict(t) for t in tools] or None,
+        }
         tracer = Tracer()
         with self._lock:
             self._now = datetime.now()
@@ -121,7 +141,9 @@ class Sandbox:
             if len(text) > MAX_CHARACTERS:
                 raise TemplateFailure(f"it writes more than {MAX_CHARACTERS:,} characters")
             try:
-                stand_ins = self._tracing_template.render(variables, **_marked(messages, tools, tracer))
+                stand_ins = self._tracing_template.render(
+                    variables, **_marked(messages, tools, options, tracer)
+                )
             except TooManyCharacters as error:
                 raise TemplateRejection(f"the messages have {error}") from error
             except Exception as error:
@@ -134,7 +156,10 @@ class Sandbox:
 
 
 def _marked(
-    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], tracer: Tracer
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+    tracer: Tracer,
 ) -> dict[str, Any]:
     def mark(value: Any) -> Any:
         if isinstance(value, str):
@@ -144,7 +169,8 @@ def _marked(
         return list(map(mark, value)) if isinstance(value, list) else value
 
     turns = [{key: value if key == "role" else mark(value) for key, value in m.items()} for m in messages]
-    return {"messages": turns, "tools": list(map(mark, tools)) or None}
+    marked = {name: mark(value) for name, value in options.items()}
+    return {**marked, "messages": turns, "tools": list(map(mark, tools)) or None}
 
 
 def _literals(environment: jinja2.Environment, source: str) -> list[str]:

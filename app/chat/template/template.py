@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from app.chat.messages import Message, Tool
 from app.chat.template.process import TemplateProcess
 from app.chat.template.sandbox import Rendering, Sandbox, TemplateFailure, TemplateRejection
+from app.chat.template.thoughts import ThoughtSupport, known_thoughts, try_thoughts
 from app.chat.template.trials import try_tools
-from app.chat.template.turns import ToolSupport, as_schema, as_turns, in_words
+from app.chat.template.turns import ToolSupport, as_schema, as_turns, as_unicode, in_words
 
 logger = logging.getLogger("tokenstream.template")
 
@@ -58,6 +60,7 @@ class ChatTemplate:
         stop: Stop strings, for a format without an end-of-turn token.
         folds_system: The template has no system turn; system texts go into the user's turn.
         tool_format: Format of the assistant's calls.
+        thoughts: Support of thoughts.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class ChatTemplate:
         stop: tuple[str, ...] = (),
         folds_system: bool = False,
         tool_support: ToolSupport | None = None,
+        thoughts: ThoughtSupport | None = None,
         fallback: ChatTemplate | None = None,
     ) -> None:
         self.name = name
@@ -78,10 +82,16 @@ class ChatTemplate:
         self._renderer = renderer
         self._tool_support = tool_support or ToolSupport()
         self.tool_format = self._tool_support.format
+        self.thoughts = thoughts or ThoughtSupport()
         self._fallback = fallback
 
     def render(
-        self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        options: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
     ) -> Rendering:
         """Render messages to the text of a prompt.
 
@@ -90,6 +100,7 @@ class ChatTemplate:
         Args:
             messages: The conversation. Lone surrogates in it become question marks.
             tools: Functions that the model may call.
+            options: Other variables of the template.
             add_generation_prompt: Whether to end with the start of the assistant's turn.
 
         Raises:
@@ -101,6 +112,8 @@ class ChatTemplate:
                 messages,
                 tools,
                 self._tool_support,
+                thought_key=self.thoughts.key,
+                options=options,
                 fold=self.folds_system,
                 add_generation_prompt=add_generation_prompt,
             )
@@ -124,7 +137,7 @@ def choose_template(
     source: str | None,
     *,
     special_tokens: Mapping[str, str],
-    vocabulary: Container[str],
+    vocabulary: Collection[str],
     time_limit: float = 1.0,
 ) -> ChatTemplate:
     """Test the model's template with trial messages, and choose a fallback if it fails.
@@ -138,7 +151,7 @@ def choose_template(
     """
     has_chatml = "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary
     known = _CHATML if has_chatml else _PLAIN
-    fallback = _known_format(known)
+    fallback = _known_format(known, thoughts=known_thoughts("", vocabulary))
     if source is None or not source.strip():
         logger.info("the model has no chat template: using %s", fallback.name)
         return fallback
@@ -153,12 +166,16 @@ def choose_template(
         return fallback
     folds_system, trials = _try_with_system(renderer)
     tool_support, tool_trials = _try_with_tools(renderer, fold=folds_system)
+    thoughts, thought_trials = _try_with_thoughts(renderer, vocabulary, fold=folds_system)
     return ChatTemplate(
         "the model's template",
         renderer,
-        own_text="\n".join([*renderer.literals, trial, *trials, *tool_trials, fallback.own_text]),
+        own_text="\n".join(
+            [*renderer.literals, trial, *trials, *tool_trials, *thought_trials, fallback.own_text]
+        ),
         folds_system=folds_system,
         tool_support=tool_support,
+        thoughts=thoughts,
         # The fallback has the same format of calls: answers are parsed in one format.
         fallback=_known_format(known, ToolSupport(format=tool_support.format)),
     )
@@ -192,7 +209,9 @@ def wrapping_template(texts: Mapping[str, str]) -> ChatTemplate:
     )
 
 
-def _known_format(format_: _Format, tool_support: ToolSupport | None = None) -> ChatTemplate:
+def _known_format(
+    format_: _Format, tool_support: ToolSupport | None = None, thoughts: ThoughtSupport | None = None
+) -> ChatTemplate:
     renderer = Sandbox(format_.source, {})
     return ChatTemplate(
         format_.name,
@@ -200,6 +219,7 @@ def _known_format(format_: _Format, tool_support: ToolSupport | None = None) -> 
         own_text="\n".join(renderer.literals),
         stop=format_.stop,
         tool_support=tool_support,
+        thoughts=thoughts,
     )
 
 
@@ -236,6 +256,32 @@ def _try_with_tools(renderer: Renderer, *, fold: bool) -> tuple[ToolSupport, lis
     return try_tools(render)
 
 
+def _try_with_thoughts(
+    renderer: Renderer, vocabulary: Collection[str], *, fold: bool
+) -> tuple[ThoughtSupport, list[str]]:
+    """The template's support of thoughts, and the renderings of the trials."""
+
+    def render(
+        messages: Sequence[Message],
+        support: ThoughtSupport,
+        variables: Mapping[str, Any],
+        *,
+        add_generation_prompt: bool,
+    ) -> str:
+        return _render(
+            renderer,
+            messages,
+            (),
+            ToolSupport(),
+            thought_key=support.key,
+            options=variables,
+            fold=fold,
+            add_generation_prompt=add_generation_prompt,
+        ).text
+
+    return try_thoughts(render, "\n".join(renderer.literals), vocabulary)
+
+
 def _try(renderer: Renderer, messages: Sequence[Message], *, fold: bool = False) -> str:
     text = _render(renderer, messages, (), ToolSupport(), fold=fold, add_generation_prompt=True).text
     for message in messages:
@@ -250,13 +296,16 @@ def _render(
     tools: Sequence[Tool],
     support: ToolSupport,
     *,
+    thought_key: str = "",
+    options: Mapping[str, Any] | None = None,
     fold: bool,
     add_generation_prompt: bool,
 ) -> Rendering:
     written = in_words(messages, tools, support)
     return renderer.render(
-        as_turns(_folded(written) if fold else written, support),
+        as_turns(_folded(written) if fold else written, support, thought_key),
         tools=[as_schema(tool) for tool in tools] if support.lists else [],
+        options=as_unicode(options or {}),
         add_generation_prompt=add_generation_prompt,
     )
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app.chat.messages import Message, Tool, ToolCall
@@ -48,7 +48,7 @@ class ToolSupport:
 def as_schema(tool: Tool) -> dict[str, Any]:
     """A tool as the JSON object that templates expect."""
     function = {"name": tool.name, "description": tool.description or "", "parameters": tool.schema}
-    schema: dict[str, Any] = _as_unicode({"type": "function", "function": function})
+    schema: dict[str, Any] = as_unicode({"type": "function", "function": function})
     return schema
 
 
@@ -60,7 +60,8 @@ def in_words(messages: Sequence[Message], tools: Sequence[Tool], support: ToolSu
         is_result = message.role == "tool" and not support.results
         if message.tool_calls and not support.calls:
             calls = support.format.write([(call.name, call.arguments) for call in message.tool_calls])
-            message = Message("assistant", "\n".join(filter(None, [message.content, calls])))
+            content = "\n".join(filter(None, [message.content, calls]))
+            message = replace(message, content=content, tool_calls=())
         elif is_result:
             message = Message("user", f"<tool_response>\n{message.content}\n</tool_response>")
         if after_results and message.role == "user":  # many templates require alternating turns
@@ -70,15 +71,24 @@ def in_words(messages: Sequence[Message], tools: Sequence[Tool], support: ToolSu
     return written
 
 
-def as_turns(messages: Sequence[Message], support: ToolSupport) -> list[dict[str, Any]]:
+def as_turns(
+    messages: Sequence[Message], support: ToolSupport, thought_key: str = ""
+) -> list[dict[str, Any]]:
     """Convert messages to the input of ``apply_chat_template`` of Hugging Face's transformers.
 
     Lone surrogates are replaced by question marks.
+
+    Args:
+        messages: The conversation.
+        support: Tool features of the template.
+        thought_key: Key of thoughts in a message; empty: thoughts are omitted.
     """
     turns: list[dict[str, Any]] = []
     names: dict[str, str] = {}  # functions by call id
     for message in messages:
         turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.thoughts and thought_key:
+            turn[thought_key] = message.thoughts
         if message.tool_calls:
             turn["tool_calls"] = [_as_call(call, support) for call in message.tool_calls]
             names |= {call.id: call.name for call in message.tool_calls}
@@ -87,7 +97,7 @@ def as_turns(messages: Sequence[Message], support: ToolSupport) -> list[dict[str
         name = message.name or names.get(message.tool_call_id or "")
         if message.role == "tool" and name:
             turn["name"] = name
-        turns.append(_as_unicode(turn))
+        turns.append(as_unicode(turn))
     return turns
 
 
@@ -114,9 +124,10 @@ def _listing(messages: Sequence[Message], tools: Sequence[Tool], format_: ToolFo
     return [Message("system", listing), *messages]
 
 
-def _as_unicode(value: Any) -> Any:
+def as_unicode(value: Any) -> Any:
+    """A JSON value with question marks instead of lone surrogates."""
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, Mapping):
-        return {_as_unicode(key): _as_unicode(inner) for key, inner in value.items()}
-    return list(map(_as_unicode, value)) if isinstance(value, list) else value
+        return {as_unicode(key): as_unicode(inner) for key, inner in value.items()}
+    return list(map(as_unicode, value)) if isinstance(value, list) else value

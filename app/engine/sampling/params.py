@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from app.engine.sampling.grammar import Grammar
 from app.engine.sampling.watermark import Watermark
+from app.engine.thoughts import Thinking
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,12 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None  # modulo 2^32; equal seeds give equal draws. None: a random one
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()  # like the grammar, not within thoughts
     keeps_stop: bool = False  # the answer includes the stop string, as in TGI
     ignore_eos: bool = False
     watermark: Watermark | None = None
     visible: frozenset[int] = frozenset()  # control tokens whose text is part of the answer
     grammar: Grammar | None = None  # constrains the answer
+    thinking: Thinking | None = None  # thoughts before the answer
     logprobs: int | None = None  # top tokens per token of the answer; 0: only its own logprob
     prompt_logprobs: int | None = None  # the same for the prompt, except its first token

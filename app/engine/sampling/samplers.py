@@ -6,7 +6,6 @@ import math
 import secrets
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,10 @@ from app.engine import llama
 from app.engine.llama import Context, Vocab
 from app.engine.sampling.grammar import Matcher
 from app.engine.sampling.params import SamplingParams
+from app.engine.sampling.sampler import Sampler
+from app.engine.sampling.thinking import ThinkingSampler
 from app.engine.sampling.watermark import Watermark
+from app.engine.thoughts import ThoughtReader
 
 # Relative to the most likely token. Smaller probabilities underflow single precision.
 _LEAST_P = 1e-30
@@ -25,28 +27,16 @@ _RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: llama.cpp draws a random seed
 _REPLACED_SEED = 0x9E3779B9  # replaces it; an arbitrary number, unlikely as a user's seed
 
 
-class Sampler(Protocol):
-    """Chooses the tokens of one answer, one at a time."""
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether no token can follow."""
-
-    def forced(self, limit: int, /) -> list[int]:
-        """The next tokens, at most ``limit``, if they are determined."""
-
-    def sample(self, context: Context, row: int) -> int:
-        """Choose the next token from a row of the last decode's logits, which may be overwritten."""
-
-    def close(self) -> None:
-        """Free native memory."""
-
-
-def make_sampler(params: SamplingParams, vocab: Vocab, prompt: Sequence[int]) -> Sampler:
+def make_sampler(
+    params: SamplingParams, vocab: Vocab, prompt: Sequence[int], thoughts: ThoughtReader | None = None
+) -> Sampler:
+    """Create the sampler of an answer; ``thoughts``: reads the answer's thoughts, if it can have any."""
     kind = GreedySampler if params.temperature < _LEAST_TEMPERATURE else ChainSampler
     sampler: Sampler = kind(params, vocab, prompt)
     if params.watermark:
         sampler = WatermarkingSampler(sampler, params.watermark, prompt[-1])
+    if params.thinking is not None and thoughts is not None:
+        return ThinkingSampler(sampler, params.grammar, thoughts, params.thinking.begin_tokens)
     return ConstrainedSampler(sampler, params.grammar.matcher()) if params.grammar else sampler
 
 
@@ -207,7 +197,7 @@ class ChainSampler:
         if params.frequency_penalty or params.presence_penalty:
             n_answer = max(params.max_tokens, 1)
             self._chain.penalties(n_answer, 1, params.frequency_penalty, params.presence_penalty, ())
-        if params.grammar or params.typical_p < 1:
+        if params.grammar or params.thinking or params.typical_p < 1:
             # Removes forbidden tokens. typical_p computes p·log p, which is NaN for p = 0.
             self._chain.min_p(_LEAST_P)
         if params.top_k > 0:
