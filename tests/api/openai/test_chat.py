@@ -275,7 +275,7 @@ def test_fields_without_effect_are_accepted(client: openai.OpenAI) -> None:
         ({"audio": {"voice": "x", "format": "mp3"}}, "audio"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"web_search_options": {}}, "web_search_options"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"reasoning_effort": "huge"}, "reasoning_effort"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"temperatur": 1}, "temperatur"),
         ({"temperature": 11}, "temperature"),
