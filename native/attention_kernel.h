@@ -1,4 +1,4 @@
-// Attention of query rows over f16 keys and values: softmax(scale*Q*K + mask)*V, in f32.
+// Attention of query rows over f16 or Q8_0 keys and values: softmax(scale*Q*K + mask)*V, in f32.
 //
 // Depends only on compiler intrinsics: tests compile it for AVX2 and AVX-512 without ggml.
 // flash_attention.cpp divides ggml's operation into calls of these functions.
@@ -29,8 +29,8 @@ void group_scores(Tile & tile, int at) {
     for (int r = 0; r < R; ++r) {
         sum[r] = zero();
     }
-    const char * k = tile.k(tile.group[at]);
-    const size_t stride = tile.k_stride(tile.group[at]);
+    const char * k = tile.half_keys(tile.group[at]);
+    const size_t stride = tile.half_stride(tile.group[at]);
     for (int j = 0; j < tile.head->size; j += 8) {
         HalfVec x[8];
         transpose(k + j*sizeof(half), stride, x);
@@ -50,11 +50,11 @@ void group_scores(Tile & tile, int at) {
 struct Transposed {
     alignas(64) half k[PART_KEYS*MAX_HEAD_SIZE];
 
-    void set(const Tile & tile) {
+    void set(Tile & tile) {
         for (int g = 0; g*WIDTH < tile.n_keys; ++g) {
             half * to = group(g, tile.head->size);
-            const char * from = tile.k(g);
-            const size_t stride = tile.k_stride(g);
+            const char * from = tile.half_keys(g);
+            const size_t stride = tile.half_stride(g);
             for (int j = 0; j < tile.head->size; j += 8) {
                 HalfVec x[8];
                 transpose(from + j*sizeof(half), stride, x);
@@ -126,9 +126,9 @@ void add_values(Tile & tile, int from, int to, int j) {
                 sum[r][i] = from == 0 ? zero() : load(tile.sums[r] + j + i*WIDTH);
             }
         }
-        const size_t stride = tile.head->v_stride;
+        const size_t stride = tile.v_stride();
         for (int at = from; at < to; ++at) {
-            const char * v = tile.v(tile.group[at]);
+            const char * v = tile.values[at];
             // Values that no row sees are not read: they can be NaN.
             for (uint32_t bits = tile.visible[at]; bits != 0; bits &= bits - 1) {
                 const int key = __builtin_ctz(bits);
@@ -172,14 +172,32 @@ inline const Functions & functions_of(const Tile & tile) {
     return functions[tile.n_rows - 1];
 }
 
-// Many rows of a head: tile by tile, with K transposed once.
+// V of a part, unpacked.
+struct Values {
+    half v[PART_KEYS*MAX_HEAD_SIZE];
+
+    void set(const Tile & tile) {
+        for (int g = 0; g*WIDTH < tile.n_keys; ++g) {
+            tile.unpack_group(tile.v(g), tile.head->v_stride, tile.keys(g), v + g*WIDTH*tile.head->size);
+        }
+    }
+};
+
+// Many rows of a head: tile by tile, with K transposed and V unpacked once.
 inline void attend_many(Head & head, int64_t begin, float scale) {
     Transposed transposed;
+    Values values;
     Tile tile;
     for (int first = 0; first < head.n_rows; first += TILE_ROWS) {
         tile.set(head, first, begin, scale);
         if (first == 0) {
             transposed.set(tile);
+            if (head.is_packed) {
+                values.set(tile);
+            }
+        }
+        for (int at = 0; at < tile.n_groups && head.is_packed; ++at) {
+            tile.values[at] = (const char *) (values.v + tile.group[at]*WIDTH*head.size);
         }
         prefetch_rows(head, first + TILE_ROWS, first + 2*TILE_ROWS, begin);
         functions_of(tile).transposed_scores(tile, transposed);
@@ -198,6 +216,7 @@ inline void attend_many(Head & head, int64_t begin, float scale) {
 inline void attend_few(Head * heads, int n_heads, int64_t begin, float scale) {
     constexpr int TURN = 32/WIDTH; // groups
     Tile tiles[MAX_HEADS];
+    half unpacked[TURN*WIDTH*MAX_HEAD_SIZE];
     int n_groups = 0;
     for (int h = 0; h < n_heads; ++h) {
         tiles[h].set(heads[h], 0, begin, scale);
@@ -221,7 +240,9 @@ inline void attend_few(Head * heads, int n_heads, int64_t begin, float scale) {
     for (int at = 0; at < n_groups; at += TURN) {
         for (int h = 0; h < n_heads; ++h) {
             prefetch_groups(tiles[h], true, at + TURN, at + 2*TURN);
-            functions_of(tiles[h]).add_values(tiles[h], at, std::min(at + TURN, tiles[h].n_groups), 0);
+            const int to = std::min(at + TURN, tiles[h].n_groups);
+            tiles[h].unpack_values(at, to, unpacked);
+            functions_of(tiles[h]).add_values(tiles[h], at, to, 0);
         }
     }
     for (int h = 0; h < n_heads; ++h) {

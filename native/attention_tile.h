@@ -33,6 +33,7 @@ struct Head {
     size_t v_stride;
     int64_t n_keys;
     int size;  // elements: a multiple of WIDTH, at most MAX_HEAD_SIZE
+    bool is_packed; // K and V are Q8_0; size is a multiple of 32. Otherwise they are halves
     float cap; // scores become cap*tanh(score/cap); 0: they do not
     int n_rows;
     Row rows[MAX_ROWS];
@@ -94,7 +95,9 @@ struct Tile {
     alignas(64) float q[TILE_ROWS][MAX_HEAD_SIZE];    // scaled: scores have the unit log2, or are those of tanh_of()
     alignas(64) float scores[TILE_ROWS][PART_KEYS];   // then the weights
     alignas(64) float sums[TILE_ROWS][MAX_HEAD_SIZE]; // of V
-    // An incomplete last group, filled up.
+    const char * values[MAX_GROUPS]; // halves of V, v_stride() bytes per key
+    half unpacked[WIDTH*MAX_HEAD_SIZE]; // a group of packed keys
+    // An incomplete last group of keys, filled up.
     half tail[WIDTH*MAX_HEAD_SIZE];
     half tail_mask[TILE_ROWS][WIDTH];
 
@@ -119,7 +122,12 @@ struct Tile {
         }
         std::fill_n(tail, WIDTH*head->size, half{0});
         for (int i = 0; i < n; ++i) {
-            std::copy_n((const half *) (head->k + (first + i)*head->k_stride), head->size, tail + i*head->size);
+            const char * key = head->k + (first + i)*head->k_stride;
+            if (head->is_packed) {
+                unpack((const Block *) key, head->size, tail + i*head->size);
+            } else {
+                std::copy_n((const half *) key, head->size, tail + i*head->size);
+            }
         }
         for (int r = 0; r < n_rows; ++r) {
             std::fill_n(tail_mask[r], WIDTH, HIDDEN);
@@ -148,6 +156,7 @@ struct Tile {
         n_groups = 0;
         for (int g = 0; g < n; ++g) {
             group[n_groups] = (uint8_t) g, visible[n_groups] = bits[g], is_masked[n_groups] = any_mask[g];
+            values[n_groups] = v(g);
             n_groups += bits[g] != 0;
         }
     }
@@ -158,9 +167,37 @@ struct Tile {
         return is_tail(g) ? tail_mask[r] : rows[r].mask ? rows[r].mask + begin + g*WIDTH : nullptr;
     }
 
-    const char * k(int g) const { return is_tail(g) ? (const char *) tail : head->k + (begin + g*WIDTH)*head->k_stride; }
-    size_t k_stride(int g) const { return is_tail(g) ? head->size*sizeof(half) : head->k_stride; }
+    const char * k(int g) const { return head->k + (begin + g*WIDTH)*head->k_stride; }
     const char * v(int g) const { return head->v + (begin + g*WIDTH)*head->v_stride; }
+    int keys(int g) const { return std::min(WIDTH, n_keys - g*WIDTH); }
+
+    // Halves of a group of keys, half_stride() bytes per key. Valid until the next call.
+    const char * half_keys(int g) {
+        if (is_tail(g)) {
+            return (const char *) tail;
+        }
+        if (!head->is_packed) {
+            return k(g);
+        }
+        unpack_group(k(g), head->k_stride, WIDTH, unpacked);
+        return (const char *) unpacked;
+    }
+    size_t half_stride(int g) const { return is_tail(g) || head->is_packed ? head->size*sizeof(half) : head->k_stride; }
+    size_t v_stride() const { return head->is_packed ? head->size*sizeof(half) : head->v_stride; }
+
+    void unpack_group(const char * from, size_t stride, int n, half * to) const {
+        for (int i = 0; i < n; ++i) {
+            unpack((const Block *) (from + i*stride), head->size, to + i*head->size);
+        }
+    }
+
+    // Unpack the values of the groups `from` to `to`. `scratch`: halves of that many groups.
+    void unpack_values(int from, int to, half * scratch) {
+        for (int at = from; at < to && head->is_packed; ++at, scratch += WIDTH*head->size) {
+            unpack_group(v(group[at]), head->v_stride, keys(group[at]), scratch);
+            values[at] = (const char *) scratch;
+        }
+    }
 };
 
 // Read memory ahead, into the L2 cache.
@@ -176,7 +213,7 @@ inline void prefetch_groups(const Tile & tile, bool values, int from, int to) {
     for (int at = from; at < std::min(to, tile.n_groups); ++at) {
         const char * rows = values ? tile.v(tile.group[at]) : tile.k(tile.group[at]);
         for (int i = 0; i < WIDTH && !tile.is_tail(tile.group[at]); ++i) {
-            prefetch(rows + i*stride, tile.head->size*sizeof(half));
+            prefetch(rows + i*stride, tile.head->is_packed ? tile.head->size/32*sizeof(Block) : tile.head->size*sizeof(half));
         }
     }
 }

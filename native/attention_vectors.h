@@ -32,6 +32,8 @@ inline HalfVec load_halves(const half * x) { return _mm256_loadu_si256((const Ha
 inline void store(half * to, HalfVec x) { _mm256_storeu_si256((HalfVec *) to, x); }
 inline Vec load(const float * x) { return _mm512_loadu_ps(x); }
 inline void store(float * to, Vec x) { _mm512_storeu_ps(to, x); }
+inline void store(half * to, Vec x) { _mm256_storeu_si256((HalfVec *) to, _mm512_cvtps_ph(x, 0)); } // to nearest
+inline Vec load_bytes(const int8_t * x) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) x))); }
 inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
@@ -84,6 +86,8 @@ inline HalfVec load_halves(const half * x) { return _mm_loadu_si128((const HalfV
 inline void store(half * to, HalfVec x) { _mm_storeu_si128((HalfVec *) to, x); }
 inline Vec load(const float * x) { return _mm256_loadu_ps(x); }
 inline void store(float * to, Vec x) { _mm256_storeu_ps(to, x); }
+inline void store(half * to, Vec x) { _mm_storeu_si128((HalfVec *) to, _mm256_cvtps_ph(x, 0)); }
+inline Vec load_bytes(const int8_t * x) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) x))); }
 inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
@@ -148,6 +152,22 @@ inline Vec exp2_of(Vec x) {
 inline Vec tanh_of(Vec x) {
     const Vec sign = sign_of(x), power = exp2_of(with_bits(x, all(-0.0f)));
     return with_bits(div(sub(all(1.0f), power), add(all(1.0f), power)), sign);
+}
+
+// 32 bytes with a common scale: ggml's Q8_0.
+struct Block {
+    half scale;
+    int8_t bytes[32];
+};
+
+// Elements of a row of blocks, rounded to halves.
+inline void unpack(const Block * from, int size, half * to) {
+    for (int j = 0; j < size; j += 32, ++from, to += 32) {
+        const Vec scale = all(_cvtsh_ss(from->scale));
+        for (int i = 0; i < 32; i += WIDTH) {
+            store(to + i, mul(load_bytes(from->bytes + i), scale));
+        }
+    }
 }
 
 // Eight halves of each of WIDTH keys, `stride` bytes apart, as eight vectors of one half per key.

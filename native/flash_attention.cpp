@@ -1,4 +1,4 @@
-// GGML_OP_FLASH_ATTN_EXT for f16 keys and values on CPUs with AVX2 or AVX-512.
+// GGML_OP_FLASH_ATTN_EXT for f16 or Q8_0 keys and values on CPUs with AVX2 or AVX-512.
 //
 // For fewer than 64 queries, ggml computes one head at a time and accumulates V as f16 in memory. Its results depend
 // on the number of queries. attention_kernel.h accumulates in f32 registers, for tiles of rows: heads of a group (GQA)
@@ -26,10 +26,11 @@ using namespace tokenstream;
 
 bool is_covered(const ggml_tensor * dst) {
     const ggml_tensor * q = dst->src[0], * k = dst->src[1], * v = dst->src[2], * mask = dst->src[3];
-    return q->type == GGML_TYPE_F32 && k->type == GGML_TYPE_F16 && v->type == GGML_TYPE_F16
-        && k->ne[0] == v->ne[0] && k->ne[0] % WIDTH == 0 && k->ne[0] <= MAX_HEAD_SIZE && k->ne[1] > 0
+    const bool is_half = k->type == GGML_TYPE_F16, is_packed = k->type == GGML_TYPE_Q8_0;
+    return q->type == GGML_TYPE_F32 && (is_half || is_packed) && v->type == k->type
+        && k->ne[0] == v->ne[0] && k->ne[0] % (is_packed ? 32 : WIDTH) == 0 && k->ne[0] <= MAX_HEAD_SIZE && k->ne[1] > 0
         && k->ne[2] == v->ne[2] && k->ne[3] == v->ne[3] && q->ne[2] % k->ne[2] == 0 && q->ne[3] == k->ne[3]
-        && q->nb[0] == sizeof(float) && k->nb[0] == sizeof(half) && v->nb[0] == sizeof(half)
+        && q->nb[0] == sizeof(float) && k->nb[0] == ggml_type_size(k->type) && v->nb[0] == k->nb[0]
         && (!mask || (mask->type == GGML_TYPE_F16 && mask->nb[0] == sizeof(half)));
 }
 
@@ -131,6 +132,7 @@ void set_head(Head & head, const ggml_tensor * dst, const Division & d, int64_t 
     head.n_keys = d.n_keys;
     head.size = (int) d.head_size;
     head.cap = parameters.cap;
+    head.is_packed = k->type == GGML_TYPE_Q8_0;
     head.n_rows = (int) std::min(d.rows, d.n_rows - first);
     for (int r = 0; r < head.n_rows; ++r) {
         const int64_t position = (first + r)/d.group, query_head = kv_head*d.group + (first + r) % d.group;

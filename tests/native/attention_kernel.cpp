@@ -8,7 +8,7 @@ extern "C" int attend(const float * q, const uint16_t * k, const uint16_t * v, c
     static tokenstream::Head head;
     head.k = (const char *) k, head.v = (const char *) v;
     head.k_stride = head.v_stride = head_size*sizeof(uint16_t);
-    head.n_keys = n_keys, head.size = head_size, head.n_rows = n_rows, head.cap = 0.0f;
+    head.n_keys = n_keys, head.size = head_size, head.n_rows = n_rows, head.cap = 0.0f, head.is_packed = false;
     for (int r = 0; r < n_rows; ++r) {
         head.rows[r].q = q + r*head_size;
         head.rows[r].mask = mask ? mask + r*n_keys : nullptr;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from app.engine.llama import start_backend
 from tests.native import ggml
-from tests.native.ggml import F16, F32, I64, P, call
+from tests.native.ggml import F16, F32, I64, Q8_0, P, call
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Operation:
     max_bias: float = 0.0  # of ALiBi
     cap: float = 0.0
     sinks: NDArray[np.float32] | None = None  # one per head
+    is_packed: bool = False  # k and v are values of Q8_0, rounded to f16; see packed()
 
 
 def make_operation(
@@ -52,6 +53,24 @@ def make_operation(
         mask=mask,
         scale=float(2 / np.sqrt(size)),  # larger than usual, to reveal errors in the weights
     )
+
+
+def packed(operation: Operation) -> Operation:
+    """The operation with k and v in Q8_0."""
+    return replace(operation, k=_unpacked(operation.k), v=_unpacked(operation.v), is_packed=True)
+
+
+def _blocks(x: NDArray[np.float16]) -> tuple[NDArray[np.float16], NDArray[np.int8]]:
+    """Scales and bytes of Q8_0: one scale for 32 values."""
+    values = x.astype(np.float32).reshape(*x.shape[:-1], -1, 32)
+    scales = np.abs(values).max(axis=-1, keepdims=True) / 127
+    factors = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
+    return scales.astype(np.float16), np.rint(values * factors).astype(np.int8)
+
+
+def _unpacked(x: NDArray[np.float16]) -> NDArray[np.float16]:
+    scales, quants = _blocks(x)
+    return (scales.astype(np.float32) * quants).astype(np.float16).reshape(x.shape)
 
 
 def causal_mask(rows: int, keys: int, *, window: int | None = None, streams: int = 1) -> NDArray[np.float16]:
@@ -106,8 +125,7 @@ class Computation:
         self._context = ggml.new_context(inputs + (1 << 20))
         # The layout of llama.cpp: the heads of a position are adjacent, and a permutation swaps the axes.
         q = self._tensor(F32, operation.q.transpose(0, 2, 1, 3))
-        k = self._tensor(F16, operation.k.transpose(0, 2, 1, 3))
-        v = self._tensor(F16, operation.v.transpose(0, 2, 1, 3))
+        k, v = (self._keys(x.transpose(0, 2, 1, 3), operation.is_packed) for x in (operation.k, operation.v))
         mask = None if operation.mask is None else self._tensor(F16, operation.mask[:, None])
         numbers = (operation.scale, operation.max_bias, operation.cap)
         self._result = call(
@@ -130,12 +148,19 @@ class Computation:
     def close(self) -> None:
         call("ggml_free", None, self._context)
 
-    def _tensor(self, kind: int, array: NDArray[Any]) -> int:
-        sizes = [I64(n) for n in array.shape[::-1]]
+    def _tensor(self, kind: int, array: NDArray[Any], shape: tuple[int, ...] | None = None) -> int:
+        sizes = [I64(n) for n in (shape or array.shape)[::-1]]
         tensor = call("ggml_new_tensor_4d", P, self._context, ctypes.c_int(kind), *sizes)
         data = np.ascontiguousarray(array)
         ctypes.memmove(call("ggml_get_data", P, tensor), data.ctypes.data, data.nbytes)
         return int(tensor)
+
+    def _keys(self, array: NDArray[np.float16], is_packed: bool) -> int:
+        if not is_packed:
+            return self._tensor(F16, array)
+        scales, quants = _blocks(array)
+        data = np.concatenate([scales.view(np.int8), quants], axis=-1)
+        return self._tensor(Q8_0, data.reshape(*array.shape[:-1], -1), array.shape)
 
     def _permuted(self, tensor: int) -> int:
         axes = [ctypes.c_int(axis) for axis in (0, 2, 1, 3)]

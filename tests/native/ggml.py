@@ -7,7 +7,7 @@ from typing import Any
 
 from app.engine.llama import native_function
 
-F32, F16, I32 = 0, 1, 26  # ggml_type
+F32, F16, Q8_0, I32 = 0, 1, 8, 26  # ggml_type
 
 P, I64 = ctypes.c_void_p, ctypes.c_int64
 

@@ -22,7 +22,7 @@ _rng = random.Random(7)
 PROMPTS = [[_rng.randrange(100, 40_000) for _ in range(N_TOKENS)] for _ in range(8)]
 
 
-def new_context(model: Model, n_threads: int) -> Context:
+def new_context(model: Model, n_threads: int, kv_type: str) -> Context:
     return Context(
         model,
         n_ctx=512 * N_SEQUENCES,
@@ -30,22 +30,27 @@ def new_context(model: Model, n_threads: int) -> Context:
         n_batch=512,
         n_outputs=512,
         n_threads=n_threads,
-        kv=KVOptions(flash_attention=True),
+        kv=KVOptions(True, kv_type),
     )
 
 
+@pytest.fixture(scope="module", params=["f16", "q8_0"])
+def kv_type(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda n: f"{n} threads")
-def context(request: pytest.FixtureRequest, model: Model) -> Iterator[Context]:
-    context = new_context(model, request.param)
+def context(request: pytest.FixtureRequest, model: Model, kv_type: str) -> Iterator[Context]:
+    context = new_context(model, request.param, kv_type)
     yield context
     context.close()
 
 
 @pytest.fixture(scope="module")
-def expected(model: Model) -> Array:
+def expected(model: Model, kv_type: str) -> Array:
     """Logits of all positions of the first prompt, in one batch of one thread."""
     before = attention_calls(), matmul_calls()
-    context = new_context(model, 1)
+    context = new_context(model, 1, kv_type)
     logits = decode(context, {0: N_TOKENS}, N_TOKENS)[0]
     context.close()
     if attention_calls() is None or before[0] == attention_calls() or before[1] == matmul_calls():
