@@ -198,8 +198,10 @@ class Settings(BaseSettings):
     flash_attention: Literal["auto", "on", "off"] = _setting(
         "auto", "Fused attention. `auto`: wherever llama.cpp has it for the model."
     )
-    kv_type: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] = _setting(
-        "f16", "Number format of the KV cache. Formats with fewer bits than `f16` save memory and are slower."
+    kv_type: Literal["auto", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] = _setting(
+        "auto",
+        "Number format of the KV cache. `auto`: `q8_0` where Tokenstream's attention computes with it, else "
+        "`f16`. Formats with fewer bits save memory and are slower.",
     )
 
     # Generation

@@ -268,7 +268,7 @@ def _configured_kv(settings: Settings) -> llama.KVOptions:
 
 def engine_options(settings: Settings, plan: MemoryPlan, model: llama.Model) -> EngineOptions:
     """Options of the engine with the sizes of the plan."""
-    kv = _configured_kv(settings)
+    kv = plan.kv_options
     return EngineOptions(
         n_ctx=plan.n_ctx,
         max_sequences=plan.max_sequences,

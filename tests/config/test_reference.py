@@ -16,7 +16,7 @@ def test_help_prints_every_setting() -> None:
     ).stdout
     for name in Settings.model_fields:
         assert f"  {name.upper()} [" in printed
-    assert "Values: `f32`, `f16`, " in printed
+    assert "Values: `auto`, `f32`, " in printed
 
 
 def test_settings_md_is_up_to_date() -> None:

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.engine.engine import EngineOptions
-from app.engine.llama import Batch, Context, KVOptions, Model, ModelLoadError
+from app.engine.llama import Batch, Context, KVOptions, Model, ModelLoadError, attention_calls, simulation
 from app.engine.llama.simulation import ContextMemory, SimulatedModel
 from app.fit import memory_plan
-from app.fit.memory_plan import MemoryPlan, MemoryPlanError, make_plan
+from app.fit.memory_plan import AUTO_KV_TYPE, MemoryPlan, MemoryPlanError, make_plan
 from tests.conftest import MODEL, ROOT
 from tests.tiny_models import KINDS, Kind, TinyModel
 
@@ -259,6 +259,33 @@ def test_recurrent_states_that_exceed_memory_are_not_allocated(
     assert "KV 25.0 GiB (256 x 256 tokens, f16)" in message
     assert int(remedies(message)[0]["MAX_SEQUENCES"]) in (6, 7, 8)
     assert max(simulated) < 11
+
+
+def test_the_kv_cache_has_eight_bits_where_our_attention_computes_with_them() -> None:
+    chosen = plan(n_ctx=8192, kv=KVOptions(type=AUTO_KV_TYPE))
+    wanted = "f16" if attention_calls() is None else "q8_0"
+    assert chosen == plan(n_ctx=8192, kv=KVOptions(type=wanted))
+    without = plan(n_ctx=8192, kv=KVOptions(flash_attention=False, type=AUTO_KV_TYPE))
+    assert without.kv_options.type == "f16"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "is_packed"),
+    [(32, 32, True), (128, 128, True), (48, 48, False), (64, 32, False), (288, 288, False)],
+)
+def test_the_number_format_fits_the_heads(
+    monkeypatch: pytest.MonkeyPatch, key: int, value: int, is_packed: bool
+) -> None:
+    lengths = {"attention.key_length": str(key), "attention.value_length": str(value)}
+    monkeypatch.setattr(SimulatedModel, "_metadata", lambda _model, name: lengths.get(name))
+    monkeypatch.setattr(simulation, "attention_calls", lambda: 0)
+    model = SimulatedModel(MODEL)
+    assert model.packs_kv() == is_packed
+    model.close()
+
+
+def test_a_recurrent_model_has_no_heads(tiny_model: TinyModel) -> None:
+    assert plan(tiny_model("recurrent"), kv=KVOptions(type=AUTO_KV_TYPE)).kv_options.type == "f16"
 
 
 def test_an_unsupported_kv_type_is_rejected() -> None:

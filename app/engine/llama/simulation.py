@@ -22,12 +22,15 @@ from app.engine.llama.native import (
     ModelLoadError,
     UnsupportedLibraryError,
     _on_log,
+    attention_calls,
     last_error,
     native_function,
     start_matmul,
 )
 
 _MIB = 1 << 20
+
+_PACKED_HEADS = {str(n) for n in range(32, 257, 32)}  # elements; native/flash_attention.cpp, is_covered()
 
 # "load_tensors:   AMX model buffer size =    95.34 MiB". Kinds: weights (model), recurrent states (RS, in
 # DeepSeek-V4 "state"), logits (output), intermediate results (compute).
@@ -99,6 +102,30 @@ class SimulatedModel:
         self.is_recurrent: bool = lib.llama_model_is_recurrent(self._handle) or lib.llama_model_is_hybrid(
             self._handle
         )
+
+    def packs_kv(self) -> bool:
+        """Whether native/flash_attention.cpp computes with K and V of this model in Q8_0.
+
+        It does for heads of up to 256 elements, in blocks of 32, with keys and values of equal length.
+        """
+        if attention_calls() is None or self._params.n_gpu_layers or self._metadata("attention.kv_lora_rank"):
+            return False
+        heads = lib.llama_model_n_head(self._handle)
+        default = str(lib.llama_model_n_embd(self._handle) // heads) if heads else "0"
+        key, value = (self._metadata(f"attention.{name}_length") or default for name in ("key", "value"))
+        # Layers with a sliding window can have other heads.
+        window_key = self._metadata("attention.key_length_swa") or key
+        window_value = self._metadata("attention.value_length_swa") or value
+        return key == value and window_key == window_value and {key, window_key} <= _PACKED_HEADS
+
+    def _metadata(self, key: str) -> str | None:
+        buffer = ctypes.create_string_buffer(256)
+
+        def value(name: bytes) -> str | None:
+            n = lib.llama_model_meta_val_str(self._handle, name, buffer, len(buffer))
+            return None if n < 0 else buffer.value.decode()
+
+        return value(f"{value(b'general.architecture')}.{key}".encode())
 
     def _load(self) -> Any:
         return lib.llama_model_load_from_file(str(self._path).encode(), self._params)
