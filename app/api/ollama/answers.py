@@ -27,6 +27,7 @@ from app.service import (
     Model,
     Output,
     Step,
+    ThoughtDelta,
     ToolUse,
     collect,
     shown,
@@ -63,37 +64,42 @@ class OllamaAnswer(ABC):
         self._calls: list[tuple[str, str, list[str]]] = []  # id, name, parts of the arguments
 
     @abstractmethod
-    def _part(self, text: str, calls: Sequence[ReplyToolCall] = ()) -> dict[str, Any]:
-        """The fields of a line that have the text and the tool calls."""
+    def _part(self, text: str, thought: str = "", calls: Sequence[ReplyToolCall] = ()) -> dict[str, Any]:
+        """The fields of a line that have the text, the thought and the tool calls."""
 
     def line(self, _index: int, step: Step) -> bytes:
         """The line of a step."""
-        text = self._read(step)
+        text, thought = self._read(step)
         logprobs = self._logprobs(step.outputs)
-        return line(self._begun() | self._part(text) | logprobs) if text or logprobs else b""
+        if not text and not thought and not logprobs:
+            return b""
+        return line(self._begun() | self._part(text, thought) | logprobs)
 
     def last_lines(self) -> bytes:
         """The tool calls, then the figures."""
         calls = self._complete_calls()
-        before = line(self._begun() | self._part("", calls)) if calls else b""
+        before = line(self._begun() | self._part("", calls=calls)) if calls else b""
         return before + line(self._ended() | self._part(""))
 
     async def whole(self) -> Any:
         [answer] = await collect([self.generation])
-        text = self._read(Step(answer.outputs)) if answer.outputs else ""
-        return self._ended() | self._part(text, self._complete_calls()) | self._logprobs(answer.outputs)
+        text, thought = self._read(Step(answer.outputs)) if answer.outputs else ("", "")
+        part = self._part(text, thought, self._complete_calls())
+        return self._ended() | part | self._logprobs(answer.outputs)
 
-    def _read(self, step: Step) -> str:
-        """The text of a step. Its tool calls are gathered."""
-        text = ""
+    def _read(self, step: Step) -> tuple[str, str]:
+        """The text and the thought of a step. Its tool calls are gathered."""
+        text = thought = ""
         for delta in self._reader.read(step):
-            if isinstance(delta, ContentDelta):
+            if isinstance(delta, ThoughtDelta):
+                thought += delta.text
+            elif isinstance(delta, ContentDelta):
                 text += delta.text
             elif isinstance(delta, CallDelta):
                 self._calls.append((delta.id, delta.name, []))
             elif isinstance(delta, ArgumentsDelta):
                 self._calls[delta.index][2].append(delta.text)
-        return text
+        return text, thought
 
     def _complete_calls(self) -> list[ReplyToolCall]:
         """All calls, without one that was cut at the maximum of tokens."""
@@ -149,16 +155,21 @@ class OllamaAnswer(ABC):
 class ChatAnswer(OllamaAnswer):
     """The answer to a conversation."""
 
-    def _part(self, text: str, calls: Sequence[ReplyToolCall] = ()) -> dict[str, Any]:
+    def _part(self, text: str, thought: str = "", calls: Sequence[ReplyToolCall] = ()) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": text}
-        return {"message": message | ({"tool_calls": calls} if calls else {})}
+        if thought:
+            message["thinking"] = thought
+        if calls:
+            message["tool_calls"] = calls
+        return {"message": message}
 
 
 class TextAnswer(OllamaAnswer):
     """The answer to a prompt."""
 
-    def _part(self, text: str, _calls: Sequence[ReplyToolCall] = ()) -> dict[str, Any]:
-        return {"response": text}
+    def _part(self, text: str, thought: str = "", calls: Sequence[ReplyToolCall] = ()) -> dict[str, Any]:
+        assert not calls  # the prompt has no tools
+        return {"response": text, "thinking": thought} if thought else {"response": text}
 
 
 def respond(request: Request, answer: OllamaAnswer, *, stream: bool) -> Response:

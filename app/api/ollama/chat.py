@@ -46,7 +46,7 @@ def _prompt(body: GenerateRequest) -> Prompt:
     if body.raw or body.suffix is not None:
         return TextPrompt(text, suffix=body.suffix or None)
     system = (Message("system", body.system),) if body.system else ()
-    return ChatPrompt((*system, Message("user", text)), field="prompt")
+    return ChatPrompt((*system, Message("user", text)), field="prompt", thinking=body.thinking())
 
 
 def _chat_prompt(body: ChatRequest, messages: list[ChatMessage]) -> ChatPrompt:
@@ -65,6 +65,7 @@ def _chat_prompt(body: ChatRequest, messages: list[ChatMessage]) -> ChatPrompt:
         tuple(_message(i, message) for i, message in enumerate(messages)),
         tools=ToolUse(tuple(tools)) if tools else None,
         continues=last.role == "assistant" and not last.tool_calls,
+        thinking=body.thinking(),
     )
 
 
@@ -77,7 +78,12 @@ def _message(index: int, message: ChatMessage) -> Message:
             calls.append(ToolCall(call.id or f"call_{index}_{i}", call.function.name, arguments))
     with _naming(place):
         return Message(
-            message.role, message.content or "", tuple(calls), message.tool_call_id, message.tool_name
+            message.role,
+            message.content or "",
+            tuple(calls),
+            message.tool_call_id,
+            message.tool_name,
+            message.thinking or "",
         )
 
 

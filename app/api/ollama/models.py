@@ -141,6 +141,8 @@ def _shown_model(service: Service, entry: ModelEntry) -> Shown:
     }
     if min(model.vocab.fill_in) >= 0:
         shown["capabilities"].append("insert")
+    if model.tokenizer.template.thoughts.marks is not None:
+        shown["capabilities"].append("thinking")
     return shown
 
 

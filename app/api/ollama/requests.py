@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.api.http.fields import SamplingFields
+from app.service import ThinkingUse
 
 _LENIENT = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 _MOST_TOP_LOGPROBS = 20
@@ -92,9 +93,17 @@ class AnsweringRequest(BaseModel):
     ] = None
     options: Options | None = None
     keep_alive: Annotated[float | str | None, Field(description="Ignored: the model stays loaded.")] = None
-    think: bool | Literal["low", "medium", "high", "max"] | None = None
+    think: Annotated[
+        bool | Literal["low", "medium", "high", "max"] | None,
+        Field(description="Whether the model thinks before the answer, or how much. Default: the context's."),
+    ] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=_MOST_TOP_LOGPROBS)] = None
+
+    def thinking(self) -> ThinkingUse:
+        if isinstance(self.think, str):
+            return ThinkingUse(wanted=True, effort=self.think)
+        return ThinkingUse(wanted=self.think)
 
     def overrides(self) -> dict[str, Any]:
         """The fields of SamplingParams that the request sets."""

@@ -114,6 +114,26 @@ def test_tool_calls_are_objects_and_their_results_extend_the_conversation(
         jsonschema.validate(call.function.arguments, WEATHER)
 
 
+def test_thoughts_are_separate_from_the_answer(thinking_url: str) -> None:
+    options = {"temperature": 0, "num_predict": 40}
+    schema = {"enum": ["Paris", "Rome"]}
+    with ollama.Client(host=thinking_url) as thinker:
+        name = str(thinker.list().models[0].model)
+        assert "thinking" in (thinker.show(name).capabilities or ())
+        whole = thinker.chat("any", QUESTION, think=True, options=options)
+        assert whole.message.thinking
+        parts = [*thinker.chat("any", QUESTION, think=True, options=options, stream=True)]
+        assert "".join(part.message.thinking or "" for part in parts) == whole.message.thinking
+        assert "".join(part.message.content or "" for part in parts) == whole.message.content
+        generated = thinker.generate("any", str(QUESTION[0]["content"]), think=True, options=options)
+        assert (generated.thinking, generated.response) == (whole.message.thinking, whole.message.content)
+        plain = thinker.chat("any", QUESTION, think=False, format=schema, options=options)
+        assert plain.message.thinking is None
+        assert json.loads(str(plain.message.content)) in ("Paris", "Rome")
+        history = [{"role": "assistant", "content": "Paris.", "thinking": "It is a city."}]
+        assert thinker.chat("any", [*QUESTION, *history, *QUESTION], options=options).done
+
+
 def test_log_probabilities_spell_the_answer(client: ollama.Client) -> None:
     answer = client.chat("any", QUESTION, logprobs=True, top_logprobs=2, options=GREEDY)
     assert answer.logprobs
