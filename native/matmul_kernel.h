@@ -10,8 +10,15 @@
 
 #include "matmul_formats.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
+#define TOKENSTREAM_MATMUL_KERNEL
+#include "matmul_avx512.h"
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define TOKENSTREAM_MATMUL_KERNEL
+#include "matmul_avx2.h"
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+#define TOKENSTREAM_MATMUL_KERNEL
+#include "matmul_neon.h"
 #endif
 
 #include <algorithm>
@@ -27,128 +34,6 @@ struct Activations {
     int32_t negated[3]; // minus the sum of the quants: all 32, the first 16, the last 16
     int8_t quants[BLOCK_SIZE];
 };
-
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
-#define TOKENSTREAM_MATMUL_KERNEL
-
-constexpr int LANES = 16; // columns of a vector: a panel
-constexpr int TILE_ROWS = 6, TILE_VECTORS = 2; // sums, weights and scales fit 32 registers
-constexpr int FEW_ROWS = 8;                    // wider tiles are faster: more streams from memory at a time
-#define TOKENSTREAM_DOT
-using Ints = __m512i;
-using Floats = __m512;
-
-inline Ints load_ints(const void * from) { return _mm512_loadu_si512(from); }
-inline void store_ints(void * to, Ints x) { _mm512_storeu_si512(to, x); }
-inline Ints all_ints(int32_t x) { return _mm512_set1_epi32(x); }
-inline Ints all_bytes(int x) { return _mm512_set1_epi8((char) x); }
-inline Ints bits_and(Ints a, Ints b) { return _mm512_and_si512(a, b); }
-inline Ints bits_or(Ints a, Ints b) { return _mm512_or_si512(a, b); }
-inline Ints bits_xor(Ints a, Ints b) { return _mm512_xor_si512(a, b); }
-inline Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
-template <int N> inline Ints shift_left(Ints x) { return _mm512_slli_epi32(x, N); }
-template <int N> inline Ints shift_right(Ints x) { return _mm512_srli_epi32(x, N); }
-inline Ints look_up(Ints indices) {
-    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *) CODEBOOK)), indices);
-}
-inline Ints dot(Ints sum, Ints u, Ints s) { return _mm512_dpbusd_epi32(sum, u, s); }
-
-inline Floats all_floats(float x) { return _mm512_set1_ps(x); }
-inline Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
-inline Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
-inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-inline Floats fnma(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }
-inline Floats load_halves(const void * from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) from)); }
-inline Floats load_unsigned(const void * from) {
-    return to_floats(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *) from)));
-}
-inline Floats load_signed(const void * from) {
-    return to_floats(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) from)));
-}
-inline void store_floats(float * to, Floats x) { _mm512_storeu_ps(to, x); }
-
-inline float highest(const float * x) {
-    const __m512 a = _mm512_abs_ps(_mm512_loadu_ps(x)), b = _mm512_abs_ps(_mm512_loadu_ps(x + 16));
-    return _mm512_reduce_max_ps(_mm512_max_ps(a, b));
-}
-// Round 16 values times `factor` to bytes; returns the sum of the bytes.
-inline int32_t round_half(const float * x, float factor, int8_t * to) {
-    const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), _mm512_set1_ps(factor)));
-    _mm_storeu_si128((__m128i *) to, _mm512_cvtepi32_epi8(q));
-    return _mm512_reduce_add_epi32(q);
-}
-
-#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-#define TOKENSTREAM_MATMUL_KERNEL
-
-constexpr int LANES = 8; // columns of a vector: half a panel
-constexpr int TILE_ROWS = 4, TILE_VECTORS = 1; // of 16 registers
-constexpr int FEW_ROWS = 2;
-using Ints = __m256i;
-using Floats = __m256;
-
-inline Ints load_ints(const void * from) { return _mm256_loadu_si256((const __m256i *) from); }
-inline void store_ints(void * to, Ints x) { _mm256_storeu_si256((__m256i *) to, x); }
-inline Ints all_ints(int32_t x) { return _mm256_set1_epi32(x); }
-inline Ints all_bytes(int x) { return _mm256_set1_epi8((char) x); }
-inline Ints bits_and(Ints a, Ints b) { return _mm256_and_si256(a, b); }
-inline Ints bits_or(Ints a, Ints b) { return _mm256_or_si256(a, b); }
-inline Ints bits_xor(Ints a, Ints b) { return _mm256_xor_si256(a, b); }
-inline Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
-template <int N> inline Ints shift_left(Ints x) { return _mm256_slli_epi32(x, N); }
-template <int N> inline Ints shift_right(Ints x) { return _mm256_srli_epi32(x, N); }
-inline Ints look_up(Ints indices) {
-    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) CODEBOOK)), indices);
-}
-#if defined(__AVXVNNI__)
-#define TOKENSTREAM_DOT
-inline Ints dot(Ints sum, Ints u, Ints s) { return _mm256_dpbusd_avx_epi32(sum, u, s); }
-#elif defined(__AVX512VNNI__) && defined(__AVX512VL__)
-#define TOKENSTREAM_DOT
-inline Ints dot(Ints sum, Ints u, Ints s) { return _mm256_dpbusd_epi32(sum, u, s); }
-#else
-inline Ints multiply_bytes(Ints u, Ints s) { return _mm256_maddubs_epi16(u, s); } // sums of two, 16 bits
-inline Ints add_pairs(Ints x) { return _mm256_madd_epi16(x, _mm256_set1_epi16(1)); }
-#endif
-
-inline Floats all_floats(float x) { return _mm256_set1_ps(x); }
-inline Floats to_floats(Ints x) { return _mm256_cvtepi32_ps(x); }
-inline Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
-inline Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
-inline Floats fnma(Floats a, Floats b, Floats c) { return _mm256_fnmadd_ps(a, b, c); }
-inline Floats load_halves(const void * from) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) from)); }
-inline Floats load_unsigned(const void * from) {
-    return to_floats(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *) from)));
-}
-inline Floats load_signed(const void * from) {
-    return to_floats(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) from)));
-}
-inline void store_floats(float * to, Floats x) { _mm256_storeu_ps(to, x); }
-
-inline float highest(const float * x) {
-    const __m256 sign = _mm256_set1_ps(-0.0f);
-    __m256 top = _mm256_andnot_ps(sign, _mm256_loadu_ps(x));
-    for (int i = 8; i < BLOCK_SIZE; i += 8) {
-        top = _mm256_max_ps(top, _mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)));
-    }
-    __m128 y = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
-    y = _mm_max_ps(y, _mm_movehl_ps(y, y));
-    return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
-}
-inline int32_t round_half(const float * x, float factor, int8_t * to) {
-    const __m256 f = _mm256_set1_ps(factor);
-    const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), f));
-    const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8), f));
-    const __m256i shorts = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8);
-    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(shorts), _mm256_extracti128_si256(shorts, 1));
-    _mm_storeu_si128((__m128i *) to, bytes);
-    const __m256i pairs = _mm256_madd_epi16(shorts, _mm256_set1_epi16(1));
-    __m128i y = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
-    y = _mm_add_epi32(y, _mm_shuffle_epi32(y, 0x4E));
-    return _mm_cvtsi128_si32(_mm_add_epi32(y, _mm_shuffle_epi32(y, 0xB1)));
-}
-
-#endif
 
 #ifdef TOKENSTREAM_MATMUL_KERNEL
 
@@ -167,38 +52,8 @@ inline void quantize(const float * x, int64_t n_blocks, Activations * to) {
     }
 }
 
-// Sum of products of unsigned weights with signed activations, four neighbouring bytes to a lane.
-// `count`: calls of add() before this one. It is known at compile time.
-#ifdef TOKENSTREAM_DOT
-template <class F> constexpr bool IS_SIGNED = false;
-
-template <class F> struct Dot {
-    Ints sum;
-
-    inline void add(int, Ints weights, Ints activations) { sum = dot(sum, weights, activations); }
-};
-#else
-// Products are summed in 16 bits as long as they cannot overflow, then in 32 bits. Two products of 255 and 127
-// do: quants of 8 bits are made signed, and their signs are moved to the activations.
-template <class F> constexpr bool IS_SIGNED = F::BITS == 8 || F::CODEBOOK;
-
-template <class F> struct Dot {
-    static constexpr int SAFE = F::BITS == 4 ? 8 : F::BITS == 5 ? 4 : 2;
-    Ints sum, shorts;
-
-    inline void add(int count, Ints weights, Ints activations) {
-        if constexpr (IS_SIGNED<F>) {
-            sum = add_ints(sum, add_pairs(multiply_bytes(_mm256_abs_epi8(weights), _mm256_sign_epi8(activations, weights))));
-        } else {
-            const Ints products = multiply_bytes(weights, activations);
-            shorts = count%SAFE == 0 ? products : _mm256_add_epi16(shorts, products);
-            if (count%SAFE == SAFE - 1) {
-                sum = add_ints(sum, add_pairs(shorts));
-            }
-        }
-    }
-};
-#endif
+// A Dot sums products of a row's quants with unsigned weights, four neighbouring bytes to a lane. `count`: calls
+// of add() before this one. It is known at compile time. IS_SIGNED: it needs the weights minus 128.
 
 // Unpack vectors V and V + 4 of a block.
 template <class F, int V> inline void unpack_weights(const uint8_t * block, Ints & low, Ints & high) {
@@ -231,12 +86,6 @@ template <class F, int V> inline void unpack_pair(const uint8_t * block, uint8_t
     unpack_weights<F, V>(block, low, high);
     store_ints(to + V*4*LANES, low);
     store_ints(to + (V + 4)*4*LANES, high);
-}
-
-inline Ints all_of(const int8_t * quants) { // 4 bytes, in every lane
-    int32_t x;
-    memcpy(&x, quants, sizeof(x));
-    return all_ints(x);
 }
 
 // A matrix of panels: `columns` results of rows with 32*`blocks` values.
@@ -299,10 +148,10 @@ template <class F, int R, int P, bool UNPACKED> struct Tile {
             }
         }
         for (int r = 0; r < R; ++r) {
-            const Ints first = all_of(rows[r]->quants + 4*V), second = all_of(rows[r]->quants + 16 + 4*V);
+            const Ints first = load_quants<V>(rows[r]->quants), second = load_quants<V>(rows[r]->quants + 16);
             for (int p = 0; p < P; ++p) {
-                dots[r][p][0].add(F::HALVES ? V : 2*V, low[p], first);
-                dots[r][p][PARTS - 1].add(F::HALVES ? V : 2*V + 1, high[p], second);
+                dots[r][p][0].template add<V>(F::HALVES ? V : 2*V, low[p], first);
+                dots[r][p][PARTS - 1].template add<V>(F::HALVES ? V : 2*V + 1, high[p], second);
             }
         }
     }

@@ -67,7 +67,7 @@ extern "C" void values_of(const Activations * rows, int64_t n_rows, int64_t k, d
 }
 
 // Columns of a vector. `begin` and `end` of multiply_rows are numbers of vectors.
-extern "C" int vector_columns() { return LANES; }
+extern "C" int64_t vector_columns() { return LANES; }
 
 // Row r of the results has the product of quantized row order[r].
 extern "C" void multiply_rows(const char * format, const uint8_t * packed, int64_t columns, int64_t k, int64_t begin, int64_t end,

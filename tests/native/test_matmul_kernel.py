@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from compilers import Toolchain
 from numpy.typing import NDArray
 from probe import INSTRUCTION_SETS, Findings, flags_with_needs
 
+from tests.native.arm import CROSS_TOOLS, find_arm
+from tests.native.native_library import EmulatedLibrary, Library, LoadedLibrary
 from tests.quantized_weights import FORMATS, Bytes, Format, put_halves
 
 SOURCE = Path(__file__).with_name("matmul_kernel.cpp")
@@ -27,6 +29,8 @@ VARIANTS = {
     "AVX2 with AVX512_VNNI": ((*_AVX2, "AVX512_VNNI"), ("-mavx512vl", "-mavx512vnni")),
     "AVX512": ((*_AVX2, "AVX512_VNNI"), flags_with_needs(INSTRUCTION_SETS["AVX512_VNNI"])),
 }
+# Required flags of /proc/cpuinfo, and compiler flags.
+ARM_VARIANTS = {"NEON": (("asimddp",), ("-march=armv8.2-a+dotprod",))}
 
 COLUMNS = (1, 7, 8, 15, 16, 17, 31, 32, 33, 100)
 ROWS = (*range(1, 14), 23, 24, 33, 63, 64, 70)
@@ -53,13 +57,8 @@ class Packed:
 class Kernel:
     """The functions of matmul_kernel.cpp, compiled as one variant."""
 
-    def __init__(self, library: Path) -> None:
-        self._library = ctypes.CDLL(str(library))
-        self._library.packed_size.restype = self._library.quantized_size.restype = ctypes.c_int64
-
-    def _call(self, name: str, *arguments: Any) -> Any:
-        native = (_native(argument) for argument in arguments)
-        return getattr(self._library, name)(*native)
+    def __init__(self, library: Library) -> None:
+        self._call = library.call
 
     def pack(self, of: Format, blocks: Bytes) -> Packed:
         columns, k = len(blocks), blocks.shape[1] * of.block
@@ -84,7 +83,7 @@ class Kernel:
     ) -> Floats:
         """The products of rows ``order``, by default of all. Another call begins at each of ``ends``."""
         order = np.arange(len(quantized)) if order is None else order
-        width = self._library.vector_columns()
+        width = self._call("vector_columns")
         results = np.full((len(order), packed.columns + 16), PADDING)
         begin = 0
         for end in (*ends, packed.columns):
@@ -98,35 +97,38 @@ class Kernel:
         return results[:, : packed.columns]
 
 
-def _native(argument: Any) -> Any:
-    if isinstance(argument, np.ndarray):
-        return argument.ctypes.data_as(ctypes.c_void_p)
-    return argument.encode() if isinstance(argument, str) else ctypes.c_int64(argument)
-
-
 @pytest.fixture(scope="module")
 def kernels(
     findings: Findings, toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Kernel]:
-    """The variants that this CPU and compiler support."""
-    folder = tmp_path_factory.mktemp("kernels")
+) -> Iterator[dict[str, Kernel]]:
+    """The variants that this CPU and compiler support, and those of emulated CPUs."""
+    arm = find_arm(toolchain)
 
-    def build(name: str) -> Kernel:
+    def build(name: str) -> Library:
+        folder = tmp_path_factory.mktemp("kernel")
+        if arm and name in ARM_VARIANTS:
+            return arm.load(SOURCE, ARM_VARIANTS[name][1], folder)
         flags = [flag for needed in _AVX2 for flag in flags_with_needs(INSTRUCTION_SETS[needed])]
         command = [*toolchain.cxx.command, "-std=c++17", "-O3", "-DNDEBUG", "-w", "-shared", "-fPIC", *flags]
-        library = folder / f"{name}.so"
+        library = folder / "kernel.so"
         subprocess.run([*command, *VARIANTS[name][1], str(SOURCE), "-o", str(library)], check=True)
-        return Kernel(library)
+        return LoadedLibrary(library)
 
     names = [name for name, (sets, _) in VARIANTS.items() if set(sets) <= set(findings.usable)]
+    names += [name for name, (features, _) in ARM_VARIANTS.items() if arm and not arm.lacks(features)]
     with ThreadPoolExecutor() as pool:
-        return dict(zip(names, pool.map(build, names), strict=True))
+        libraries = list(pool.map(build, names))
+    yield {name: Kernel(library) for name, library in zip(names, libraries, strict=True)}
+    for library in libraries:
+        if isinstance(library, EmulatedLibrary):
+            library.close()
 
 
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(params=(*VARIANTS, *ARM_VARIANTS))
 def kernel(request: pytest.FixtureRequest, kernels: dict[str, Kernel]) -> Kernel:
     if request.param not in kernels:
-        pytest.skip("this CPU or compiler lacks the instruction sets")
+        arm = request.param in ARM_VARIANTS
+        pytest.skip(f"needs {CROSS_TOOLS}" if arm else "this CPU or compiler lacks the instruction sets")
     return kernels[request.param]
 
 
