@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -89,6 +90,14 @@ def test_build_flags_override_the_probed_ones(requirements: Path) -> None:
     assert options(found)["GGML_OPENMP"] == "ON"
     assert "AMX" not in found.instruction_sets
     assert not found.repaired_tile_loadconfig
+
+
+def test_every_included_file_is_part_of_the_key(requirements: Path) -> None:
+    files = set(make_plan(requirements, GCC, ALL, {}).forced_files())
+    for path in [path for path in files if path.suffix in (".cpp", ".h")]:
+        for name in re.findall(r'#include "(.*)"', path.read_text()):
+            included = path.with_name(name)
+            assert included in files or not included.exists(), f"{path.name} includes {name}"
 
 
 def test_build_flags_can_select_march_native(requirements: Path) -> None:
