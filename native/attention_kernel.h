@@ -26,7 +26,7 @@ constexpr int BLOCK_KEYS = TILE_WIDTH*WIDTH; // of transposed keys
 template <int R>
 void group_scores(Tile & tile, int at) {
     Vec sum[R];
-    for (int r = 0; r < R; ++r) {
+    UNROLL for (int r = 0; r < R; ++r) {
         sum[r] = zero();
     }
     const char * k = tile.half_keys(tile.group[at]);
@@ -34,14 +34,14 @@ void group_scores(Tile & tile, int at) {
     for (int j = 0; j < tile.head->size; j += 8) {
         HalfVec x[8];
         transpose(k + j*sizeof(half), stride, x);
-        for (int i = 0; i < 8; ++i) {
+        UNROLL for (int i = 0; i < 8; ++i) {
             const Vec element = widen(x[i]);
-            for (int r = 0; r < R; ++r) {
+            UNROLL for (int r = 0; r < R; ++r) {
                 sum[r] = fma(element, all(tile.q[r][j + i]), sum[r]);
             }
         }
     }
-    for (int r = 0; r < R; ++r) {
+    UNROLL for (int r = 0; r < R; ++r) {
         store(tile.scores[r] + at*WIDTH, sum[r]);
     }
 }
@@ -72,25 +72,25 @@ struct Transposed {
 template <int R, int N>
 inline void block_scores(Tile & tile, const half * k, int at) {
     Vec sum[R][N];
-    for (int r = 0; r < R; ++r) {
-        for (int i = 0; i < N; ++i) {
+    UNROLL for (int r = 0; r < R; ++r) {
+        UNROLL for (int i = 0; i < N; ++i) {
             sum[r][i] = zero();
         }
     }
     for (int j = 0; j < tile.head->size; ++j) {
         Vec x[N];
-        for (int i = 0; i < N; ++i) {
+        UNROLL for (int i = 0; i < N; ++i) {
             x[i] = load(k + j*BLOCK_KEYS + i*WIDTH);
         }
-        for (int r = 0; r < R; ++r) {
+        UNROLL for (int r = 0; r < R; ++r) {
             const Vec q = all(tile.q[r][j]);
-            for (int i = 0; i < N; ++i) {
+            UNROLL for (int i = 0; i < N; ++i) {
                 sum[r][i] = fma(x[i], q, sum[r][i]);
             }
         }
     }
-    for (int r = 0; r < R; ++r) {
-        for (int i = 0; i < N; ++i) {
+    UNROLL for (int r = 0; r < R; ++r) {
+        UNROLL for (int i = 0; i < N; ++i) {
             store(tile.scores[r] + (at + i)*WIDTH, sum[r][i]);
         }
     }
@@ -121,8 +121,8 @@ template <int R, int N>
 void add_values(Tile & tile, int from, int to, int j) {
     for (; j + N*WIDTH <= tile.head->size; j += N*WIDTH) {
         Vec sum[R][N];
-        for (int r = 0; r < R; ++r) {
-            for (int i = 0; i < N; ++i) {
+        UNROLL for (int r = 0; r < R; ++r) {
+            UNROLL for (int i = 0; i < N; ++i) {
                 sum[r][i] = from == 0 ? zero() : load(tile.sums[r] + j + i*WIDTH);
             }
         }
@@ -134,19 +134,19 @@ void add_values(Tile & tile, int from, int to, int j) {
                 const int key = __builtin_ctz(bits);
                 const half * values = (const half *) (v + key*stride) + j;
                 Vec x[N];
-                for (int i = 0; i < N; ++i) {
+                UNROLL for (int i = 0; i < N; ++i) {
                     x[i] = load(values + i*WIDTH);
                 }
-                for (int r = 0; r < R; ++r) {
+                UNROLL for (int r = 0; r < R; ++r) {
                     const Vec weight = all(tile.scores[r][at*WIDTH + key]);
-                    for (int i = 0; i < N; ++i) {
+                    UNROLL for (int i = 0; i < N; ++i) {
                         sum[r][i] = fma(x[i], weight, sum[r][i]);
                     }
                 }
             }
         }
-        for (int r = 0; r < R; ++r) {
-            for (int i = 0; i < N; ++i) {
+        UNROLL for (int r = 0; r < R; ++r) {
+            UNROLL for (int i = 0; i < N; ++i) {
                 store(tile.sums[r] + j + i*WIDTH, sum[r][i]);
             }
         }

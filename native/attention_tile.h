@@ -203,7 +203,7 @@ struct Tile {
 // Read memory ahead, into the L2 cache.
 inline void prefetch(const void * from, size_t size) {
     for (size_t at = 0; at < size; at += 64) {
-        _mm_prefetch((const char *) from + at, _MM_HINT_T1);
+        __builtin_prefetch((const char *) from + at, 0, 2);
     }
 }
 

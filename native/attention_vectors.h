@@ -1,8 +1,10 @@
-// Vectors for attention_kernel.h, with the instructions of AVX-512 or AVX2. No dependency but the compiler's intrinsics.
+// Vectors for attention_kernel.h, with the instructions of AVX-512, AVX2 or NEON. No dependency but the compiler's intrinsics.
 #pragma once
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include <cmath>
@@ -16,6 +18,12 @@ using half = uint16_t; // IEEE binary16
 
 constexpr half HIDDEN = 0xFC00; // minus infinity: the mask of a key that a row does not see
 
+#if defined(__aarch64__) && defined(__GNUC__)
+#define UNROLL _Pragma("GCC unroll 8") // otherwise GCC stores the sums of two registers each to memory in every iteration
+#else
+#define UNROLL
+#endif
+
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #define TOKENSTREAM_ATTENTION_KERNEL
 
@@ -24,6 +32,7 @@ constexpr int TILE_ROWS = 6;  // a tile of 6 x 4 sums fits the 32 registers
 constexpr int TILE_WIDTH = 4; // vectors
 using Vec = __m512;
 using HalfVec = __m256i;
+using Eight = __m128i; // halves
 
 inline Vec zero() { return _mm512_setzero_ps(); }
 inline Vec all(float x) { return _mm512_set1_ps(x); }
@@ -63,6 +72,7 @@ inline uint32_t visible_of(const half * mask) {
 inline bool is_zero(const half * mask) {
     return _mm256_testz_si256(load_halves(mask), load_halves(mask));
 }
+inline Eight load_eight(const char * x) { return _mm_loadu_si128((const Eight *) x); }
 // Eight halves of WIDTH keys, `at(i)` of key i, as rows of a matrix to transpose.
 template <class At> inline HalfVec row_of(At at, int i) {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(at(i)), at(i + 8), 1);
@@ -78,6 +88,7 @@ constexpr int TILE_ROWS = 6; // 6 x 2 sums fit the 16 registers
 constexpr int TILE_WIDTH = 2;
 using Vec = __m256;
 using HalfVec = __m128i;
+using Eight = HalfVec;
 
 inline Vec zero() { return _mm256_setzero_ps(); }
 inline Vec all(float x) { return _mm256_set1_ps(x); }
@@ -123,9 +134,68 @@ inline uint32_t visible_of(const half * mask) {
 inline bool is_zero(const half * mask) {
     return _mm_testz_si128(load_halves(mask), load_halves(mask));
 }
+inline Eight load_eight(const char * x) { return _mm_loadu_si128((const Eight *) x); }
 template <class At> inline HalfVec row_of(At at, int i) { return at(i); }
 inline HalfVec low_pairs(HalfVec a, HalfVec b) { return _mm_unpacklo_epi16(a, b); }
 inline HalfVec high_pairs(HalfVec a, HalfVec b) { return _mm_unpackhi_epi16(a, b); }
+
+#elif defined(__aarch64__)
+#define TOKENSTREAM_ATTENTION_KERNEL
+
+constexpr int WIDTH = 8;     // as with AVX2, so that results are the same
+constexpr int TILE_ROWS = 6; // 6 x 2 sums fit the 32 registers of four floats
+constexpr int TILE_WIDTH = 2;
+struct Vec { float32x4_t low, high; };
+using HalfVec = uint16x8_t;
+using Eight = HalfVec;
+
+inline Vec all(float x) { return {vdupq_n_f32(x), vdupq_n_f32(x)}; }
+inline Vec zero() { return all(0.0f); }
+inline Vec widen(HalfVec x) {
+    const float16x8_t halves = vreinterpretq_f16_u16(x);
+    return {vcvt_f32_f16(vget_low_f16(halves)), vcvt_high_f32_f16(halves)};
+}
+inline HalfVec load_halves(const half * x) { return vld1q_u16(x); }
+inline void store(half * to, HalfVec x) { vst1q_u16(to, x); }
+inline Vec load(const float * x) { return {vld1q_f32(x), vld1q_f32(x + 4)}; }
+inline void store(float * to, Vec x) { vst1q_f32(to, x.low), vst1q_f32(to + 4, x.high); }
+inline Vec add(Vec a, Vec b) { return {vaddq_f32(a.low, b.low), vaddq_f32(a.high, b.high)}; }
+inline Vec sub(Vec a, Vec b) { return {vsubq_f32(a.low, b.low), vsubq_f32(a.high, b.high)}; }
+inline Vec mul(Vec a, Vec b) { return {vmulq_f32(a.low, b.low), vmulq_f32(a.high, b.high)}; }
+inline Vec max(Vec a, Vec b) { return {vmaxq_f32(a.low, b.low), vmaxq_f32(a.high, b.high)}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f32(c.low, a.low, b.low), vfmaq_f32(c.high, a.high, b.high)}; }
+inline float max_of(Vec x) { return vmaxvq_f32(vmaxq_f32(x.low, x.high)); }
+inline float sum_of(Vec x) {
+    const float32x4_t four = vaddq_f32(x.low, x.high);
+    return vaddv_f32(vadd_f32(vget_low_f32(four), vget_high_f32(four)));
+}
+inline float32x4_t where(uint32x4_t condition, float32x4_t value) {
+    return vreinterpretq_f32_u32(vandq_u32(condition, vreinterpretq_u32_f32(value)));
+}
+inline Vec where_above(Vec x, float least, Vec value) {
+    const float32x4_t bound = vdupq_n_f32(least);
+    return {where(vcgtq_f32(x.low, bound), value.low), where(vcgtq_f32(x.high, bound), value.high)};
+}
+inline Vec unless_hidden(Vec score, Vec mask) {
+    const float32x4_t hidden = vdupq_n_f32(-INFINITY);
+    return {vbslq_f32(vceqq_f32(mask.low, hidden), mask.low, score.low),
+            vbslq_f32(vceqq_f32(mask.high, hidden), mask.high, score.high)};
+}
+inline float32x4_t times_power(float32x4_t x, float32x4_t n) {
+    const int32x4_t shifted = vshlq_n_s32(vreinterpretq_s32_f32(n), 23);
+    return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x), shifted));
+}
+inline Vec times_power(Vec x, Vec n) { return {times_power(x.low, n.low), times_power(x.high, n.high)}; }
+inline uint32_t visible_of(const half * mask) {
+    const uint8x8_t bits = vcreate_u8(0x8040201008040201);
+    const uint8x8_t hidden = vmovn_u16(vceqq_u16(load_halves(mask), vdupq_n_u16(HIDDEN)));
+    return vaddv_u8(vbic_u8(bits, hidden));
+}
+inline bool is_zero(const half * mask) { return vmaxvq_u16(load_halves(mask)) == 0; }
+inline Eight load_eight(const char * x) { return vld1q_u16((const half *) x); }
+template <class At> inline HalfVec row_of(At at, int i) { return at(i); }
+inline HalfVec low_pairs(HalfVec a, HalfVec b) { return vzip1q_u16(a, b); }
+inline HalfVec high_pairs(HalfVec a, HalfVec b) { return vzip2q_u16(a, b); }
 
 #endif
 
@@ -179,7 +249,7 @@ inline void transpose(const char * from, size_t stride, HalfVec * to) {
         quad[i] = from + 4*i*stride;
         asm("" : "+r"(quad[i]));
     }
-    const auto at = [&](int i) { return _mm_loadu_si128((const __m128i *) (quad[i/4] + i%4*stride)); };
+    const auto at = [&](int i) { return load_eight(quad[i/4] + i%4*stride); };
     HalfVec a[8], b[8];
     for (int i = 0; i < 8; ++i) {
         a[i] = row_of(at, i);

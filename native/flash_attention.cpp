@@ -1,4 +1,4 @@
-// GGML_OP_FLASH_ATTN_EXT for f16 or Q8_0 keys and values on CPUs with AVX2 or AVX-512.
+// GGML_OP_FLASH_ATTN_EXT for f16 or Q8_0 keys and values on CPUs with AVX2, AVX-512 or NEON.
 //
 // For fewer than 64 queries, ggml computes one head at a time and accumulates V as f16 in memory. Its results depend
 // on the number of queries. attention_kernel.h accumulates in f32 registers, for tiles of rows: heads of a group (GQA)

@@ -159,7 +159,7 @@ template <class F, int R, int P, bool UNPACKED> struct Tile {
     // scale and minimum: of the blocks, P vectors each; scale has PARTS.
     inline void add_block(const Floats (& scale)[P][PARTS], const Floats (& minimum)[P]) {
         if constexpr (!UNPACKED && R <= 4) {
-            for (int p = 0; p < P; ++p) {
+            for (int p = 0; p < P; p += COLUMNS/LANES) { // vectors of a panel have the same cache lines
                 prefetch<F>(quants[p]);
             }
         }

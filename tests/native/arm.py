@@ -12,7 +12,7 @@ from pathlib import Path
 import cpu
 from compilers import Toolchain
 
-from tests.native.native_library import CALLS_FROM_PIPE, EmulatedLibrary
+from tests.native.native_library import CALLS_FROM_PIPE, EmulatedLibrary, compile_library
 
 CROSS_TOOLS = "an ARM CPU with the instructions, or Debian's g++-aarch64-linux-gnu and qemu-user"
 _COMPILER, _EMULATOR, _ROOT = "aarch64-linux-gnu-g++", "qemu-aarch64", "/usr/aarch64-linux-gnu"
@@ -33,11 +33,10 @@ class Arm:
         return self.features is not None and not self.features.issuperset(features)
 
     def load(self, source: Path, flags: Iterable[str], folder: Path) -> EmulatedLibrary:
-        program, library = folder / "calls_from_pipe", folder / "library.so"
-        command = [*self.compiler, "-std=c++17", "-w"]
-        subprocess.run([*command, str(CALLS_FROM_PIPE), "-o", str(program), "-ldl"], check=True)
-        optimized = ["-O3", "-DNDEBUG", "-shared", "-fPIC", *flags]
-        subprocess.run([*command, *optimized, str(source), "-o", str(library)], check=True)
+        program = folder / "calls_from_pipe"
+        command = [*self.compiler, "-std=c++17", str(CALLS_FROM_PIPE), "-o", str(program), "-ldl"]
+        subprocess.run(command, check=True)
+        library = compile_library(self.compiler, source, flags, folder / "arm.so")
         return EmulatedLibrary(self.emulator, program, library)
 
 

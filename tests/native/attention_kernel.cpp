@@ -3,8 +3,8 @@
 #include "../../native/attention_kernel.h"
 
 // q, mask and out: n_rows x head_size, n_rows x n_keys (or null), n_rows x head_size. k and v: n_keys x head_size.
-extern "C" int attend(const float * q, const uint16_t * k, const uint16_t * v, const uint16_t * mask, float * out,
-                      int n_rows, int n_keys, int head_size, float scale) {
+extern "C" int64_t attend(const float * q, const uint16_t * k, const uint16_t * v, const uint16_t * mask, float * out,
+                      int64_t n_rows, int64_t n_keys, int64_t head_size, const float * scale) {
     static tokenstream::Head head;
     head.k = (const char *) k, head.v = (const char *) v;
     head.k_stride = head.v_stride = head_size*sizeof(uint16_t);
@@ -17,7 +17,7 @@ extern "C" int attend(const float * q, const uint16_t * k, const uint16_t * v, c
         tokenstream::start(head.rows[r]);
     }
     for (int64_t begin = 0; begin < n_keys; begin += tokenstream::PART_KEYS) {
-        tokenstream::attend(&head, 1, begin, scale);
+        tokenstream::attend(&head, 1, begin, *scale);
     }
     for (int r = 0; r < n_rows; ++r) {
         tokenstream::finish(head.rows[r], head_size);

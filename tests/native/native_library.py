@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,13 @@ from numpy.typing import NDArray
 CALLS_FROM_PIPE = Path(__file__).with_name("calls_from_pipe.cpp")
 
 Argument = int | str | NDArray[Any]
+
+
+def compile_library(compiler: Sequence[str], source: Path, flags: Iterable[str], library: Path) -> Path:
+    """Compile as in a Release build."""
+    options = ["-std=c++17", "-O3", "-DNDEBUG", "-w", "-shared", "-fPIC", *flags]
+    subprocess.run([*compiler, *options, str(source), "-o", str(library)], check=True)
+    return library
 
 
 class Library(Protocol):

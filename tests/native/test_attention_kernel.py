@@ -1,45 +1,81 @@
-"""Each variant of attention_kernel.h is exact. The AVX2 variant is also tested on CPUs with AVX-512."""
+"""Each variant of attention_kernel.h is exact. Variants of the same width give the same bits."""
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from compilers import Toolchain
+from numpy.typing import NDArray
 from probe import INSTRUCTION_SETS, Findings, flags_with_needs
 
+from tests.native.arm import CROSS_TOOLS, find_arm
+from tests.native.native_library import EmulatedLibrary, Library, LoadedLibrary, compile_library
+
+pytestmark = pytest.mark.timeout(600)  # seconds: compilers on a busy machine
+
 SOURCE = Path(__file__).with_name("attention_kernel.cpp")
+# Required instruction sets, and keys per vector.
 VARIANTS = {"AVX2": (("AVX2", "FMA", "F16C"), 8), "AVX512": (("AVX512",), 16)}
+NEON_WIDTH = 8
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
-def kernel(
-    request: pytest.FixtureRequest,
-    findings: Findings,
-    toolchain: Toolchain,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Any:
-    sets, width = VARIANTS[request.param]
-    if missing := set(sets) - set(findings.usable):
-        pytest.skip(f"this CPU or compiler lacks {', '.join(sorted(missing))}")
-    flags = [flag for name in sets for flag in flags_with_needs(INSTRUCTION_SETS[name])]
-    library = tmp_path_factory.mktemp("kernel") / f"{request.param}.so"
-    command = [*toolchain.cxx.command, "-std=c++17", "-O3", "-DNDEBUG", "-w", "-shared", "-fPIC", *flags]
-    subprocess.run([*command, str(SOURCE), "-o", str(library)], check=True)
-    attend = ctypes.CDLL(str(library)).attend
-    attend.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int] * 3 + [ctypes.c_float]
+class Kernel:
+    def __init__(self, library: Library, width: int) -> None:
+        self._library, self._width = library, width
 
-    def call(q: Any, k: Any, v: Any, mask: Any, scale: float) -> Any:
+    def __call__(self, q: Any, k: Any, v: Any, mask: Any, scale: float) -> NDArray[np.float32]:
         out = np.empty_like(q)
-        pointers = [None if x is None else x.ctypes.data for x in (q, k, v, mask, out)]
-        assert attend(*pointers, len(q), len(k), q.shape[1], scale) == width
+        arrays = (q, k, v, 0 if mask is None else mask, out)
+        sizes = (len(q), len(k), q.shape[1])
+        assert self._library.call("attend", *arrays, *sizes, np.array(scale, np.float32)) == self._width
         return out
 
-    return call
+
+@pytest.fixture(scope="module")
+def kernels(
+    findings: Findings, toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Kernel]]:
+    """The variants that this CPU and compiler support, and those of emulated CPUs."""
+    folder = tmp_path_factory.mktemp("kernel")
+    found = {}
+    for name, (sets, width) in VARIANTS.items():
+        if set(sets) <= set(findings.usable):
+            flags = [flag for needed in sets for flag in flags_with_needs(INSTRUCTION_SETS[needed])]
+            library = compile_library(toolchain.cxx.command, SOURCE, flags, folder / f"{name}.so")
+            found[name] = Kernel(LoadedLibrary(library), width)
+    emulated: EmulatedLibrary | None = None
+    if arm := find_arm(toolchain):
+        emulated = arm.load(SOURCE, (), folder)
+        found["NEON"] = Kernel(emulated, NEON_WIDTH)
+    yield found
+    if emulated:
+        emulated.close()
+
+
+def kernel_of(kernels: dict[str, Kernel], name: str) -> Kernel:
+    if name not in kernels:
+        pytest.skip(f"needs {CROSS_TOOLS if name == 'NEON' else ', '.join(VARIANTS[name][0])}")
+    return kernels[name]
+
+
+@pytest.fixture(params=(*VARIANTS, "NEON"))
+def kernel(request: pytest.FixtureRequest, kernels: dict[str, Kernel]) -> Kernel:
+    return kernel_of(kernels, request.param)
+
+
+def random_inputs(rng: np.random.Generator, n_rows: int, n_keys: int, head_size: int, masked: bool) -> Any:
+    q = rng.standard_normal((n_rows, head_size), np.float32)
+    k, v = (rng.standard_normal((n_keys, head_size), np.float32).astype(np.float16) for _ in range(2))
+    mask = None
+    if masked:
+        mask = rng.standard_normal((n_rows, n_keys), np.float32).astype(np.float16)
+        mask[rng.random(mask.shape) < 0.6] = -np.inf
+        mask[-1] = -np.inf  # a row without a visible key: its result is zero
+    return q, k, v, mask, 2 / head_size**0.5
 
 
 def expected(q: Any, k: Any, v: Any, mask: Any, scale: float) -> Any:
@@ -54,15 +90,17 @@ def expected(q: Any, k: Any, v: Any, mask: Any, scale: float) -> Any:
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("n_rows", [1, 3, 4, 6, 7, 13])
 @pytest.mark.parametrize("head_size", [64, 80, 96, 128, 256])
-def test_a_variant_equals_f64_arithmetic(kernel: Any, head_size: int, n_rows: int, masked: bool) -> None:
+def test_a_variant_equals_f64_arithmetic(kernel: Kernel, head_size: int, n_rows: int, masked: bool) -> None:
     rng = np.random.default_rng(0)
     for n_keys in (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 77, 500):
-        q = rng.standard_normal((n_rows, head_size), np.float32)
-        k, v = (rng.standard_normal((n_keys, head_size), np.float32).astype(np.float16) for _ in range(2))
-        mask = None
-        if masked:
-            mask = rng.standard_normal((n_rows, n_keys), np.float32).astype(np.float16)
-            mask[rng.random(mask.shape) < 0.6] = -np.inf
-            mask[-1] = -np.inf  # a row without a visible key: its result is zero
-        inputs = (q, k, v, mask, 2 / head_size**0.5)
+        inputs = random_inputs(rng, n_rows, n_keys, head_size, masked)
         np.testing.assert_allclose(kernel(*inputs), expected(*inputs), atol=3e-5, rtol=0)
+
+
+def test_avx2_and_neon_give_the_same_bits(kernels: dict[str, Kernel]) -> None:
+    """Up to 256 keys. More are merged with exp2f of the C library."""
+    rng = np.random.default_rng(0)
+    avx2, neon = (kernel_of(kernels, name) for name in ("AVX2", "NEON"))
+    for n_rows, n_keys, head_size, masked in ((1, 256, 64, False), (3, 77, 80, True), (13, 200, 128, True)):
+        inputs = random_inputs(rng, n_rows, n_keys, head_size, masked)
+        assert avx2(*inputs).tobytes() == neon(*inputs).tobytes()

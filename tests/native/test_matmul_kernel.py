@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +15,10 @@ from numpy.typing import NDArray
 from probe import INSTRUCTION_SETS, Findings, flags_with_needs
 
 from tests.native.arm import CROSS_TOOLS, find_arm
-from tests.native.native_library import EmulatedLibrary, Library, LoadedLibrary
+from tests.native.native_library import EmulatedLibrary, Library, LoadedLibrary, compile_library
 from tests.quantized_weights import FORMATS, Bytes, Format, put_halves
+
+pytestmark = pytest.mark.timeout(600)  # seconds: compilers on a busy machine
 
 SOURCE = Path(__file__).with_name("matmul_kernel.cpp")
 _AVX2 = ("AVX2", "FMA", "F16C")
@@ -109,10 +110,8 @@ def kernels(
         if arm and name in ARM_VARIANTS:
             return arm.load(SOURCE, ARM_VARIANTS[name][1], folder)
         flags = [flag for needed in _AVX2 for flag in flags_with_needs(INSTRUCTION_SETS[needed])]
-        command = [*toolchain.cxx.command, "-std=c++17", "-O3", "-DNDEBUG", "-w", "-shared", "-fPIC", *flags]
-        library = folder / "kernel.so"
-        subprocess.run([*command, *VARIANTS[name][1], str(SOURCE), "-o", str(library)], check=True)
-        return LoadedLibrary(library)
+        flags += VARIANTS[name][1]
+        return LoadedLibrary(compile_library(toolchain.cxx.command, SOURCE, flags, folder / "kernel.so"))
 
     names = [name for name, (sets, _) in VARIANTS.items() if set(sets) <= set(findings.usable)]
     names += [name for name, (features, _) in ARM_VARIANTS.items() if arm and not arm.lacks(features)]
