@@ -41,6 +41,7 @@ inline HalfVec load_halves(const half * x) { return _mm256_loadu_si256((const Ha
 inline void store(half * to, HalfVec x) { _mm256_storeu_si256((HalfVec *) to, x); }
 inline Vec load(const float * x) { return _mm512_loadu_ps(x); }
 inline void store(float * to, Vec x) { _mm512_storeu_ps(to, x); }
+inline float to_float(half x) { return _cvtsh_ss(x); }
 inline void store(half * to, Vec x) { _mm256_storeu_si256((HalfVec *) to, _mm512_cvtps_ph(x, 0)); } // to nearest
 inline Vec load_bytes(const int8_t * x) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) x))); }
 inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
@@ -97,6 +98,7 @@ inline HalfVec load_halves(const half * x) { return _mm_loadu_si128((const HalfV
 inline void store(half * to, HalfVec x) { _mm_storeu_si128((HalfVec *) to, x); }
 inline Vec load(const float * x) { return _mm256_loadu_ps(x); }
 inline void store(float * to, Vec x) { _mm256_storeu_ps(to, x); }
+inline float to_float(half x) { return _cvtsh_ss(x); }
 inline void store(half * to, Vec x) { _mm_storeu_si128((HalfVec *) to, _mm256_cvtps_ph(x, 0)); }
 inline Vec load_bytes(const int8_t * x) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) x))); }
 inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
@@ -159,9 +161,19 @@ inline HalfVec load_halves(const half * x) { return vld1q_u16(x); }
 inline void store(half * to, HalfVec x) { vst1q_u16(to, x); }
 inline Vec load(const float * x) { return {vld1q_f32(x), vld1q_f32(x + 4)}; }
 inline void store(float * to, Vec x) { vst1q_f32(to, x.low), vst1q_f32(to + 4, x.high); }
+inline float to_float(half x) { return vgetq_lane_f32(widen(vdupq_n_u16(x)).low, 0); }
+inline void store(half * to, Vec x) {
+    const float16x8_t halves = vcvt_high_f16_f32(vcvt_f16_f32(x.low), x.high);
+    store(to, vreinterpretq_u16_f16(halves));
+}
+inline Vec load_bytes(const int8_t * x) {
+    const int16x8_t shorts = vmovl_s8(vld1_s8(x));
+    return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(shorts))), vcvtq_f32_s32(vmovl_high_s16(shorts))};
+}
 inline Vec add(Vec a, Vec b) { return {vaddq_f32(a.low, b.low), vaddq_f32(a.high, b.high)}; }
 inline Vec sub(Vec a, Vec b) { return {vsubq_f32(a.low, b.low), vsubq_f32(a.high, b.high)}; }
 inline Vec mul(Vec a, Vec b) { return {vmulq_f32(a.low, b.low), vmulq_f32(a.high, b.high)}; }
+inline Vec div(Vec a, Vec b) { return {vdivq_f32(a.low, b.low), vdivq_f32(a.high, b.high)}; }
 inline Vec max(Vec a, Vec b) { return {vmaxq_f32(a.low, b.low), vmaxq_f32(a.high, b.high)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f32(c.low, a.low, b.low), vfmaq_f32(c.high, a.high, b.high)}; }
 inline float max_of(Vec x) { return vmaxvq_f32(vmaxq_f32(x.low, x.high)); }
@@ -169,9 +181,17 @@ inline float sum_of(Vec x) {
     const float32x4_t four = vaddq_f32(x.low, x.high);
     return vaddv_f32(vadd_f32(vget_low_f32(four), vget_high_f32(four)));
 }
-inline float32x4_t where(uint32x4_t condition, float32x4_t value) {
-    return vreinterpretq_f32_u32(vandq_u32(condition, vreinterpretq_u32_f32(value)));
+inline float32x4_t where(uint32x4_t bits, float32x4_t x) {
+    return vreinterpretq_f32_u32(vandq_u32(bits, vreinterpretq_u32_f32(x)));
 }
+inline Vec sign_of(Vec x) {
+    const uint32x4_t sign = vdupq_n_u32(0x80000000);
+    return {where(sign, x.low), where(sign, x.high)};
+}
+inline float32x4_t with_bits(float32x4_t x, float32x4_t bits) {
+    return vreinterpretq_f32_u32(vorrq_u32(vreinterpretq_u32_f32(x), vreinterpretq_u32_f32(bits)));
+}
+inline Vec with_bits(Vec x, Vec bits) { return {with_bits(x.low, bits.low), with_bits(x.high, bits.high)}; }
 inline Vec where_above(Vec x, float least, Vec value) {
     const float32x4_t bound = vdupq_n_f32(least);
     return {where(vcgtq_f32(x.low, bound), value.low), where(vcgtq_f32(x.high, bound), value.high)};
@@ -233,7 +253,7 @@ struct Block {
 // Elements of a row of blocks, rounded to halves.
 inline void unpack(const Block * from, int size, half * to) {
     for (int j = 0; j < size; j += 32, ++from, to += 32) {
-        const Vec scale = all(_cvtsh_ss(from->scale));
+        const Vec scale = all(to_float(from->scale));
         for (int i = 0; i < 32; i += WIDTH) {
             store(to + i, mul(load_bytes(from->bytes + i), scale));
         }

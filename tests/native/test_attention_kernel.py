@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from compilers import Toolchain
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize
 from numpy.typing import NDArray
 from probe import INSTRUCTION_SETS, Findings, flags_with_needs
 
@@ -27,11 +29,14 @@ class Kernel:
     def __init__(self, library: Library, width: int) -> None:
         self._library, self._width = library, width
 
-    def __call__(self, q: Any, k: Any, v: Any, mask: Any, scale: float) -> NDArray[np.float32]:
+    def __call__(
+        self, q: Any, k: Any, v: Any, mask: Any, scale: float, cap: float = 0, *, packed: bool = False
+    ) -> NDArray[np.float32]:
         out = np.empty_like(q)
         arrays = (q, k, v, 0 if mask is None else mask, out)
         sizes = (len(q), len(k), q.shape[1])
-        assert self._library.call("attend", *arrays, *sizes, np.array(scale, np.float32)) == self._width
+        options = np.array([scale, cap, packed], np.float32)
+        assert self._library.call("attend", *arrays, *sizes, options) == self._width
         return out
 
 
@@ -102,5 +107,11 @@ def test_avx2_and_neon_give_the_same_bits(kernels: dict[str, Kernel]) -> None:
     rng = np.random.default_rng(0)
     avx2, neon = (kernel_of(kernels, name) for name in ("AVX2", "NEON"))
     for n_rows, n_keys, head_size, masked in ((1, 256, 64, False), (3, 77, 80, True), (13, 200, 128, True)):
-        inputs = random_inputs(rng, n_rows, n_keys, head_size, masked)
-        assert avx2(*inputs).tobytes() == neon(*inputs).tobytes()
+        q, k, v, mask, scale = random_inputs(rng, n_rows, n_keys, head_size, masked)
+        for cap in (0, 3):
+            assert avx2(q, k, v, mask, scale, cap).tobytes() == neon(q, k, v, mask, scale, cap).tobytes()
+        if head_size % 32 == 0:
+            k, v = (quantize(x.astype(np.float32), GGMLQuantizationType.Q8_0) for x in (k, v))
+            found = [kernel(q, k, v, mask, scale, packed=True) for kernel in (avx2, neon)]
+            assert np.isfinite(found[0]).all()
+            assert found[0].tobytes() == found[1].tobytes()
