@@ -27,6 +27,7 @@ COPY requirements/ requirements/
 COPY native/ native/
 ARG LLAMA_BUILD_FLAGS=""
 ARG KNOWLEDGE=""
+ARG OTLP_ENDPOINT=""
 RUN --mount=type=cache,target=/root/.cache make install
 
 # pip is not needed at run time.

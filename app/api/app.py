@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from app.api.dialect import Dialect, RouteTable
 from app.api.http import admission, errors
 from app.api.http.auth import RequireKey
+from app.api.http.observation import Observe
 from app.api.http.problems import ApiError
 from app.api.ollama.dialect import DIALECT as OLLAMA
 from app.api.openai.dialect import DIALECT as OPENAI
@@ -26,6 +27,7 @@ from app.api.tgi.dialect import DIALECT as TGI
 from app.api.tokenstream.dialect import DIALECT as TOKENSTREAM
 from app.config.settings import Settings
 from app.service import Service, ServiceError
+from app.telemetry.tracing import Tracing
 
 # A new dialect is a package and a line here. Earlier dialects match first.
 DIALECTS: tuple[Dialect, ...] = (
@@ -50,7 +52,9 @@ def api_document(settings: Settings) -> dict[str, Any]:
     return document(route_table(settings).dialects, needs_key=bool(settings.api_key))
 
 
-def create_app(service: Service, lifespan: Lifespan | None = None) -> Starlette:
+def create_app(
+    service: Service, lifespan: Lifespan | None = None, tracing: Tracing | None = None
+) -> Starlette:
     """Create the application for a service, whose model may still be loading."""
     settings, key = service.settings, service.settings.api_key
     table = route_table(settings)
@@ -66,6 +70,10 @@ def create_app(service: Service, lifespan: Lifespan | None = None) -> Starlette:
         },
         middleware=middleware,
         lifespan=lifespan or _no_lifespan,
+    )
+    # Outside of Starlette's own layers, which respond to unexpected exceptions.
+    app.middleware_stack = Observe(
+        app.build_middleware_stack(), service.metrics, tracing, logs_content=settings.log_content == "on"
     )
     app.state.service = service
     app.state.table = table

@@ -255,6 +255,18 @@ class RouteTable:
         routes = [route for route, _ in self._routes if route.matches(scope)[0] is not Match.NONE]
         return sorted({method for route in routes for method in route.methods or ()})
 
+    def template(self, method: str, path: str) -> str:
+        """The path of a request's route, with the names of its parameters; ``unknown`` without a route.
+
+        Paths of clients would give metrics an unlimited number of series.
+        """
+        scope = {"type": "http", "method": method, "path": path}
+        matches = [(route.matches(scope)[0], route.path) for route, _ in self._routes]
+        for wanted in (Match.FULL, Match.PARTIAL):
+            if (matched := next((name for match, name in matches if match is wanted), None)) is not None:
+                return matched
+        return next((folder for folder in self._files if path.startswith(f"{folder}/")), "unknown")
+
     def error_format(self, method: str, path: str) -> ErrorFormat:
         """The error format of a request: of its operation, else of the only dialect with this path.
 

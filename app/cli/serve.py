@@ -20,8 +20,10 @@ from starlette.applications import Starlette
 from app.api.app import create_app
 from app.config.errors import UserError
 from app.config.settings import Settings, split_address
+from app.config.unused import unused_variables
 from app.service.start import Start, prepare
 from app.telemetry.metrics import Metrics
+from app.telemetry.tracing import Tracing
 
 logger = logging.getLogger("tokenstream")
 
@@ -42,6 +44,10 @@ def serve(settings: Settings) -> int:
     Raises:
         UserError: The server cannot start, or the engine or the embedding model failed.
     """
+    for message in unused_variables(settings, os.environ):
+        logger.warning("%s", message)
+    endpoint = settings.otlp_endpoint
+    tracing = Tracing(endpoint, settings.instance_label) if endpoint is not None else None
     start = prepare(settings)
     listener = _listen("HTTP_ADDRESS", settings.http_address)
     if settings.prometheus_http_address is not None:
@@ -49,7 +55,7 @@ def serve(settings: Settings) -> int:
     host, port = listener.getsockname()[:2]  # the actual port, if 0 is configured
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # browsers need a concrete address
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    server = _Server(url, start)
+    server = _Server(url, start, tracing)
     server.run(sockets=[listener])
     if server.failure is not None:
         raise server.failure
@@ -85,19 +91,20 @@ class _Server(uvicorn.Server):
         failure: The error that ended the server; None after a signal.
     """
 
-    def __init__(self, url: str, start: Start) -> None:
+    def __init__(self, url: str, start: Start, tracing: Tracing | None) -> None:
         self.failure: UserError | None = None
         self._url = url
         self._start = start
+        self._tracing = tracing
         self._service = start.service
         settings = self._service.settings
         config = uvicorn.Config(
-            create_app(self._service, self._lifespan),
+            create_app(self._service, self._lifespan, tracing),
             http="httptools",
             loop="uvloop" if sys.platform != "win32" else "asyncio",
             log_config=None,
             log_level=None,
-            access_log=settings.log_level == "debug",
+            access_log=False,
             timeout_graceful_shutdown=math.ceil(settings.shutdown_grace),
             server_header=False,
         )
@@ -114,17 +121,13 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Shut down after running answers; a second signal exits immediately."""
         if self.should_exit:
-            print("stopped without waiting", file=sys.stderr, flush=True)
+            logger.warning("stopped without waiting")
             os._exit(128 + sig)
         running = self._service.n_unfinished
         if running:
             answers = "an answer" if running == 1 else f"{running} answers"
             grace = self._service.settings.shutdown_grace
-            print(
-                f"waiting up to {grace:g} s for {answers}; a second signal stops immediately",
-                file=sys.stderr,
-                flush=True,
-            )
+            logger.warning("waiting up to %g s for %s; a second signal stops immediately", grace, answers)
         super().handle_exit(sig, frame)
 
     @contextlib.asynccontextmanager
@@ -136,6 +139,8 @@ class _Server(uvicorn.Server):
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
             await self._service.close()
+            if self._tracing is not None:
+                await asyncio.to_thread(self._tracing.close)
 
     async def _load(self) -> None:
         try:
@@ -155,6 +160,9 @@ class _Server(uvicorn.Server):
 
     def _announce(self) -> None:
         settings, url = self._service.settings, self._url
+        if settings.log_format == "json":
+            logger.info("ready: %s answers on %s", self._service.model_name, url)
+            return
         lines = [f"\nTokenstream answers with {self._service.model_name} on {url}"]
         if settings.model_path is None and settings.model_repo is None and settings.model_file is None:
             lines += [

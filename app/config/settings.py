@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -41,6 +42,13 @@ def _check_address(address: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
+
+
+def _check_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("should be a URL such as http://127.0.0.1:4318")
+    return url
 
 
 def _check_template(template: str) -> str:
@@ -307,6 +315,12 @@ class Settings(BaseSettings):
         unit="host:port",
         shown="on HTTP_ADDRESS",
     )
+    otlp_endpoint: Annotated[str, AfterValidator(_check_url)] | None = _setting(
+        None,
+        "OpenTelemetry collector for traces, by OTLP over HTTP, such as `http://127.0.0.1:4318`. "
+        "`make install OTLP_ENDPOINT=…` installs the required packages.",
+        shown="no traces",
+    )
     instance_label: str = _setting("default", "Value of the label `instance` on every metric.")
     max_body_bytes: int = _setting(
         1 << 20, "Maximum size of a request body; larger ones get status 413.", unit="bytes", ge=1024
@@ -321,6 +335,12 @@ class Settings(BaseSettings):
         30.0, "Time for running answers to finish after SIGTERM.", unit="seconds", ge=0
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Minimum level of log lines.")
+    log_format: Literal["console", "json"] = _setting(
+        "console", "Format of log lines. `json`: one object per line, on standard error."
+    )
+    log_content: Literal["on", "off"] = _setting(
+        "off", "Add the texts of prompt and answer to the log line of a request."
+    )
 
     @property
     def embeds(self) -> bool:

@@ -88,8 +88,15 @@ class AsyncEngine:
         self._thread.start()
         self._accepts = True
 
-    def submit(self, prompt: Tokens[int], params: SamplingParams, client: Client = LOCAL) -> Answer:
-        """Queue a prompt of at least one token.
+    def submit(
+        self,
+        prompt: Tokens[int],
+        params: SamplingParams,
+        client: Client = LOCAL,
+        *,
+        request_id: str = "",
+    ) -> Answer:
+        """Queue a prompt of at least one token. ``request_id`` appears in log lines.
 
         Raises:
             RequestTooLong: Prompt and ``max_tokens`` exceed ``n_ctx_sequence``.
@@ -113,6 +120,7 @@ class AsyncEngine:
                 PromptLookup() if self._speculates else None,
                 thoughts,
                 client=client,
+                request_id=request_id,
             )
         )
 

@@ -15,7 +15,7 @@ from app.engine.report import StepReport
 from app.engine.sampling.grammar import GrammarError
 from app.engine.sampling.logprobs import logprobs_of
 from app.engine.scheduler import Limits, Scheduler, SequenceFault, Work
-from app.engine.sequence import Sequence
+from app.engine.sequence import Sequence, Tier
 
 logger = logging.getLogger("tokenstream.engine")
 
@@ -154,6 +154,8 @@ class Engine:
             self._report,
             running=self._scheduler.n_running,
             waiting=self._scheduler.n_waiting,
+            running_cells=sum(s.n_computed for s in self._scheduler.running),
+            idle_cells=self._cache.n_idle,
             cache=replace(self._cache.figures),
         )
         results: list[tuple[Sequence, Result]] = [*self._outputs.items(), *self._ends]
@@ -273,11 +275,20 @@ class Engine:
         prefill = [p for p in work if p.sequence.n_computed <= len(p.sequence.prompt)]
         first = [p.sequence for p in prefill if p.sequence.n_computed - p.n_tokens == p.sequence.n_cached]
         n_prefill = sum(p.n_tokens for p in prefill)
+        hits: dict[Tier, int] = {}
+        for sequence in first:
+            if sequence.cache_tier is not None:
+                hits[sequence.cache_tier] = hits.get(sequence.cache_tier, 0) + sequence.n_cached
         self._report = replace(
             self._report,
             seconds=seconds,
+            n_sequences=len(work),
+            n_decoding=len(work) - len(prefill),
+            n_tokens=sum(p.n_tokens + len(p.draft) for p in work),
             prompt_tokens=n_prefill,
-            cached_tokens=sum(s.n_cached for s in first),
+            queried_tokens=sum(len(s.prompt) for s in first),
+            cached_tokens=sum(hits.values()),
+            hits=hits,
             generated_tokens=sum(map(len, self._outputs.values())),
         )
         if not any(piece.n_outputs > 1 for piece in work):  # drafts and scores distort the times
@@ -295,7 +306,8 @@ class Engine:
         if isinstance(error, GrammarError):
             message = f"no token continues the grammar: {error}"
         else:
-            logger.error("a fault ended one request", exc_info=error)
+            extra = {"request_id": sequence.request_id} if sequence.request_id else None
+            logger.error("a fault ended one request", exc_info=error, extra=extra)
             message = f"the engine failed: {error}"
         self._scheduler.drop(sequence)
         sequence.sampler.close()

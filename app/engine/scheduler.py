@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -156,6 +157,7 @@ class Scheduler:
                 self._cache.occupy(slot, sequence)
             del self._waiting[sequence]
             self._slots[slot] = sequence
+            sequence.admitted_at = time.perf_counter()
             free.remove(slot)
             prefilling.append(sequence)
             room -= sequence.n_pending

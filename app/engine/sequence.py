@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 from app.engine.client import LOCAL, Client
 from app.engine.detokenizer import Detokenizer
@@ -13,6 +14,8 @@ from app.engine.sampling.logprobs import Logprobs
 from app.engine.sampling.params import SamplingParams
 from app.engine.sampling.sampler import Sampler
 from app.engine.thoughts import NewText, ThoughtReader
+
+Tier = Literal["kv", "ram", "disk"]  # location of a cached prefix
 
 
 class FinishReason(str, enum.Enum):
@@ -46,6 +49,9 @@ class Sequence:
         slot: Sequence id in KV memory. None: not running.
         finish_reason: Set by ``append`` at the last token.
         submitted_at: Time of submission, as ``time.perf_counter``.
+        admitted_at: Time of the first assignment of a slot. None: still waiting.
+        cache_tier: Location of the cached prefix: ``kv``, ``ram`` or ``disk``. None: nothing is cached.
+        request_id: Identifies the request in log lines.
     """
 
     prompt: list[int]
@@ -63,6 +69,9 @@ class Sequence:
     slot: int | None = None
     finish_reason: FinishReason | None = None
     submitted_at: float = field(default_factory=time.perf_counter)
+    admitted_at: float | None = None
+    cache_tier: Tier | None = None
+    request_id: str = ""
     _is_guess: bool = False  # the last draft is from lookup
 
     def __post_init__(self) -> None:

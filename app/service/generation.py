@@ -43,6 +43,7 @@ class Generation:
         n_waiting: New and changed documents that the search did not know.
         n_cached: Prompt tokens from the prefix cache; final after the first step.
         n_generated: Generated tokens.
+        first_token_at, last_token_at: By ``time.perf_counter``; None: no token yet.
         finish_reason: None until the answer is complete.
         is_over: Whether the answer is complete or has failed.
     """
@@ -54,12 +55,17 @@ class Generation:
         requested_at: float,
         sources: Sequence[Passage] = (),
         n_waiting: int = 0,
+        *,
+        logs_text: bool = False,
     ) -> None:
+        """``logs_text``: keep the text for the request's log line."""
         self._answer = answer
         self._metrics = metrics
         self._requested_at = requested_at
-        self._first_token_at: float | None = None
-        self._last_token_at = requested_at
+        self.first_token_at: float | None = None
+        self.last_token_at: float | None = None
+        self._texts: list[str] | None = [] if logs_text else None
+        self._has_failed = False
         self.is_over = False
         self.prompt: Sequence[int] = answer.sequence.prompt
         self.sources = sources
@@ -97,38 +103,74 @@ class Generation:
             return Step(result)
         self.is_over = True
         if result is not None:
+            self._has_failed = True
             raise GenerationFailed(str(result)) from result
         self.n_cached = self._answer.n_cached  # even if no token is generated
         return None
 
     def _note(self, outputs: Sequence[Output]) -> None:
-        self._last_token_at = time.perf_counter()
+        now, before = time.perf_counter(), self.last_token_at
+        self.last_token_at = now
         self.n_generated += len(outputs)
-        if self._first_token_at is None:
+        if before is None:
             self.n_cached = self._answer.n_cached
-            self._first_token_at = self._last_token_at
+            self.first_token_at = now
             self._metrics.on_first_token(self.time_to_first_token)
+        else:
+            self._metrics.engine.on_tokens(now - before, len(outputs))
+        if self._texts is not None:
+            self._texts += [output.text for output in outputs]
         self.finish_reason = outputs[-1].finish_reason
         if self.finish_reason is not None:
             self.is_over = True
-            self._metrics.on_answer(self._last_token_at - self._requested_at)
+            self._metrics.on_answer(now - self._requested_at)
 
     @property
     def time_to_first_token(self) -> float:
         """TTFT in seconds; 0 before the first token."""
-        return self._first_token_at - self._requested_at if self._first_token_at is not None else 0.0
+        return self.first_token_at - self._requested_at if self.first_token_at is not None else 0.0
 
     @property
     def tokens_per_second(self) -> float:
         """Decode speed without the first token; 0 for fewer than two tokens."""
-        if self._first_token_at is None or self.n_generated < 2:
+        if self.first_token_at is None or self.last_token_at is None or self.n_generated < 2:
             return 0.0
-        return (self.n_generated - 1) / max(self._last_token_at - self._first_token_at, 1e-9)
+        return (self.n_generated - 1) / max(self.last_token_at - self.first_token_at, 1e-9)
+
+    # --- for the record of the request
+
+    @property
+    def submitted_at(self) -> float:
+        return self._answer.sequence.submitted_at
+
+    @property
+    def admitted_at(self) -> float | None:
+        """Time of the first assignment of a slot; None while the answer waits."""
+        return self._answer.sequence.admitted_at
+
+    @property
+    def cache_tier(self) -> str | None:
+        """Location of the cached prefix."""
+        return self._answer.sequence.cache_tier
+
+    @property
+    def outcome(self) -> str:
+        """The finish reason, ``error``, or ``cancelled``."""
+        if self.finish_reason is not None:
+            return self.finish_reason.value
+        if self._has_failed:
+            return "error"
+        return "length" if self.is_over else "cancelled"  # max_tokens is 0, or the client left
+
+    @property
+    def logged_text(self) -> str | None:
+        """The text so far; None if it is not logged."""
+        return None if self._texts is None else "".join(self._texts)
 
     @property
     def duration(self) -> float:
         """Seconds from the request to the last token so far."""
-        return self._last_token_at - self._requested_at
+        return 0.0 if self.last_token_at is None else self.last_token_at - self._requested_at
 
     def close(self) -> None:
         """Cancel an unfinished answer."""

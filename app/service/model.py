@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from app.chat.prompt import PromptTokenizer
 from app.chat.template.sandbox import TemplateRejection
@@ -26,14 +27,17 @@ from app.engine.cache.state_files import StateFiles
 from app.engine.client import LOCAL, Client
 from app.engine.engine import EngineOptions
 from app.engine.sampling import grammar, params, samplers, thinking
+from app.engine.sampling.params import SamplingParams
 from app.fit.identity import identity
 from app.fit.memory_plan import MemoryPlan, make_plan
 from app.machine.cores import physical_cores
 from app.machine.folders import cache_folder
+from app.machine.progress import Progress
 from app.service.errors import GenerationFailed, Overloaded, ServiceError, TooLong
 from app.service.generation import Generation
 from app.service.preparation import Preparation, Prepared, TokenLimits
 from app.telemetry.metrics import Metrics
+from app.telemetry.request import current
 from app.weights.model import model_name
 from app.weights.tokenizer import TokenizerRepo, check_vocabulary
 
@@ -54,6 +58,7 @@ class Model:
         chat_template: The chat template in the model file; may be empty.
         limits: Maximum tokens of a request.
         n_ctx: Size of the KV cache in tokens, all sequences together.
+        kv_bytes: Its size in bytes.
         tokenizer: Applies the chat template and tokenizes.
         vocab: The vocabulary.
         engine: Generates tokens.
@@ -105,6 +110,7 @@ class Model:
             self.n_bytes = self._weights.n_bytes
             self.chat_template = self._weights.chat_template or ""  # the model file's
             self.n_ctx = plan.n_ctx
+            self.kv_bytes = plan.kv
             self.vocab = self._weights.vocab
             self.preparation = Preparation(settings, contexts, self.vocab, self.tokenizer, self.limits)
             self.refused: dict[str, str] = {}
@@ -161,6 +167,7 @@ class Model:
             raise
         try:
             model.engine.start()
+            metrics.engine.on_start(model.n_ctx, model.kv_bytes)
             await model._warm(contexts if warm is None else warm)
         except BaseException:
             await model.close()
@@ -181,25 +188,36 @@ class Model:
         Raises:
             ServiceError: The request exceeds the limits, the queue is full, or the engine has failed.
         """
-        params = prepared.params
+        params, record = prepared.params, current()
         generations: list[Generation] = []
         try:
             for index in range(n):
                 if index and params.seed is not None:
                     params = replace(params, seed=(params.seed + 1) % 2**32)
-                answer = self.engine.submit(prepared.tokens, params, client)
-                sources, n_waiting = prepared.passages, prepared.n_waiting
-                generations.append(Generation(answer, self._metrics, requested_at, sources, n_waiting))
+                answer = self.engine.submit(prepared.tokens, params, client, request_id=record.id)
+                generations.append(
+                    Generation(
+                        answer,
+                        self._metrics,
+                        requested_at,
+                        prepared.passages,
+                        prepared.n_waiting,
+                        logs_text=record.logs_content,
+                    )
+                )
         except BaseException as error:
             for generation in generations:
                 generation.close()
             if isinstance(error, RequestTooLong | QueueFull | EngineError):
                 raise _as_service_error(error) from error
             raise
+        record.answers += generations
+        record.params = _params_of(params)
         return generations
 
     async def close(self) -> None:
         """End unfinished answers with an error, stop the engine, free the weights."""
+        self._metrics.engine.on_end()
         await self.engine.close()  # first: its thread reads the weights
         self.tokenizer.template.close()
         self._weights.close()
@@ -209,7 +227,9 @@ class Model:
         started = time.perf_counter()
         is_cached = self._settings.prefix_cache_mb != 0
         n_tokens = n_computed = 0
-        for name in names:
+        progress = Progress(logger, "prefilling contexts")
+        for n_done, name in enumerate(names):
+            progress.report(n_done / len(names))
             try:
                 prefix = await asyncio.to_thread(self.preparation.common_prefix, self._contexts[name])
             except TemplateRejection as error:
@@ -317,6 +337,12 @@ def make_tokenizer(settings: Settings, model: llama.Model, repo: TokenizerRepo |
         return PromptTokenizer(vocab, wrapping_template(wraps))
     known = vocab.control_tokens | vocab.added_tokens
     return PromptTokenizer(vocab, choose_template(source, special_tokens=special, vocabulary=known))
+
+
+def _params_of(params: SamplingParams) -> dict[str, Any]:
+    """Parameters by their names in the GenAI semantic conventions."""
+    names = ("max_tokens", "temperature", "top_p", "top_k", "seed")
+    return {name: value for name in names if (value := getattr(params, name)) is not None}
 
 
 def _as_service_error(error: Exception) -> ServiceError:

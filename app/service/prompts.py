@@ -91,6 +91,11 @@ class ChatPrompt:
         """Total length of its texts."""
         return sum(len(message.content) + len(message.thoughts) for message in self.messages)
 
+    @property
+    def shown(self) -> str:
+        """Its texts, for a log line."""
+        return "\n".join(f"{message.role}: {message.content}" for message in self.messages)
+
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
@@ -116,6 +121,11 @@ class TextPrompt:
     def n_characters(self) -> int:
         """Total length of its texts."""
         return len(self.text) + len(self.suffix or "")
+
+    @property
+    def shown(self) -> str:
+        """Its text or tokens, for a log line."""
+        return self.text if self.tokens is None else str(list(self.tokens))
 
 
 Prompt = ChatPrompt | TextPrompt

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,10 +24,11 @@ from app.service.embedding import Embeddings, embed
 from app.service.errors import BadRequest, Loading, NotOffered
 from app.service.generation import Generation
 from app.service.model import Model
-from app.service.prompts import ChatPrompt, Constraint, Prompt
+from app.service.prompts import ChatPrompt, Constraint, Prompt, TextPrompt
 from app.service.rerank import Ranking, open_reranker, rank, rank_by_cosine
 from app.service.retrieval import Retrieval, with_found
 from app.telemetry.metrics import Metrics
+from app.telemetry.request import RequestRecord, current
 from app.weights.tokenizer import TokenizerRepo
 
 if TYPE_CHECKING:
@@ -173,7 +175,7 @@ class Service:
             self.contexts,
             metrics=self.metrics,
             lock=lock if self._retrieval or self._reranker else None,
-            on_failure=lambda error: self._fail(f"the engine failed: {error}"),
+            on_failure=self._engine_failed,
             warm=warm,
         )
         try:
@@ -185,6 +187,10 @@ class Service:
             await model.close()
             raise
         self._model = model
+
+    def _engine_failed(self, error: BaseException) -> None:
+        self.metrics.engine.on_end()
+        self._fail(f"the engine failed: {error}")
 
     def _fail(self, message: str) -> None:
         if self.failure is None:
@@ -225,14 +231,20 @@ class Service:
             BadRequest: An input is empty, too long, or holds tokens of another vocabulary.
             GenerationFailed: The computation failed.
         """
+        record = current()
+        record.operation = "embeddings"
         _ = self.model  # raises Loading while models are loading
         if self._retrieval is None:
             raise NotOffered(
                 "there is no embedding model; start the server with KNOWLEDGE=on or EMBEDDING_MODEL"
             )
-        return await embed(
-            self._retrieval.embedder, inputs, field=field, truncate=truncate, normalize=normalize
-        )
+        record.model = self._retrieval.embedder.name
+        with record.phase("embed"):
+            embeddings = await embed(
+                self._retrieval.embedder, inputs, field=field, truncate=truncate, normalize=normalize
+            )
+        record.n_input = embeddings.n_tokens
+        return embeddings
 
     async def rerank(
         self, query: str, documents: Sequence[str], *, field: str = "documents", truncate: bool = True
@@ -250,6 +262,7 @@ class Service:
             TooLong: A text is too long.
             GenerationFailed: The computation failed.
         """
+        current().operation = "rerank"
         _ = self.model  # raises Loading while models are loading
         if self._reranker is not None:
             return await rank(self._reranker, query, documents, field=field, truncate=truncate)
@@ -296,7 +309,10 @@ class Service:
             ServiceError: The request is rejected.
         """
         requested_at = time.perf_counter()
+        record = current()
+        self._describe(prompt, record)
         model = self.model
+        record.model = model.name
         most = self.settings.max_concurrent_requests
         if n > most:
             raise BadRequest(f"{n} answers exceed MAX_CONCURRENT_REQUESTS ({most})", field="n")
@@ -306,13 +322,15 @@ class Service:
         is_constrained = constraint is not None or (
             isinstance(prompt, ChatPrompt) and prompt.tools is not None
         )
-        prepared = await asyncio.get_running_loop().run_in_executor(
-            self._grammars if is_constrained else self._thread_for(prompt),
-            model.preparation.prepare,
-            prompt,
-            overrides,
-            constraint,
-        )
+        with record.phase("prepare"):
+            prepared = await asyncio.get_running_loop().run_in_executor(
+                self._grammars if is_constrained else self._thread_for(prompt),
+                copy_context().run,  # log lines name the request
+                model.preparation.prepare,
+                prompt,
+                overrides,
+                constraint,
+            )
         if place is None:
             return model.submit(prepared, n, requested_at, LOCAL)
         place.prepared(len(prepared.tokens))
@@ -324,7 +342,23 @@ class Service:
             return prompt
         context = self.contexts.get(prompt.context or self.settings.context_type)
         by_default = context is not None and context.knowledge
-        return await with_found(prompt, self.knowledge, self._reranker, by_default=by_default)
+        if self.knowledge is None:
+            return await with_found(prompt, None, self._reranker, by_default=by_default)
+        with current().phase("retrieval") as facts:
+            found = await with_found(prompt, self.knowledge, self._reranker, by_default=by_default)
+            facts["passages"] = len(found.passages)
+        return found
+
+    def _describe(self, prompt: Prompt, record: RequestRecord) -> None:
+        """Record the prompt's kind and context, and its text if that is logged."""
+        if isinstance(prompt, TextPrompt):
+            record.operation = "text_completion"
+        else:
+            record.operation = "chat"
+            context = self.settings.context_type if prompt.context is None else prompt.context
+            record.context = context if context in self.contexts else None
+        if record.logs_content:
+            record.prompt = prompt.shown
 
     def _thread_for(self, prompt: Prompt) -> ThreadPoolExecutor:
         return self._long_texts if prompt.n_characters > _LONG_TEXT else self._threads

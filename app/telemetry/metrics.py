@@ -14,24 +14,40 @@ from prometheus_client import (
     ProcessCollector,
 )
 
+from app.telemetry.engine_metrics import EngineMetrics
+
 if TYPE_CHECKING:
     from app.engine.report import StepReport
+    from app.telemetry.request import AnswerFigures, RequestRecord
 
-# Seconds. On CPUs a token takes 3 ms (one stream of a small model) to seconds (many streams of a large
-# model); an answer takes 0.1 s to minutes.
-_TOKEN_BUCKETS = (0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
+# Seconds. An answer takes 0.1 s to minutes.
 _LOOKUP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _ANSWER_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+_QUEUE_BUCKETS = (0.005, 0.01, 0.025, *_ANSWER_BUCKETS)
+# Values of finished_reason, as in vLLM.
+_REASONS = {
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+    "length": "length",
+    "cancelled": "abort",
+    "error": "error",
+}
 
 
 class Metrics:
-    """Metrics of one process, all with the label ``instance``."""
+    """Metrics of one process, all with the label ``instance``.
+
+    Names without a counterpart in the seeds are those of vLLM without its prefix, if it has the metric.
+    """
 
     def __init__(self, instance: str) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
+        self.engine = EngineMetrics(instance)
+        self.registry.register(self.engine)
+        self._instance = instance
 
         def histogram(name: str, doc: str, buckets: tuple[float, ...]) -> Histogram:
             metric = Histogram(name, doc, ["instance"], buckets=buckets, registry=self.registry)
@@ -40,14 +56,10 @@ class Metrics:
         def gauge(name: str, doc: str) -> Gauge:
             return Gauge(name, doc, ["instance"], registry=self.registry).labels(instance)
 
-        def counter(name: str, doc: str) -> Counter:
-            return Counter(name, doc, ["instance"], registry=self.registry).labels(instance)
+        def counter(name: str, doc: str, *labels: str) -> Counter:
+            metric = Counter(name, doc, ["instance", *labels], registry=self.registry)
+            return metric if labels else metric.labels(instance)
 
-        self._token = histogram(
-            "token_creation_duration",
-            "Duration in seconds of the engine step that generated a token, per token.",
-            _TOKEN_BUCKETS,
-        )
         self._response = histogram(
             "inference_response_duration",
             "Seconds from a request to the end of its answer, including tokenization.",
@@ -56,16 +68,20 @@ class Metrics:
         self._first_token = histogram(
             "time_to_first_token_duration", "Seconds from a request to the first token.", _ANSWER_BUCKETS
         )
-        self._running = gauge("running_requests", "Requests in prefill or decode.")
-        self._waiting = gauge("waiting_requests", "Requests in the queue.")
-        self._prompt = counter("prompt_tokens", "Prefilled prompt tokens.")
-        self._cached = counter("cached_prompt_tokens", "Prompt tokens from the prefix cache.")
-        self._generated = counter("generated_tokens", "Generated tokens.")
-        self._drafted = counter("draft_tokens", "Draft tokens of speculative decoding.")
-        self._accepted = counter("accepted_draft_tokens", "Accepted draft tokens.")
-        self._cache_bytes = gauge("prefix_cache_bytes", "RAM of the prefix cache in bytes.")
-        self._cache_states = gauge("prefix_cache_states", "States in the prefix cache.")
-        self._evicted = gauge("prefix_cache_evictions", "States evicted from the prefix cache.")
+        self._queue = histogram(
+            "request_queue_time_seconds", "Time of an answer in the queue.", _QUEUE_BUCKETS
+        )
+        self._prefill = histogram(
+            "request_prefill_time_seconds", "Time from a slot to the first token.", _QUEUE_BUCKETS
+        )
+        self._decode = histogram(
+            "request_decode_time_seconds", "Time from the first token to the last.", _QUEUE_BUCKETS
+        )
+        self._requests = counter(
+            "http_requests", "Requests by result.", "method", "route", "status", "key", "model"
+        )
+        self._rejected = counter("rejected_requests", "Rejected and failed requests.", "reason")
+        self._finished = counter("request_success", "Ended answers.", "finished_reason")
 
         self._lookup = histogram(
             "embedding_duration",
@@ -81,18 +97,7 @@ class Metrics:
 
     def on_step(self, report: StepReport) -> None:
         """Record an engine step."""
-        for _ in range(report.generated_tokens):
-            self._token.observe(report.seconds)
-        self._generated.inc(report.generated_tokens)
-        self._prompt.inc(report.prompt_tokens)
-        self._cached.inc(report.cached_tokens)
-        self._drafted.inc(report.draft_tokens)
-        self._accepted.inc(report.accepted_tokens)
-        self._cache_bytes.set(report.cache.n_bytes)
-        self._cache_states.set(report.cache.n_states)
-        self._evicted.set(report.cache.n_evicted)
-        self._running.set(report.running)
-        self._waiting.set(report.waiting)
+        self.engine.on_step(report)
 
     def on_first_token(self, seconds: float) -> None:
         """Record the TTFT of a request."""
@@ -101,6 +106,30 @@ class Metrics:
     def on_answer(self, seconds: float) -> None:
         """Record the duration of a complete answer."""
         self._response.observe(seconds)
+
+    def on_request(self, record: RequestRecord) -> None:
+        """Record a request at its end."""
+        self._requests.labels(
+            self._instance,
+            record.method,
+            record.route,
+            str(record.status),
+            record.key or "",
+            record.model or "",
+        ).inc()
+        if record.error is not None:
+            self._rejected.labels(self._instance, record.error).inc()
+        for answer in record.answers:
+            self._on_end(answer)
+
+    def _on_end(self, answer: AnswerFigures) -> None:
+        self._finished.labels(self._instance, _REASONS[answer.outcome]).inc()
+        if answer.admitted_at is None:
+            return
+        self._queue.observe(answer.admitted_at - answer.submitted_at)
+        if answer.first_token_at is not None and answer.last_token_at is not None:
+            self._prefill.observe(answer.first_token_at - answer.admitted_at)
+            self._decode.observe(answer.last_token_at - answer.first_token_at)
 
     def on_lookup(self, seconds: float) -> None:
         """Record the duration of a search in the knowledge base."""

@@ -12,13 +12,15 @@ import logging
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
+from app.machine.progress import Progress
 from app.weights.errors import (
     FileNotInRepository,
     HubError,
@@ -71,6 +73,25 @@ class _FirstLine(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         logger.info("%s", record.getMessage().partition("\n")[0])
+
+
+class ProgressLines:
+    """Log lines instead of huggingface_hub's progress bar."""
+
+    def __init__(self, operation: str, *, total: int | None, initial: int, **_: Any) -> None:
+        self._n_bytes, self._total = initial, total
+        self._progress = Progress(logger, operation, done=initial / total if total else 0.0)
+
+    def __enter__(self) -> ProgressLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, n_bytes: int) -> None:
+        self._n_bytes += n_bytes
+        if self._total:
+            self._progress.report(self._n_bytes / self._total)
 
 
 class Repository:
@@ -265,6 +286,8 @@ class Repository:
         headers = {**build_hf_headers(token=self._token), "accept-encoding": "identity"}
         size = f" ({readable_size(metadata.size)})" if metadata.size else ""
         logger.info("downloading %s%s of %s from %s", file, size, self.name, constants.ENDPOINT)
+        # A terminal gets huggingface_hub's bar.
+        bar = None if sys.stderr.isatty() else functools.partial(ProgressLines, f"downloading {file}{size}")
         retries = _RETRIES
         while True:
             with partial.open("ab") as target, self._explained(file):
@@ -278,7 +301,7 @@ class Repository:
                         resume_size=start,
                         headers=headers,
                         expected_size=metadata.size,
-                        displayed_filename=file,
+                        tqdm_class=cast(Any, bar),
                     )
                     break
                 except httpx2.ReadError:  # a reset connection; http_get handles other failures

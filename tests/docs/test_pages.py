@@ -16,6 +16,7 @@ _MAKEFILE = (ROOT / "Makefile").read_text()
 _PHONY = " ".join(re.findall(r"^\.PHONY: *(.*)$", _MAKEFILE, re.MULTILINE)).split()
 _TARGETS = {*re.findall(r"^([a-z][\w-]*):", _MAKEFILE, re.MULTILINE), *_PHONY}
 _ALSO_READ = {"WEIGHT_FILES", "N_GPU_LAYERS", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"}
+_OF_OPENTELEMETRY = {"OTEL_SERVICE_NAME", "OTEL_TRACES_SAMPLER", "OTEL_EXPORTER_OTLP_HEADERS"}
 # Read by native/ and by llama_cpp.
 _OF_THE_BUILD = {"TOKENSTREAM_WHEEL_CACHE", "CMAKE_BUILD_PARALLEL_LEVEL", "LLAMA_CPP_LIB_PATH"}
 _OF_MAKE = {"LLAMA_BUILD_FLAGS", "BUILDER", "BUILD", "PROMPT", "BENCH", "OPENVINO", "PYTHON", "PYTEST"}
@@ -60,7 +61,13 @@ def test_modules_of_python_commands_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=title)
 def test_variables_are_settings(page: Path) -> None:
-    known = {name.upper() for name in Settings.model_fields} | _ALSO_READ | _OF_THE_BUILD | _OF_MAKE
+    known = (
+        {name.upper() for name in Settings.model_fields}
+        | _ALSO_READ
+        | _OF_THE_BUILD
+        | _OF_MAKE
+        | _OF_OPENTELEMETRY
+    )
     shell = " ".join(command for command in commands(page) if command.startswith(("make ", "docker ")))
     named = {
         *re.findall(r"(?<![\w-])([A-Z][A-Z_]+)=", shell),

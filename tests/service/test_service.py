@@ -109,12 +109,12 @@ async def test_a_fault_in_the_second_answer_cancels_the_first(
     await service.load(MODEL, None, warm=())
     submit, n_submitted = AsyncEngine.submit, 0
 
-    def fail_at_the_second(engine: AsyncEngine, *arguments: Any) -> Answer:
+    def fail_at_the_second(engine: AsyncEngine, *arguments: Any, **options: Any) -> Answer:
         nonlocal n_submitted
         n_submitted += 1
         if n_submitted == 2:
             raise MemoryError("out of memory")
-        return submit(engine, *arguments)
+        return submit(engine, *arguments, **options)
 
     monkeypatch.setattr(AsyncEngine, "submit", fail_at_the_second)
     cancelled = []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import logging
 import os
 import pty
 import socket
@@ -11,9 +13,12 @@ import struct
 import subprocess
 import termios
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app.machine import progress
+from app.weights import repository
 from tests.weights.hub_driver import Resolve, command, environment
 from tests.weights.hub_server import REPO, TINY, FakeHub, closed_port, tiny_gguf
 
@@ -31,6 +36,24 @@ def test_a_file_is_downloaded_once(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.requests.clear()
     assert resolve(MODEL_REPO=REPO, MODEL_FILE="a.gguf").path == first.path
     assert [request.method for request in fake_hub.requests] == ["HEAD"]
+
+
+def test_a_long_download_reports_progress(
+    fake_hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import http_get
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 25)
+    fake_hub.add(REPO, {"a.gguf": bytes(100)})
+    url = f"{fake_hub.url}/{REPO}/resolve/main/a.gguf"
+    bar: Any = functools.partial(repository.ProgressLines, "downloading a.gguf")
+    with (tmp_path / "a.gguf").open("wb") as target:
+        http_get(url, target, tqdm_class=bar)
+    lines = [message.partition(",")[0] for message in caplog.messages if "a.gguf: " in message]
+    assert lines == [f"downloading a.gguf: {percent} %" for percent in (25, 50, 75)]
 
 
 def test_only_the_model_is_requested(resolve: Resolve, fake_hub: FakeHub) -> None:

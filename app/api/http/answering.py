@@ -17,11 +17,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.dialect import JSON, Problem
-from app.api.http.errors import INTERNAL, respond
+from app.api.http.errors import internal, respond
 from app.api.http.problems import problem_of
 from app.api.http.writer import Writer
 from app.service import Generation, GenerationFailed, Step
 from app.service import receive as receive_steps
+from app.telemetry.request import current
 
 logger = logging.getLogger("tokenstream.api")
 
@@ -160,7 +161,7 @@ class StreamedAnswer(Answering):
             await self._fail(problem_of(failure), scope, receive, send)
         elif writer.is_started:
             logger.error("a response failed after its first part", exc_info=failure)
-            await self._fail(INTERNAL, scope, receive, send)
+            await self._fail(internal(), scope, receive, send)
         else:
             raise failure  # server_error responds
 
@@ -172,6 +173,7 @@ class StreamedAnswer(Answering):
         await self._fail(SHUTTING_DOWN, scope, receive, send)
 
     async def _fail(self, problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
+        current().error = problem.kind
         if self._writer is None or not self._writer.is_started:
             await respond(scope, problem)(scope, receive, send)
         elif self._error_part is not None:

@@ -14,8 +14,10 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import TypedDict
 
 from app.api.dialect import ErrorFormat, Kind, Problem, RouteTable
+from app.api.http.observation import CLIENT_GONE
 from app.api.http.problems import ApiError, problem_of
 from app.service import ServiceError
+from app.telemetry.request import current
 
 
 class ErrorBody(TypedDict):
@@ -33,7 +35,6 @@ def error_body(problem: Problem) -> ErrorBody:
 _DISCARD_BYTES = 64 << 20
 _DISCARD_SECONDS = 10.0
 
-INTERNAL = Problem(500, "internal", "internal server error; see the server's log")
 ERRORS = ErrorFormat(ErrorBody, error_body)
 """Error format of Tokenstream's route, the operator's routes, and unknown paths."""
 
@@ -74,10 +75,18 @@ async def _discard(receive: Receive) -> None:
                 return
 
 
+def internal() -> Problem:
+    """An unexpected exception. The server's log has its traceback."""
+    return Problem(
+        500, "internal", f"internal server error; see request_id={current().id} in the server's log"
+    )
+
+
 def respond(scope: Scope, problem: Problem) -> Response:
     """Encode a problem in the error format of the requested path."""
     table: RouteTable = scope["app"].state.table
     error = table.error_format(scope["method"], scope["path"])
+    current().error = problem.kind
     return ErrorResponse(error.body(problem), error.status(problem), headers=problem.headers)
 
 
@@ -111,9 +120,9 @@ def http_error(request: Request, error: Exception) -> Response:
 
 def client_gone(_request: Request, _error: Exception) -> Response:
     """End a request whose client disconnected before its body was read. The response is not delivered."""
-    return Response(status_code=400)
+    return Response(status_code=CLIENT_GONE)
 
 
 def server_error(request: Request, _error: Exception) -> Response:
     """Respond to an unexpected exception. Uvicorn logs it."""
-    return respond(request.scope, INTERNAL)
+    return respond(request.scope, internal())

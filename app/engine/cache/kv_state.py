@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.sequence import Sequence
+from app.engine.sequence import Sequence, Tier
 
 State = NDArray[np.uint8]
 
@@ -68,6 +68,10 @@ class Resident:
         """Number of tokens in KV memory."""
         return len(self.tokens) if self.sequence is None else self.sequence.n_computed
 
+    @property
+    def tier(self) -> Tier:
+        return "kv"
+
 
 @dataclass(eq=False, slots=True)
 class Saved:
@@ -81,6 +85,10 @@ class Saved:
     def n_bytes(self) -> int:
         """Bytes in RAM."""
         return 0 if self.state is None else self.state.nbytes
+
+    @property
+    def tier(self) -> Tier:
+        return "disk" if self.state is None else "ram"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +112,7 @@ class Prefix:
 class CacheFigures:
     """Size of the saved states, and the number of evictions since the start."""
 
-    n_bytes: int = 0
+    n_bytes: int = 0  # in RAM
+    n_disk_bytes: int = 0  # of states that this process has read or written
     n_states: int = 0
     n_evicted: int = 0

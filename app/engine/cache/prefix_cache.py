@@ -105,6 +105,11 @@ class PrefixCache:
             return source.slot
         return None
 
+    @property
+    def n_idle(self) -> int:
+        """Number of tokens of finished sequences in KV memory."""
+        return sum(len(r.tokens) for r in self._residents.values() if r.sequence is None)
+
     def n_idle_tokens(self, slot: int) -> int:
         """Number of tokens of a finished sequence in a slot."""
         resident = self._residents.get(slot)
@@ -136,6 +141,7 @@ class PrefixCache:
         """
         prefix = Prefix() if sequence.needs_all_logits else self.lookup(sequence.tokens, slot)
         source, n_tokens = prefix.source, prefix.n_tokens
+        tier = source.tier if source else None  # before the state is read from disk
         here = self._residents.get(slot)
         if source is not None and source is here:
             self._save_before_loss(here, n_tokens)
@@ -147,6 +153,7 @@ class PrefixCache:
             self._empty(slot, state)
             n_tokens = self._bring(slot, state, n_tokens)
         sequence.slot, sequence.n_computed, sequence.n_cached = slot, n_tokens, n_tokens
+        sequence.cache_tier = tier if n_tokens else None
         self._add(Resident(slot, sequence.prompt, sequence))
 
     def leave(self, sequence: Sequence) -> None:
@@ -328,6 +335,7 @@ class PrefixCache:
         state = self._load(tokens)
         if state is not None:
             self._keep(Saved(list(tokens), state, is_context=True))
+            self.figures.n_disk_bytes += state.nbytes
         return state is not None
 
     def save_context(self, sequence: Sequence) -> None:
@@ -341,3 +349,4 @@ class PrefixCache:
             )
         elif self.files is not None and saved.state is not None:
             self.files.save(sequence.tokens, saved.state)
+            self.figures.n_disk_bytes += self.files.n_bytes(sequence.tokens)

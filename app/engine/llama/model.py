@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 from pathlib import Path
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
 from app.engine.llama.native import ModelLoadError, drop_mapped_pages, last_error, start_backend, start_matmul
+from app.machine.progress import Progress
+
+logger = logging.getLogger("tokenstream.llama")
 
 
 class Model:
@@ -37,8 +41,16 @@ class Model:
         params.main_gpu = main_gpu
         params.vocab_only = vocab_only
         self.path = path
+        progress = Progress(logger, f"loading {path.name}")
+
+        def on_progress(done: float, _data: Any) -> bool:
+            progress.report(done)
+            return True  # continue
+
+        params.progress_callback = callback = lib.llama_progress_callback(on_progress)
         with drop_mapped_pages():
             self._handle = lib.llama_model_load_from_file(str(path).encode(), params)
+        del callback  # after its last call
         if not self._handle:
             raise ModelLoadError(last_error("no reason given"))
         self.vocab = Vocab(lib.llama_model_get_vocab(self._handle))

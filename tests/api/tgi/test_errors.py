@@ -264,7 +264,9 @@ def test_an_internal_error_is_answered_500(
     monkeypatch.setattr(service, "generate", generate)
     response = post(url_here, inputs=FRANCE)
     assert response.status_code == 500
+    request_id = response.headers["x-request-id"]
     assert response.json() == {
-        "error": "Incomplete generation: internal server error; see the server's log",
+        "error": "Incomplete generation: internal server error; "
+        f"see request_id={request_id} in the server's log",
         "error_type": "incomplete_generation",
     }
