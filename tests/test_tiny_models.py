@@ -19,7 +19,7 @@ class Run:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.context = Context(model, n_ctx=512, n_sequences=1, n_batch=512, n_threads=2)
+        self.context = Context(model, n_ctx=512, n_sequences=1, n_batch=512, n_threads=1)
         self._batch = Batch(512)
 
     def prefill(self, tokens: list[int], position: int = 0) -> NDArray[np.float32]:

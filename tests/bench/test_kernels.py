@@ -49,8 +49,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return calls
 
 
-def test_the_order_of_variants_rotates_and_failures_are_collected(measured: list[tuple[str, str]]) -> None:
-    rounds, failures = run({"a": MODEL}, n_threads=2, n_rounds=3, n_steps=4)
+def test_the_order_of_variants_rotates_and_failures_are_collected(
+    measured: list[tuple[str, str]], small_file: Path
+) -> None:
+    rounds, failures = run({"a": small_file}, n_threads=2, n_rounds=3, n_steps=4)
     variants = [variant for _, variant in measured]
     assert [variants[begin : begin + 3] for begin in (0, 3, 6)] == [
         [OURS, GGML, OPENVINO],
@@ -67,12 +69,10 @@ def test_the_order_of_variants_rotates_and_failures_are_collected(measured: list
 
 
 def test_files_with_types_unknown_to_openvino_are_not_measured_with_it(
-    measured: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+    measured: list[tuple[str, str]], small_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "_OPENVINO_READS", {"F32"})
-    kernels._unknown_to_openvino.cache_clear()
-    run({"a": MODEL}, n_threads=2, n_rounds=1, n_steps=4)
-    kernels._unknown_to_openvino.cache_clear()
+    run({"a": small_file}, n_threads=2, n_rounds=1, n_steps=4)
     assert [variant for _, variant in measured] == [OURS, GGML]
 
 

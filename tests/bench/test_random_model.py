@@ -48,8 +48,12 @@ def test_answers_vary_and_depend_on_the_prompt(small_model: Path) -> None:
     assert first != other
 
 
-def test_a_failed_quantization_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_quantization_leaves_no_file(
+    tmp_path: Path, small_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
     monkeypatch.setattr(random_model, "_write_f16", lambda path, *_: path.write_bytes(b"no GGUF"))
     with pytest.raises(BenchError, match="cannot be quantized"):
-        write(tmp_path / "model.gguf", SMALL, MODEL)
-    assert list(tmp_path.iterdir()) == []
+        write(folder / "model.gguf", SMALL, small_file)
+    assert list(folder.iterdir()) == []

@@ -10,6 +10,8 @@ import pytest
 
 from tests.conftest import MODEL, ROOT, SETTINGS, clean_environment
 
+pytestmark = pytest.mark.slow  # each command loads the model
+
 
 def generate(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

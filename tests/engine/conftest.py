@@ -49,7 +49,7 @@ def compute_lock() -> threading.Lock:
 @pytest.fixture
 async def engine(model: Model, reports: Reports, compute_lock: threading.Lock) -> AsyncIterator[AsyncEngine]:
     """An engine with four sequences of 512 tokens and a queue of eight requests."""
-    options = EngineOptions(n_ctx=2048, max_sequences=4, n_threads=2)
+    options = EngineOptions(n_ctx=2048, max_sequences=4, n_threads=1)
     engine = AsyncEngine(model, options, reports, compute_lock)
     engine.start()
     yield engine

@@ -33,7 +33,7 @@ def path() -> Path:
 
 @pytest.fixture(scope="module")
 def embedder(path: Path) -> Iterator[Embedder]:
-    embedder = Embedder(path, n_threads=2)
+    embedder = Embedder(path, n_threads=1)
     yield embedder
     embedder.close()
 
@@ -43,8 +43,8 @@ def embed(embedder: Embedder, *texts: str) -> Vectors:
 
 
 def test_a_vector_does_not_depend_on_the_batch(embedder: Embedder) -> None:
-    together = normalized(embed(embedder, *TEXTS * 30))
-    assert together.shape == (150, 384)
+    together = normalized(embed(embedder, *TEXTS * 10))
+    assert together.shape == (50, 384)
     for index, text in enumerate(TEXTS):
         [alone] = normalized(embed(embedder, text))
         assert together[index::5] @ alone == pytest.approx(1, abs=1e-3)
@@ -77,19 +77,19 @@ def test_long_texts_are_truncated_at_the_other_end(embedder: Embedder, keep: str
 
 
 def test_questions_precede_background_jobs(embedder: Embedder) -> None:
-    background = embedder.submit([embedder.fit("word " * 300)] * 60, background=True)
+    background = embedder.submit([embedder.fit("word " * 300)] * 20, background=True)
     question = embedder.submit([embedder.tokenize("Where?")])
     assert question.result(60).shape == (1, 384)
     assert not background.done()
-    assert background.result(60).shape == (60, 384)
+    assert background.result(60).shape == (20, 384)
 
 
 def test_a_short_job_precedes_the_rest_of_a_long_one(embedder: Embedder) -> None:
-    long = embedder.submit([embedder.fit("word " * 300)] * 60)
+    long = embedder.submit([embedder.fit("word " * 300)] * 20)
     short = embedder.submit([embedder.tokenize("Where?")])
     assert short.result(60).shape == (1, 384)
     assert not long.done()
-    assert long.result(60).shape == (60, 384)
+    assert long.result(60).shape == (20, 384)
 
 
 def test_a_cancelled_job_is_not_computed(embedder: Embedder) -> None:
@@ -174,11 +174,11 @@ def test_a_fault_of_the_thread_ends_all_jobs_and_is_reported(
 
 def test_a_generative_model_needs_embedding_pooling() -> None:
     with pytest.raises(ModelLoadError, match="EMBEDDING_POOLING to one of mean, cls, last"):
-        Embedder(MODEL, n_threads=2)
+        Embedder(MODEL, n_threads=1)
 
 
 def test_a_generative_model_embeds_with_pooling_last() -> None:
-    embedder = Embedder(MODEL, n_threads=2, pooling="last")
+    embedder = Embedder(MODEL, n_threads=1, pooling="last")
     try:
         first = normalized(embed(embedder, "The oak is old.", "A red car"))
         again = normalized(embed(embedder, "A red car", "Nothing", "The oak is old."))

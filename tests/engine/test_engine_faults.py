@@ -100,7 +100,7 @@ class TestFaults:
     async def test_a_failed_decode_ends_its_batch_only(
         self, model: Model, reports: Reports, compute_lock: threading.Lock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        engine = AsyncEngine(model, EngineOptions(512, 1, n_threads=2), reports, compute_lock)
+        engine = AsyncEngine(model, EngineOptions(512, 1, n_threads=1), reports, compute_lock)
         engine.start()
         decode = Context.decode
 
@@ -164,7 +164,7 @@ class TestFaults:
     ) -> None:
         """Running, waiting and newly submitted requests end, and the failure is reported."""
         failures: list[BaseException] = []
-        options = EngineOptions(512, 1, n_threads=2)
+        options = EngineOptions(512, 1, n_threads=1)
         engine = AsyncEngine(model, options, None, compute_lock, on_failure=failures.append)
         engine.start()
 
@@ -198,7 +198,7 @@ class TestFaults:
     ) -> None:
         """Outputs of later steps are not delivered after a gap."""
         failures: list[BaseException] = []
-        options = EngineOptions(1024, 2, n_threads=2)
+        options = EngineOptions(1024, 2, n_threads=1)
         engine = AsyncEngine(model, options, None, compute_lock, on_failure=failures.append)
         engine.start()
         with compute_lock:
@@ -235,7 +235,7 @@ class TestFaults:
         self, model: Model, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         failures: list[BaseException] = []
-        engine = AsyncEngine(model, EngineOptions(512, 1, n_threads=2), on_failure=failures.append)
+        engine = AsyncEngine(model, EngineOptions(512, 1, n_threads=1), on_failure=failures.append)
         engine.start()
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # it logs the fault by default
 

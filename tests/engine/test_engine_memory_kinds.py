@@ -35,7 +35,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 @asynccontextmanager
 async def engine_of(model: Model, **options: Any) -> AsyncIterator[AsyncEngine]:
-    defaults = {"n_ctx": 4096, "max_sequences": 4, "n_threads": 2}
+    defaults = {"n_ctx": 4096, "max_sequences": 4, "n_threads": 1}
     engine = AsyncEngine(model, EngineOptions(**(defaults | options)))
     engine._observer = Reports()
     engine.start()
@@ -57,7 +57,7 @@ async def generate(engine: AsyncEngine, tokens: list[int], n: int = 12) -> tuple
 
 
 def logits_after(model: Model, text: list[int]) -> np.ndarray[Any, Any]:
-    context = Context(model, n_ctx=2048, n_sequences=1, n_batch=2048, n_threads=2)
+    context = Context(model, n_ctx=2048, n_sequences=1, n_batch=2048, n_threads=1)
     batch = Batch(2048)
     batch.add(text, 0, 0, n_outputs=1)
     context.decode(batch)
@@ -143,7 +143,7 @@ async def test_only_the_sliding_window_uses_drafts(tiny_model: TinyModel, kind: 
 
 def test_a_restored_window_cannot_be_truncated(tiny_model: TinyModel) -> None:
     model = Model(tiny_model("sliding-window"))
-    context = Context(model, n_ctx=2048, n_sequences=2, n_batch=512, n_threads=2)
+    context = Context(model, n_ctx=2048, n_sequences=2, n_batch=512, n_threads=1)
     batch = Batch(512)
     batch.add(text(400, 1), 0, 0, n_outputs=1)
     context.decode(batch)

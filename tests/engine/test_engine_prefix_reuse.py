@@ -42,7 +42,7 @@ MakeEngine = Callable[..., AbstractAsyncContextManager[AsyncEngine]]
 def make_engine(model: Model) -> MakeEngine:
     @asynccontextmanager
     async def make(reports: Reports | None = None, **options: object) -> AsyncIterator[AsyncEngine]:
-        defaults = {"n_ctx": 4096, "max_sequences": 4, "n_threads": 2, "speculation": False}
+        defaults = {"n_ctx": 4096, "max_sequences": 4, "n_threads": 1, "speculation": False}
         engine = AsyncEngine(model, EngineOptions(**(defaults | options)), reports)  # type: ignore[arg-type]
         engine.start()
         try:
@@ -81,7 +81,7 @@ def assert_equal(model: Model) -> Check:
             return
         assert attention_calls() is None or not matmul_calls(), f"texts differ at token {at}"
         text = tokens + first[:at]
-        context = Context(model, n_ctx=2048, n_sequences=1, n_batch=2048, n_threads=2)
+        context = Context(model, n_ctx=2048, n_sequences=1, n_batch=2048, n_threads=1)
         batch = Batch(2048)
         batch.add(text, 0, 0, n_outputs=1)
         context.decode(batch)

@@ -42,7 +42,7 @@ class Recorder:
 
 @pytest.fixture(scope="module")
 def embedder() -> Iterator[Embedder]:
-    embedder = Embedder(resolve_embedding_model(load(None)), n_threads=2)
+    embedder = Embedder(resolve_embedding_model(load(None)), n_threads=1)
     yield embedder
     embedder.close()
 

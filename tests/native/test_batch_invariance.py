@@ -39,7 +39,9 @@ def kv_type(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda n: f"{n} threads")
+@pytest.fixture(
+    scope="module", params=[1, 2, pytest.param(3, marks=pytest.mark.slow)], ids=lambda n: f"{n} threads"
+)
 def context(request: pytest.FixtureRequest, model: Model, kv_type: str) -> Iterator[Context]:
     context = new_context(model, request.param, kv_type)
     yield context

@@ -46,7 +46,7 @@ def logits_of(context: Context) -> list[Array]:
     return results
 
 
-@pytest.mark.parametrize("n_threads", [1, 2, 3])
+@pytest.mark.parametrize("n_threads", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["default", "sliding-window", "hybrid"])
 def test_flash_and_plain_attention_have_equal_logits(
     model: Model, tiny_model: TinyModel, kind: str, n_threads: int

@@ -33,6 +33,7 @@ def make_service(**settings: Any) -> Service:
     small = {
         "n_ctx": 1024,
         "max_sequences": 2,
+        "model_threads": 1,
         "prefix_cache_mb": 0,
         "flash_attention": "on",
     }

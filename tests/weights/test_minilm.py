@@ -33,7 +33,7 @@ DIFFERENT = {
 
 @pytest.fixture(scope="module")
 def embedder() -> Iterator[Embedder]:
-    embedder = Embedder(resolve_embedding_model(load(None)), n_threads=2)
+    embedder = Embedder(resolve_embedding_model(load(None)), n_threads=1)
     yield embedder
     embedder.close()
 

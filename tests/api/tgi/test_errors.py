@@ -182,7 +182,15 @@ def test_a_full_queue_is_answered_429(narrow_url: str) -> None:
 
 @pytest.fixture(scope="module")
 def service() -> Service:
-    settings = load(env_file=None, n_ctx=1024, max_sequences=2, speculation="off", prefix_cache_mb=0)
+    settings = load(
+        env_file=None,
+        n_ctx=1024,
+        max_sequences=2,
+        model_threads=1,
+        flash_attention="on",
+        speculation="off",
+        prefix_cache_mb=0,
+    )
     return Service(settings, load_contexts(ROOT / "config/prompt_config.toml"), Metrics("test"))
 
 

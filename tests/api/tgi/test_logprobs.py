@@ -20,7 +20,7 @@ PROMPT = "The three primary colours are"
 @pytest.fixture(scope="module")
 def context() -> Iterator[Context]:
     model = Model(MODEL)
-    context = Context(model, n_ctx=512, n_sequences=1, n_batch=512, n_threads=2, n_outputs=32)
+    context = Context(model, n_ctx=512, n_sequences=1, n_batch=512, n_threads=1, n_outputs=32)
     yield context
     context.close()
     model.close()
@@ -39,8 +39,8 @@ def test_logprobs_are_the_log_softmax_of_the_raw_logits(
     start_server: Callable[..., Server], context: Context
 ) -> None:
     """Penalties, temperature and truncation change the choice of tokens, not the log-probabilities."""
-    # The steps of the server equal those of the context: no drafts, and flash attention.
-    settings = {"SPECULATION": "off", "FLASH_ATTENTION": "on", "MODEL_THREADS": "2"}
+    # The steps of the server equal those of the context: no drafts, and attention and threads of SETTINGS.
+    settings = {"SPECULATION": "off"}
     url = start_server(**settings, N_CTX="512", MAX_SEQUENCES="1").wait_until().url
     sampling = {"temperature": 1.4, "top_k": 30, "seed": 4, "repetition_penalty": 1.3}
     details = generate(

@@ -39,7 +39,7 @@ class Reference:
     """A llama.cpp context with one sequence, decoded in given steps."""
 
     def __init__(self, model: Model) -> None:
-        self._context = Context(model, n_ctx=512, n_sequences=1, n_batch=512, n_threads=2, n_outputs=32)
+        self._context = Context(model, n_ctx=512, n_sequences=1, n_batch=512, n_threads=1, n_outputs=32)
         self._batch = Batch(512)
         self._n_tokens = 0
 

@@ -18,7 +18,7 @@ PROMPT = "The capital of France is"
 @pytest.fixture(scope="module")
 def context(model: Model) -> Iterator[Context]:
     """A context with the logits after the prompt."""
-    context = Context(model, n_ctx=256, n_sequences=1, n_batch=64, n_threads=2)
+    context = Context(model, n_ctx=256, n_sequences=1, n_batch=64, n_threads=1)
     batch = Batch(64)
     batch.add(model.vocab.tokenize(PROMPT, parse_special=False), 0, 0, n_outputs=1)
     context.decode(batch)

@@ -105,7 +105,17 @@ def test_file_names_can_have_any_bytes(tmp_path: Path, reader: DocumentReader) -
     assert reader.read(path).blocks == (Block("opens"),)
 
 
-@pytest.mark.parametrize("markup", ["<div>", "<span>", "<ul><li>", "<table><tr><td>", "<b>", "<blockquote>"])
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "<div>",
+        "<span>",
+        *(
+            pytest.param(m, marks=pytest.mark.slow)
+            for m in ("<ul><li>", "<table><tr><td>", "<b>", "<blockquote>")
+        ),
+    ],
+)
 def test_deeply_nested_html_ends_within_the_time_limit(tmp_path: Path, markup: str) -> None:
     path = tmp_path / "a.html"
     path.write_text("before" + markup * 100_000 + "after")
