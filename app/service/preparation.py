@@ -102,7 +102,7 @@ class Preparation:
         Raises:
             ServiceError: The request is rejected.
         """
-        context = self._context(prompt)
+        context = self.context_of(prompt)
         prompt, chat = self._with_fitting_passages(prompt, context, overrides)
         tokens = chat.tokens
         params = self._params(context, overrides, len(tokens), prompt)
@@ -144,7 +144,12 @@ class Preparation:
         )
         return first[: min(n_shared_tokens(first, other) for other in others)]
 
-    def _context(self, prompt: Prompt) -> Context | None:
+    def context_of(self, prompt: Prompt) -> Context | None:
+        """The context of a conversation; a text has none.
+
+        Raises:
+            UnknownContext: The context is not defined.
+        """
         if isinstance(prompt, TextPrompt):
             return None
         name = self._settings.context_type if prompt.context is None else prompt.context
@@ -171,7 +176,7 @@ class Preparation:
         return prompt, chat
 
     def _chat(self, prompt: ChatPrompt) -> ChatTokens:
-        context = self._context(prompt)
+        context = self.context_of(prompt)
         assert context is not None
         tools = prompt.tools.tools if prompt.tools else ()
         options = template_options(prompt.thinking, context, self._tokenizer.template.thoughts)

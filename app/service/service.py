@@ -284,7 +284,7 @@ class Service:
             ServiceError: The prompt cannot be tokenized.
         """
         model, loop = self.model, asyncio.get_running_loop()
-        prompt = await self._with_passages(prompt)
+        prompt = await self._with_passages(prompt, model)
         return await loop.run_in_executor(self._thread_for(prompt), model.preparation.tokens, prompt)
 
     async def generate(
@@ -318,7 +318,7 @@ class Service:
             raise BadRequest(f"{n} answers exceed MAX_CONCURRENT_REQUESTS ({most})", field="n")
         if place is not None:
             place.reserve(n)
-        prompt = await self._with_passages(prompt)
+        prompt = await self._with_passages(prompt, model)
         is_constrained = constraint is not None or (
             isinstance(prompt, ChatPrompt) and prompt.tools is not None
         )
@@ -336,11 +336,11 @@ class Service:
         place.prepared(len(prepared.tokens))
         return model.submit(prepared, n, requested_at, place.client)
 
-    async def _with_passages(self, prompt: Prompt) -> Prompt:
+    async def _with_passages(self, prompt: Prompt, model: Model) -> Prompt:
         """Add passages from the knowledge base, if the prompt or its context requests them."""
         if not isinstance(prompt, ChatPrompt):
             return prompt
-        context = self.contexts.get(prompt.context or self.settings.context_type)
+        context = model.preparation.context_of(prompt)
         by_default = context is not None and context.knowledge
         if self.knowledge is None:
             return await with_found(prompt, None, self._reranker, by_default=by_default)

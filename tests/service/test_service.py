@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,17 @@ from app.engine.async_engine import AsyncEngine
 from app.engine.embedder import Embedder
 from app.engine.engine import Engine
 from app.fit import preflight
-from app.service import ChatPrompt, GenerationFailed, Loading, Service, collect, receive, start
+from app.service import (
+    ChatPrompt,
+    GenerationFailed,
+    KnowledgeUse,
+    Loading,
+    Service,
+    UnknownContext,
+    collect,
+    receive,
+    start,
+)
 from app.service import model as model_module
 from app.telemetry.metrics import Metrics
 from app.weights.embedding import resolve_embedding_model
@@ -183,6 +194,18 @@ async def test_a_service_whose_model_fails_to_load_stays_loading(service: Servic
     with pytest.raises(Loading):
         await too_long.generate(PROMPT, {})
     await too_long.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("context", ["", "nowhere"])
+async def test_an_unknown_context_is_rejected_before_a_search(service: Service, context: str) -> None:
+    await service.load(MODEL, None, warm=())
+    prompt = replace(PROMPT, context=context, knowledge=KnowledgeUse(wanted=True))
+    expected = f"context '{context}' is not defined; defined are: general"
+    with pytest.raises(UnknownContext, match=expected):
+        await service.generate(prompt, {})
+    with pytest.raises(UnknownContext, match=expected):
+        await service.tokens(prompt)
 
 
 @pytest.mark.anyio
