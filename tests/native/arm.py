@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import cpu
 from compilers import Toolchain
 
-from tests.native.native_library import CALLS_FROM_PIPE, EmulatedLibrary, compile_library
+from tests.native.native_library import CALLS_FROM_PIPE, EmulatedLibrary, compile_library, compiled
 
 CROSS_TOOLS = "an ARM CPU with the instructions, or Debian's g++-aarch64-linux-gnu and qemu-user"
 _COMPILER, _EMULATOR, _ROOT = "aarch64-linux-gnu-g++", "qemu-aarch64", "/usr/aarch64-linux-gnu"
@@ -33,10 +32,8 @@ class Arm:
         return self.features is not None and not self.features.issuperset(features)
 
     def load(self, source: Path, flags: Iterable[str], folder: Path) -> EmulatedLibrary:
-        program = folder / "calls_from_pipe"
-        command = [*self.compiler, "-std=c++17", str(CALLS_FROM_PIPE), "-o", str(program), "-ldl"]
-        subprocess.run(command, check=True)
-        library = compile_library(self.compiler, source, flags, folder / "arm.so")
+        program = compiled([*self.compiler, "-std=c++17", str(CALLS_FROM_PIPE), "-ldl"], folder)
+        library = compile_library(self.compiler, source, flags, folder)
         return EmulatedLibrary(self.emulator, program, library)
 
 

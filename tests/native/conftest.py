@@ -45,6 +45,15 @@ def findings(toolchain: Toolchain) -> Findings:
     return probe(toolchain)
 
 
+@pytest.fixture(scope="session")
+def compiled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for compiled programs, common to all processes of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture
 def compiler_with(tmp_path: Path, toolchain: Toolchain) -> Callable[..., Toolchain]:
     """Make a toolchain of fake compilers. Each executes lines of shell before it compiles.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import struct
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 CALLS_FROM_PIPE = Path(__file__).with_name("calls_from_pipe.cpp")
@@ -17,11 +19,21 @@ CALLS_FROM_PIPE = Path(__file__).with_name("calls_from_pipe.cpp")
 Argument = int | str | NDArray[Any]
 
 
-def compile_library(compiler: Sequence[str], source: Path, flags: Iterable[str], library: Path) -> Path:
+def compiled(command: Sequence[str], folder: Path) -> Path:
+    """The output of a compiler in ``folder``. Processes with the same folder compile it once."""
+    output = folder / hashlib.sha256("\0".join(command).encode()).hexdigest()
+    with FileLock(f"{output}.lock"):
+        if not output.exists():
+            unfinished = output.with_suffix(".unfinished")
+            subprocess.run([*command, "-o", str(unfinished)], check=True)
+            unfinished.rename(output)
+    return output
+
+
+def compile_library(compiler: Sequence[str], source: Path, flags: Iterable[str], folder: Path) -> Path:
     """Compile as in a Release build."""
     options = ["-std=c++17", "-O3", "-DNDEBUG", "-w", "-shared", "-fPIC", *flags]
-    subprocess.run([*compiler, *options, str(source), "-o", str(library)], check=True)
-    return library
+    return compiled([*compiler, *options, str(source)], folder)
 
 
 class Library(Protocol):

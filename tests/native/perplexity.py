@@ -41,31 +41,32 @@ def text() -> str:
     return "\n\n".join([*HUMAN_TEXTS, *(path.read_text() for path in (ROOT / "data/callowmere.md", *files))])
 
 
-def score(model: Path, *, matmul: bool, folder: Path) -> Scores:
-    """Score the texts in a child process with our kernels or with ggml's."""
+def score(model: Path, *, matmul: bool, n_tokens: int, folder: Path) -> Scores:
+    """Score ``n_tokens`` tokens or a few more in a child process, with our kernels or with ggml's."""
     results = folder / f"{model.stem}-{matmul}.npz"
-    command = [sys.executable, "-m", __name__, str(model), str(int(matmul)), str(results)]
+    command = [sys.executable, "-m", __name__, str(model), str(int(matmul)), str(n_tokens), str(results)]
     subprocess.run(command, cwd=ROOT, check=True)
     with np.load(results) as found:
         return Scores(found["losses"], found["logits"], int(found["calls"]))
 
 
-def _main(path: str, matmul: str, results: str) -> None:
+def _main(path: str, matmul: str, n_tokens: str, results: str) -> None:
     start_matmul(enabled=matmul == "1")
     model = Model(Path(path))
-    context = Context(model, n_ctx=_CHUNK, n_sequences=1, n_batch=_CHUNK, n_outputs=_CHUNK, n_threads=2)
+    context = Context(model, n_ctx=_CHUNK, n_sequences=1, n_batch=_CHUNK, n_outputs=_CHUNK, n_threads=1)
     tokens = model.vocab.tokenize(text(), parse_special=False)
     losses, logits = [], []
     batch = Batch(_CHUNK)
-    for begin in range(0, len(tokens) - _CHUNK, _CHUNK):
+    n_chunks = -(-int(n_tokens) // (_CHUNK - 1))  # the first token of a chunk has no loss
+    for begin in range(0, n_chunks * _CHUNK, _CHUNK):
         chunk = tokens[begin : begin + _CHUNK]
         batch.clear()
         batch.add(chunk, 0, 0, n_outputs=_CHUNK)
         context.clear_sequence(0)
         context.decode(batch)
-        rows = context.logits[:-1].astype(np.float64)
+        rows = context.logits[:-1]
         highest = rows.max(axis=1)
-        totals = highest + np.log(np.exp(rows - highest[:, None]).sum(axis=1))
+        totals = highest + np.log(np.exp(rows - highest[:, None]).sum(axis=1, dtype=np.float64))
         losses.append(totals - rows[np.arange(len(rows)), chunk[1:]])
         logits.append(context.logits[::_LOGITS_STEP].copy())
     context.close()

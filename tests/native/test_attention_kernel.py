@@ -41,20 +41,17 @@ class Kernel:
 
 
 @pytest.fixture(scope="module")
-def kernels(
-    findings: Findings, toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Kernel]]:
+def kernels(findings: Findings, toolchain: Toolchain, compiled_folder: Path) -> Iterator[dict[str, Kernel]]:
     """The variants that this CPU and compiler support, and those of emulated CPUs."""
-    folder = tmp_path_factory.mktemp("kernel")
     found = {}
     for name, (sets, width) in VARIANTS.items():
         if set(sets) <= set(findings.usable):
             flags = [flag for needed in sets for flag in flags_with_needs(INSTRUCTION_SETS[needed])]
-            library = compile_library(toolchain.cxx.command, SOURCE, flags, folder / f"{name}.so")
+            library = compile_library(toolchain.cxx.command, SOURCE, flags, compiled_folder)
             found[name] = Kernel(LoadedLibrary(library), width)
     emulated: EmulatedLibrary | None = None
     if arm := find_arm(toolchain):
-        emulated = arm.load(SOURCE, (), folder)
+        emulated = arm.load(SOURCE, (), compiled_folder)
         found["NEON"] = Kernel(emulated, NEON_WIDTH)
     yield found
     if emulated:

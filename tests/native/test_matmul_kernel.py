@@ -99,19 +99,16 @@ class Kernel:
 
 
 @pytest.fixture(scope="module")
-def kernels(
-    findings: Findings, toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Kernel]]:
+def kernels(findings: Findings, toolchain: Toolchain, compiled_folder: Path) -> Iterator[dict[str, Kernel]]:
     """The variants that this CPU and compiler support, and those of emulated CPUs."""
     arm = find_arm(toolchain)
 
     def build(name: str) -> Library:
-        folder = tmp_path_factory.mktemp("kernel")
         if arm and name in ARM_VARIANTS:
-            return arm.load(SOURCE, ARM_VARIANTS[name][1], folder)
+            return arm.load(SOURCE, ARM_VARIANTS[name][1], compiled_folder)
         flags = [flag for needed in _AVX2 for flag in flags_with_needs(INSTRUCTION_SETS[needed])]
         flags += VARIANTS[name][1]
-        return LoadedLibrary(compile_library(toolchain.cxx.command, SOURCE, flags, folder / "kernel.so"))
+        return LoadedLibrary(compile_library(toolchain.cxx.command, SOURCE, flags, compiled_folder))
 
     names = [name for name, (sets, _) in VARIANTS.items() if set(sets) <= set(findings.usable)]
     names += [name for name, (features, _) in ARM_VARIANTS.items() if arm and not arm.lacks(features)]

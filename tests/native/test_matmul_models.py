@@ -47,16 +47,16 @@ def model_in(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["Q4_1", *REQUANTIZED])
+@pytest.mark.parametrize(("name", "n_tokens"), [("Q4_1", 8000), *((name, 3000) for name in REQUANTIZED)])
 def test_perplexity_is_at_most_half_a_percent_above_that_of_ggml(
-    name: str, model_in: Callable[[str], Path], tmp_path: Path
+    name: str, n_tokens: int, model_in: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """It may be lower: ggml rounds activations of K-quants in blocks of 256."""
     model = model_in(name)
-    ours, ggml = (score(model, matmul=matmul, folder=tmp_path) for matmul in (True, False))
+    ours, ggml = (score(model, matmul=matmul, n_tokens=n_tokens, folder=tmp_path) for matmul in (True, False))
     assert ours.calls > 0
     assert ggml.calls == 0
-    assert len(ours.losses) > 8000
+    assert len(ours.losses) >= n_tokens
     assert ours.perplexity < 1.005 * ggml.perplexity
     correlations = [np.corrcoef(a, b)[0, 1] for a, b in zip(ours.logits, ggml.logits, strict=True)]
     assert np.median(correlations) > 0.998
