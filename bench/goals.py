@@ -123,7 +123,7 @@ _SPEED = {
 }
 
 
-def _speculation_elsewhere(results: Results) -> Row:
+def _least_gain_by_speculation(results: Results) -> Row:
     pairs = [
         (variants[OURS][_SPEED[workload]], variants[NO_SPECULATION][_SPEED[workload]], workload)
         for workload, variants in results.items()
@@ -219,7 +219,7 @@ GOALS: tuple[Callable[[Results], Row], ...] = (
     to_peer("long prompts among 6 streams: inter-token p99 in ms", "long", "gap_p99", 0.1, at_least=False),
     to_peer("long prompts: prompt + generated tokens/s", "long", "all_tokens_per_second", 0.95),
     _copy,
-    _speculation_elsewhere,
+    _least_gain_by_speculation,
     to_peer("chat: TTFT p50 of turns 2 to 5 in ms", "chat", "later_ttft_p50", 0.7, at_least=False),
     to_peer("one prompt, 8 answers: tokens/s", "several", "tokens_per_second", 2.0),
     _bare,

@@ -45,7 +45,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """A sent request. ``prompt`` is the rendered question, ``n_tokens`` the requested answer length."""
 
     question: Question
@@ -63,7 +63,7 @@ class Server(ABC):
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.url = f"http://127.0.0.1:{free_port()}"
-        self._asked: list[Asked] = []
+        self._requests: list[Request] = []
 
     def start(self) -> None:
         """Start the process and wait until it is ready.
@@ -84,11 +84,11 @@ class Server(ABC):
             BenchError: The request failed or the answer is incomplete.
         """
         prompt = self.setup.prompts.render(question)
-        asked = Asked(question, prompt, n_tokens, timing or Timing())
-        await exchange(self.url, self.route, self.fields(asked), asked.timing)
-        self.read(asked.timing)
-        self._asked.append(asked)
-        return asked.timing
+        request = Request(question, prompt, n_tokens, timing or Timing())
+        await exchange(self.url, self.route, self.fields(request), request.timing)
+        self.read(request.timing)
+        self._requests.append(request)
+        return request.timing
 
     def check(self) -> None:
         """Check the token counts of all prompts and answers.
@@ -96,13 +96,13 @@ class Server(ABC):
         Raises:
             BenchError: A count differs from the request, so the figures are not comparable.
         """
-        for asked in self._asked:
-            read, meant = asked.timing.prompt_tokens, self.setup.prompts.n_tokens(asked.prompt)
-            if abs(read - meant) > _TOLERANCE:
-                raise BenchError(f"{self.route} read {read} tokens of a prompt of {meant}")
-            if abs(asked.timing.generated_tokens - asked.n_tokens) > _TOLERANCE:
-                generated = asked.timing.generated_tokens
-                raise BenchError(f"{self.route} generated {generated} tokens instead of {asked.n_tokens}")
+        for request in self._requests:
+            counted, expected = request.timing.prompt_tokens, self.setup.prompts.n_tokens(request.prompt)
+            if abs(counted - expected) > _TOLERANCE:
+                raise BenchError(f"{self.route} read {counted} tokens of a prompt of {expected}")
+            if abs(request.timing.generated_tokens - request.n_tokens) > _TOLERANCE:
+                generated = request.timing.generated_tokens
+                raise BenchError(f"{self.route} generated {generated} tokens instead of {request.n_tokens}")
 
     @abstractmethod
     def command(self) -> list[str]:
@@ -113,7 +113,7 @@ class Server(ABC):
         """Environment variables of the command."""
 
     @abstractmethod
-    def fields(self, asked: Asked) -> dict[str, Any]:
+    def fields(self, request: Request) -> dict[str, Any]:
         """The JSON body of a request."""
 
     @abstractmethod
@@ -158,13 +158,13 @@ class Tokenstream(Server):
             **self._settings,
         }
 
-    def fields(self, asked: Asked) -> dict[str, Any]:
+    def fields(self, request: Request) -> dict[str, Any]:
         """The messages without context and template, which this server applies."""
-        messages = [{"role": m.role, "content": m.content} for m in asked.question.messages]
+        messages = [{"role": m.role, "content": m.content} for m in request.question.messages]
         return {
             **({"query": messages[0]["content"]} if len(messages) == 1 else {"messages": messages}),
-            "context": asked.question.context.name,
-            "max_tokens": asked.n_tokens,
+            "context": request.question.context.name,
+            "max_tokens": request.n_tokens,
             "temperature": 0,
             "repetition_penalty": 1,
             "ignore_eos": True,
@@ -199,11 +199,11 @@ class CompletionServer(Server):
         """Empty: these servers are configured by flags."""
         return {}
 
-    def fields(self, asked: Asked) -> dict[str, Any]:
+    def fields(self, request: Request) -> dict[str, Any]:
         """The rendered prompt. ``top_k`` 1 skips the rest of the sampler chain."""
         return {
-            "prompt": asked.prompt,
-            "n_predict": asked.n_tokens,
+            "prompt": request.prompt,
+            "n_predict": request.n_tokens,
             "temperature": 0,
             "top_k": 1,
             "repeat_penalty": 1,

@@ -21,7 +21,7 @@ _PROMPT = 135  # tokens of a typical prompt
 _PREFIX = 700  # tokens of a long prefix, such as a context
 _QUESTION = 12  # tokens of a short question after it
 _ANSWER = 48  # tokens
-_AT_ONCE = 8
+_CONCURRENCY = 8
 _IDLE = 20.0  # seconds
 
 
@@ -40,13 +40,13 @@ def topics(prompts: Prompts) -> tuple[Context, ...]:
     return (PLAIN, *(Context(f"topic{i}", Texts(prompts, f"topic{i}").text(_PREFIX)) for i in range(6)))
 
 
-def unique(at_once: int) -> Callable[[Server, Texts, Scale], Coroutine[Any, Any, Figures]]:
-    """Distinct prompts from ``at_once`` clients."""
+def unique(concurrency: int) -> Callable[[Server, Texts, Scale], Coroutine[Any, Any, Figures]]:
+    """Distinct prompts from ``concurrency`` clients."""
 
     async def run(server: Server, texts: Texts, scale: Scale) -> Figures:
-        n = scale.n({1: 8, 4: 16}.get(at_once, 4 * at_once), at_once)
+        n = scale.n({1: 8, 4: 16}.get(concurrency, 4 * concurrency), concurrency)
         questions = [texts.question(_PROMPT) for _ in range(n)]
-        return (await run_load(server, questions, at_once, _ANSWER)).figures()
+        return (await run_load(server, questions, concurrency, _ANSWER)).figures()
 
     return run
 
@@ -58,8 +58,8 @@ async def shared(server: Server, texts: Texts, scale: Scale) -> Figures:
     def questions(n: int) -> list[Question]:
         return [Question.of(f"{prefix}\n\n{texts.text(_QUESTION)}") for _ in range(n)]
 
-    cold = await run_load(server, questions(scale.n(16, 8)), _AT_ONCE, _ANSWER)
-    warm = await run_load(server, questions(scale.n(32, 8)), _AT_ONCE, _ANSWER)
+    cold = await run_load(server, questions(scale.n(16, 8)), _CONCURRENCY, _ANSWER)
+    warm = await run_load(server, questions(scale.n(32, 8)), _CONCURRENCY, _ANSWER)
     figures = {f"cold_{name}": figure for name, figure in cold.figures().items()}
     return figures | {f"warm_{name}": figure for name, figure in warm.figures().items()}
 
@@ -69,7 +69,7 @@ async def contexts(server: Server, texts: Texts, scale: Scale) -> Figures:
     long_ones = server.setup.contexts[1:]
     order = [context for _ in range(6) for context in texts.shuffled(long_ones)]
     questions = [Question.of(texts.text(_QUESTION), context) for context in order[: scale.n(32, 8)]]
-    load = await run_load(server, questions, _AT_ONCE, _ANSWER)
+    load = await run_load(server, questions, _CONCURRENCY, _ANSWER)
     return {**load.figures(), "ready_after": 1e3 * server.process.ready_after}
 
 
@@ -122,14 +122,14 @@ async def copy(server: Server, texts: Texts, scale: Scale) -> Figures:
     timings, copied = [], []
     for _ in range(scale.n(12, 4)):
         text = texts.records(64)
-        timings.append(await server.ask(_please_repeat(text, texts), 64))
+        timings.append(await server.ask(_repeat_request(text, texts), 64))
         copied.append(_copied_share(text, timings[-1].text))
     if median(copied) < 0.5:
         raise BenchError(f"the model does not copy: only {median(copied):.0%} of its answers is copied")
     return {"decode_rate": median(timing.decode_rate for timing in timings), "copied": median(copied)}
 
 
-def _please_repeat(text: str, texts: Texts) -> Question:
+def _repeat_request(text: str, texts: Texts) -> Question:
     """A request to repeat a text, with two examples for small models."""
     turns: list[Message] = []
     for example in (texts.records(48), texts.records(48)):
@@ -168,18 +168,18 @@ async def chat(server: Server, texts: Texts, scale: Scale) -> Figures:
 async def several(server: Server, texts: Texts, _scale: Scale) -> Figures:
     """Eight answers to one prompt."""
     question = texts.question(_PREFIX)
-    return (await run_load(server, [question] * _AT_ONCE, _AT_ONCE, _ANSWER)).figures()
+    return (await run_load(server, [question] * _CONCURRENCY, _CONCURRENCY, _ANSWER)).figures()
 
 
 async def decode(server: Server, texts: Texts, scale: Scale) -> Figures:
     """Decode rate of one and of eight sequences, for comparison with the bare loop."""
     figures = {}
-    for at_once in (1, _AT_ONCE):
+    for concurrency in (1, _CONCURRENCY):
         rates = []
         for _ in range(scale.n(4, 1)):
-            wave = [texts.question(_PROMPT) for _ in range(at_once)]
-            rates.append(wave_rate((await run_load(server, wave, at_once, 64)).timings))
-        figures[f"rate_of_{at_once}"] = median(rates)
+            wave = [texts.question(_PROMPT) for _ in range(concurrency)]
+            rates.append(wave_rate((await run_load(server, wave, concurrency, 64)).timings))
+        figures[f"rate_of_{concurrency}"] = median(rates)
     return figures
 
 
@@ -187,13 +187,13 @@ async def memory(server: Server, texts: Texts, scale: Scale) -> Figures:
     """Resident memory after every slot has had a long request."""
     questions = [texts.question(900) for _ in range(scale.n(16, 8))]
     started_with = server.process.resident_bytes
-    await run_load(server, questions, _AT_ONCE, 64)
+    await run_load(server, questions, _CONCURRENCY, 64)
     return {"start_mb": started_with / 1e6, "after_mb": server.process.resident_bytes / 1e6}
 
 
 async def idle(server: Server, texts: Texts, _scale: Scale) -> Figures:
     """CPU use of an idle server after a load, as a share of one core."""
-    await run_load(server, [texts.question(_PROMPT) for _ in range(_AT_ONCE)], _AT_ONCE, _ANSWER)
+    await run_load(server, [texts.question(_PROMPT) for _ in range(_CONCURRENCY)], _CONCURRENCY, _ANSWER)
     await asyncio.sleep(2)
     before = server.process.cpu_seconds
     await asyncio.sleep(_IDLE)

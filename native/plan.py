@@ -119,7 +119,8 @@ def make_plan(
     ]
     if native:
         sets = list(findings.usable)
-    # "unknown": LLAMA_BUILD_FLAGS enabled AMX for another machine. The compiler's header may be wrong.
+    # The finding is "unknown" if LLAMA_BUILD_FLAGS enables AMX on a machine without it.
+    # Then the compiler's header may be wrong.
     repaired = "AMX" in sets and findings.amx_header != "sound"
     arguments += [*_ALWAYS, *(["-DREPAIR_TILE_LOADCONFIG=ON"] if repaired else [])]
     arguments += [f"-D{name}={value}" for name, value in wanted.items()]
@@ -150,7 +151,7 @@ def _chosen(findings: Findings) -> tuple[str, ...]:
 
 
 def _options(chosen: tuple[str, ...]) -> dict[str, bool]:
-    """All of ggml's options: several are on by default."""
+    """Values of all of ggml's options, because several are on by default."""
     options = {"GGML_NATIVE": False}
     for name, row in INSTRUCTION_SETS.items():
         options.update({f"GGML_{option}": name in chosen for option in row.options})

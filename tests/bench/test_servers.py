@@ -10,7 +10,7 @@ import pytest
 
 from bench.client import BenchError, Timing
 from bench.prompts import PLAIN, Prompts, Question
-from bench.servers import Asked, LlamaServer, OpenVINO, Server, Setup, Tokenstream
+from bench.servers import LlamaServer, OpenVINO, Request, Server, Setup, Tokenstream
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_events_may_be_split_anywhere(setup: Setup, size: int) -> None:
 def test_both_servers_get_equal_requests(setup: Setup, prompts: Prompts) -> None:
     question = Question.of("Which birds come by in March?")
     prompt = prompts.render(question)
-    request = Asked(question, prompt, 48, Timing())
+    request = Request(question, prompt, 48, Timing())
     ours, theirs = Tokenstream(setup).fields(request), LlamaServer(setup, Path("x")).fields(request)
     assert (ours["query"], ours["context"]) == ("Which birds come by in March?", "plain")
     assert theirs["prompt"] == prompt

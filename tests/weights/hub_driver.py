@@ -1,4 +1,4 @@
-"""Resolve models in processes like the command line. The processes are forks with all imports done.
+"""Resolves models as the command line does, in forks of one process. The imports are done before the fork.
 
 ``--once`` resolves the model that the environment names. Without it, the program reads jobs from stdin, one
 JSON object per line, and prints the exit status of each. ``--warm`` imports huggingface_hub before the forks,
