@@ -22,6 +22,7 @@ from app.api.openai.dialect import DIALECT as OPENAI
 from app.api.openapi import document
 from app.api.operator.dialect import DIALECT as OPERATOR
 from app.api.rerank.dialect import DIALECT as RERANK
+from app.api.responses.dialect import DIALECT as RESPONSES
 from app.api.sagemaker.dialect import DIALECT as SAGEMAKER
 from app.api.tgi.dialect import DIALECT as TGI
 from app.api.tokenstream.dialect import DIALECT as TOKENSTREAM
@@ -33,6 +34,7 @@ from app.telemetry.tracing import Tracing
 DIALECTS: tuple[Dialect, ...] = (
     TOKENSTREAM,
     OPENAI,
+    RESPONSES,
     OLLAMA,
     RERANK,
     TGI,

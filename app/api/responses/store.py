@@ -1,0 +1,45 @@
+"""Conversations of past responses, for ``previous_response_id``."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from app.chat.messages import Message
+
+LIFETIME = 3600.0  # seconds
+MOST_CHARACTERS = 32 << 20  # of all conversations
+
+
+class ResponseStore:
+    """Conversations in memory, by response id. The oldest are dropped at the limits."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._entries: OrderedDict[str, tuple[float, int, tuple[Message, ...]]] = OrderedDict()
+        self._n_characters = 0
+
+    def add(self, id_: str, conversation: Sequence[Message]) -> None:
+        size = 100 + sum(len(m.content) + len(m.thoughts) + 100 for m in conversation)
+        size += sum(len(call.arguments) for m in conversation for call in m.tool_calls)
+        if size > MOST_CHARACTERS:
+            return
+        self._entries[id_] = (self._clock() + LIFETIME, size, tuple(conversation))
+        self._n_characters += size
+        self._drop_old()
+
+    def get(self, id_: str) -> tuple[Message, ...] | None:
+        """The turns up to a response and its answer. None: unknown or dropped."""
+        self._drop_old()
+        entry = self._entries.get(id_)
+        return entry[2] if entry else None
+
+    def _drop_old(self) -> None:
+        now = self._clock()
+        while self._entries:
+            expires, size, _ = next(iter(self._entries.values()))
+            if expires > now and self._n_characters <= MOST_CHARACTERS:
+                return
+            self._entries.popitem(last=False)
+            self._n_characters -= size
