@@ -17,6 +17,7 @@ from app.api.http import admission, errors
 from app.api.http.auth import RequireKey
 from app.api.http.observation import Observe
 from app.api.http.problems import ApiError
+from app.api.messages.dialect import DIALECT as MESSAGES
 from app.api.ollama.dialect import DIALECT as OLLAMA
 from app.api.openai.dialect import DIALECT as OPENAI
 from app.api.openapi import document
@@ -35,6 +36,7 @@ DIALECTS: tuple[Dialect, ...] = (
     TOKENSTREAM,
     OPENAI,
     RESPONSES,
+    MESSAGES,
     OLLAMA,
     RERANK,
     TGI,

@@ -74,6 +74,11 @@ class Answer:
         return self.sequence.n_cached
 
     @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended the answer. Final at the last output."""
+        return self.sequence.detokenizer.stopped_by
+
+    @property
     def n_thought(self) -> int:
         """Number of tokens in thoughts. Final at the last output."""
         return self.sequence.n_thought

@@ -79,6 +79,11 @@ class Generation:
         return len(self.prompt)
 
     @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended the answer. Final at the last step."""
+        return self._answer.stopped_by
+
+    @property
     def n_thought(self) -> int:
         """Number of generated tokens in thoughts. Final at the last step."""
         return self._answer.n_thought

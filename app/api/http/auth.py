@@ -20,7 +20,10 @@ def client_of(connection: HTTPConnection) -> Client:
 
 
 class RequireKey:
-    """Middleware that rejects requests without the key (401). Clients send the key as a Bearer token."""
+    """Middleware that rejects requests without the key (401).
+
+    Clients send the key as a Bearer token, or in ``x-api-key``.
+    """
 
     def __init__(self, app: ASGIApp, key: str, is_open: Callable[[str, str], bool]) -> None:
         """``is_open``: whether a request with this method and path needs no key."""
@@ -39,4 +42,6 @@ class RequireKey:
         if self._is_open(connection.scope["method"], connection.scope["path"]):
             return True
         scheme, _, key = connection.headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and secrets.compare_digest(key.strip().encode("latin-1"), self._key)
+        if scheme.lower() != "bearer":  # Anthropic's clients send it in a header of its own
+            key = connection.headers.get("x-api-key", "")
+        return secrets.compare_digest(key.strip().encode("latin-1"), self._key)

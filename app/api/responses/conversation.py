@@ -6,15 +6,16 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from app.api.http.ignored import warn_once
 from app.api.http.problems import invalid
 from app.api.http.sources import knowledge_use
 from app.api.responses.requests import (
+    ROUTE,
     InputItem,
     ResponsesRequest,
     ResponseTool,
     ToolSelection,
     text_of,
-    warn_once,
 )
 from app.chat.messages import Message, Tool, ToolCall
 from app.service import ChatPrompt, Constraint, JSONSchema, ToolUse
@@ -115,7 +116,7 @@ def _tool_use(body: ResponsesRequest) -> ToolUse | None:
             with _naming(f"tools.{index}"):
                 tools.append(_tool(tool))
         else:
-            warn_once(f"a tool of type {tool.type!r}")
+            warn_once(ROUTE, f"a tool of type {tool.type!r}")
     only, must_call = None, body.tool_choice == "required"
     if isinstance(choice := body.tool_choice, ToolSelection):
         if choice.type == "allowed_tools":

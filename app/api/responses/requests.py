@@ -5,17 +5,16 @@ Fields, tools and items that the server does not know are ignored, with a warnin
 
 from __future__ import annotations
 
-import logging
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.api.http.fields import SamplingFields, ThinkingFields
+from app.api.http.ignored import warn_once
 from app.api.http.sources import KnowledgeField
 from app.service import Effort
 
-logger = logging.getLogger("tokenstream.api")
-
+ROUTE = "/v1/responses"
 _TEXT_PARTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text", "refusal")
 _ITEMS = ("message", "reasoning", "function_call", "function_call_output")
 # Without effect on the answer.
@@ -37,14 +36,6 @@ _HARMLESS = frozenset(
         "user",
     }
 )
-_warned: set[str] = set()
-
-
-def warn_once(what: str) -> None:
-    """Log an ignored field, tool or item, once per process."""
-    if what not in _warned and len(_warned) < 1000:  # names are the client's
-        _warned.add(what)
-        logger.warning("/v1/responses: %s is ignored", what)
 
 
 class _Fields(BaseModel):
@@ -102,7 +93,7 @@ class InputItem(_Fields):
             if getattr(self, field) is None:
                 raise ValueError(f"{field} is required with type {self.type!r}")
         if self.type not in _ITEMS:
-            warn_once(f"an item of type {self.type!r}")
+            warn_once(ROUTE, f"an item of type {self.type!r}")
         return self
 
 
@@ -189,7 +180,7 @@ class ResponsesRequest(SamplingFields, ThinkingFields):
         if not self.input and self.previous_response_id is None:
             raise ValueError("input: is required")
         for name in sorted((self.model_extra or {}).keys() - _HARMLESS):
-            warn_once(f"the field {name[:64]!r}")
+            warn_once(ROUTE, f"the field {name[:64]!r}")
         return self
 
     def overrides(self) -> dict[str, Any]:
