@@ -100,10 +100,10 @@ def test_dialects_with_the_same_first_segment_have_separate_error_formats() -> N
         return {"type": "error", "message": problem.message}
 
     other = ErrorFormat(dict[str, Any], body)
-    new = dialect("New", "/v1/messages", "/new/chat", error=other)
+    new = dialect("New", "/v1/elsewhere", "/new/chat", error=other)
     table = RouteTable((*DIALECTS, new), SETTINGS, default=OWN)
-    assert table.error_format("POST", "/v1/messages") is other
-    assert table.error_format("GET", "/v1/messages") is other
+    assert table.error_format("POST", "/v1/elsewhere") is other
+    assert table.error_format("GET", "/v1/elsewhere") is other
     assert table.error_format("GET", "/new/tags") is other
     assert table.error_format("GET", "/v1/nothing") is OPENAI  # the earlier dialect
 

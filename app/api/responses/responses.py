@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -214,8 +213,4 @@ def _turn(output: Output) -> Message:
 
 
 def _encoded(events: Sequence[ResponseEvent]) -> bytes:
-    return b"".join(map(_event, events))
-
-
-def _event(data: ResponseEvent) -> bytes:
-    return partial(event, prefix=f"event: {data['type']}\ndata: ")(data)
+    return b"".join(event(data, prefix=f"event: {data['type']}\ndata: ") for data in events)

@@ -134,11 +134,11 @@ def test_a_billing_line_does_not_reach_the_prompt(client: anthropic.Anthropic) -
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages.0.content.0"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"tool_choice": {"type": "tool", "name": "f"}, "tools": [TOOL]}, "tool_choice.name"),
-        ({"context": "unknown"}, "context"),
+        ({"extra_body": {"context": "unknown"}}, "context"),
     ],
 )
 def test_errors_have_anthropics_form(wrong: Any, message: str, client: anthropic.Anthropic) -> None:
-    kind = anthropic.NotFoundError if "context" in wrong else anthropic.BadRequestError
+    kind = anthropic.NotFoundError if "extra_body" in wrong else anthropic.BadRequestError
     with pytest.raises(kind, match=message.replace(".", r"\.")) as error:
         client.messages.create(**fields(**wrong))
     assert error.value.body["type"] == "error"  # type: ignore[index, call-overload]
