@@ -15,7 +15,7 @@ _TYPES = {
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",
-    529: "overloaded_error",
+    503: "overloaded_error",
 }
 _SERVER_ERROR = 500
 
@@ -36,8 +36,8 @@ class MessagesError(TypedDict):
 
 
 def messages_status(problem: Problem) -> int:
-    """Anthropic's statuses: 400 for invalid bodies, 529 while the server cannot answer."""
-    return {422: 400, 415: 400, 408: 400, 503: 529}.get(problem.status, problem.status)
+    """Anthropic's status for invalid bodies is 400."""
+    return 400 if problem.status == 422 else problem.status
 
 
 def messages_body(problem: Problem) -> MessagesError:
