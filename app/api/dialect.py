@@ -34,6 +34,7 @@ CAUSES = {
     500: "Internal server error.",
     501: "The server was started without an embedding model or knowledge base.",
     503: "The model is loading.",
+    504: "REQUEST_TIMEOUT has passed.",
 }
 
 RETRY_AFTER = {"Retry-After": "Seconds to wait before the next attempt."}  # description of the header
@@ -56,6 +57,7 @@ Kind = Literal[
     "not_offered",
     "overloaded",
     "read_timeout",
+    "request_timeout",
     "shutting_down",
     "too_long",
     "unauthorized",

@@ -11,21 +11,30 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 from prometheus_client import start_http_server
 from starlette.applications import Starlette
 
 from app.api.app import create_app
+from app.api.http.connection import Connection, ConnectionLimits, Connections
 from app.config.errors import UserError
 from app.config.settings import Settings, split_address
 from app.config.unused import unused_variables
+from app.machine.descriptors import raised_limit
 from app.service.start import Start, prepare
 from app.telemetry.metrics import Metrics
 from app.telemetry.tracing import Tracing
 
 logger = logging.getLogger("tokenstream")
+
+
+# Default of MAX_CONNECTIONS, and open files of the process besides connections.
+_MOST_CONNECTIONS = 4096
+_OTHER_FILES = 40
 
 
 class StartupError(UserError):
@@ -84,6 +93,15 @@ def _serve_metrics(address: str, metrics: Metrics) -> None:
     start_http_server(port, host, metrics.registry)
 
 
+def _connection_limits(settings: Settings) -> ConnectionLimits:
+    most = settings.max_connections
+    if most is None:
+        most = min(_MOST_CONNECTIONS, max(raised_limit() - _OTHER_FILES, 1))
+    return ConnectionLimits(
+        most, settings.max_connections_per_address, settings.read_timeout, settings.write_timeout
+    )
+
+
 class _Server(uvicorn.Server):
     """uvicorn, while the model loads in the background. After a signal it exits with status 0.
 
@@ -100,7 +118,8 @@ class _Server(uvicorn.Server):
         settings = self._service.settings
         config = uvicorn.Config(
             create_app(self._service, self._lifespan, tracing),
-            http="httptools",
+            http=cast(Any, partial(Connection, Connections(_connection_limits(settings)))),
+            timeout_keep_alive=settings.connection_idle,  # type: ignore[arg-type] # a float works
             loop="uvloop" if sys.platform != "win32" else "asyncio",
             log_config=None,
             log_level=None,

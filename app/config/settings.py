@@ -325,6 +325,38 @@ class Settings(BaseSettings):
     max_body_bytes: int = _setting(
         1 << 20, "Maximum size of a request body; larger ones get status 413.", unit="bytes", ge=1024
     )
+    max_connections: int | None = _setting(
+        None,
+        "Maximum open connections. For a new one, the longest idle one is closed. If none is idle, the "
+        "new one gets status 503.",
+        unit="connections",
+        ge=1,
+        shown="4096, or fewer if the limit of open files is lower",
+    )
+    max_connections_per_address: int | None = _setting(
+        None,
+        "Maximum open connections of one address. Not useful behind a proxy.",
+        unit="connections",
+        ge=1,
+        shown="no limit",
+    )
+    connection_idle: float = _setting(
+        60.0, "Time until a connection without a request is closed.", unit="seconds", gt=0
+    )
+    write_timeout: float = _setting(
+        30.0,
+        "Time until a connection is cut if its client reads nothing of a waiting response.",
+        unit="seconds",
+        gt=0,
+    )
+    request_timeout: float | None = _setting(
+        None,
+        "Maximum time of a request from its arrival to the end of its answer. Later it ends with status 504, "
+        "or with an error in the stream.",
+        unit="seconds",
+        gt=0,
+        shown="no limit",
+    )
     read_timeout: float = _setting(
         60.0,
         "Time for a request to arrive: for its head, and for its body. Slower requests get status 408.",

@@ -12,6 +12,7 @@ from app.engine.cache.prefix_cache import PrefixCache
 from app.engine.client import Client
 from app.engine.pacing import MIN_CHUNK, Pacing
 from app.engine.sequence import Sequence
+from app.engine.shares import Shares, victim
 
 # A sequence waits for a prefix in progress if that saves at least this many tokens.
 _MIN_SAVED_BY_WAITING = 32
@@ -69,9 +70,12 @@ class SequenceFault(Exception):
 class Scheduler:
     """Admits sequences into slots and plans each step.
 
-    The order is least remaining prefill first, with waiting time counted as progress. So a sequence is
-    overtaken only by sequences that arrive during the time of its prefill. A prompt waits while
-    another sequence computes a prefix that both share.
+    Clients take turns by their computed tokens. The order of a client is least remaining prefill first, with
+    waiting time counted as progress. So a sequence is overtaken only by sequences that arrive during the time
+    of its prefill. A prompt waits while another sequence computes a prefix that both share.
+
+    If no slot is free, a client with few slots takes one of a client with more. The suspended sequence
+    waits, and its KV stays reusable.
 
     ``Pacing`` bounds the prefill of a step. The occupied slots stay contiguous (0, 1, 2, …): a gap costs a
     second pass over the weights at every step. Moving the last sequence into the gap costs one copy.
@@ -81,6 +85,7 @@ class Scheduler:
         self._limits = limits
         self._cache = cache
         self._pacing = pacing
+        self._shares = Shares()
         self._slots: list[Sequence | None] = [None] * limits.n_slots
         # Waiting sequences, each with its last lookup and the cache version of that lookup.
         self._waiting: dict[Sequence, tuple[int, Prefix] | None] = {}
@@ -103,6 +108,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence for a slot."""
+        self._shares.add(sequence.client)
         self._waiting[sequence] = None
 
     def remove(self, sequence: Sequence) -> None:
@@ -113,9 +119,12 @@ class Scheduler:
         else:
             self._cache.leave(sequence)
             self._slots[slot] = None
+        self._shares.remove(sequence.client)
 
     def drop(self, sequence: Sequence) -> None:
         """Remove a sequence after a fault and erase its slot, whose contents are unknown."""
+        if sequence in self:
+            self._shares.remove(sequence.client)
         self._waiting.pop(sequence, None)
         if sequence in self._slots:
             slot = self._slots.index(sequence)
@@ -135,22 +144,30 @@ class Scheduler:
         self._admit()
         self._save_branches()
         self._close_gaps()
-        return list(self._plan())
+        work = list(self._plan())
+        for piece in work:
+            self._shares.charge(piece.sequence.client, piece.n_tokens)
+        return work
 
     # --- admission
 
     def _admit(self) -> None:
         free = {slot for slot, holder in enumerate(self._slots) if holder is None}
-        if not free or not self._waiting:
+        clients = {sequence.client for sequence in self._waiting}
+        if not clients or not (free or any(victim(client, self.running) for client in clients)):
             return
         prefilling = [s for s in self.running if not s.is_decoding]
-        room = self._chunk() - sum(s.n_pending for s in prefilling)
-        for sequence in sorted(self._waiting, key=self._urgency):
+        for sequence in sorted(self._waiting, key=self._turn):
             if self._waits_for_prefix(sequence) or not self._may_run(sequence.client):
                 continue
-            overtakes = all(self._urgency(sequence) < self._urgency(other) for other in prefilling)
-            if not free or not (room > 0 or overtakes):
+            overtakes = all(self._turn(sequence) < self._turn(other) for other in prefilling)
+            if not (overtakes or self._chunk() > sum(s.n_pending for s in prefilling)):
                 break
+            leaving = None if free else victim(sequence.client, self.running)
+            if not free and leaving is None:
+                continue
+            if leaving is not None:
+                free.add(self._suspend(leaving))
             with self._concerning(sequence):
                 slot = self._choose_slot(sequence, free)
             with self._concerning(sequence, slot):
@@ -159,12 +176,22 @@ class Scheduler:
             self._slots[slot] = sequence
             sequence.admitted_at = time.perf_counter()
             free.remove(slot)
-            prefilling.append(sequence)
-            room -= sequence.n_pending
+            prefilling = [s for s in self.running if not s.is_decoding]
 
     def _may_run(self, client: Client) -> bool:
         limit = client.max_running
         return limit is None or sum(s.client.name == client.name for s in self.running) < limit
+
+    def _suspend(self, sequence: Sequence) -> int:
+        """Return a running sequence to the queue. Its KV stays reusable. Returns the free slot."""
+        slot = sequence.slot
+        assert slot is not None
+        with self._concerning(sequence, slot):
+            self._cache.leave(sequence)
+        self._slots[slot] = None
+        sequence.was_suspended = True
+        self._waiting[sequence] = None
+        return slot
 
     @contextmanager
     def _concerning(self, sequence: Sequence, slot: int | None = None) -> Iterator[None]:
@@ -175,6 +202,10 @@ class Scheduler:
             if slot is not None:
                 self._cache.drop(slot)
             raise SequenceFault(sequence, error) from error
+
+    def _turn(self, sequence: Sequence) -> tuple[tuple[int, int], float]:
+        """Sort key of a sequence: the turn of its client, then its own urgency."""
+        return self._shares.turn(sequence.client), self._urgency(sequence)
 
     def _urgency(self, sequence: Sequence) -> float:
         """Expected time of the first token if the sequence ran alone. Lower values go first."""
@@ -237,7 +268,7 @@ class Scheduler:
         n_logits = self._limits.draft_tokens
         # A slot without tokens is a gap: every prompt gets at least one token.
         least = 1 if decoding else 0
-        for sequence in sorted((s for s in running if not s.is_decoding), key=self._urgency):
+        for sequence in sorted((s for s in running if not s.is_decoding), key=self._turn):
             n_tokens = max(budget, least)
             if MIN_CHUNK <= n_tokens < sequence.n_pending < n_tokens + MIN_CHUNK:
                 n_tokens = sequence.n_pending  # a short remainder would cost another pass

@@ -47,6 +47,7 @@ class Sequence:
         n_computed: Number of tokens in KV memory.
         n_cached: Number of prompt tokens from the prefix cache.
         slot: Sequence id in KV memory. None: not running.
+        was_suspended: It has left a slot before its end.
         finish_reason: Set by ``append`` at the last token.
         submitted_at: Time of submission, as ``time.perf_counter``.
         admitted_at: Time of the first assignment of a slot. None: still waiting.
@@ -67,6 +68,7 @@ class Sequence:
     n_computed: int = 0
     n_cached: int = 0
     slot: int | None = None
+    was_suspended: bool = False
     finish_reason: FinishReason | None = None
     submitted_at: float = field(default_factory=time.perf_counter)
     admitted_at: float | None = None
@@ -84,7 +86,7 @@ class Sequence:
 
     @property
     def n_pending(self) -> int:
-        """Number of tokens not in KV memory: 1 while decoding, more during prefill."""
+        """Number of tokens not in KV memory: 1 while decoding, more during prefill or after a suspension."""
         return len(self.tokens) - self.n_computed
 
     @property
@@ -94,8 +96,13 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """Whether the answer has begun."""
-        return self.n_generated > 0
+        """Whether the answer has begun, and all tokens but the last are in KV memory."""
+        return self.n_generated > 0 and self.n_pending <= 1
+
+    @property
+    def can_be_suspended(self) -> bool:
+        """Whether it can leave its slot and continue later. Scores of a prompt are computed at once."""
+        return not self.needs_all_logits and not self.is_context
 
     @property
     def needs_all_logits(self) -> bool:

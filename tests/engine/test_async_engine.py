@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.engine.answer import EngineError, QueueFull, RequestTooLong
+from app.engine.answer import Answer, EngineError, QueueFull, RequestTooLong
 from app.engine.async_engine import AsyncEngine
 from app.engine.client import Client
 from app.engine.sampling.params import SamplingParams
@@ -154,6 +154,29 @@ async def test_a_client_has_at_most_its_running_and_waiting_requests(
     assert all(n >= 1 for _, n, _ in await asyncio.gather(*map(read, answers)))
     assert max(r.running for r in reports.all) <= 3
     assert (await read(engine.submit(chat(engine, LONG), params, limited)))[1] == 4  # there is room again
+
+
+async def test_a_client_is_answered_while_another_has_all_slots(engine: AsyncEngine) -> None:
+    """Suspended answers continue with their text."""
+    params = SamplingParams(max_tokens=80, ignore_eos=True)
+    alone = (await read(engine.submit(chat(engine, LONG), params)))[0]
+    flood = [engine.submit(chat(engine, LONG), params, Client("flood")) for _ in range(8)]
+    finished = list[str]()
+
+    async def note(name: str, answer: Answer) -> tuple[str, int, FinishReason | None]:
+        result = await read(answer)
+        finished.append(name)
+        return result
+
+    reading = [asyncio.create_task(note("flood", answer)) for answer in flood]
+    while sum(answer.sequence.n_generated > 0 for answer in flood) < 4:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    lone = engine.submit(chat(engine, "Say hi."), SamplingParams(max_tokens=4), Client("lone"))
+    await note("lone", lone)
+    results = await asyncio.gather(*reading)
+    assert finished[0] == "lone"
+    assert [n for _, n, _ in results] == [80] * 8
+    assert {text[:20] for text, _, _ in results} == {alone[:20]}
 
 
 async def test_a_request_that_cannot_fit_is_rejected_before_any_step(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import anyio
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -43,7 +45,9 @@ class TakePlace:
                     place.leave()
                 await send(message)
 
+            timeout = service.settings.request_timeout
             connection.state.place = place
+            connection.state.deadline = anyio.current_time() + (math.inf if timeout is None else timeout)
             await self._app(scope, receive, send_noting_progress)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -28,7 +29,14 @@ logger = logging.getLogger("tokenstream.api")
 
 # Seconds of silence before a keep-alive comment. Proxies close silent connections after 30 to 60 s.
 KEEP_ALIVE_AFTER = 10.0
+TIMED_OUT = Problem(504, "request_timeout", "the request took longer than REQUEST_TIMEOUT")
 SHUTTING_DOWN = Problem(503, "shutting_down", "the server is shutting down")
+
+
+def deadline_of(scope: Scope) -> float:
+    """End of REQUEST_TIMEOUT, as ``anyio.current_time``."""
+    deadline: float = scope.get("state", {}).get("deadline", math.inf)
+    return deadline
 
 
 class Answering(Response):
@@ -48,32 +56,38 @@ class Answering(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response until it is complete or the client disconnects."""
         try:
-            async with anyio.create_task_group() as tasks:
-
-                async def until_disconnected() -> None:
-                    while (await receive())["type"] != "http.disconnect":
-                        pass
-                    tasks.cancel_scope.cancel()
-
-                tasks.start_soon(until_disconnected)
-                await self._send_all(scope, receive, send)
-                tasks.cancel_scope.cancel()
+            with anyio.CancelScope(deadline=deadline_of(scope)) as limit:
+                await self._send_while_connected(scope, receive, send)
+            if limit.cancelled_caught:
+                await self._interrupt(TIMED_OUT, scope, receive, send)
         except asyncio.CancelledError:
             # The server shuts down, and SHUTDOWN_GRACE has passed.
             n_tokens = sum(generation.n_generated for generation in self._generations)
             logger.warning("shutdown interrupted an answer after %d tokens", n_tokens)
-            await self._interrupt(scope, receive, send)
+            await self._interrupt(SHUTTING_DOWN, scope, receive, send)
         finally:
             for generation in self._generations:
                 generation.close()
+
+    async def _send_while_connected(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with anyio.create_task_group() as tasks:
+
+            async def until_disconnected() -> None:
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(until_disconnected)
+            await self._send_all(scope, receive, send)
+            tasks.cancel_scope.cancel()
 
     @abstractmethod
     async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response; return when it is complete or has failed."""
 
     @abstractmethod
-    async def _interrupt(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """End the response with an error, because the server shuts down."""
+    async def _interrupt(self, problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
+        """End an incomplete response with an error."""
 
 
 class WholeAnswer(Answering):
@@ -98,9 +112,9 @@ class WholeAnswer(Answering):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _interrupt(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _interrupt(self, problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._is_started:
-            await respond(scope, SHUTTING_DOWN)(scope, receive, send)
+            await respond(scope, problem)(scope, receive, send)
 
 
 class StreamedAnswer(Answering):
@@ -158,10 +172,10 @@ class StreamedAnswer(Answering):
         if failure is None:
             await writer.send(last, more=False)
         elif isinstance(failure, GenerationFailed):
-            await self._fail(problem_of(failure), scope, receive, send)
+            await self._interrupt(problem_of(failure), scope, receive, send)
         elif writer.is_started:
             logger.error("a response failed after its first part", exc_info=failure)
-            await self._fail(internal(), scope, receive, send)
+            await self._interrupt(internal(), scope, receive, send)
         else:
             raise failure  # server_error responds
 
@@ -169,10 +183,7 @@ class StreamedAnswer(Answering):
         if part := self._encode(index, step):
             writer.write(part)
 
-    async def _interrupt(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._fail(SHUTTING_DOWN, scope, receive, send)
-
-    async def _fail(self, problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _interrupt(self, problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
         current().error = problem.kind
         if self._writer is None or not self._writer.is_started:
             await respond(scope, problem)(scope, receive, send)

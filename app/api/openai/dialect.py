@@ -18,7 +18,7 @@ from app.api.openai.requests import ChatRequest, CompletionRequest
 
 _KNOWLEDGE = "Knowledge base"
 
-_ERRORS = causes(408, 413, 415, 429, 500, 503) | {
+_ERRORS = causes(408, 413, 415, 429, 500, 503, 504) | {
     400: "The request is invalid. `param` is the field, `message` has the allowed values."
 }
 _STREAM = (
@@ -190,7 +190,7 @@ _SEARCH = Operation(
         "The two nearest passages, at any distance": {"query": "opening hours", "top_k": 2, "threshold": -1},
     },
     replies={200: Reply("The passages.", {JSON: knowledge.PassageList})},
-    errors=causes(408, 413, 415, 429, 500, 501, 503)
+    errors=causes(408, 413, 415, 429, 500, 501, 503, 504)
     | {400: "The body is invalid, or names a document that does not exist."},
 )
 

@@ -16,7 +16,7 @@ from app.api.tgi.replies import GenerateResponse, StreamResponse
 from app.api.tgi.requests import CompatGenerateRequest, GenerateRequest
 from app.api.tgi.tokens import ChatTokenizeResponse, SimpleToken, TokenizeRequest, chat_tokenize, tokenize
 
-_READING = causes(400, 408, 413, 415, 422, 429, 500, 503)
+_READING = causes(400, 408, 413, 415, 422, 429, 500, 503, 504)
 GENERATING = _READING | causes(424)
 
 _NO_TEMPLATE = "The model continues the text, without context and chat template. Unknown fields are ignored."

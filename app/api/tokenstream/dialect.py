@@ -48,7 +48,7 @@ _TOKEN_STREAM = Operation(
             },
         )
     },
-    errors=causes(400, 404, 408, 413, 415, 422, 429, 500, 501, 503),
+    errors=causes(400, 404, 408, 413, 415, 422, 429, 500, 501, 503, 504),
 )
 
 DIALECT = Dialect(

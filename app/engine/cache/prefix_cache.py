@@ -152,8 +152,9 @@ class PrefixCache:
             state = self._state_of(source)  # before _empty(), which may evict the source
             self._empty(slot, state)
             n_tokens = self._bring(slot, state, n_tokens)
-        sequence.slot, sequence.n_computed, sequence.n_cached = slot, n_tokens, n_tokens
-        sequence.cache_tier = tier if n_tokens else None
+        sequence.slot, sequence.n_computed = slot, n_tokens
+        if not sequence.was_suspended:
+            sequence.n_cached, sequence.cache_tier = n_tokens, tier if n_tokens else None
         self._add(Resident(slot, sequence.prompt, sequence))
 
     def leave(self, sequence: Sequence) -> None:

@@ -9,19 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.engine.cache.kv_state import MemoryKind
+from app.engine.client import LOCAL, Client
 from app.engine.sampling.params import SamplingParams
 from app.engine.scheduler import Work
 from app.engine.sequence import Sequence
 
 
-def sequence(prompt: list[int] | int, *, max_tokens: int = 8, submitted_at: float = 0.0) -> Sequence:
+def sequence(
+    prompt: list[int] | int, *, max_tokens: int = 8, submitted_at: float = 0.0, client: Client = LOCAL
+) -> Sequence:
     """A sequence with a prompt. An integer is the length of a prompt of unique tokens."""
     nothing = cast(Any, None)
     if isinstance(prompt, int):
         prompt = list(range(FakeMemory.unique, FakeMemory.unique + prompt))
         FakeMemory.unique += len(prompt)
     params = SamplingParams(max_tokens=max_tokens)
-    return Sequence(prompt, params, cast(Any, NoSampler()), nothing, submitted_at=submitted_at)
+    return Sequence(prompt, params, cast(Any, NoSampler()), nothing, submitted_at=submitted_at, client=client)
 
 
 class NoSampler:

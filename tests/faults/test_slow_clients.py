@@ -1,0 +1,145 @@
+"""Clients that send or read too slowly, and too many connections, over real sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.conftest import Server, running_server
+
+LIMITS = {
+    "CONNECTION_IDLE": "1.5",
+    "READ_TIMEOUT": "1",
+    "WRITE_TIMEOUT": "1",
+    "REQUEST_TIMEOUT": "2",
+    "MAX_CONNECTIONS": "30",
+    "MAX_CONNECTIONS_PER_ADDRESS": "20",
+    "N_CTX": "8192",
+    "MAX_SEQUENCES": "1",
+}
+LONG = {"query": "Tell me a story.", "max_tokens": 8000, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def strict_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with short timeouts and few connections."""
+    with running_server(tmp_path_factory.mktemp("strict") / "log", **LIMITS) as server:
+        yield server
+
+
+def connect(server: Server, source: str = "127.0.0.1") -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=30, source_address=(source, 0))
+    connection.settimeout(30)
+    return connection
+
+
+def received(connection: socket.socket) -> bytes:
+    """Everything until the server closes the connection."""
+    data = b""
+    with connection, contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(1 << 16):
+            data += part
+    return data
+
+
+def head(n_bytes: int) -> bytes:
+    return (
+        b"POST /token_stream HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n" % n_bytes
+    )
+
+
+def test_connections_without_a_request_are_closed(strict_server: Server) -> None:
+    silent, used = connect(strict_server), connect(strict_server)
+    used.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    assert received(silent) == b""
+    assert received(used).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "begin", [b"GET /health HTT", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: b\r\n", b"\r\n"]
+)
+def test_a_head_that_does_not_end_is_answered_408(strict_server: Server, begin: bytes) -> None:
+    connection = connect(strict_server)
+    connection.sendall(begin)
+    for _ in range(3):  # bytes do not extend the time
+        time.sleep(0.3)
+        with contextlib.suppress(OSError):
+            connection.sendall(b"\r\n" if begin == b"\r\n" else b"a")
+    assert received(connection).startswith(b"HTTP/1.1 408")
+
+
+def test_a_head_without_bound_is_answered_431(strict_server: Server) -> None:
+    connection = connect(strict_server)
+    connection.sendall(b"GET /health HTTP/1.1\r\nX-Long: " + b"a" * 70_000)
+    assert received(connection).startswith(b"HTTP/1.1 431")
+
+
+def test_a_slow_body_is_answered_408_in_the_dialect(strict_server: Server) -> None:
+    connection = connect(strict_server)
+    connection.sendall(head(100) + b'{"query":')
+    answer = received(connection)
+    assert answer.startswith(b"HTTP/1.1 408")
+    body = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert body["error_type"] == "read_timeout"
+    assert "9 bytes of the body arrived in 1 s (READ_TIMEOUT)" in body["error"]
+
+
+def test_a_client_that_reads_nothing_is_cut(strict_server: Server) -> None:
+    """The bundle of Swagger UI is larger than the buffers of a connection, eight times."""
+    connection = connect(strict_server)
+    asset = next(
+        line.partition('src="')[2].partition('"')[0]
+        for line in httpx.get(f"{strict_server.url}/docs").text.splitlines()
+        if "bundle" in line and "src=" in line
+    )
+    connection.sendall(b"GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % asset.encode() * 8)
+    end = time.monotonic() + 60
+    while "read nothing for 1 s (WRITE_TIMEOUT)" not in strict_server.output():
+        assert time.monotonic() < end, "the connection is not cut"
+        time.sleep(0.05)
+    connection.close()
+
+
+def test_a_request_ends_after_request_timeout(strict_server: Server) -> None:
+    url = strict_server.url
+    whole = httpx.post(
+        f"{url}/v1/chat/completions",
+        json={"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8000, "ignore_eos": True},
+        timeout=60,
+    )
+    assert whole.status_code == 504
+    assert "REQUEST_TIMEOUT" in whole.json()["error"]["message"]
+    streamed = httpx.post(f"{url}/token_stream", json={**LONG, "details": True}, timeout=60)
+    assert streamed.status_code == 200
+    assert json.loads(streamed.text.partition("\x1e")[2])["error_type"] == "request_timeout"
+    short = httpx.post(f"{url}/token_stream", json={**LONG, "max_tokens": 2}, timeout=60)
+    assert short.status_code == 200, "the slot and the place are free"
+
+
+def test_idle_connections_make_room_for_new_ones(strict_server: Server) -> None:
+    idle = [connect(strict_server, "127.0.0.2") for _ in range(15)]
+    idle += [connect(strict_server, "127.0.0.3") for _ in range(15)]
+    assert httpx.get(f"{strict_server.url}/health").status_code == 200
+    assert received(idle[0]) == b"", "the one that is idle longest is closed"
+    for connection in idle[1:]:
+        connection.close()
+    assert "too many connections (MAX_CONNECTIONS=30)" in strict_server.output()
+
+
+def test_an_address_has_a_limit_of_its_own(strict_server: Server) -> None:
+    busy = [connect(strict_server, "127.0.0.4") for _ in range(20)]
+    for connection in busy:
+        connection.sendall(head(100))
+    refused = received(connect(strict_server, "127.0.0.4"))
+    assert refused.startswith(b"HTTP/1.1 503")
+    assert httpx.get(f"{strict_server.url}/health").status_code == 200
+    for connection in busy:
+        assert received(connection).startswith(b"HTTP/1.1 408")
