@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
 import math
 import os
@@ -53,6 +54,7 @@ def serve(settings: Settings) -> int:
     Raises:
         UserError: The server cannot start, or the engine or the embedding model failed.
     """
+    faulthandler.enable()  # a crash in native code prints the Python stack
     for message in unused_variables(settings, os.environ):
         logger.warning("%s", message)
     endpoint = settings.otlp_endpoint
