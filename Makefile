@@ -17,7 +17,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run generate install rebuild test test-quick test-build lint bench bench-kernels image clean
+.PHONY: help run generate install rebuild test test-quick test-build soak fuzz lint bench bench-kernels image clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -69,6 +69,14 @@ lint: install $(VENV)/.knowledge $(VENV)/.tracing $(VENV)/.dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+
+## make soak         half an hour of all dialects at random with cancels; then sizes are compared. SOAK_MINUTES=…
+soak: install $(TEST_TOOLS)
+	@$(BIN)/python -m tests.faults.soak
+
+## make fuzz         random input for every parser and route. FUZZ_INPUTS=…
+fuzz: install $(TEST_TOOLS)
+	@$(BIN)/python -m tests.faults.fuzz
 
 ## make bench        compare with llama-server from the same sources; run nothing else at the same time.
 ##                   The first run compiles for a quarter of an hour. BENCH='--help' lists options.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -93,7 +92,7 @@ def test_a_model_file_that_is_replaced_affects_the_next_start_only(
     server = start_server(MODEL_PATH=str(model), **one_context).wait_until()
     before = ask(server)
     other.write_bytes(b"not a model")
-    os.replace(other, model)
+    other.replace(model)
     assert [ask(server), ask(server, "And Rome?") != ""] == [before, True]
     assert server.stop() == 0
     again = start_server(MODEL_PATH=str(model), **one_context)

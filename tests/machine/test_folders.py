@@ -32,7 +32,8 @@ def test_a_read_only_home_is_replaced_by_a_private_folder(
     assert cache_folder() == cache_folder() == temporary
     assert temporary.stat().st_mode & 0o777 == 0o700
     assert caplog.messages == [
-        f"{Path.home()}/.cache/tokenstream is not writable: caches are kept in {temporary}; set XDG_CACHE_HOME"
+        f"{Path.home()}/.cache/tokenstream is not writable: caches are kept in {temporary}; "
+        "set XDG_CACHE_HOME"
     ]
 
 

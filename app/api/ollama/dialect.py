@@ -29,7 +29,7 @@ from app.api.ollama.requests import (
     ModelRequest,
 )
 
-_READING = causes(408, 413, 415, 429, 500, 503) | {400: "The body is invalid, or has too many tokens."}
+_READING = causes(408, 413, 415, 429, 500, 503, 504) | {400: "The body is invalid, or has too many tokens."}
 _UNKNOWN = {404: "The server does not have the model. The error tells how to serve another one."}
 _FOUND = {
     HEADER: "JSON list of the passages in the prompt, without their texts.",

@@ -38,7 +38,7 @@ def _operation(path: str) -> Operation:
         replies={
             200: Reply("The documents, best first. With `texts`: a list.", {JSON: RerankReply | list[Rank]})
         },
-        errors=causes(400, 408, 415, 422, 429, 500, 503)
+        errors=causes(400, 408, 415, 422, 429, 500, 503, 504)
         | {
             413: "The body is longer than MAX_BODY_BYTES, or a text has too many tokens.",
             501: "The server was started without a reranker.",
