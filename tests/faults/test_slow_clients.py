@@ -64,7 +64,7 @@ def test_connections_without_a_request_are_closed(strict_server: Server) -> None
 
 
 @pytest.mark.parametrize(
-    "begin", [b"GET /health HTT", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: b\r\n", b"\r\n"]
+    "begin", [b"GET /heal", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: b\r\n", b"\r\n"]
 )
 def test_a_head_that_does_not_end_is_answered_408(strict_server: Server, begin: bytes) -> None:
     connection = connect(strict_server)
