@@ -15,7 +15,14 @@ from tests.docs.pages import PAGES, blocks, commands, prose, title
 _MAKEFILE = (ROOT / "Makefile").read_text()
 _PHONY = " ".join(re.findall(r"^\.PHONY: *(.*)$", _MAKEFILE, re.MULTILINE)).split()
 _TARGETS = {*re.findall(r"^([a-z][\w-]*):", _MAKEFILE, re.MULTILINE), *_PHONY}
-_ALSO_READ = {"WEIGHT_FILES", "N_GPU_LAYERS", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"}
+_ALSO_READ = {
+    "XDG_CACHE_HOME",
+    "WEIGHT_FILES",
+    "N_GPU_LAYERS",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HF_ENDPOINT",
+    "HF_HUB_OFFLINE",
+}
 _OF_OPENTELEMETRY = {"OTEL_SERVICE_NAME", "OTEL_TRACES_SAMPLER", "OTEL_EXPORTER_OTLP_HEADERS"}
 # Read by native/ and by llama_cpp.
 _OF_THE_BUILD = {"TOKENSTREAM_WHEEL_CACHE", "CMAKE_BUILD_PARALLEL_LEVEL", "LLAMA_CPP_LIB_PATH"}
