@@ -158,7 +158,7 @@ async def test_a_client_has_at_most_its_running_and_waiting_requests(
 
 async def test_a_client_is_answered_while_another_has_all_slots(engine: AsyncEngine) -> None:
     """Suspended answers continue with their text."""
-    params = SamplingParams(max_tokens=80, ignore_eos=True)
+    params = SamplingParams(max_tokens=80, temperature=0.0, ignore_eos=True)
     alone = (await read(engine.submit(chat(engine, LONG), params)))[0]
     flood = [engine.submit(chat(engine, LONG), params, Client("flood")) for _ in range(8)]
     finished = list[str]()
