@@ -10,7 +10,7 @@ from app.api.messages.messages import count_tokens, messages
 from app.api.messages.replies import MessageEvent, MessageReply, TokenCount
 from app.api.messages.requests import CountRequest, MessagesRequest
 
-_ERRORS = causes(408, 413, 415, 429, 500, 503) | {
+_ERRORS = causes(408, 413, 415, 429, 500, 503, 504) | {
     400: "The request is invalid. The message names the field and the allowed values.",
     404: "The context does not exist.",
 }

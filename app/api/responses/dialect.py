@@ -11,7 +11,7 @@ from app.api.responses.replies import InputTokens, ResponseEvent, ResponseObject
 from app.api.responses.requests import ResponsesRequest
 from app.api.responses.responses import input_tokens, responses
 
-_ERRORS = causes(408, 413, 415, 429, 500, 503) | {
+_ERRORS = causes(408, 413, 415, 429, 500, 503, 504) | {
     400: "The request is invalid. `param` is the field, `message` has the allowed values."
 }
 _CITY: dict[str, Any] = {
