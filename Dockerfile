@@ -74,9 +74,10 @@ ENV PATH=/srv/tokenstream/.venv/bin:$PATH \
     HTTP_ADDRESS=0.0.0.0:3030
 EXPOSE 3030
 
-# The start period allows for the download of a model. http.client, because urllib would use HTTP_PROXY.
+# The start period allows for the download of a model. http.client, because urllib would use HTTP_PROXY. A certificate
+# has no name of this address.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m \
-    CMD ["python", "-c", "import http.client, os; server = http.client.HTTPConnection(os.environ['HTTP_ADDRESS'], timeout=4); server.request('GET', '/ready'); raise SystemExit(server.getresponse().status != 200)"]
+    CMD ["python", "-c", "import http.client, os, ssl; at = os.environ['HTTP_ADDRESS']; tls = os.environ.get('SSL_CERTFILE'); server = http.client.HTTPSConnection(at, timeout=4, context=ssl._create_unverified_context()) if tls else http.client.HTTPConnection(at, timeout=4); server.request('GET', '/ready'); raise SystemExit(server.getresponse().status != 200)"]
 
 STOPSIGNAL SIGTERM
 CMD ["python", "-m", "app", "serve"]

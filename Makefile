@@ -17,7 +17,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run generate install rebuild test test-quick test-build soak fuzz lint bench bench-kernels image clean
+.PHONY: help run generate install rebuild test test-quick test-build soak fuzz audit lint bench bench-kernels image clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -63,8 +63,18 @@ test-build:
 	@test -n "$(BUILD_FLAGS_$(BUILD))" || { echo "error: choose a build: make test-build BUILD=no-amx or BUILD=avx2"; exit 1; }
 	@$(MAKE) --no-print-directory test VENV=.venv-$(BUILD) LLAMA_BUILD_FLAGS="$(BUILD_FLAGS_$(BUILD))"
 
-## make lint         ruff, mypy and import-linter
-lint: install $(VENV)/.knowledge $(VENV)/.tracing $(VENV)/.dev
+## make audit        look up known vulnerabilities of the pinned packages; skipped offline
+OSV := api.osv.dev
+AUDITED := runtime model native build knowledge embedding-model
+audit: $(VENV)/.packages
+	@if $(BIN)/python -c 'import socket; socket.create_connection(("$(OSV)", 443), 3)' 2>/dev/null; then \
+		$(MAKE) --no-print-directory $(VENV)/.audit && \
+		$(VENV)/audit/bin/pip-audit --vulnerability-service osv --disable-pip --require-hashes \
+			--progress-spinner off $(AUDITED:%=--requirement requirements/%.txt); \
+	else echo "audit skipped: $(OSV) cannot be reached"; fi
+
+## make lint         ruff, mypy, import-linter, and audit
+lint: install $(VENV)/.knowledge $(VENV)/.tracing $(VENV)/.dev audit
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -137,6 +147,12 @@ $(VENV)/.dev: requirements/dev.txt | $(VENV)/.venv
 $(VENV)/.text-generation: requirements/text-generation.txt | $(VENV)/.venv
 	@$(BIN)/python -m venv $(VENV)/text-generation
 	@$(subst $(BIN),$(VENV)/text-generation/bin,$(PIP_INSTALL)) -r requirements/text-generation.txt
+	@touch $@
+
+# Its own environment keeps its packages apart from those of the server.
+$(VENV)/.audit: requirements/audit.txt | $(VENV)/.venv
+	@$(BIN)/python -m venv $(VENV)/audit
+	@$(subst $(BIN),$(VENV)/audit/bin,$(PIP_INSTALL)) -r requirements/audit.txt
 	@touch $@
 
 # A peer of the benchmark. Its own environment keeps its packages apart from those of the server.

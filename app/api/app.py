@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from app.api.dialect import Dialect, RouteTable
 from app.api.http import admission, errors
 from app.api.http.auth import RequireKey
+from app.api.http.foreign import AllowedHosts, RejectForeign
 from app.api.http.observation import Observe
 from app.api.http.problems import ApiError
 from app.api.messages.dialect import DIALECT as MESSAGES
@@ -27,6 +29,7 @@ from app.api.responses.dialect import DIALECT as RESPONSES
 from app.api.sagemaker.dialect import DIALECT as SAGEMAKER
 from app.api.tgi.dialect import DIALECT as TGI
 from app.api.tokenstream.dialect import DIALECT as TOKENSTREAM
+from app.config.addresses import split_address
 from app.config.settings import Settings
 from app.service import Service, ServiceError
 from app.telemetry.tracing import Tracing
@@ -53,16 +56,21 @@ def route_table(settings: Settings) -> RouteTable:
 
 def api_document(settings: Settings) -> dict[str, Any]:
     """The OpenAPI document of a server with these settings."""
-    return document(route_table(settings).dialects, needs_key=bool(settings.api_key))
+    return document(route_table(settings).dialects, needs_key=settings.needs_key)
 
 
 def create_app(
     service: Service, lifespan: Lifespan | None = None, tracing: Tracing | None = None
 ) -> Starlette:
     """Create the application for a service, whose model may still be loading."""
-    settings, key = service.settings, service.settings.api_key
+    settings = service.settings
     table = route_table(settings)
-    middleware = [Middleware(RequireKey, key=key.get_secret_value(), is_open=table.is_open)] if key else []
+    middleware = [_cors(settings.cors_allow_origin)] if settings.cors_allow_origin else []
+    hosts = AllowedHosts(split_address(settings.http_address)[0], settings.allowed_hosts)
+    middleware.append(Middleware(RejectForeign, hosts=hosts, origins=settings.cors_allow_origin))
+    if settings.needs_key:
+        key = settings.api_key.get_secret_value() if settings.api_key else None
+        middleware.append(Middleware(RequireKey, key=key, keys=service.keys, is_open=table.is_open))
     app = Starlette(
         routes=table.routes,
         exception_handlers={
@@ -83,6 +91,17 @@ def create_app(
     app.state.table = table
     app.state.document = json.dumps(api_document(settings), ensure_ascii=False).encode()
     return app
+
+
+def _cors(origins: Sequence[str]) -> Middleware:
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        expose_headers=("X-Sources", "Retry-After"),
+        allow_private_network=True,
+    )
 
 
 @contextlib.asynccontextmanager

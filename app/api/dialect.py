@@ -27,7 +27,7 @@ CAUSES = {
     404: "The context does not exist.",
     408: "The body did not arrive within READ_TIMEOUT.",
     413: "The body is longer than MAX_BODY_BYTES.",
-    415: "The Content-Type is not application/json.",
+    415: "The Content-Type is missing, or not application/json.",
     422: "A field is missing, unknown or invalid, or the request has too many tokens.",
     424: "Generation failed.",
     429: "MAX_CONCURRENT_REQUESTS requests are running or waiting.",
@@ -46,6 +46,9 @@ def causes(*statuses: int) -> dict[int, str]:
 
 Kind = Literal[
     "body_too_large",
+    "forbidden",
+    "foreign_host",
+    "foreign_origin",
     "generation",
     "http",
     "internal",
@@ -148,7 +151,7 @@ class Operation:
         errors: Causes by error status.
         embeds: Whether its requests count as embedding requests.
         parameters: Descriptions of the path parameters by name.
-        is_open: Whether the route is served without API_KEY.
+        is_open: Whether the route is served without a key.
         is_served: Whether the route exists under given settings.
     """
 
@@ -182,7 +185,7 @@ class Dialect:
         error: Error format of its operations, and of unknown paths below its paths.
         operations: In order of matching.
         groups: Other headings and their descriptions.
-        files: Static files by path. They are served without API_KEY.
+        files: Static files by path. They are served without a key.
         schemas: Types mentioned in descriptions that are not in a body.
     """
 
@@ -245,7 +248,7 @@ class RouteTable:
         return routes + [Mount(path, files) for path, files in self._files.items()]
 
     def is_open(self, method: str, path: str) -> bool:
-        """Whether a request is served without API_KEY."""
+        """Whether a request is served without a key."""
         method = "GET" if method == "HEAD" else method
         if (method, path) in self._open:
             return True

@@ -23,7 +23,7 @@ def document(dialects: Dialects, *, needs_key: bool) -> dict[str, Any]:
 
     Args:
         dialects: Each dialect with the operations that are served.
-        needs_key: Whether operations require API_KEY unless they are open.
+        needs_key: Whether operations require a key unless they are open.
     """
     schemas = _Schemas(_types(dialects))
     paths: dict[str, dict[str, Any]] = {}
@@ -40,7 +40,8 @@ def document(dialects: Dialects, *, needs_key: bool) -> dict[str, Any]:
     components: dict[str, Any] = {"schemas": schemas.components}
     if needs_key:
         components["securitySchemes"] = {
-            "key": {"type": "http", "scheme": "bearer", "description": "The key of this server (API_KEY)."}
+            "key": {"type": "http", "scheme": "bearer", "description": "A key of this server."},
+            "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
         }
     return {
         "openapi": "3.1.0",
@@ -111,8 +112,10 @@ def _described(
         described["requestBody"] = {"required": True, "content": {JSON: content}}
     errors = dict(operation.errors)
     if needs_key and not operation.is_open:
-        errors[401] = "The Authorization header lacks the key of the server (API_KEY)."
-        described["security"] = [{"key": []}]
+        errors[401] = "The request has no key of the server (API_KEY, API_KEYS)."
+        if operation.body is not None:
+            errors[403] = "The key does not allow the context or the model."
+        described["security"] = [{"key": []}, {"header": []}]
     responses = {str(status): _response(reply, schemas) for status, reply in operation.replies.items()}
     for status, cause in sorted(errors.items()):
         reply = Reply(cause, {JSON: error.schema}, _HEADERS.get(status, {}))

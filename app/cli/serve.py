@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from functools import partial
+from ipaddress import ip_address
 from types import FrameType
 from typing import Any, cast
 
@@ -22,8 +23,11 @@ from starlette.applications import Starlette
 
 from app.api.app import create_app
 from app.api.http.connection import Connection, ConnectionLimits, Connections
+from app.cli.certificate import Certificate, certificate_of
+from app.cli.renewal import Renewal
+from app.config.addresses import split_address
 from app.config.errors import UserError
-from app.config.settings import Settings, split_address
+from app.config.settings import Settings
 from app.config.unused import unused_variables
 from app.machine.descriptors import raised_limit
 from app.service.start import Start, prepare
@@ -59,14 +63,17 @@ def serve(settings: Settings) -> int:
         logger.warning("%s", message)
     endpoint = settings.otlp_endpoint
     tracing = Tracing(endpoint, settings.instance_label) if endpoint is not None else None
+    certificate = certificate_of(settings)
     start = prepare(settings)
     listener = _listen("HTTP_ADDRESS", settings.http_address)
     if settings.prometheus_http_address is not None:
         _serve_metrics(settings.prometheus_http_address, start.service.metrics)
+    _warn_if_open(settings, listener)
     host, port = listener.getsockname()[:2]  # the actual port, if 0 is configured
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # browsers need a concrete address
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    server = _Server(url, start, tracing)
+    scheme = "http" if certificate is None else "https"
+    url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    server = _Server(url, start, certificate, tracing)
     server.run(sockets=[listener])
     if server.failure is not None:
         raise server.failure
@@ -87,6 +94,14 @@ def _listen(variable: str, address: str) -> socket.socket:
             remedy=f"stop the process that uses it, or set {variable} to another address",
         ) from None
     return listener
+
+
+def _warn_if_open(settings: Settings, listener: socket.socket) -> None:
+    if not settings.needs_key and not ip_address(listener.getsockname()[0]).is_loopback:
+        logger.warning(
+            "HTTP_ADDRESS=%s: other machines can use the server without a key; set API_KEY or API_KEYS",
+            settings.http_address,
+        )
 
 
 def _serve_metrics(address: str, metrics: Metrics) -> None:
@@ -111,12 +126,15 @@ class _Server(uvicorn.Server):
         failure: The error that ended the server; None after a signal.
     """
 
-    def __init__(self, url: str, start: Start, tracing: Tracing | None) -> None:
+    def __init__(
+        self, url: str, start: Start, certificate: Certificate | None, tracing: Tracing | None
+    ) -> None:
         self.failure: UserError | None = None
         self._url = url
         self._start = start
         self._tracing = tracing
         self._service = start.service
+        self._renewal = Renewal(self._service.keys, certificate)
         settings = self._service.settings
         config = uvicorn.Config(
             create_app(self._service, self._lifespan, tracing),
@@ -128,6 +146,7 @@ class _Server(uvicorn.Server):
             access_log=False,
             timeout_graceful_shutdown=math.ceil(settings.shutdown_grace),
             server_header=False,
+            ssl_context_factory=(lambda *_: certificate.context) if certificate else None,
         )
         super().__init__(config)
 
@@ -138,6 +157,12 @@ class _Server(uvicorn.Server):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         super().run(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Check files for changes once per second; uvicorn calls this ten times per second."""
+        if counter % 10 == 0:
+            self._renewal.check()
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Shut down after running answers; a second signal exits immediately."""

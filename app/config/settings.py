@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.config.addresses import Address, Hosts, Origins
 from app.config.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,26 +23,6 @@ class SettingsError(UserError):
     """A setting has an invalid value. The message names the variable, the value and the allowed values."""
 
     exit_status = 2
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Split ``host:port`` (IPv6: ``[::1]:3030``) into host and port.
-
-    Raises:
-        ValueError: Host or port is missing, or the port is not in 0 to 65535.
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise ValueError("should be host:port, such as 127.0.0.1:3030 or [::1]:3030")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def _check_address(address: str) -> str:
-    split_address(address)
-    return address
-
-
-Address = Annotated[str, AfterValidator(_check_address)]
 
 
 def _check_url(url: str) -> str:
@@ -304,10 +285,36 @@ class Settings(BaseSettings):
 
     # Server
     http_address: Address = _setting("127.0.0.1:3030", "Address to serve on.", unit="host:port")
+    allowed_hosts: Hosts = _setting(
+        (),
+        "More host names of the server, separated by commas; requests to other hosts get status 403. "
+        "`*.example.org` allows subdomains, `*` allows all hosts.",
+        shown="loopback, host of HTTP_ADDRESS, name of the machine",
+    )
+    cors_allow_origin: Origins = _setting(
+        (),
+        "Other sites whose web pages may use the server (CORS), separated by commas: "
+        "`https://chat.example.org`, or `*` for all.",
+        shown="none",
+    )
     api_key: SecretStr | None = _setting(
         None,
-        "Key that requests must send (`Authorization: Bearer …`). Pages, /health and /ready need no key.",
+        "Key that requests must send: `Authorization: Bearer …` or `x-api-key: …`. Pages, /health and /ready "
+        "need no key.",
         shown="no key",
+    )
+    api_keys: SecretStr | None = _setting(
+        None,
+        "More keys: `NAME:KEY` entries separated by commas, or the path of a `.toml` file with limits "
+        "(docs/access.md).",
+        shown="none",
+    )
+    ssl_certfile: Path | None = _setting(
+        None,
+        "PEM file of a TLS certificate and its chain; serves HTTPS. Renewal needs no restart.",
+    )
+    ssl_keyfile: Path | None = _setting(
+        None, "PEM file of the certificate's private key.", shown="in SSL_CERTFILE"
     )
     prometheus_http_address: Address | None = _setting(
         None,
@@ -373,6 +380,11 @@ class Settings(BaseSettings):
     log_content: Literal["on", "off"] = _setting(
         "off", "Add the texts of prompt and answer to the log line of a request."
     )
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether requests need a key."""
+        return self.api_key is not None or self.api_keys is not None
 
     @property
     def embeds(self) -> bool:

@@ -19,9 +19,11 @@ from app.service.answers import (
     shown,
     token_bytes,
 )
+from app.service.clients import client_of_key
 from app.service.embedding import Embeddings
 from app.service.errors import (
     BadRequest,
+    Forbidden,
     GenerationFailed,
     KnowledgeFailed,
     Loading,
@@ -64,6 +66,7 @@ __all__ = [
     "Effort",
     "Embeddings",
     "FinishReason",
+    "Forbidden",
     "GatheredCall",
     "Generation",
     "GenerationFailed",
@@ -94,6 +97,7 @@ __all__ = [
     "UnknownContext",
     "Vocab",
     "best",
+    "client_of_key",
     "collect",
     "list_documents",
     "receive",

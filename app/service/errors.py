@@ -21,6 +21,10 @@ class NotOffered(ServiceError):
     """The request needs a feature that is not enabled."""
 
 
+class Forbidden(ServiceError):
+    """The key of the client does not allow the request."""
+
+
 class UnknownContext(ServiceError):
     """The request names an undefined context."""
 

@@ -46,6 +46,7 @@ class Generation:
         first_token_at, last_token_at: By ``time.perf_counter``; None: no token yet.
         finish_reason: None until the answer is complete.
         is_over: Whether the answer is complete or has failed.
+        on_tokens: Called with the number of tokens of each step.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Generation:
         self._texts: list[str] | None = [] if logs_text else None
         self._has_failed = False
         self.is_over = False
+        self.on_tokens: Callable[[int], None] | None = None
         self.prompt: Sequence[int] = answer.sequence.prompt
         self.sources = sources
         self.n_waiting = n_waiting
@@ -117,6 +119,8 @@ class Generation:
         now, before = time.perf_counter(), self.last_token_at
         self.last_token_at = now
         self.n_generated += len(outputs)
+        if self.on_tokens is not None:
+            self.on_tokens(len(outputs))
         if before is None:
             self.n_cached = self._answer.n_cached
             self.first_token_at = now

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from app.config.contexts import Context
+from app.config.keys import Keys
 from app.config.settings import Settings, SettingsError
-from app.engine.client import LOCAL
+from app.engine.client import LOCAL, Client
 from app.engine.embedder import Embedder
 from app.engine.fair_lock import FairLock
 from app.engine.reranker import Reranker
 from app.machine.cores import physical_cores
 from app.service.admission import Admission, Place
+from app.service.clients import TokenRates, check_model, check_prompt
 from app.service.embedding import Embeddings, embed
 from app.service.errors import BadRequest, Loading, NotOffered
 from app.service.generation import Generation
@@ -43,6 +45,8 @@ class Service:
     """A model, its contexts, and optionally an embedding model with a knowledge base.
 
     Attributes:
+        keys: Keys of API_KEYS.
+        rates: Tokens per minute of these keys.
         admission: Places of all requests except embedding requests.
         embedding_admission: Places of embedding requests.
         failure: Error message of the engine's or the embedding model's failed thread; None while both run.
@@ -53,6 +57,7 @@ class Service:
 
         Raises:
             SettingsError: CONTEXT_TYPE is not defined.
+            KeysError: API_KEYS is invalid.
         """
         self.settings = settings
         self.contexts = contexts
@@ -64,6 +69,8 @@ class Service:
             )
         places = settings.max_concurrent_requests, settings.max_waiting_tokens
         self.admission, self.embedding_admission = Admission(*places), Admission(*places)
+        self.keys = Keys(settings.api_keys.get_secret_value() if settings.api_keys else "", contexts)
+        self.rates = TokenRates()
         self.failure: str | None = None
         self._on_failure: Callable[[str], None] | None = None
         self._model: Model | None = None
@@ -217,6 +224,7 @@ class Service:
         field: str = "input",
         truncate: Literal["left", "right"] | None = None,
         normalize: bool = True,
+        client: Client = LOCAL,
     ) -> Embeddings:
         """Embed texts, or tokens of the embedding model.
 
@@ -225,6 +233,7 @@ class Service:
             field: Name of the request's field, for error messages.
             truncate: Side at which long texts are truncated. None: reject them.
             normalize: Whether to scale vectors to length 1.
+            client: Origin of the request.
 
         Raises:
             NotOffered: The server has no embedding model.
@@ -238,16 +247,23 @@ class Service:
             raise NotOffered(
                 "there is no embedding model; start the server with KNOWLEDGE=on or EMBEDDING_MODEL"
             )
-        record.model = self._retrieval.embedder.name
+        embedder = self._retrieval.embedder
+        check_model(client, embedder.name)
+        record.model = embedder.name
         with record.phase("embed"):
-            embeddings = await embed(
-                self._retrieval.embedder, inputs, field=field, truncate=truncate, normalize=normalize
-            )
-        record.n_input = embeddings.n_tokens
-        return embeddings
+            made = await embed(embedder, inputs, field=field, truncate=truncate, normalize=normalize)
+        record.n_input = made.n_tokens
+        self.rates.spend(client, made.n_tokens)
+        return made
 
     async def rerank(
-        self, query: str, documents: Sequence[str], *, field: str = "documents", truncate: bool = True
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        field: str = "documents",
+        truncate: bool = True,
+        client: Client = LOCAL,
     ) -> Ranking:
         """Rank documents by their relevance to a query.
 
@@ -256,6 +272,7 @@ class Service:
             documents: The documents, at least one.
             field: Name of the documents in the request, for error messages.
             truncate: Whether to drop the ends of long texts. If not, they are rejected.
+            client: Origin of the request.
 
         Raises:
             NotOffered: The server has no reranker.
@@ -264,26 +281,33 @@ class Service:
         """
         current().operation = "rerank"
         _ = self.model  # raises Loading while models are loading
-        if self._reranker is not None:
-            return await rank(self._reranker, query, documents, field=field, truncate=truncate)
         settings = self.settings
-        if self._retrieval is not None and settings.rerank_with_embeddings == "on":
+        if self._reranker is not None:
+            check_model(client, self._reranker.name)
+            ranking = await rank(self._reranker, query, documents, field=field, truncate=truncate)
+        elif self._retrieval is not None and settings.rerank_with_embeddings == "on":
+            embedder = self._retrieval.embedder
+            check_model(client, embedder.name)
             prefixes = settings.embedding_query_prefix, settings.embedding_passage_prefix
-            return await rank_by_cosine(
-                self._retrieval.embedder, query, documents, prefixes=prefixes, field=field, truncate=truncate
+            ranking = await rank_by_cosine(
+                embedder, query, documents, prefixes=prefixes, field=field, truncate=truncate
             )
-        raise NotOffered(
-            "there is no reranker; start the server with RERANK_MODEL, or with an embedding model and "
-            "RERANK_WITH_EMBEDDINGS=on"
-        )
+        else:
+            raise NotOffered(
+                "there is no reranker; start the server with RERANK_MODEL, or with an embedding model and "
+                "RERANK_WITH_EMBEDDINGS=on"
+            )
+        self.rates.spend(client, ranking.n_tokens)
+        return ranking
 
-    async def tokens(self, prompt: Prompt) -> list[int]:
-        """Tokenize a prompt, with its context and passages.
+    async def tokens(self, prompt: Prompt, client: Client = LOCAL) -> list[int]:
+        """Tokenize a prompt of a client, with its context and passages.
 
         Raises:
             ServiceError: The prompt cannot be tokenized.
         """
         model, loop = self.model, asyncio.get_running_loop()
+        self._check_permission(client, prompt)
         prompt = await self._with_passages(prompt, model)
         return await loop.run_in_executor(self._thread_for(prompt), model.preparation.tokens, prompt)
 
@@ -316,6 +340,8 @@ class Service:
         most = self.settings.max_concurrent_requests
         if n > most:
             raise BadRequest(f"{n} answers exceed MAX_CONCURRENT_REQUESTS ({most})", field="n")
+        client = LOCAL if place is None else place.client
+        self._check_permission(client, prompt)
         if place is not None:
             place.reserve(n)
         prompt = await self._with_passages(prompt, model)
@@ -331,10 +357,17 @@ class Service:
                 overrides,
                 constraint,
             )
-        if place is None:
-            return model.submit(prepared, n, requested_at, LOCAL)
-        place.prepared(len(prepared.tokens))
-        return model.submit(prepared, n, requested_at, place.client)
+        if place is not None:
+            place.prepared(len(prepared.tokens))
+        generations = model.submit(prepared, n, requested_at, client)
+        self.rates.spend(client, len(prepared.tokens))
+        for generation in generations:
+            generation.on_tokens = partial(self.rates.spend, client)
+        return generations
+
+    def _check_permission(self, client: Client, prompt: Prompt) -> None:
+        check_model(client, self.model.name)
+        check_prompt(client, prompt, self.settings.context_type)
 
     async def _with_passages(self, prompt: Prompt, model: Model) -> Prompt:
         """Add passages from the knowledge base, if the prompt or its context requests them."""

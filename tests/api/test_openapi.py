@@ -144,7 +144,8 @@ def test_responses_to_invalid_bodies_match_the_document(
     malformed = send(server_url, method, path, content=b"{", headers={"Content-Type": "application/json"})
     csv = send(server_url, method, path, content=b"a=1", headers={"Content-Type": "text/csv"})
     mistyped = send(server_url, method, path, json={"inputs": 1, "query": 1, "prompt": 1.5, "messages": 1})
-    too_long = send(server_url, method, path, content=b" " * (1 << 20) + b"  ")
+    headers = {"Content-Type": "application/json"}
+    too_long = send(server_url, method, path, content=b" " * (1 << 20) + b"  ", headers=headers)
     assert [r.status_code for r in (malformed, csv, too_long)] == [400, 415, 413]
     assert mistyped.status_code in (400, 422)
     for response in (malformed, csv, mistyped, too_long):

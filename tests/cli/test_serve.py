@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import MODEL, SETTINGS, Server
+from tests.conftest import MODEL, SETTINGS, Server, free_port
 
 Start = Callable[..., Server]
 
@@ -62,6 +62,18 @@ def test_a_wrong_setting_is_one_line_and_an_exit_status(
     assert message in output
     assert "Traceback" not in output
     assert len(output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("key", "n_warnings"), [("", 1), ("x", 0)])
+def test_a_server_for_other_machines_without_a_key_is_a_warning(
+    start_server: Start, key: str, n_warnings: int
+) -> None:
+    address = f"0.0.0.0:{free_port()}"
+    server = start_server(HTTP_ADDRESS=address, API_KEY=key)
+    server.url = f"http://{address}"
+    server.wait_until("/health")
+    assert server.stop() == 0
+    assert server.output().count("other machines can use the server without a key") == n_warnings
 
 
 def test_an_address_in_use_is_reported(start_server: Start) -> None:
@@ -202,7 +214,7 @@ def test_a_disconnect_within_the_body_leaves_no_traceback(start_server: Start) -
     host, _, port = server.url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(
-            b"POST /token_stream HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"POST /token_stream HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b'Content-Length: 100\r\n\r\n{"query"'
         )
     assert httpx.get(f"{server.url}/health").status_code == 200

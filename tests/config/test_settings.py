@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.config import settings as table
+from app.config.addresses import split_address
 from app.config.settings import SettingsError, load
 from tests.conftest import clean_environment
 
@@ -82,13 +82,27 @@ def test_the_error_message_gives_value_and_allowed_values(monkeypatch: pytest.Mo
     ]
 
 
+def test_hosts_and_origins_are_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALLOWED_HOSTS", "Chat.example.org, *.example.net,::1")
+    monkeypatch.setenv("CORS_ALLOW_ORIGIN", "https://chat.example.org:8443, app://local")
+    settings = load(env_file=None)
+    assert settings.allowed_hosts == ("chat.example.org", "*.example.net", "::1")
+    assert settings.cors_allow_origin == ("https://chat.example.org:8443", "app://local")
+    monkeypatch.setenv("ALLOWED_HOSTS", "http://chat.example.org")
+    monkeypatch.setenv("CORS_ALLOW_ORIGIN", "https://chat.example.org/")
+    with pytest.raises(SettingsError) as error:
+        load(env_file=None)
+    assert "ALLOWED_HOSTS=http://chat.example.org: should be host names without" in str(error.value)
+    assert "CORS_ALLOW_ORIGIN=https://chat.example.org/: should be origins such as" in str(error.value)
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:3030", "[::1]:80", "0.0.0.0:0"])
 def test_valid_addresses_are_split(address: str) -> None:
-    host, port = table.split_address(address)
+    host, port = split_address(address)
     assert address in (f"{host}:{port}", f"[{host}]:{port}")
 
 
 @pytest.mark.parametrize("address", ["", "3030", ":3030", "host:", "host:70000", "host:-1"])
 def test_invalid_addresses_are_rejected(address: str) -> None:
     with pytest.raises(ValueError, match="host:port"):
-        table.split_address(address)
+        split_address(address)

@@ -35,7 +35,9 @@ class TakePlace:
         connection = HTTPConnection(scope)
         admission = service.embedding_admission if self._embeds else service.admission
         n_bytes = connection.headers.get("content-length", "")
-        with admission.enter(client_of(connection), int(n_bytes) if n_bytes.isdecimal() else 0) as place:
+        client = client_of(connection)
+        service.rates.check(client)
+        with admission.enter(client, int(n_bytes) if n_bytes.isdecimal() else 0) as place:
 
             async def send_noting_progress(message: Message) -> None:
                 # The place is free before the client has the end: its next request finds it.

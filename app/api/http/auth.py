@@ -1,4 +1,4 @@
-"""Authentication with API_KEY, and the client of a request."""
+"""Authentication with API_KEY and API_KEYS, and the client of a request."""
 
 from __future__ import annotations
 
@@ -10,38 +10,62 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.dialect import Problem
 from app.api.http.errors import respond
-from app.service import Client
+from app.config.keys import Keys
+from app.service import Client, client_of_key
 
 
 def client_of(connection: HTTPConnection) -> Client:
-    """The client of a request: its address, because all requests have the same key."""
+    """The client of a request: its key of API_KEYS, otherwise its address. API_KEY has many clients."""
+    client: Client | None = getattr(connection.state, "client", None)
+    if client is not None:
+        return client
     address = connection.client
     return Client(address.host if address else "unknown")
 
 
 class RequireKey:
-    """Middleware that rejects requests without the key (401).
+    """Middleware that rejects requests without a key (401).
 
-    Clients send the key as a Bearer token, or in ``x-api-key``.
+    Clients send it as a Bearer token, or in the header x-api-key.
     """
 
-    def __init__(self, app: ASGIApp, key: str, is_open: Callable[[str, str], bool]) -> None:
-        """``is_open``: whether a request with this method and path needs no key."""
+    def __init__(
+        self, app: ASGIApp, key: str | None, keys: Keys, is_open: Callable[[str, str], bool]
+    ) -> None:
+        """Prepare the check.
+
+        Args:
+            app: The next application.
+            key: API_KEY.
+            keys: API_KEYS.
+            is_open: Whether a request with this method and path needs no key.
+        """
         self._app = app
-        self._key = key.encode()
+        self._key = key.encode() if key else None
+        self._keys = keys
         self._is_open = is_open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not self._may_pass(HTTPConnection(scope)):
-            problem = Problem(401, "unauthorized", "Authorization: should be Bearer and the key (API_KEY)")
-            await respond(scope, problem)(scope, receive, send)
+            message = "Authorization: should be Bearer and a key of this server (API_KEY, API_KEYS)"
+            await respond(scope, Problem(401, "unauthorized", message))(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
     def _may_pass(self, connection: HTTPConnection) -> bool:
         if self._is_open(connection.scope["method"], connection.scope["path"]):
             return True
-        scheme, _, key = connection.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":  # Anthropic's clients send it in a header of its own
-            key = connection.headers.get("x-api-key", "")
-        return secrets.compare_digest(key.strip().encode("latin-1"), self._key)
+        key = _sent_key(connection)
+        if self._key is not None and secrets.compare_digest(key, self._key):
+            return True
+        if found := self._keys.find(key):
+            connection.state.client = client_of_key(*found)
+            return True
+        return False
+
+
+def _sent_key(connection: HTTPConnection) -> bytes:
+    scheme, _, key = connection.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        key = connection.headers.get("x-api-key", "")
+    return key.strip().encode("latin-1")

@@ -21,12 +21,12 @@ async def read_json(request: Request, model: type[T]) -> T:
     """Read a JSON body into ``model``.
 
     Raises:
-        ApiError: 408 body too slow, 413 body too long, 415 wrong media type, 400 malformed JSON, 422 invalid
-            field.
+        ApiError: 408 body too slow, 413 body too long, 415 missing or wrong media type, 400 malformed JSON,
+            422 invalid field.
     """
-    kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
-    if kind != JSON:
-        message = f"content-type: should be {JSON}, not {kind}"
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != JSON:  # browsers send other types to any site without a preflight
+        message = f"content-type: should be {JSON}, not {kind}" if kind else f"content-type: should be {JSON}"
         raise ApiError(Problem(415, "unsupported_media_type", message))
     body = await read_body(request)
     try:

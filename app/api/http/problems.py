@@ -26,6 +26,7 @@ def invalid(message: str, field: str) -> ApiError:
 
 
 _STATUS_AND_KIND: dict[type[service.ServiceError], tuple[int, Kind]] = {
+    service.Forbidden: (403, "forbidden"),
     service.UnknownContext: (404, "unknown_context"),
     service.TooLong: (422, "too_long"),
     service.BadRequest: (422, "validation"),

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from starlette.requests import Request
 
+from app.api.http.auth import client_of
 from app.api.http.problems import invalid
 from app.api.http.waiting import while_connected
 from app.service import Embeddings, Service
@@ -59,7 +60,9 @@ async def vectors(
     service: Service = request.app.state.service
     if service.embedder is not None and dimensions is not None:
         _check_dimensions(dimensions, service.embedder.dimensions, service.embedder.name)
-    work = service.embed(inputs, field=field, truncate=truncate, normalize=normalize)
+    work = service.embed(
+        inputs, field=field, truncate=truncate, normalize=normalize, client=client_of(request)
+    )
     made = await while_connected(request, work)
     return made if dimensions is None else made.shortened(dimensions, normalize=normalize)
 

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from app.api.http.admission import generate
 from app.api.http.answering import WholeAnswer
+from app.api.http.auth import client_of
 from app.api.http.body import read_json
 from app.api.http.events import event, event_stream
 from app.api.messages.conversation import constraint_of, prompt_of
@@ -55,7 +56,7 @@ async def count_tokens(request: Request) -> Response:
     """Count the tokens of the prompt that a request would have."""
     service: Service = request.app.state.service
     body = await read_json(request, CountRequest)
-    count: TokenCount = {"input_tokens": len(await service.tokens(prompt_of(body)))}
+    count: TokenCount = {"input_tokens": len(await service.tokens(prompt_of(body), client_of(request)))}
     return JSONResponse(count)
 
 

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from typing_extensions import NotRequired, TypedDict
 
+from app.api.http.auth import client_of
 from app.api.http.body import read_json
 from app.api.http.waiting import while_connected
 from app.service import Ranking, Service
@@ -120,11 +121,13 @@ class Rank(TypedDict):
 async def rerank(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, RerankRequest)
+    client = client_of(request)
     if body.texts is not None:
-        work = service.rerank(body.query, body.texts, field="texts", truncate=bool(body.truncate))
+        truncate = bool(body.truncate)
+        work = service.rerank(body.query, body.texts, field="texts", truncate=truncate, client=client)
         return JSONResponse(_ranks(body, body.texts, await while_connected(request, work)))
     documents = [text if isinstance(text, str) else text.text for text in body.documents or ()]
-    ranking = await while_connected(request, service.rerank(body.query, documents))
+    ranking = await while_connected(request, service.rerank(body.query, documents, client=client))
     return JSONResponse(_reply(body, documents, ranking))
 
 

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from app.api.dialect import Problem
 from app.api.http.admission import generate
 from app.api.http.answering import WholeAnswer
+from app.api.http.auth import client_of
 from app.api.http.body import read_json
 from app.api.http.events import event, event_stream
 from app.api.http.problems import invalid
@@ -52,7 +53,7 @@ async def input_tokens(request: Request) -> Response:
     prompt = prompt_of(body, conversation(body, _previous(_store(request), body)))
     count: InputTokens = {
         "object": "response.input_tokens",
-        "input_tokens": len(await service.tokens(prompt)),
+        "input_tokens": len(await service.tokens(prompt, client_of(request))),
     }
     return JSONResponse(count)
 

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
+from app.api.http.auth import client_of
 from app.api.http.body import read_json
 from app.api.http.waiting import while_connected
 from app.api.openai.chat import chat_prompt
@@ -42,7 +43,8 @@ async def tokenize(request: Request) -> Response:
     """List the tokens of a text."""
     service: Service = request.app.state.service
     body = await read_json(request, TokenizeRequest)
-    tokens = await while_connected(request, service.tokens(TextPrompt(body.inputs, field="inputs")))
+    work = service.tokens(TextPrompt(body.inputs, field="inputs"), client_of(request))
+    tokens = await while_connected(request, work)
     return JSONResponse(located(service.model.vocab, tokens, body.inputs))
 
 
@@ -51,7 +53,7 @@ async def chat_tokenize(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, ChatRequest)
     vocab = service.model.vocab
-    tokens = await while_connected(request, service.tokens(chat_prompt(body)))
+    tokens = await while_connected(request, service.tokens(chat_prompt(body), client_of(request)))
     text = written(vocab, tokens)
     response: ChatTokenizeResponse = {
         "tokenize_response": located(vocab, tokens, text),

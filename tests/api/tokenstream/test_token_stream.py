@@ -258,7 +258,7 @@ def test_a_disconnect_removes_a_request_from_the_queue(server_url: str) -> None:
         body = json.dumps(LONG).encode()
         with socket.create_connection((host, int(port))) as ninth:
             ninth.sendall(
-                b"POST /token_stream HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"POST /token_stream HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 + b"Content-Length: %d\r\n\r\n" % len(body)
                 + body
             )
