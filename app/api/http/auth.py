@@ -12,6 +12,7 @@ from app.api.dialect import Problem
 from app.api.http.errors import respond
 from app.config.keys import Keys
 from app.service import Client, client_of_key
+from app.telemetry.request import current
 
 
 def client_of(connection: HTTPConnection) -> Client:
@@ -60,6 +61,7 @@ class RequireKey:
             return True
         if found := self._keys.find(key):
             connection.state.client = client_of_key(*found)
+            current().key = found[0]
             return True
         return False
 

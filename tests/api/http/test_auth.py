@@ -81,6 +81,8 @@ def test_the_limits_of_a_key_are_for_its_clients_only(limited_server: Server) ->
     late = ask(limited_server, "slow key")
     assert late.status_code == 429
     assert int(late.headers["retry-after"]) > 60, late.json()
+    metrics = httpx.get(f"{limited_server.url}/metrics", headers={"x-api-key": KEY}).text
+    assert 'key="slow"' in metrics
     log = limited_server.output()
     assert not [key for key in ("free key", "sql key", "slow key") if key in log]
 
