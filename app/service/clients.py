@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from app.config.keys import Key
@@ -18,7 +18,7 @@ from app.service.prompts import ChatPrompt, Prompt
 class KeyClient(Client):
     """The client of a key. ``key`` has the limits that the engine does not know."""
 
-    key: Key | None = None
+    key: Key | None = field(default=None, compare=False)  # it is not hashable
 
 
 def client_of_key(name: str, key: Key) -> Client:
