@@ -32,13 +32,13 @@ def decode_rate(model: Model, n_sequences: int, n_threads: int, n_tokens: int, k
         prompt = [random.randrange(1000, model.vocab.n_tokens) for _ in range(N_PROMPT)]
         row = batch.add(prompt, 0, sequence, n_outputs=1)
         context.decode(batch)
-        last.append(sampler.sample(context, row))
+        last.append(sampler.sample(context.logits[row]))
     started = time.perf_counter()
     for position in range(N_PROMPT, N_PROMPT + n_tokens):
         batch.clear()
         rows = [batch.add([token], position, sequence, n_outputs=1) for sequence, token in enumerate(last)]
         context.decode(batch)
-        last = [sampler.sample(context, row) for row in rows]
+        last = [sampler.sample(context.logits[row]) for row in rows]
     seconds = time.perf_counter() - started
     sampler.close()
     context.close()

@@ -5,6 +5,7 @@
 #include "ggml-cpu.h"
 #include "gguf.h"
 #include "llama.h"
+#include "sampling.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -48,9 +49,11 @@ extern "C" const tokenstream_layout * tokenstream_layouts(void) {
         FIELD(llama_context_params, type_v), FIELD(llama_context_params, no_perf),
         FIELD(llama_context_params, embeddings), FIELD(llama_context_params, pooling_type),
         FIELD(llama_context_params, abort_callback), FIELD(llama_context_params, abort_callback_data),
-        SIZE(llama_sampler_chain_params),
         SIZE(llama_logit_bias),
         FIELD(llama_logit_bias, bias),
+        SIZE(tokenstream_sampling),
+        FIELD(tokenstream_sampling, repetition_penalty), FIELD(tokenstream_sampling, top_k),
+        FIELD(tokenstream_sampling, n_bias), FIELD(tokenstream_sampling, bias), FIELD(tokenstream_sampling, prompt),
         SIZE(gguf_init_params),
         FIELD(gguf_init_params, ctx),
         {nullptr, 0},

@@ -5,8 +5,8 @@
 set(LLAMA_BUILD_COMMON OFF)
 
 # Sources for ggml-cpu. The target does not exist at this point, so the calls are deferred to the end of llama.cpp's
-# CMakeLists.txt. exports.cpp includes llama.h.
-set(tokenstream_sources "${CMAKE_CURRENT_LIST_DIR}/exports.cpp")
+# CMakeLists.txt. exports.cpp and sampling.h include llama.h.
+set(tokenstream_sources "${CMAKE_CURRENT_LIST_DIR}/exports.cpp" "${CMAKE_CURRENT_LIST_DIR}/sampling.cpp")
 
 # OFF: ggml's attention, for comparisons.
 option(TOKENSTREAM_ATTENTION "Compute attention with flash_attention.cpp" ON)

@@ -19,7 +19,7 @@ from app.engine.llama import DecodeAborted, Model, Vocab
 from app.engine.prompt_lookup import PromptLookup
 from app.engine.report import Observer, StepReport
 from app.engine.sampling.params import SamplingParams
-from app.engine.sampling.samplers import GreedySampler, make_sampler
+from app.engine.sampling.samplers import make_sampler
 from app.engine.sequence import Sequence
 from app.engine.thoughts import ThoughtReader
 
@@ -142,7 +142,7 @@ class AsyncEngine:
             EngineError: The engine is closed, or the computation failed.
         """
         nothing = SamplingParams(max_tokens=0, temperature=0)
-        sampler = GreedySampler(nothing, self.vocab, ())
+        sampler = make_sampler(nothing, self.vocab, ())
         detokenizer = Detokenizer(self.vocab)
         answer = self._submit(Sequence(list(prefix), nothing, sampler, detokenizer, is_context=True))
         async for _ in answer:

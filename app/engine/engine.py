@@ -251,10 +251,11 @@ class Engine:
     def _choose(self, sequence: Sequence, row: int) -> int:
         """Sample the next token from a row of logits and emit it."""
         n_top = sequence.params.logprobs
+        logits = self._context.logits[row]
         # A copy, because a grammar's mask overwrites the row.
-        logits = None if n_top is None else self._context.logits[row].copy()
-        token = sequence.sampler.sample(self._context, row)
-        logprobs = None if logits is None or n_top is None else logprobs_of(logits, token, n_top)
+        original = None if n_top is None else logits.copy()
+        token = sequence.sampler.sample(logits)
+        logprobs = None if original is None or n_top is None else logprobs_of(original, token, n_top)
         new = sequence.append(token, ends=token in self._end_of_generation)
         reason = sequence.finish_reason
         output = Output(token, new.answer, reason, logprobs, new.thought, new.is_thought)

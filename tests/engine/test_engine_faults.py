@@ -17,7 +17,7 @@ from app.engine.detokenizer import Detokenizer
 from app.engine.engine import Engine, EngineOptions
 from app.engine.llama import Batch, Context, DecodeAborted, DecodeError, Model
 from app.engine.prompt_lookup import PromptLookup
-from app.engine.sampling.samplers import GreedySampler
+from app.engine.sampling.samplers import TokenSampler
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Sequence
 from tests.engine.conftest import Reports
@@ -38,7 +38,7 @@ class TestFaults:
         ("owner", "name", "part"),
         [
             (PrefixCache, "occupy", "sequence"),
-            (GreedySampler, "sample", "sampler"),
+            (TokenSampler, "sample", "sampler"),
             (Detokenizer, "push", "detokenizer"),
             (PromptLookup, "propose", "lookup"),
             (Engine, "_score", "sequence"),
@@ -244,7 +244,7 @@ class TestFaults:
 
         answers = [submit(engine, LONG, max_tokens=200, ignore_eos=True) for _ in range(3)]
         await answers[0].__aiter__().__anext__()
-        monkeypatch.setattr(GreedySampler, "close", fail)
+        monkeypatch.setattr(TokenSampler, "close", fail)
         monkeypatch.setattr(Engine, "step", fail)
         for answer in answers:
             with anyio.fail_after(60), pytest.raises(EngineError, match="broken"):

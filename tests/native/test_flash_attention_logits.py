@@ -12,7 +12,6 @@ import pytest
 from numpy.typing import NDArray
 
 from app.engine.llama import Batch, Context, KVOptions, Model, attention_calls
-from app.engine.llama.native import has_exports
 from tests.tiny_models import TinyModel
 
 Array = NDArray[np.float32]
@@ -70,7 +69,6 @@ def test_flash_and_plain_attention_have_equal_logits(
 FLAGS = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
 
 
-@pytest.mark.skipif(not has_exports(), reason="the installed library was not built by native/build.py")
 @pytest.mark.skipif("avx2" not in FLAGS, reason="our attention needs AVX2")
 def test_flash_attention_uses_our_kernel(model: Model) -> None:
     """Every layer of every decode with flash attention increases the counter."""

@@ -1,4 +1,4 @@
-"""Typed wrappers of llama.cpp's objects: model, vocabulary, context with its KV cache, batch, sampler chain.
+"""Typed wrappers of llama.cpp's objects: model, vocabulary, context with its KV cache, batch, sampler.
 
 The only package that imports llama_cpp. Each class owns one native object. Scheduling is in ``app.engine``.
 Source of every call: llama.cpp's ``include/llama.h`` and ``ggml-cpu.h``.
@@ -24,7 +24,7 @@ from app.engine.llama.native import (
     start_backend,
     start_matmul,
 )
-from app.engine.llama.sampler import Sampler
+from app.engine.llama.sampler import Logits, NoTokenError, Sampler, mask_logits, top_tokens
 
 __all__ = [
     "KV_TYPES",
@@ -35,8 +35,10 @@ __all__ = [
     "DecodeError",
     "EmbeddingContext",
     "KVOptions",
+    "Logits",
     "Model",
     "ModelLoadError",
+    "NoTokenError",
     "Sampler",
     "ThreadPool",
     "UnsupportedLibraryError",
@@ -44,11 +46,13 @@ __all__ = [
     "attention_calls",
     "context_params",
     "last_error",
+    "mask_logits",
     "matmul_calls",
     "native_function",
     "smoke_decode",
     "start_backend",
     "start_matmul",
+    "top_tokens",
 ]
 
 
@@ -60,12 +64,11 @@ def smoke_decode(path: Path, *, n_threads: int, gpu_layers: int, main_gpu: int =
     """
     model = Model(path, gpu_layers=gpu_layers, main_gpu=main_gpu)
     context = Context(model, n_ctx=256, n_sequences=1, n_batch=64, n_threads=n_threads)
-    batch, sampler = Batch(64), Sampler(model.vocab)
-    sampler.greedy()
+    batch, sampler = Batch(64), Sampler(temperature=0)
     # 32 tokens also test the matrix-matrix kernels, such as AMX.
     batch.add([model.vocab.bos if model.vocab.bos >= 0 else 0] * 32, 0, 0, n_outputs=1)
     context.decode(batch)
-    token = sampler.sample(context, 0)
+    token = sampler.sample(context.logits[0], 0)
     sampler.close()
     context.close()
     model.close()

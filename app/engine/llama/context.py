@@ -16,7 +16,6 @@ from app.engine.llama.native import (
     DecodeAborted,
     DecodeError,
     ModelLoadError,
-    has_exports,
     last_error,
     native_function,
 )
@@ -31,21 +30,17 @@ class ThreadPool:
     """ggml's threads, kept between decodes. Without a pool ggml starts new threads for every decode."""
 
     def __init__(self, n_threads: int, *, poll: int = _POLL) -> None:
-        self.handle: int | None = None
-        if not has_exports():
-            return  # start_backend logged a warning
         create = native_function("tokenstream_threadpool_new", ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32)
-        self.handle = create(n_threads, poll)
+        self.handle: int | None = create(n_threads, poll)
         if not self.handle:
             raise ModelLoadError(f"cannot start {n_threads} threads; lower MODEL_THREADS")
 
     def attach(self, context: Any) -> None:
         """Make llama.cpp's ``context`` compute with these threads."""
-        if self.handle:
-            function = native_function(
-                "llama_attach_threadpool", None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
-            )
-            function(context, self.handle, self.handle)
+        function = native_function(
+            "llama_attach_threadpool", None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
+        )
+        function(context, self.handle, self.handle)
 
     def close(self) -> None:
         """Stop the threads. Close the attached context first."""

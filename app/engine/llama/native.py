@@ -49,6 +49,29 @@ class GgufInitParams(ctypes.Structure):
     _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
 
 
+class NativeSampling(ctypes.Structure):
+    """``tokenstream_sampling`` of native/sampling.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_float) for name in ("temperature", "top_p", "min_p", "typical_p")),
+        *((f"{name}_penalty", ctypes.c_float) for name in ("repetition", "presence", "frequency")),
+        *((name, ctypes.c_int32) for name in ("top_k", "repeat_last_n", "n_bias", "n_prompt")),
+        ("bias", ctypes.POINTER(lib.llama_logit_bias)),
+        ("prompt", ctypes.POINTER(ctypes.c_int32)),
+    )
+
+
+# Structs that llama_cpp does not declare.
+_DECLARED = {"gguf_init_params": GgufInitParams, "tokenstream_sampling": NativeSampling}
+
+# Functions that exist in every library of ``native/build.py``.
+_EXPORTS = (
+    *("tokenstream_layouts", "tokenstream_threadpool_new"),
+    *("tokenstream_sampler_new", "tokenstream_sampler_sample", "tokenstream_sampler_free"),
+    *("tokenstream_mask", "tokenstream_top_tokens"),
+)
+
+
 class _Layout(ctypes.Structure):
     """``tokenstream_layout`` of native/exports.cpp."""
 
@@ -77,7 +100,7 @@ def start_backend() -> None:
     """Initialize llama.cpp. Only the first call in a process has an effect.
 
     Raises:
-        UnsupportedLibraryError: A struct's layout differs between library and Python declaration.
+        UnsupportedLibraryError: The library's functions or structs differ from what this code expects.
     """
     global _started
     if _started:
@@ -125,25 +148,17 @@ def _test_matmul() -> None:
         )
 
 
-def has_exports() -> bool:
-    """Whether the library in use contains native/exports.cpp, as built by ``native/build.py``."""
-    return hasattr(lib._lib, "tokenstream_layouts")
-
-
 def check_layouts() -> None:
-    """Compare size and field offsets of each struct with the headers that the library was compiled from.
+    """Compare the library's functions and structs with those that this code was written for.
 
-    A library without native/exports.cpp is not checked; a warning is logged.
+    Size and field offsets of each struct come from the headers that the library was compiled from.
 
     Raises:
-        UnsupportedLibraryError: A size or an offset differs.
+        UnsupportedLibraryError: A function is missing, or a size or an offset differs.
     """
-    if not has_exports():
-        logger.warning(
-            "The llama.cpp library in use was not built by `make install`: its struct layouts are unchecked, "
-            "and every decode starts new threads"
-        )
-        return
+    for name in _EXPORTS:
+        if not hasattr(lib._lib, name):
+            raise UnsupportedLibraryError(f"it has no function {name}")
     entries = native_function("tokenstream_layouts", ctypes.POINTER(_Layout))()
     layouts: dict[str, int] = {}
     for entry in entries:  # an array without a length; its last entry has no name
@@ -158,7 +173,7 @@ def _first_difference(layouts: Mapping[str, int]) -> str | None:
     """The first struct or ``struct.field`` whose Python declaration has another size or offset."""
     for name, value in layouts.items():
         struct, _, field = name.partition(".")
-        declared = GgufInitParams if struct == "gguf_init_params" else getattr(lib, struct, None)
+        declared = _DECLARED.get(struct) or getattr(lib, struct, None)
         if declared is None or (field and not hasattr(declared, field)):
             return f"llama_cpp does not declare {name}"
         found = getattr(declared, field).offset if field else ctypes.sizeof(declared)

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance import TokenizerWrapper as _Wrapped
-from numpy.typing import NDArray
 
-from app.engine.llama import Vocab
+from app.engine.llama import Logits, Vocab, mask_logits
 from app.engine.sampling.json_schema import schema_defect
 
 if TYPE_CHECKING:
@@ -58,19 +57,18 @@ class Matcher:
     def __init__(self, native: LLMatcher) -> None:
         self._native = native
 
-    def mask(self, logits: NDArray[np.float32]) -> None:
+    def mask(self, logits: Logits) -> None:
         """Set the logits of forbidden tokens to minus infinity, in place. Shape: (vocabulary,).
 
         Raises:
             GrammarError: The mask exceeds a limit.
         """
         started = time.thread_time()
-        bits = np.frombuffer(self._native.compute_bitmask(), np.uint8)
+        allowed = self._native.compute_bitmask()
         self._check()
         if time.thread_time() - started > _MAX_MASK_TIME:
             raise GrammarError(f"a mask of its tokens took over {_MAX_MASK_TIME} s")
-        allowed = np.unpackbits(bits, count=len(logits), bitorder="little")
-        np.putmask(logits, allowed == 0, -np.inf)
+        mask_logits(logits, allowed)
 
     def accept(self, token: int) -> None:
         """Append a token.

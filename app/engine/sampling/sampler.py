@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from app.engine.llama import Context
+from app.engine.llama import Logits
 
 
 class Sampler(Protocol):
@@ -17,8 +17,13 @@ class Sampler(Protocol):
     def forced(self, limit: int, /) -> list[int]:
         """The next tokens, at most ``limit``, if they are determined."""
 
-    def sample(self, context: Context, row: int) -> int:
-        """Choose the next token from a row of the last decode's logits, which may be overwritten."""
+    def sample(self, logits: Logits, /) -> int:
+        """Choose the next token. The logits may be overwritten.
+
+        Raises:
+            GrammarError: The grammar's tokens cannot be computed.
+            NoTokenError: No logit is finite.
+        """
 
     def close(self) -> None:
         """Free native memory."""

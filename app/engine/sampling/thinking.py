@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from app.engine.llama import Context
+from app.engine.llama import Logits
 from app.engine.sampling.grammar import Grammar
 from app.engine.sampling.sampler import Sampler
 from app.engine.thoughts import ThoughtReader
@@ -37,31 +37,30 @@ class ThinkingSampler:
             return list(self._thoughts.forced[:limit])
         return self._matcher.forced(limit) if self._matcher and self._thoughts.is_over else []
 
-    def sample(self, context: Context, row: int) -> int:
+    def sample(self, logits: Logits, /) -> int:
         """Choose a token.
 
         Raises:
             GrammarError: The allowed tokens cannot be computed.
         """
         if self._thoughts.forced:
-            logits = context.logits[row]
             logits[:] = -np.inf
             logits[self._thoughts.forced[0]] = 0
-            return self._sampler.sample(context, row)
+            return self._sampler.sample(logits)
         if self._matcher is None or self._thoughts.is_thinking:
-            return self._sampler.sample(context, row)
+            return self._sampler.sample(logits)
         if not self._thoughts.is_over:
-            return self._sample_opening(context, row)
-        self._matcher.mask(context.logits[row])
-        token = self._sampler.sample(context, row)
+            return self._sample_opening(logits)
+        self._matcher.mask(logits)
+        token = self._sampler.sample(logits)
         self._matcher.accept(token)
         return token
 
-    def _sample_opening(self, context: Context, row: int) -> int:
+    def _sample_opening(self, logits: Logits) -> int:
         """Choose a token that begins a thought or the answer."""
         assert self._matcher is not None
         assert self._grammar is not None
-        logits, begin = context.logits[row], self._begin[self._n_begun]
+        begin = self._begin[self._n_begun]
         value = logits[begin]
         if self._may_answer:
             self._matcher.mask(logits)
@@ -69,7 +68,7 @@ class ThinkingSampler:
             logits[:] = -np.inf
         is_allowed = bool(np.isfinite(logits[begin]))
         logits[begin] = value
-        token = self._sampler.sample(context, row)
+        token = self._sampler.sample(logits)
         if token != begin:
             self._matcher.accept(token)
             self._thoughts.begin_answer()

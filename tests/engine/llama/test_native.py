@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import subprocess
 import sys
@@ -11,16 +10,11 @@ import sys
 import llama_cpp.llama_cpp as lib
 import pytest
 
-from app.engine.llama import Batch, Context, Model, UnsupportedLibraryError, native
+from app.engine.llama import UnsupportedLibraryError, native
 from app.engine.llama.context import ThreadPool
 from tests.conftest import ROOT
 
-built_by_us = pytest.mark.skipif(
-    not native.has_exports(), reason="the installed library was not built by native/build.py"
-)
 
-
-@built_by_us
 def test_layouts_of_the_installed_library_match() -> None:
     native.check_layouts()
 
@@ -46,7 +40,6 @@ class _Renamed(ctypes.Structure):
     )
 
 
-@built_by_us
 @pytest.mark.parametrize(
     ("declared", "difference"),
     [
@@ -82,7 +75,6 @@ except ModelLoadError as error:
 """
 
 
-@built_by_us
 def test_layouts_are_checked_before_a_model_is_loaded() -> None:
     result = subprocess.run(
         [sys.executable, "-c", _WITH_ANOTHER_LAYOUT],
@@ -91,11 +83,11 @@ def test_layouts_are_checked_before_a_model_is_loaded() -> None:
     assert "llama_batch has a size of" in result.stdout
 
 
-class _LibraryWithoutExports:
-    """The installed library without native/exports.cpp."""
+class _OlderLibrary:
+    """The installed library without the newest function of native/."""
 
     def __getattr__(self, name: str) -> object:
-        if name.startswith("tokenstream_"):
+        if name == "tokenstream_top_tokens":
             raise AttributeError(name)
         return getattr(_LIBRARY, name)
 
@@ -103,28 +95,12 @@ class _LibraryWithoutExports:
 _LIBRARY = lib._lib
 
 
-@pytest.fixture
-def without_exports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lib, "_lib", _LibraryWithoutExports())
+def test_a_library_without_our_functions_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lib, "_lib", _OlderLibrary())
+    with pytest.raises(UnsupportedLibraryError, match=r"no function tokenstream_top_tokens.*`make rebuild`"):
+        native.check_layouts()
 
 
-@pytest.mark.usefixtures("without_exports")
-def test_a_library_without_exports_works_with_a_warning(
-    model: Model, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.WARNING, "tokenstream.llama")
-    native.check_layouts()
-    assert "not built by `make install`" in caplog.text
-    assert native.attention_calls() is None
-    context = Context(model, n_ctx=256, n_sequences=1, n_batch=64, n_threads=2)
-    batch = Batch(64)
-    batch.add([1, 2, 3], 0, 0, n_outputs=1)
-    context.decode(batch)
-    assert context.logits.std() > 0.5
-    context.close()
-
-
-@built_by_us
 def test_a_thread_pool_starts_and_ends_its_threads() -> None:
     def n_threads() -> int:
         return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - only counted
