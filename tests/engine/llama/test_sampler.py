@@ -118,7 +118,7 @@ def test_the_distribution_is_that_of_llama_cpp(params: dict[str, Any], spread: f
     logits[[11, 12, 599]] = -np.inf  # as by a grammar
     found, expected = ours(logits, params), of_llama_cpp(logits, params)
     # Rarer ones can lie between the probed places.
-    assert {t for t, p in found.items() if p > TOLERANCE} == {t for t, p in expected.items() if p > TOLERANCE}
+    assert {t for t, p in expected.items() if p > 2 * LEAST_WIDTH} <= found.keys() <= expected.keys()
     for token, probability in expected.items():
         assert found.get(token, 0) == pytest.approx(probability, abs=TOLERANCE)
 
@@ -128,7 +128,7 @@ def test_equal_logits_are_equally_likely(params: dict[str, Any]) -> None:
     found = ours(np.zeros(N_TOKENS, np.float32), params)
     n_kept = {"top_k": 3, "top_p": 360, "typical_p": 360}.get(next(iter(params), ""), N_TOKENS)
     assert abs(len(found) - n_kept) <= 1
-    assert [*found.values()] == pytest.approx([1 / n_kept] * len(found), rel=2e-3)
+    assert [*found.values()] == pytest.approx([1 / n_kept] * len(found), rel=5e-3)
 
 
 def test_the_first_of_the_highest_logits_is_chosen_at_temperature_0() -> None:
