@@ -61,7 +61,10 @@ class TestFaults:
             method = getattr(owner, name)
 
             def fail(*arguments: Any, **options: Any) -> Any:
-                is_faulty = faulty_part in arguments or getattr(arguments[1], "sequence", None) is faulty_part
+                is_faulty = any(
+                    candidate is faulty_part
+                    for candidate in (*arguments, getattr(arguments[1], "sequence", None))
+                )
                 if is_faulty and (name != "push" or faulty.sequence.n_generated > 2):
                     raise MemoryError("out of memory")
                 return method(*arguments, **options)
