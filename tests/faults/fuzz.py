@@ -30,7 +30,7 @@ from tests.conftest import MODEL, Server
 
 N_INPUTS = int(os.environ.get("FUZZ_INPUTS", "100000"))
 SETTINGS = {
-    "N_CTX": "512",
+    "N_CTX": "1024",
     "MAX_SEQUENCES": "2",
     "MODEL_MAX_TOKEN": "2",
     "EMBEDDING_MODEL": "all-MiniLM-L6-v2",
