@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -313,6 +314,7 @@ def serve(
     os.nice(niceness)
     # A service manager may signal all processes. The child ends when the parent closes the connection.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discards output of libraries
     if logger:
@@ -337,6 +339,14 @@ def serve(
             if known is None:  # such as MemoryError, after which memory may be fragmented
                 return
         signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _end_with_parent() -> None:
+    """End the process when the connection closes, also within a request, whose limit may be an hour."""
+    hangup = select.poll()
+    hangup.register(sys.stdin.fileno(), getattr(select, "POLLRDHUP", select.POLLHUP))
+    hangup.poll()
+    os._exit(0)
 
 
 class _LogSender(logging.Handler):

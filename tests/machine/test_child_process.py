@@ -373,7 +373,7 @@ def test_the_process_ends_after_its_parent_was_killed(tmp_path: Path, start: Sta
         "child.request('', seconds=20)\n"
         "print(child.process_id, flush=True)\n"
         "threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGKILL]).start()\n"
-        "child.request('while True: pass', seconds=60, cpu_seconds=0.5)\n"
+        "child.request('while True: pass', seconds=600, cpu_seconds=600)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(tmp_path)])}
     finished = subprocess.run(
