@@ -45,6 +45,8 @@ SLOW_FIXTURES = frozenset(
         "knowledge_url",
         "narrow_url",
         "thinking_url",
+        "busy_server",
+        "reranker_url",
         "browser",
         "toolchain",
         "hub_server",
