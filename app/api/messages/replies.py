@@ -37,7 +37,7 @@ class ToolUseReply(TypedDict):
 Block = TextReply | ThinkingReply | ToolUseReply
 
 
-class OutputTokensDetails(TypedDict):
+class MessageOutputDetails(TypedDict):
     """Details of the generated tokens."""
 
     thinking_tokens: int
@@ -50,7 +50,7 @@ class MessagesUsage(TypedDict):
     cache_read_input_tokens: Annotated[int, Field(description="Prompt tokens from the prefix cache.")]
     cache_creation_input_tokens: int
     output_tokens: int
-    output_tokens_details: OutputTokensDetails
+    output_tokens_details: MessageOutputDetails
 
 
 class MessageReply(TypedDict):

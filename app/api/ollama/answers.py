@@ -15,7 +15,7 @@ from app.api.dialect import NDJSON
 from app.api.http.answering import StreamedAnswer, WholeAnswer
 from app.api.http.sources import headers
 from app.api.ollama.errors import ollama_body
-from app.api.ollama.replies import Answer, ChosenLogprob, ReplyToolCall, TokenLogprob
+from app.api.ollama.replies import Answer, ChosenLogprob, OllamaTokenLogprob, ReplyToolCall
 from app.api.ollama.requests import AnsweringRequest
 from app.service import (
     AnswerReader,
@@ -140,7 +140,7 @@ class OllamaAnswer(ABC):
             return {}
         vocab = self._model.vocab
 
-        def entry(token: int, logprob: float) -> TokenLogprob:
+        def entry(token: int, logprob: float) -> OllamaTokenLogprob:
             data = token_bytes(vocab, token)
             return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
 

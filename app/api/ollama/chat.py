@@ -14,14 +14,19 @@ from app.api.http.admission import generate as start
 from app.api.http.body import read_json
 from app.api.http.problems import invalid
 from app.api.ollama.answers import ChatAnswer, TextAnswer, loaded, respond
-from app.api.ollama.requests import AnsweringRequest, ChatMessage, ChatRequest, GenerateRequest
+from app.api.ollama.requests import (
+    AnsweringRequest,
+    OllamaChatMessage,
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+)
 from app.chat.messages import Message, Tool, ToolCall
 from app.service import ChatPrompt, Constraint, JSONSchema, Prompt, Service, TextPrompt, ToolUse
 
 
 async def chat(request: Request) -> Response:
     service: Service = request.app.state.service
-    body = await read_json(request, ChatRequest)
+    body = await read_json(request, OllamaChatRequest)
     if not body.messages:
         empty: Any = {"message": {"role": "assistant", "content": ""}}
         return JSONResponse(loaded(service.model) | empty)
@@ -33,7 +38,7 @@ async def chat(request: Request) -> Response:
 
 async def generate(request: Request) -> Response:
     service: Service = request.app.state.service
-    body = await read_json(request, GenerateRequest)
+    body = await read_json(request, OllamaGenerateRequest)
     if not body.prompt and body.suffix is None:
         return JSONResponse({**loaded(service.model), "response": ""})
     generations = await start(request, _prompt(body), body.overrides(), constraint=_constraint(body))
@@ -41,7 +46,7 @@ async def generate(request: Request) -> Response:
     return respond(request, answer, stream=body.stream is not False)
 
 
-def _prompt(body: GenerateRequest) -> Prompt:
+def _prompt(body: OllamaGenerateRequest) -> Prompt:
     text = body.prompt or ""
     if body.raw or body.suffix is not None:
         return TextPrompt(text, suffix=body.suffix or None)
@@ -49,7 +54,7 @@ def _prompt(body: GenerateRequest) -> Prompt:
     return ChatPrompt((*system, Message("user", text)), field="prompt", thinking=body.thinking())
 
 
-def _chat_prompt(body: ChatRequest, messages: list[ChatMessage]) -> ChatPrompt:
+def _chat_prompt(body: OllamaChatRequest, messages: list[OllamaChatMessage]) -> ChatPrompt:
     """The prompt of a conversation.
 
     Raises:
@@ -69,7 +74,7 @@ def _chat_prompt(body: ChatRequest, messages: list[ChatMessage]) -> ChatPrompt:
     )
 
 
-def _message(index: int, message: ChatMessage) -> Message:
+def _message(index: int, message: OllamaChatMessage) -> Message:
     place = f"messages.{index}"
     calls = []
     for i, call in enumerate(message.tool_calls or ()):

@@ -15,18 +15,18 @@ from app.api.ollama.replies import (
     EmbeddingReply,
     EmbedReply,
     GenerateReply,
-    ModelList,
+    OllamaModelList,
     PullStatus,
     RunningModels,
     Shown,
     Version,
 )
 from app.api.ollama.requests import (
-    ChatRequest,
-    EmbeddingsRequest,
-    EmbedRequest,
-    GenerateRequest,
     ModelRequest,
+    OllamaChatRequest,
+    OllamaEmbeddingsRequest,
+    OllamaEmbedRequest,
+    OllamaGenerateRequest,
 )
 
 _READING = causes(408, 413, 415, 429, 500, 503, 504) | {400: "The body is invalid, or has too many tokens."}
@@ -70,7 +70,7 @@ _CHAT = Operation(
         "Unless `stream` is false, the response has a line of JSON for each step. Tool calls are complete, "
         "in the line before the last. The last line has the figures. If generation fails, it is an error."
     ),
-    body=ChatRequest,
+    body=OllamaChatRequest,
     examples={
         "A question": {"messages": [_QUESTION], **_short(20)},
         "Streamed": {"messages": [_QUESTION], **_short(5), "stream": True},
@@ -93,7 +93,7 @@ _GENERATE = Operation(
     endpoint=generate,
     summary="Answer a prompt",
     description="Streams like `/api/chat`. With `raw` or `suffix`, the model continues the text.",
-    body=GenerateRequest,
+    body=OllamaGenerateRequest,
     examples={
         "A question": {"prompt": "Where is located Paris ?", **_short(20)},
         "Streamed": {"prompt": "Name a colour.", "system": "Be brief.", **_short(5), "stream": True},
@@ -113,7 +113,7 @@ _EMBED = Operation(
     embeds=True,
     summary="Embed texts",
     description="Requires an embedding model: KNOWLEDGE=on or EMBEDDING_MODEL.",
-    body=EmbedRequest,
+    body=OllamaEmbedRequest,
     examples={"Texts": {"model": "any", "input": ["When does the bridge open?", "The bridge opens at six."]}},
     replies={200: Reply("The vectors.", {JSON: EmbedReply})},
     errors=_READING | causes(501),
@@ -126,7 +126,7 @@ _EMBEDDINGS = Operation(
     embeds=True,
     summary="Embed a text",
     description="The older form of `/api/embed`.",
-    body=EmbeddingsRequest,
+    body=OllamaEmbeddingsRequest,
     examples={"A text": {"model": "any", "prompt": "The bridge opens at six."}},
     replies={200: Reply("The vector.", {JSON: EmbeddingReply})},
     errors=_READING | causes(501),
@@ -137,7 +137,7 @@ _TAGS = Operation(
     path="/api/tags",
     endpoint=models.tags,
     summary="List the models",
-    replies={200: Reply("The language model, then the embedding model.", {JSON: ModelList})},
+    replies={200: Reply("The language model, then the embedding model.", {JSON: OllamaModelList})},
     errors=causes(500, 503),
 )
 

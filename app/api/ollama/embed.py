@@ -15,14 +15,14 @@ from app.api.http.body import read_json
 from app.api.http.problems import invalid
 from app.api.http.vectors import MOST_INPUTS, vectors
 from app.api.ollama.replies import EmbeddingReply, EmbedReply
-from app.api.ollama.requests import EmbeddingsRequest, EmbedRequest
+from app.api.ollama.requests import OllamaEmbeddingsRequest, OllamaEmbedRequest
 from app.service import Service
 
 
 async def embed(request: Request) -> Response:
     service: Service = request.app.state.service
     started = time.perf_counter()
-    body = await read_json(request, EmbedRequest)
+    body = await read_json(request, OllamaEmbedRequest)
     inputs = [body.input] if isinstance(body.input, str) else body.input
     if len(inputs) > MOST_INPUTS:
         raise invalid(f"should have at most {MOST_INPUTS} entries, not {len(inputs)}", "input")
@@ -45,7 +45,7 @@ async def embed(request: Request) -> Response:
 
 
 async def embeddings(request: Request) -> Response:
-    body = await read_json(request, EmbeddingsRequest)
+    body = await read_json(request, OllamaEmbeddingsRequest)
     made = await vectors(request, [body.prompt], field="prompt", truncate="right")
     vector: Sequence[float] = made.vectors[0].tolist()
     reply: EmbeddingReply = {"embedding": [*vector]}

@@ -13,9 +13,9 @@ from app.api.http.body import read_json
 from app.api.http.problems import ApiError
 from app.api.ollama.answers import line, rfc3339
 from app.api.ollama.replies import (
-    Details,
-    ModelEntry,
-    ModelList,
+    OllamaDetails,
+    OllamaModelEntry,
+    OllamaModelList,
     PullStatus,
     RunningModel,
     RunningModels,
@@ -32,7 +32,7 @@ _ANY_TAG = ":latest"
 
 
 async def tags(request: Request) -> Response:
-    body: ModelList = {"models": _entries(request.app.state.service)}
+    body: OllamaModelList = {"models": _entries(request.app.state.service)}
     return JSONResponse(body)
 
 
@@ -76,7 +76,7 @@ async def pull(request: Request) -> Response:
     return Response(line(done), media_type=NDJSON)
 
 
-def _entries(service: Service) -> list[ModelEntry]:
+def _entries(service: Service) -> list[OllamaModelEntry]:
     """The language model, then the embedding model."""
     models: list[Any] = [service.model]
     if service.embedder is not None:
@@ -94,7 +94,7 @@ def _entries(service: Service) -> list[ModelEntry]:
     ]
 
 
-def _details(description: str) -> Details:
+def _details(description: str) -> OllamaDetails:
     """Details from llama.cpp's description, such as ``llama 135M Q4_1``."""
     family, size, quantization = [*description.split(" ", 2), "", ""][:3]
     return {
@@ -107,7 +107,7 @@ def _details(description: str) -> Details:
     }
 
 
-def _entry_of(service: Service, name: str) -> ModelEntry:
+def _entry_of(service: Service, name: str) -> OllamaModelEntry:
     entries = _entries(service)
     for entry in entries:
         if name.removesuffix(_ANY_TAG) == entry["name"]:
@@ -124,7 +124,7 @@ def _entry_of(service: Service, name: str) -> ModelEntry:
     )
 
 
-def _shown_model(service: Service, entry: ModelEntry) -> Shown:
+def _shown_model(service: Service, entry: OllamaModelEntry) -> Shown:
     model = service.model
     architecture = entry["details"]["family"]
     shown: Shown = {
@@ -146,7 +146,7 @@ def _shown_model(service: Service, entry: ModelEntry) -> Shown:
     return shown
 
 
-def _shown_embedder(service: Service, entry: ModelEntry) -> Shown:
+def _shown_embedder(service: Service, entry: OllamaModelEntry) -> Shown:
     embedder = service.embedder
     assert embedder is not None
     architecture = entry["details"]["family"]

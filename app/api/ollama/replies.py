@@ -10,7 +10,7 @@ from typing_extensions import NotRequired, TypedDict
 _Nanoseconds = Annotated[int, Field(description="In ns.")]
 
 
-class TokenLogprob(TypedDict):
+class OllamaTokenLogprob(TypedDict):
     """A token and its log-probability."""
 
     token: str
@@ -18,10 +18,10 @@ class TokenLogprob(TypedDict):
     bytes: list[int]
 
 
-class ChosenLogprob(TokenLogprob):
+class ChosenLogprob(OllamaTokenLogprob):
     """A token of the answer and its alternatives."""
 
-    top_logprobs: list[TokenLogprob]
+    top_logprobs: list[OllamaTokenLogprob]
 
 
 class Answer(TypedDict):
@@ -93,7 +93,7 @@ class EmbeddingReply(TypedDict):
     embedding: list[float]
 
 
-class Details(TypedDict):
+class OllamaDetails(TypedDict):
     """Properties of a model file."""
 
     parent_model: str
@@ -104,7 +104,7 @@ class Details(TypedDict):
     quantization_level: str
 
 
-class ModelEntry(TypedDict):
+class OllamaModelEntry(TypedDict):
     """A model of this server."""
 
     name: str
@@ -112,16 +112,16 @@ class ModelEntry(TypedDict):
     modified_at: str
     size: Annotated[int, Field(description="Bytes.")]
     digest: Annotated[str, Field(description="Identifies the model file.")]
-    details: Details
+    details: OllamaDetails
 
 
-class ModelList(TypedDict):
+class OllamaModelList(TypedDict):
     """The models of this server."""
 
-    models: list[ModelEntry]
+    models: list[OllamaModelEntry]
 
 
-class RunningModel(ModelEntry):
+class RunningModel(OllamaModelEntry):
     """A loaded model."""
 
     expires_at: str
@@ -141,7 +141,7 @@ class Shown(TypedDict):
     modelfile: str
     parameters: str
     template: Annotated[str, Field(description="The chat template, in Jinja.")]
-    details: Details
+    details: OllamaDetails
     model_info: dict[str, Any]
     capabilities: list[Literal["completion", "tools", "insert", "thinking", "embedding"]]
     modified_at: str

@@ -27,7 +27,7 @@ class Options(SamplingFields):
     ] = None
 
 
-class CalledFunction(BaseModel):
+class OllamaCalledFunction(BaseModel):
     """A function and its arguments."""
 
     model_config = _LENIENT
@@ -36,16 +36,16 @@ class CalledFunction(BaseModel):
     arguments: dict[str, Any] = {}
 
 
-class MessageToolCall(BaseModel):
+class OllamaMessageToolCall(BaseModel):
     """A tool call of the assistant."""
 
     model_config = _LENIENT
 
     id: Annotated[str | None, Field(min_length=1, max_length=256)] = None
-    function: CalledFunction
+    function: OllamaCalledFunction
 
 
-class ChatMessage(BaseModel):
+class OllamaChatMessage(BaseModel):
     """A message of a conversation."""
 
     model_config = _LENIENT
@@ -53,13 +53,13 @@ class ChatMessage(BaseModel):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
     thinking: str | None = None
-    tool_calls: list[MessageToolCall] | None = None
+    tool_calls: list[OllamaMessageToolCall] | None = None
     tool_name: _Name | None = None
     tool_call_id: str | None = None
     images: Annotated[list[Any] | None, Field(max_length=0, description="Not supported.")] = None
 
 
-class FunctionDefinition(BaseModel):
+class OllamaFunctionDefinition(BaseModel):
     """A function that the model may call."""
 
     model_config = _LENIENT
@@ -69,13 +69,13 @@ class FunctionDefinition(BaseModel):
     parameters: dict[str, Any] | None = None
 
 
-class ToolDefinition(BaseModel):
+class OllamaToolDefinition(BaseModel):
     """A tool. Only functions are supported."""
 
     model_config = _LENIENT
 
     type: Literal["function"] | None = None
-    function: FunctionDefinition
+    function: OllamaFunctionDefinition
 
 
 class AnsweringRequest(BaseModel):
@@ -116,26 +116,26 @@ class AnsweringRequest(BaseModel):
         return fields
 
 
-class ChatRequest(AnsweringRequest):
+class OllamaChatRequest(AnsweringRequest):
     """The body of ``POST /api/chat``."""
 
     messages: Annotated[
-        list[ChatMessage] | None,
+        list[OllamaChatMessage] | None,
         Field(
             max_length=4096, description="Without messages, the response only tells that the model is loaded."
         ),
     ] = None
-    tools: Annotated[list[ToolDefinition] | None, Field(max_length=128)] = None
+    tools: Annotated[list[OllamaToolDefinition] | None, Field(max_length=128)] = None
 
     @model_validator(mode="after")
-    def _has_distinct_tools(self) -> ChatRequest:
+    def _has_distinct_tools(self) -> OllamaChatRequest:
         names = [tool.function.name for tool in self.tools or ()]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"tools: the name {twice!r} occurs twice")
         return self
 
 
-class GenerateRequest(AnsweringRequest):
+class OllamaGenerateRequest(AnsweringRequest):
     """The body of ``POST /api/generate``."""
 
     prompt: Annotated[
@@ -152,13 +152,13 @@ class GenerateRequest(AnsweringRequest):
     images: Annotated[list[Any] | None, Field(max_length=0, description="Not supported.")] = None
 
     @model_validator(mode="after")
-    def _is_possible(self) -> GenerateRequest:
+    def _is_possible(self) -> OllamaGenerateRequest:
         if self.raw and self.system:
             raise ValueError("system: cannot be combined with raw")
         return self
 
 
-class EmbedRequest(BaseModel):
+class OllamaEmbedRequest(BaseModel):
     """The body of ``POST /api/embed``."""
 
     model_config = _LENIENT
@@ -173,7 +173,7 @@ class EmbedRequest(BaseModel):
     ] = None
 
 
-class EmbeddingsRequest(BaseModel):
+class OllamaEmbeddingsRequest(BaseModel):
     """The body of ``POST /api/embeddings``."""
 
     model_config = _LENIENT
