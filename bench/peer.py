@@ -49,7 +49,7 @@ _PROGRAMS_ONLY = (
     *("-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_OPENSSL=OFF"),
 )
 # llama.cpp without our kernels.
-_WITHOUT_OURS = ("-DTOKENSTREAM_ATTENTION=OFF", "-DTOKENSTREAM_MATMUL=OFF")
+_WITHOUT_OURS = ("-DTOKENSTREAM_ATTENTION=OFF", "-DTOKENSTREAM_MATMUL=OFF", "-DTOKENSTREAM_ROWS=OFF")
 # -march=native follows these flags, but does not turn on features that they turn off.
 _PIP_WITHOUT_AMX = (
     *("-DGGML_CCACHE=OFF", "-DCMAKE_C_FLAGS=-mno-amx-tile -mno-amx-int8"),
