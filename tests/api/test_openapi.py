@@ -161,7 +161,7 @@ def test_the_response_for_an_unknown_model_matches_the_document(server_url: str)
 @pytest.mark.anyio
 async def test_responses_before_the_model_is_loaded_match_the_document() -> None:
     transport = httpx.ASGITransport(app_without_model())
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         statuses = {}
         for method, path, operation in operations(DOCUMENT):
             body = operation.get("requestBody")

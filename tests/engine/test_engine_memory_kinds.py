@@ -7,6 +7,7 @@ prefixes give equal texts, except at near ties.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -34,9 +35,11 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 
 @asynccontextmanager
-async def engine_of(model: Model, **options: Any) -> AsyncIterator[AsyncEngine]:
+async def engine_of(
+    model: Model, *, lock: threading.Lock | None = None, **options: Any
+) -> AsyncIterator[AsyncEngine]:
     defaults = {"n_ctx": 4096, "max_sequences": 4, "n_threads": 1}
-    engine = AsyncEngine(model, EngineOptions(**(defaults | options)))
+    engine = AsyncEngine(model, EngineOptions(**(defaults | options)), compute_lock=lock)
     engine._observer = Reports()
     engine.start()
     try:
@@ -110,12 +113,19 @@ async def test_a_text_that_diverges_from_a_cached_one_is_exact(tiny_model: TinyM
 
 async def test_concurrent_requests_prefill_a_shared_prefix_once(tiny_model: TinyModel, kind: Kind) -> None:
     model = Model(tiny_model(kind))
-    async with engine_of(model) as engine:
-        prompts = [[*text(200, 1), *text(10, seed)] for seed in range(2, 10)]
-        answers = await asyncio.gather(*(generate(engine, prompt) for prompt in prompts))
+    lock = threading.Lock()
+    async with engine_of(model, lock=lock) as engine:
+        with lock:  # until all requests are in the queue
+            first = asyncio.ensure_future(generate(engine, [1]))
+            await asyncio.sleep(0)
+            prompts = [[*text(200, 1), *text(10, seed)] for seed in range(2, 10)]
+            requests = [asyncio.ensure_future(generate(engine, prompt)) for prompt in prompts]
+            await asyncio.sleep(0)
+        await first
+        answers = await asyncio.gather(*requests)
         for prompt, (answer, _) in zip(prompts, answers, strict=True):
             assert_likeliest(model, prompt, answer)
-        assert n_prefilled(engine) == 200 + 8 * 10
+        assert n_prefilled(engine) == 1 + 200 + 8 * 10
 
 
 async def test_a_warm_context_is_cached_for_all_requests(tiny_model: TinyModel, kind: Kind) -> None:

@@ -107,7 +107,7 @@ async def test_a_failed_embedding_model_is_reported_and_answers_continue(
 async def assert_shows(service: Service, reason: str) -> None:
     assert not service.is_ready
     transport = httpx.ASGITransport(create_app(service))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         for path in ("/ready", "/health"):
             response = await client.get(path)
             assert response.status_code == 503

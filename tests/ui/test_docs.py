@@ -68,9 +68,9 @@ def test_an_example_can_be_executed(page: Page, server_url: str) -> None:
 def test_the_key_can_be_entered(page: Page, locked_server: Server) -> None:
     open_docs(page, locked_server.url)
     page.get_by_role("button", name="Authorize").click()
-    page.locator(".auth-container input").fill(KEY)
-    page.locator(".auth-btn-wrapper button.authorize").click()
-    page.locator(".auth-btn-wrapper button.btn-done").click()
+    page.locator("#auth-bearer-value").fill(KEY)
+    page.locator(".auth-btn-wrapper button.authorize").first.click()
+    page.locator(".auth-btn-wrapper button.btn-done").first.click()
     contexts = operation(page, "get_contexts")
     contexts.locator(".opblock-summary-control").click()
     contexts.get_by_role("button", name="Execute").click()

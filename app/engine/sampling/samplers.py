@@ -18,6 +18,7 @@ from app.engine.thoughts import ThoughtReader
 
 # Below, sampling is greedy: the most likely token is certain, and divided logits overflow.
 _LEAST_TEMPERATURE = 1e-9
+_LEAST_PENALTY = 1e-20  # logits that are divided by less overflow
 
 
 def make_sampler(
@@ -45,7 +46,7 @@ class TokenSampler:
             typical_p=params.typical_p,
             top_p=params.top_p,
             min_p=params.min_p,
-            repetition_penalty=params.repetition_penalty,
+            repetition_penalty=max(params.repetition_penalty, _LEAST_PENALTY),
             repeat_last_n=last_n,
             presence_penalty=params.presence_penalty,
             frequency_penalty=params.frequency_penalty,

@@ -35,7 +35,7 @@ async def test_405_names_all_methods_of_the_path(method: str) -> None:
         load(env_file=None), load_contexts(ROOT / "config" / "prompt_config.toml"), Metrics("test")
     )
     transport = httpx.ASGITransport(create_app(service))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         for path, methods in allowed_methods().items():
             response = await client.request(method, path)
             assert response.status_code == 405, path

@@ -129,12 +129,12 @@ def fail(*arguments):
         raise RuntimeError("forced in the engine")
     return choose(*arguments)
 Engine._choose = fail
-tokens = PromptTokenizer.tokens
-def reject(self, messages, **options):
+chat = PromptTokenizer.chat
+def reject(self, messages, *arguments, **options):
     if messages[-1].content == "prepare":
         raise RuntimeError("forced in preparation")
-    return tokens(self, messages, **options)
-PromptTokenizer.tokens = reject
+    return chat(self, messages, *arguments, **options)
+PromptTokenizer.chat = reject
 """
     server = start_server(changed_program(tmp_path, change), LOG_FORMAT="json").wait_until()
     assert ask(server, "fault-2", query="prepare").status_code == 500
