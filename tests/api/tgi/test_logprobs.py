@@ -39,7 +39,7 @@ def test_logprobs_are_the_log_softmax_of_the_raw_logits(
     start_server: Callable[..., Server], context: Context
 ) -> None:
     """Penalties, temperature and truncation change the choice of tokens, not the log-probabilities."""
-    # The steps of the server equal those of the context: no drafts, KV in f16, attention and threads of SETTINGS.
+    # The steps of the server equal those of the context: no drafts, KV in f16, attention of SETTINGS.
     settings = {"SPECULATION": "off", "KV_TYPE": "f16"}
     url = start_server(**settings, N_CTX="512", MAX_SEQUENCES="1").wait_until().url
     sampling = {"temperature": 1.4, "top_k": 30, "seed": 4, "repetition_penalty": 1.3}
