@@ -174,7 +174,8 @@ class Scheduler:
                 self._cache.occupy(slot, sequence)
             del self._waiting[sequence]
             self._slots[slot] = sequence
-            sequence.admitted_at = time.perf_counter()
+            if not sequence.was_suspended:
+                sequence.admitted_at = time.perf_counter()
             free.remove(slot)
             prefilling = [s for s in self.running if not s.is_decoding]
 

@@ -70,7 +70,7 @@ def test_a_suspended_sequence_continues_with_its_tokens(kind: MemoryKind, budget
     first, second = flood(rig, 2)
     lone = sequence(100, submitted_at=10.0, client=LONE, max_tokens=3)
     rig.add(lone)
-    n_prefilled = rig.memory.n_prefilled
+    n_prefilled, admitted_at = rig.memory.n_prefilled, second.admitted_at
     while lone.n_generated < 3:
         rig.step()
     assert (first.slot is None, second.slot is None) == (False, True), "the newest left its slot"
@@ -80,6 +80,7 @@ def test_a_suspended_sequence_continues_with_its_tokens(kind: MemoryKind, budget
         rig.step()
     assert second.n_generated > n_generated
     assert second.n_cached == 0, "its own tokens are no cached prompt"
+    assert second.admitted_at == admitted_at, "its time in the queue ended with its first slot"
     if budget:
         assert rig.memory.n_prefilled == n_prefilled + 100, "nothing is computed twice"
 
