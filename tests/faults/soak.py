@@ -113,8 +113,9 @@ async def client(url: str, seed: int, until: float, statuses: Counter[str]) -> N
                 print(f"{path} {body}: {error!r}", flush=True)
 
 
-def metric(page: str, name: str) -> float:
-    found = re.search(rf"^{name}(?:{{[^}}]*}})? (\S+)$", page, re.MULTILINE)
+def metric(page: str, name: str, label: str = "") -> float:
+    """The first value of a metric; ``label``: a label that it has."""
+    found = re.search(rf"^{name}(?:{{[^}}]*{label}[^}}]*}})? (\S+)$", page, re.MULTILINE)
     assert found, f"there is no metric {name}"
     return float(found[1])
 
@@ -128,9 +129,10 @@ def measure(server: Server, tasks_file: Path) -> dict[str, float]:
     os.kill(server.process.pid, signal.SIGUSR1)
     while not (tasks_file.exists() and tasks_file.read_text()):
         time.sleep(0.05)
+    saved = metric(page, "prefix_cache_bytes", 'tier="ram"')
     resident = int((process / "statm").read_text().split()[1]) * 4096
     return {
-        "memory without prefix cache, MB": (resident - metric(page, "prefix_cache_bytes")) / 1e6,
+        "memory without prefix cache, MB": (resident - saved) / 1e6,
         "descriptors": len(list((process / "fd").iterdir())),
         "threads": len(list((process / "task").iterdir())),
         "tasks": int(tasks_file.read_text()),
