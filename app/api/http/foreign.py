@@ -90,6 +90,14 @@ def _is_foreign(method: str, headers: Headers) -> bool:
     site = headers.get("sec-fetch-site")
     if site is None:
         origin = headers.get("origin")
-        return origin is not None and urlsplit(origin).netloc != headers.get("host")
+        return origin is not None and _netloc(origin) != headers.get("host")
     is_link = method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
     return site not in ("same-origin", "none") and not is_link
+
+
+def _netloc(origin: str) -> str:
+    """Host and port of an origin; empty if it is invalid."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # such as http://[
+        return ""

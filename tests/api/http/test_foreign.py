@@ -92,6 +92,7 @@ def test_hosts_of_the_setting(allowed: tuple[str, ...], host: str, is_allowed: b
     [
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},  # not a URL
         {"Origin": "http://127.0.0.1:1"},  # another port is another origin
         {"Sec_Fetch_Site": "cross-site"},
         {"Sec_Fetch_Site": "same-site", "Origin": "http://127.0.0.1:1"},
