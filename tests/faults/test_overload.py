@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -82,6 +83,19 @@ def test_413_arrives_while_the_client_sends(busy_server: Server, size: int) -> N
 
 def test_other_errors_arrive_while_the_client_sends(busy_server: Server) -> None:
     assert post(busy_server.url, LONG, {"Content-Type": "text/csv"})[0] == 415
+
+
+def test_a_head_without_bound_behind_a_running_request_is_cut(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    body = json.dumps({**STORY, "max_tokens": 1900}).encode()
+    head = (
+        "POST /token_stream HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
+    )
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert connection.recv(64).startswith(b"HTTP/1.1 200")
+        with pytest.raises(OSError, match="reset|pipe"):
+            connection.sendall(b"GET /health HTTP/1.1\r\nX-Long: " + b"a" * (24 << 20))
 
 
 def test_a_client_that_waits_for_100_continue_gets_413_and_sends_no_body(busy_server: Server) -> None:

@@ -147,11 +147,13 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._n_head += len(data)
         super().data_received(data)
-        if self._has_request or self.transport.is_closing():
+        if self.transport.is_closing():
             return
-        if self._n_head > _MAX_HEAD:
+        if self._n_head > _MAX_HEAD and self._has_request:
+            self.transport.abort()  # a part of its response may be sent already
+        elif self._n_head > _MAX_HEAD:
             self._refuse(431, "Request Header Fields Too Large", f"the head is longer than {_MAX_HEAD} bytes")
-        elif self._head_timer is None:
+        elif self._head_timer is None and not self._has_request:
             self._head_timer = self.loop.call_later(self._limits.read_timeout, self._head_is_late)
 
     def on_headers_complete(self) -> None:
