@@ -83,7 +83,7 @@ class Connections:
         for connection in self._idle:
             if address in (None, self._open[connection]):
                 self.remove(connection)
-                connection.transport.close()
+                connection.close()
                 self._n_closed += 1
                 return True
         self._n_refused += 1
@@ -175,7 +175,7 @@ class Connection(HttpToolsProtocol):
             f"HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain\r\nContent-Length: {len(message)}\r\n"
             f"Connection: close\r\n\r\n{message}".encode()
         )
-        self.transport.close()
+        self.close()
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
@@ -183,6 +183,15 @@ class Connection(HttpToolsProtocol):
             self._head_timer = None
 
     # --- writing
+
+    def close(self) -> None:
+        """Close the connection after the rest of its responses, if the client reads them."""
+        self.transport.close()
+        self._start_write_timer()
+
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(msg)
+        self._start_write_timer()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
