@@ -139,6 +139,7 @@ class _Server(uvicorn.Server):
         config = uvicorn.Config(
             create_app(self._service, self._lifespan, tracing),
             http=cast(Any, partial(Connection, Connections(_connection_limits(settings)))),
+            ws="none",  # its connections would leave Connections' count
             timeout_keep_alive=settings.connection_idle,  # type: ignore[arg-type] # a float works
             loop="uvloop" if sys.platform != "win32" else "asyncio",
             log_config=None,

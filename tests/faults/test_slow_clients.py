@@ -134,6 +134,16 @@ def test_idle_connections_make_room_for_new_ones(strict_server: Server) -> None:
     assert "too many connections (MAX_CONNECTIONS=30)" in strict_server.output()
 
 
+def test_an_upgrade_to_websocket_does_not_escape_the_limits(strict_server: Server) -> None:
+    upgrade = (
+        b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    connection = connect(strict_server)
+    connection.sendall(upgrade)
+    assert received(connection).startswith(b"HTTP/1.1 200"), "another protocol has the connection"
+
+
 def test_an_address_has_a_limit_of_its_own(strict_server: Server) -> None:
     busy = [connect(strict_server, "127.0.0.4") for _ in range(20)]
     for connection in busy:
