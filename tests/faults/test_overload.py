@@ -94,7 +94,7 @@ def test_a_head_without_bound_behind_a_running_request_is_cut(server: Server) ->
     with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         assert connection.recv(64).startswith(b"HTTP/1.1 200")
-        with pytest.raises(OSError, match="reset|pipe"):
+        with pytest.raises(OSError, match=r"reset|pipe"):
             connection.sendall(b"GET /health HTTP/1.1\r\nX-Long: " + b"a" * (24 << 20))
 
 
