@@ -152,29 +152,9 @@ class Service:
             UserError: The settings, the contexts or the tokenizer do not fit the model.
         """
         self._on_failure = on_failure
-        loop, lock = asyncio.get_running_loop(), FairLock()
-
-        def failed(model: str, error: BaseException) -> None:
-            with suppress(RuntimeError):  # the loop is closed: the process is ending
-                loop.call_soon_threadsafe(self._fail, f"the {model} failed: {error}")
-
-        if embedding_model is not None:  # before the model, whose memory plan counts the remaining memory
-            self._retrieval = await asyncio.to_thread(
-                Retrieval,
-                self.settings,
-                embedding_model,
-                self.metrics,
-                lock,
-                partial(failed, "embedding model"),
-            )
-        if rerank_model is not None:
-            self._reranker = await asyncio.to_thread(
-                open_reranker,
-                rerank_model,
-                n_threads=self.settings.model_threads or physical_cores(),
-                lock=lock,
-                on_failure=partial(failed, "reranker"),
-            )
+        lock = FairLock()
+        # Before the model, whose memory plan counts the remaining memory.
+        await self._load_embedder_and_reranker(embedding_model, rerank_model, lock)
         model = await Model.load(
             path,
             tokenizer_repo,
@@ -186,14 +166,37 @@ class Service:
             warm=warm,
         )
         try:
-            if (
-                self._retrieval is not None
-            ):  # after the model has measured its kernels, because indexing uses all cores
+            # After the model has measured its kernels, because indexing uses all cores.
+            if self._retrieval is not None:
                 await self._retrieval.index()
         except BaseException:
             await model.close()
             raise
         self._model = model
+
+    async def _load_embedder_and_reranker(
+        self, embedding_model: Path | None, rerank_model: Path | None, lock: FairLock
+    ) -> None:
+        """Load the embedding model with its knowledge base, and the reranker, if they are on."""
+        loop = asyncio.get_running_loop()
+
+        def failed(model: str, error: BaseException) -> None:
+            with suppress(RuntimeError):  # the loop is closed: the process is ending
+                loop.call_soon_threadsafe(self._fail, f"the {model} failed: {error}")
+
+        if embedding_model is not None:
+            on_failure = partial(failed, "embedding model")
+            self._retrieval = await asyncio.to_thread(
+                Retrieval, self.settings, embedding_model, self.metrics, lock, on_failure
+            )
+        if rerank_model is not None:
+            self._reranker = await asyncio.to_thread(
+                open_reranker,
+                rerank_model,
+                n_threads=self.settings.model_threads or physical_cores(),
+                lock=lock,
+                on_failure=partial(failed, "reranker"),
+            )
 
     def _engine_failed(self, error: BaseException) -> None:
         self.metrics.engine.on_end()
