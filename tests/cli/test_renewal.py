@@ -84,8 +84,11 @@ def test_sighup_reads_the_files_although_they_seem_unchanged(tls_server: Server,
     before = files.keys.stat()
     files.keys.write_text('[keys.alice]\nkey = "two"\n')
     os.utime(files.keys, ns=(before.st_atime_ns, before.st_mtime_ns))
+    n_read = tls_server.output().count("read again: keys")
     tls_server.process.send_signal(signal.SIGHUP)
-    until(lambda: status(tls_server.url, "first", "two") == 200)
+    until(lambda: tls_server.output().count("read again: keys") > n_read)
+    assert status(tls_server.url, "first", "two") == 200
+    assert status(tls_server.url, "first", "one") == 401
 
 
 @pytest.mark.parametrize(
