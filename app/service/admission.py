@@ -56,9 +56,9 @@ class Admission:
             Overloaded: All places are taken, or too many tokens wait.
         """
         place = Place(self, client)
-        place.reserve(1)
+        place.read(n_bytes)
         try:
-            place.wait(n_bytes // _BYTES_PER_TOKEN)
+            place.reserve(1)
         except BaseException:
             place.leave()
             raise
@@ -128,6 +128,7 @@ class Place:
         self._admission = admission
         self.client = client
         self._n_places = 0
+        self._n_bytes = 0
         self._n_tokens = 0
         self._is_estimate = True
         self._is_waiting = True
@@ -152,12 +153,14 @@ class Place:
         self._n_tokens += n_tokens
 
     def read(self, n_bytes: int) -> None:
-        """Count a part of a body of unknown length.
+        """Count a part of a body.
 
         Raises:
             Overloaded: Too many tokens wait.
         """
-        self.wait(n_bytes // _BYTES_PER_TOKEN)
+        n_bytes += self._n_bytes
+        self.wait(n_bytes // _BYTES_PER_TOKEN - self._n_tokens)
+        self._n_bytes = n_bytes
 
     def prepared(self, n_tokens: int) -> None:
         """Count the tokens of a prompt. The first prompt replaces the estimate.

@@ -121,3 +121,26 @@ def test_idle_time_is_not_measured() -> None:
     with pytest.raises(Overloaded) as error:
         admission.enter(LONE, 0)
     assert error.value.retry_after == 5
+
+
+def test_a_body_of_small_parts_counts_as_a_whole_one() -> None:
+    admission = Admission(4, 100)
+    place = admission.enter(LONE, 0)
+    for _ in range(200):
+        place.read(1)
+    with pytest.raises(Overloaded, match="50 prompt tokens wait, and 51 more"):
+        admission.enter(FLOOD, 204)
+
+
+def test_requests_with_too_many_tokens_do_not_shorten_the_expected_time() -> None:
+    clock = Clock()
+    admission = Admission(4, 100, clock)
+    place = admission.enter(LONE, 400)
+    clock.now = 20.0
+    place.leave()
+    place = admission.enter(LONE, 400)
+    for n_before in range(3):
+        with pytest.raises(Overloaded) as rejection:
+            admission.enter(FLOOD, 4)
+        assert rejection.value.retry_after == 20 * (n_before + 1)
+    place.leave()
