@@ -108,8 +108,8 @@ class WholeAnswer(Answering):
             await respond(scope, problem_of(error))(scope, receive, send)
             return
         headers = [*self.raw_headers, (b"content-length", str(len(body)).encode())]
-        self._is_started = True
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        self._is_started = True
         await send({"type": "http.response.body", "body": body})
 
     async def _interrupt(self, problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:

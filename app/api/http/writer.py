@@ -58,8 +58,8 @@ class Writer:
     async def send(self, part: bytes, *, more: bool = True) -> None:
         """Send a part and wait until the client is ready for another. No part may be held."""
         if not self.is_started:
-            self.is_started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+            self.is_started = True
         await self._send({"type": "http.response.body", "body": part, "more_body": more})
 
 

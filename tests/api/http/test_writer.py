@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from app.api.http.writer import Writer
 
@@ -84,6 +84,21 @@ async def test_a_disconnect_ends_a_blocked_response(caplog: pytest.LogCaptureFix
             writer.transport.abort()
             await ended.wait()
     assert caplog.text == ""
+
+
+async def test_a_response_whose_headers_wait_for_the_client_has_not_started() -> None:
+    """The rest of a previous response on the connection waits. This response can still be an error."""
+    is_free = asyncio.Event()
+
+    async def send(_message: Message) -> None:
+        await is_free.wait()
+
+    async with anyio.create_task_group() as tasks:
+        writer = Writer(send, HEADERS, tasks)
+        writer.write(b"part")
+        assert (writer.is_blocked, writer.is_started) == (True, False)
+        is_free.set()
+    assert writer.is_started
 
 
 def _body(response: bytes) -> bytes:
