@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from app.api.dialect import Dialect, RouteTable
-from app.api.http import admission, errors
+from app.api.http import admission, errors, sources
 from app.api.http.auth import RequireKey
 from app.api.http.foreign import AllowedHosts, RejectForeign
 from app.api.http.observation import Observe
@@ -99,7 +99,7 @@ def _cors(origins: Sequence[str]) -> Middleware:
         allow_origins=origins,
         allow_methods=("GET", "POST"),
         allow_headers=("*",),
-        expose_headers=("X-Sources", "Retry-After"),
+        expose_headers=(sources.HEADER, sources.WAITING_HEADER, "Retry-After", "X-Request-ID"),
         allow_private_network=True,
     )
 
