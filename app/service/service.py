@@ -282,9 +282,9 @@ class Service:
             TooLong: A text is too long.
             GenerationFailed: The computation failed.
         """
-        current().operation = "rerank"
+        record, settings = current(), self.settings
+        record.operation = "rerank"
         _ = self.model  # raises Loading while models are loading
-        settings = self.settings
         if self._reranker is not None:
             check_model(client, self._reranker.name)
             ranking = await rank(self._reranker, query, documents, field=field, truncate=truncate)
@@ -300,6 +300,7 @@ class Service:
                 "there is no reranker; start the server with RERANK_MODEL, or with an embedding model and "
                 "RERANK_WITH_EMBEDDINGS=on"
             )
+        record.model, record.n_input = ranking.model, ranking.n_tokens
         self.rates.spend(client, ranking.n_tokens)
         return ranking
 
@@ -335,8 +336,7 @@ class Service:
         Raises:
             ServiceError: The request is rejected.
         """
-        requested_at = time.perf_counter()
-        record = current()
+        requested_at, record = time.perf_counter(), current()
         self._describe(prompt, record)
         model = self.model
         record.model = model.name

@@ -71,6 +71,16 @@ def test_results_are_sorted_by_the_model(reranker_url: str) -> None:
     assert as_objects["results"] == answer["results"]
 
 
+def test_metrics_name_the_reranker(reranker_url: str) -> None:
+    ranked(reranker_url, documents=TEXTS)
+    [line] = [
+        line
+        for line in httpx.get(f"{reranker_url}/metrics").text.splitlines()
+        if line.startswith("http_requests_total{") and 'route="/v1/rerank",status="200"' in line
+    ]
+    assert 'model="tiny"' in line
+
+
 def test_a_score_does_not_depend_on_the_other_documents(reranker_url: str) -> None:
     together = scores(reranker_url, TEXTS)
     assert together == pytest.approx([scores(reranker_url, [text])[0] for text in TEXTS], abs=0.02)
