@@ -130,9 +130,11 @@ def measure(server: Server, tasks_file: Path) -> dict[str, float]:
     while not (tasks_file.exists() and tasks_file.read_text()):
         time.sleep(0.05)
     saved = metric(page, "prefix_cache_bytes", 'tier="ram"')
-    resident = int((process / "statm").read_text().split()[1]) * 4096
+    status = (process / "status").read_text().splitlines()
+    # Without pages of the mapped model file, which are read as tokens need them and can be dropped.
+    [anonymous] = (int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon:"))
     return {
-        "memory without prefix cache, MB": (resident - saved) / 1e6,
+        "memory without prefix cache, MB": (anonymous - saved) / 1e6,
         "descriptors": len(list((process / "fd").iterdir())),
         "threads": len(list((process / "task").iterdir())),
         "tasks": int(tasks_file.read_text()),
