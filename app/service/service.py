@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from contextvars import copy_context
 from functools import partial
 from pathlib import Path
@@ -209,16 +209,16 @@ class Service:
                 self._on_failure(message)
 
     async def close(self) -> None:
-        """Stop the engine and free the models."""
+        """Stop the engine and free the models. A part that fails does not keep the others open."""
         model, self._model = self._model, None
-        if model is not None:
-            await model.close()
-        if self._retrieval is not None:
-            await asyncio.to_thread(self._retrieval.close)
-        if self._reranker is not None:
-            await asyncio.to_thread(self._reranker.close)
-        for threads in (self._threads, self._long_texts, self._grammars):
-            threads.shutdown(cancel_futures=True)
+        async with AsyncExitStack() as parts:
+            for part in (self._reranker, self._retrieval):
+                if part is not None:
+                    parts.push_async_callback(asyncio.to_thread, part.close)
+            if model is not None:
+                parts.push_async_callback(model.close)
+            for threads in (self._threads, self._long_texts, self._grammars):  # first: they read the models
+                parts.push_async_callback(asyncio.to_thread, threads.shutdown, cancel_futures=True)
 
     async def embed(
         self,

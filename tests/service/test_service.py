@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,14 @@ import pytest
 
 from app.api.app import create_app
 from app.chat.messages import Message
+from app.chat.prompt import PromptTokenizer
 from app.config.contexts import load_contexts
 from app.config.settings import SettingsError, load
 from app.engine.answer import Answer
 from app.engine.async_engine import AsyncEngine
 from app.engine.embedder import Embedder
 from app.engine.engine import Engine
+from app.engine.llama import Model
 from app.fit import preflight
 from app.service import (
     ChatPrompt,
@@ -57,6 +60,38 @@ async def service() -> AsyncIterator[Service]:
     service = make_service()
     yield service
     await service.close()
+
+
+@pytest.mark.anyio
+async def test_the_model_is_freed_after_the_threads_that_read_it(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt is tokenized while the service closes."""
+    await service.load(MODEL, None, warm=())
+    started, may_end = threading.Event(), threading.Event()
+    chat, freed = PromptTokenizer.chat, list[bool]()
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        started.set()
+        may_end.wait(60)
+        return chat(*arguments, **options)
+
+    def close(model: Model) -> None:
+        freed.append(may_end.is_set())
+        free(model)
+
+    free = Model.close
+    monkeypatch.setattr(PromptTokenizer, "chat", slow)
+    monkeypatch.setattr(Model, "close", close)
+    request = asyncio.ensure_future(service.generate(PROMPT, {}))
+    await asyncio.to_thread(started.wait, 60)
+    closing = asyncio.ensure_future(service.close())
+    await asyncio.sleep(0.2)  # enough to free a model
+    may_end.set()
+    await closing
+    await asyncio.wait([request])
+    request.exception()
+    assert freed == [True]
 
 
 @pytest.mark.anyio
