@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from app.chat.tools import ArgumentsDelta, CallDelta, ContentDelta, Delta, ToolCallParser
 from app.engine.answer import Output
@@ -67,25 +69,41 @@ Part = ThoughtDelta | Delta
 
 @dataclass(slots=True)
 class GatheredCall:
-    """A complete tool call.
+    """A tool call.
 
     Attributes:
         id: Unique id.
         name: Name of the function.
-        arguments: JSON text of an object; incomplete if the answer reached ``max_tokens``.
+        arguments: JSON text of an object; incomplete if ``max_tokens`` or a stop string ended the answer.
     """
 
     id: str
     name: str
     arguments: str = ""
 
+    def parsed(self) -> dict[str, Any] | None:
+        """The arguments. None if they are incomplete."""
+        try:
+            arguments = json.loads(self.arguments)
+        except ValueError:
+            return None
+        return arguments if isinstance(arguments, dict) else None
+
+    @property
+    def is_complete(self) -> bool:
+        return self.parsed() is not None
+
 
 class AnswerReader:
-    """Separates the thoughts and the tool calls of one answer from its text."""
+    """Separates the thoughts and the tool calls of one answer from its text.
+
+    Attributes:
+        calls: Tool calls so far. The last one may be incomplete.
+    """
 
     def __init__(self, model: Model, tools: ToolUse | None) -> None:
         """Start an answer; ``tools``: the prompt's tools. None: all of the answer is text."""
-        self.has_calls = False
+        self.calls: list[GatheredCall] = []
         self._parser: ToolCallParser | None = None
         if tools is not None:
             tool_format = model.tokenizer.template.tool_format
@@ -99,7 +117,14 @@ class AnswerReader:
 
     def read_all(self, text: str) -> tuple[str, list[GatheredCall]]:
         """The content and the tool calls of a complete answer."""
-        return _gathered(self._read(text, is_last=True))
+        deltas = self._read(text, is_last=True)
+        content = "".join(delta.text for delta in deltas if isinstance(delta, ContentDelta))
+        return content, self.calls
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether the answer has a complete tool call."""
+        return any(call.is_complete for call in self.calls)
 
     def _read(self, text: str, *, is_last: bool) -> Sequence[Delta]:
         if self._parser is None:
@@ -107,21 +132,12 @@ class AnswerReader:
         deltas = self._parser.feed(text)
         if is_last:
             deltas += self._parser.finish()
-        self.has_calls = self.has_calls or any(isinstance(delta, CallDelta) for delta in deltas)
+        for delta in deltas:
+            if isinstance(delta, CallDelta):
+                self.calls.append(GatheredCall(delta.id, delta.name))
+            elif isinstance(delta, ArgumentsDelta):
+                self.calls[delta.index].arguments += delta.text
         return deltas
-
-
-def _gathered(deltas: Iterable[Delta]) -> tuple[str, list[GatheredCall]]:
-    content: list[str] = []
-    calls: list[GatheredCall] = []
-    for delta in deltas:
-        if isinstance(delta, ContentDelta):
-            content.append(delta.text)
-        elif isinstance(delta, CallDelta):
-            calls.append(GatheredCall(delta.id, delta.name))
-        elif isinstance(delta, ArgumentsDelta):
-            calls[delta.index].arguments += delta.text
-    return "".join(content), calls
 
 
 # --- token texts

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,6 +25,15 @@ class ApiError(Exception):
 def invalid(message: str, field: str) -> ApiError:
     """An invalid value of a field."""
     return ApiError(Problem(422, "validation", f"{field}: {message}", field))
+
+
+@contextlib.contextmanager
+def naming(field: str) -> Iterator[None]:
+    """Convert a ValueError to an error of a field."""
+    try:
+        yield
+    except ValueError as error:
+        raise invalid(str(error), field) from None
 
 
 _STATUS_AND_KIND: dict[type[service.ServiceError], tuple[int, Kind]] = {

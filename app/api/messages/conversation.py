@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 
 from app.api.http.ignored import warn_once
-from app.api.http.problems import invalid
+from app.api.http.problems import invalid, naming
 from app.api.messages.requests import ROUTE, CountRequest, MessageParam, system_text
 from app.chat.messages import Message, Tool, ToolCall
 from app.service import ChatPrompt, Constraint, JSONSchema, ToolUse
@@ -21,7 +19,7 @@ def prompt_of(body: CountRequest) -> ChatPrompt:
     """
     turns = [Message("system", text)] if (text := system_text(body.system)) else []
     for index, message in enumerate(body.messages):
-        with _naming(f"messages.{index}"):
+        with naming(f"messages.{index}"):
             turns += _assistant(message) if message.role == "assistant" else _user(message)
     continues = turns[-1].role == "assistant" and not turns[-1].tool_calls
     return ChatPrompt(tuple(turns), body.context, _tool_use(body), continues, thinking=body.thoughts())
@@ -30,15 +28,6 @@ def prompt_of(body: CountRequest) -> ChatPrompt:
 def constraint_of(body: CountRequest) -> Constraint | None:
     form = body.format
     return JSONSchema(form.schema_, "output_config.format.schema") if form else None
-
-
-@contextlib.contextmanager
-def _naming(place: str) -> Iterator[None]:
-    """Convert a ValueError to an error of the field ``place``."""
-    try:
-        yield
-    except ValueError as error:
-        raise invalid(str(error), place) from None
 
 
 def _assistant(message: MessageParam) -> list[Message]:
@@ -84,7 +73,7 @@ def _tool_use(body: CountRequest) -> ToolUse | None:
     tools = []
     for index, tool in enumerate(body.tools or ()):
         if tool.type in (None, "custom"):
-            with _naming(f"tools.{index}"):
+            with naming(f"tools.{index}"):
                 tools.append(Tool(tool.name, tool.description, tool.input_schema or {}))
         else:
             warn_once(ROUTE, f"a tool of type {tool.type[:64]!r}")

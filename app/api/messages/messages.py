@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -143,8 +142,9 @@ class _Answer:
         if text:
             content.append({"type": "text", "text": text})
         for call in calls:
-            arguments = _arguments(call.arguments)
-            content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": arguments})
+            content.append(
+                {"type": "tool_use", "id": call.id, "name": call.name, "input": call.parsed() or {}}
+            )
         return self._message(content)
 
     def _message(self, content: Sequence[Block]) -> MessageReply:
@@ -179,12 +179,3 @@ class _Answer:
             "output_tokens": generation.n_generated,
             "output_tokens_details": {"thinking_tokens": generation.n_thought},
         }
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    """The arguments of a call. Those that are cut at the maximum of tokens are empty."""
-    try:
-        arguments = json.loads(text)
-    except ValueError:
-        return {}
-    return arguments if isinstance(arguments, dict) else {}

@@ -15,12 +15,10 @@ from app.api.dialect import NDJSON
 from app.api.http.answering import StreamedAnswer, WholeAnswer
 from app.api.http.sources import headers
 from app.api.ollama.errors import ollama_body
-from app.api.ollama.replies import Answer, ChosenLogprob, OllamaTokenLogprob, ReplyToolCall
+from app.api.ollama.replies import Answer, ChosenLogprob, OllamaTokenLogprob, ReplyFunction, ReplyToolCall
 from app.api.ollama.requests import AnsweringRequest
 from app.service import (
     AnswerReader,
-    ArgumentsDelta,
-    CallDelta,
     ContentDelta,
     FinishReason,
     Generation,
@@ -61,7 +59,6 @@ class OllamaAnswer(ABC):
         self._model = model
         self._body = body
         self._reader = AnswerReader(model, tools)
-        self._calls: list[tuple[str, str, list[str]]] = []  # id, name, parts of the arguments
 
     @abstractmethod
     def _part(self, text: str, thought: str = "", calls: Sequence[ReplyToolCall] = ()) -> dict[str, Any]:
@@ -88,31 +85,23 @@ class OllamaAnswer(ABC):
         return self._ended() | part | self._logprobs(answer.outputs)
 
     def _read(self, step: Step) -> tuple[str, str]:
-        """The text and the thought of a step. Its tool calls are gathered."""
+        """The text and the thought of a step."""
         text = thought = ""
         for delta in self._reader.read(step):
             if isinstance(delta, ThoughtDelta):
                 thought += delta.text
             elif isinstance(delta, ContentDelta):
                 text += delta.text
-            elif isinstance(delta, CallDelta):
-                self._calls.append((delta.id, delta.name, []))
-            elif isinstance(delta, ArgumentsDelta):
-                self._calls[delta.index][2].append(delta.text)
         return text, thought
 
     def _complete_calls(self) -> list[ReplyToolCall]:
-        """All calls, without one that was cut at the maximum of tokens."""
+        """All calls, without one that ``max_tokens`` or a stop string cut."""
         complete: list[ReplyToolCall] = []
-        is_cut = self.generation.finish_reason is FinishReason.LENGTH
-        for index, (call, name, parts) in enumerate(self._calls):
-            try:
-                arguments = json.loads("".join(parts))
-            except ValueError:
-                if is_cut:
-                    continue
-                raise
-            complete.append({"id": call, "function": {"index": index, "name": name, "arguments": arguments}})
+        for index, call in enumerate(self._reader.calls):
+            arguments = call.parsed()
+            if arguments is not None:
+                function: ReplyFunction = {"index": index, "name": call.name, "arguments": arguments}
+                complete.append({"id": call.id, "function": function})
         return complete
 
     def _begun(self) -> dict[str, Any]:

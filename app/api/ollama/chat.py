@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from typing import Any
 
 from starlette.requests import Request
@@ -12,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from app.api.http.admission import generate as start
 from app.api.http.body import read_json
-from app.api.http.problems import invalid
+from app.api.http.problems import naming
 from app.api.ollama.answers import ChatAnswer, TextAnswer, loaded, respond
 from app.api.ollama.requests import (
     AnsweringRequest,
@@ -63,7 +61,7 @@ def _chat_prompt(body: OllamaChatRequest, messages: list[OllamaChatMessage]) -> 
     tools = []
     for i, tool in enumerate(body.tools or ()):
         function = tool.function
-        with _naming(f"tools.{i}.function.parameters"):
+        with naming(f"tools.{i}.function.parameters"):
             tools.append(Tool(function.name, function.description, function.parameters or {}))
     last = messages[-1]
     return ChatPrompt(
@@ -78,10 +76,10 @@ def _message(index: int, message: OllamaChatMessage) -> Message:
     place = f"messages.{index}"
     calls = []
     for i, call in enumerate(message.tool_calls or ()):
-        with _naming(f"{place}.tool_calls.{i}.function.arguments"):
+        with naming(f"{place}.tool_calls.{i}.function.arguments"):
             arguments = json.dumps(call.function.arguments, ensure_ascii=False)
             calls.append(ToolCall(call.id or f"call_{index}_{i}", call.function.name, arguments))
-    with _naming(place):
+    with naming(place):
         return Message(
             message.role,
             message.content or "",
@@ -90,15 +88,6 @@ def _message(index: int, message: OllamaChatMessage) -> Message:
             message.tool_name,
             message.thinking or "",
         )
-
-
-@contextlib.contextmanager
-def _naming(place: str) -> Iterator[None]:
-    """Convert a ValueError to an error of the field ``place``."""
-    try:
-        yield
-    except ValueError as error:
-        raise invalid(str(error), place) from None
 
 
 def _constraint(body: AnsweringRequest) -> Constraint | None:

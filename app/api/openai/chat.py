@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,7 +10,7 @@ from starlette.responses import Response
 from app.api.http.admission import generate
 from app.api.http.answering import WholeAnswer
 from app.api.http.body import read_json
-from app.api.http.problems import invalid
+from app.api.http.problems import naming
 from app.api.http.sources import Source, knowledge_use, source
 from app.api.openai.answers import chat_logprobs, envelope, finish_reason, usage
 from app.api.openai.events import event_stream
@@ -88,10 +87,10 @@ def _message(index: int, message: ChatMessage) -> Message:
     place = f"messages.{index}"
     calls = []
     for i, call in enumerate(message.tool_calls or ()):
-        with _naming(f"{place}.tool_calls.{i}.function.arguments"):
+        with naming(f"{place}.tool_calls.{i}.function.arguments"):
             calls.append(ToolCall(call.id, call.function.name, call.function.arguments))
     role = "system" if message.role == "developer" else message.role
-    with _naming(place):
+    with naming(place):
         return Message(role, message.text, tuple(calls), message.tool_call_id, message.name, message.thoughts)
 
 
@@ -100,21 +99,12 @@ def _tool_use(body: ChatRequest) -> ToolUse | None:
         return None
     tools = []
     for i, function in enumerate(tool.function for tool in body.tools):
-        with _naming(f"tools.{i}.function.parameters"):
+        with naming(f"tools.{i}.function.parameters"):
             tools.append(Tool(function.name, function.description, function.parameters or {}))
     choice = body.tool_choice or "auto"
     only = choice.function.name if isinstance(choice, NamedToolChoice) else None
     parallel = body.parallel_tool_calls is not False and only is None
     return ToolUse(tuple(tools), must_call=choice != "auto", only=only, parallel=parallel)
-
-
-@contextlib.contextmanager
-def _naming(place: str) -> Iterator[None]:
-    """Convert a ValueError to an error of the field ``place``."""
-    try:
-        yield
-    except ValueError as error:
-        raise invalid(str(error), place) from None
 
 
 def _constraint(body: ChatRequest) -> Constraint | None:
@@ -167,7 +157,8 @@ class ChatAnswer:
         return body
 
     def _choice(self, index: int, answer: Collected) -> ChatChoice:
-        text, calls = AnswerReader(self.model, self.tools).read_all(answer.text)
+        reader = AnswerReader(self.model, self.tools)
+        text, calls = reader.read_all(answer.text)
         content = self.beginning + text
         message: AssistantMessage = {
             "role": "assistant",
@@ -185,7 +176,7 @@ class ChatAnswer:
             "index": index,
             "message": message,
             "logprobs": self.logprobs(answer.outputs),
-            "finish_reason": _finish_reason(answer.generation, has_calls=bool(calls)),
+            "finish_reason": _finish_reason(answer.generation, has_calls=reader.has_calls),
         }
 
     def logprobs(self, outputs: Sequence[Output]) -> ChatLogprobs | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from app.api.http.ignored import warn_once
-from app.api.http.problems import invalid
+from app.api.http.problems import invalid, naming
 from app.api.http.sources import knowledge_use
 from app.api.responses.requests import (
     ROUTE,
@@ -36,7 +35,7 @@ def conversation(body: ResponsesRequest, previous: Sequence[Message]) -> list[Me
     turns = list(previous)
     thoughts = ""  # of the next assistant turn
     for index, item in enumerate(body.input or ()):
-        with _naming(f"input.{index}"):
+        with naming(f"input.{index}"):
             if item.type == "reasoning":
                 thoughts = text_of(item.content) or text_of(item.summary)
             elif item.type == "function_call" or (item.type == "message" and item.role == "assistant"):
@@ -76,15 +75,6 @@ def constraint_of(body: ResponsesRequest) -> Constraint | None:
     return JSONSchema(schema, "text.format.schema")
 
 
-@contextlib.contextmanager
-def _naming(place: str) -> Iterator[None]:
-    """Convert a ValueError to an error of the field ``place``."""
-    try:
-        yield
-    except ValueError as error:
-        raise invalid(str(error), place) from None
-
-
 def _assistant(item: InputItem) -> Message:
     if item.type == "message":
         return Message("assistant", text_of(item.content))
@@ -113,7 +103,7 @@ def _tool_use(body: ResponsesRequest) -> ToolUse | None:
     tools = []
     for index, tool in enumerate(body.tools or ()):
         if tool.type == "function":
-            with _naming(f"tools.{index}"):
+            with naming(f"tools.{index}"):
                 tools.append(_tool(tool))
         else:
             warn_once(ROUTE, f"a tool of type {tool.type!r}")

@@ -133,7 +133,8 @@ class _Answer:
     def _completed(self) -> ResponseObject:
         is_cut = self._generation.finish_reason not in (FinishReason.EOS, FinishReason.STOP)
         status: Status = "incomplete" if is_cut else "completed"
-        self._output.close(status)
+        is_call_cut = bool(self._reader.calls) and not self._reader.calls[-1].is_complete
+        self._output.close("incomplete" if is_call_cut else status)
         response = self._response
         response["status"] = status
         response["incomplete_details"] = {"reason": "max_output_tokens"} if is_cut else None
