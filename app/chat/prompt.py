@@ -18,6 +18,8 @@ from app.chat.messages import Message, Tool
 from app.chat.template.sandbox import Rendering
 from app.chat.template.template import ChatTemplate
 from app.chat.tools.format import special_pattern
+from app.chat.turn_ends import turn_ends
+from app.engine.cache.prefix_tree import n_shared_tokens
 from app.engine.llama import Vocab
 from app.engine.thoughts import Thinking
 
@@ -31,17 +33,26 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class ChatTokens:
-    """A tokenized prompt, and how its answer may think. None: the model does not think."""
+    """A tokenized prompt.
+
+    Attributes:
+        tokens: Token ids.
+        thinking: How the answer may think. None: the model does not think.
+        turn_ends: Numbers of tokens at which later prompts may diverge, in order.
+    """
 
     tokens: list[int]
     thinking: Thinking | None = None
+    turn_ends: tuple[int, ...] = ()
 
 
 class PromptTokenizer:
     """Tokenizes prompts for one model and its chat template."""
 
-    def __init__(self, vocab: Vocab, template: ChatTemplate) -> None:
+    def __init__(self, vocab: Vocab, template: ChatTemplate, *, finds_turns: bool = False) -> None:
+        """``finds_turns``: whether to find the ``turn_ends`` of conversations."""
         self._vocab = vocab
+        self._finds_turns = finds_turns
         self.template = template
         self._special = _special_tokens(vocab, template)
         self._special_ids = frozenset(self._special.values())
@@ -78,7 +89,7 @@ class PromptTokenizer:
         rendering = self.template.render(messages[:-1] if final else messages, tools=tools, options=options)
         marks = self.template.thoughts.marks
         if marks is None:
-            return ChatTokens(self._rendered(_continued(rendering, final.content if final else "")))
+            return self._chat(_continued(rendering, final.content if final else ""), messages)
         ending = rendering.traced[rendering.contents[-1][1] if rendering.contents else 0 :]
         begins, ends = ending.rfind(marks.begin), ending.rfind(marks.end)
         if ending[ends + len(marks.end) :].strip():
@@ -93,10 +104,8 @@ class PromptTokenizer:
             rendering = _continued(rendering, final.content)
             is_open = final.content.rfind(marks.begin) > final.content.rfind(marks.end)
         may_begin = thinks and final is None and ends <= begins
-        return ChatTokens(
-            self._rendered(rendering),
-            self._thinking(is_open=is_open and (thinks or final is not None), may_begin=may_begin),
-        )
+        thinking = self._thinking(is_open=is_open and (thinks or final is not None), may_begin=may_begin)
+        return self._chat(rendering, messages, thinking)
 
     def tokens(
         self,
@@ -126,20 +135,48 @@ class PromptTokenizer:
             gap_tokens=gap,
         )
 
-    def _rendered(self, rendering: Rendering) -> list[int]:
-        """Token ids of a rendering.
+    def _chat(
+        self, rendering: Rendering, messages: Sequence[Message], thinking: Thinking | None = None
+    ) -> ChatTokens:
+        text, contents = self._text_to_tokenize(rendering)
+        tokens = self._tokens(text, contents)
+        ends = self._turn_ends(tokens, text, contents, messages) if self._finds_turns else ()
+        return ChatTokens(tokens, thinking, tuple(ends))
+
+    def _turn_ends(
+        self, tokens: Sequence[int], text: str, contents: Sequence[Span], messages: Sequence[Message]
+    ) -> list[int]:
+        """Numbers of tokens at the ends of turns; see ``turn_ends``."""
+        touches = _touching(contents)
+        marks = [m.span() for m in self._pattern.finditer(text) if not touches(*m.span())]
+        ids = [self._special[text[begin:end]] for begin, end in marks]
+        at = [i for i, token in enumerate(tokens) if token in self._special_ids]
+        at = at[max(0, len(at) - len(ids)) :]  # a BOS may have been inserted
+        if [tokens[i] for i in at] != ids:
+            return []
+        places, start = turn_ends(text, marks, messages, contents[-1][1] if contents else None)
+        count = {end: i + 1 for (_, end), i in zip(marks, at, strict=True)}
+        ends = [count[place] for place in places]
+        if start is not None:
+            before = self._tokens(text[:start], [span for span in contents if span[1] <= start])
+            # The last common token may differ in a prompt with another content.
+            ends.append(n_shared_tokens(before, tokens) - 1)
+        return sorted(n for n in ends if n > 0)
+
+    def _text_to_tokenize(self, rendering: Rendering) -> tuple[str, Sequence[Span]]:
+        """The text of a rendering, and its contents.
 
         If no content contains (part of) a special token's text, it is tokenized in one piece.
         """
         if rendering.text == rendering.traced:
-            return self._tokens(rendering.text, rendering.contents)
+            return rendering.text, rendering.contents
         # The template changes a content in a way that tracing cannot follow. The plain text is used only if
         # all its special tokens come from the template.
         touches = _touching(rendering.contents)
         own = [m[0] for m in self._pattern.finditer(rendering.traced) if not touches(*m.span())]
         if own == self._pattern.findall(rendering.text):
-            return self._tokens(rendering.text, ())
-        return self._tokens(rendering.traced, rendering.contents)
+            return rendering.text, ()
+        return rendering.traced, rendering.contents
 
     def text_tokens(self, text: str) -> list[int]:
         """Token ids of a plain text, all of it content."""

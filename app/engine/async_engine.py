@@ -94,9 +94,18 @@ class AsyncEngine:
         params: SamplingParams,
         client: Client = LOCAL,
         *,
+        checkpoints: Tokens[int] = (),
         request_id: str = "",
     ) -> Answer:
-        """Queue a prompt of at least one token. ``request_id`` appears in log lines.
+        """Queue a prompt of at least one token.
+
+        Args:
+            prompt: Token ids.
+            params: Sampling parameters.
+            client: Origin of the request.
+            checkpoints: Lengths of the prompt at which later prompts may diverge, in order. Without effect
+                if the memory of the model can be truncated.
+            request_id: Appears in log lines.
 
         Raises:
             RequestTooLong: Prompt and ``max_tokens`` exceed ``n_ctx_sequence``.
@@ -120,6 +129,7 @@ class AsyncEngine:
                 PromptLookup() if self._speculates else None,
                 thoughts,
                 client=client,
+                checkpoints=[n for n in checkpoints if 0 < n < len(prompt)],
                 request_id=request_id,
             )
         )

@@ -84,7 +84,10 @@ class Engine:
             kv=options.kv,
         )
         self._batch = Batch(options.n_batch)
-        kind = MemoryKind(truncatable=not (model.is_recurrent or model.n_window))
+        kind = MemoryKind(
+            truncatable=model.is_truncatable,
+            divisible=not model.is_truncatable and model.has_attention,
+        )
         self._cache = PrefixCache(self._context, kind, options.prefix_bytes, options.states)
         self._pacing = Pacing(options.itl_budget)
         limits = Limits(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -143,6 +144,7 @@ class Scheduler:
         """
         self._admit()
         self._save_branches()
+        self._save_checkpoints()
         self._close_gaps()
         work = list(self._plan())
         for piece in work:
@@ -273,7 +275,7 @@ class Scheduler:
             n_tokens = max(budget, least)
             if MIN_CHUNK <= n_tokens < sequence.n_pending < n_tokens + MIN_CHUNK:
                 n_tokens = sequence.n_pending  # a short remainder would cost another pass
-            n_tokens = min(n_tokens, sequence.n_pending, self._to_next_branch(sequence))
+            n_tokens = min(n_tokens, sequence.n_pending, self._to_next_stop(sequence))
             if sequence.needs_all_logits:
                 n_tokens = min(n_tokens, n_logits + 1)
                 n_logits -= max(n_tokens - 1, 0)
@@ -313,11 +315,24 @@ class Scheduler:
                 with self._concerning(sequence):
                     self._cache.save_prefix(source.sequence)
 
-    def _to_next_branch(self, sequence: Sequence) -> int:
-        """Number of tokens up to the next position where a waiting sequence diverges from this one."""
+    def _save_checkpoints(self) -> None:
+        """Save states of running sequences where later prompts may diverge."""
+        if self._cache.kind.truncatable:
+            return
+        for sequence in self.running:
+            n_passed = bisect.bisect_right(sequence.checkpoints, sequence.n_computed)
+            is_at = n_passed > 0 and sequence.checkpoints[n_passed - 1] == sequence.n_computed
+            del sequence.checkpoints[:n_passed]
+            if is_at:
+                with self._concerning(sequence):
+                    self._cache.save_checkpoint(sequence)
+
+    def _to_next_stop(self, sequence: Sequence) -> int:
+        """Number of tokens up to the next checkpoint, or to where a waiting sequence diverges."""
         if self._cache.kind.truncatable:
             return sequence.n_pending
         prefixes = [known[1] for known in self._waiting.values() if known]
         stops = [prefix.n_expected for prefix in prefixes if prefix.expected_from is sequence]
+        stops += sequence.checkpoints
         ahead = [stop - sequence.n_computed for stop in stops if stop > sequence.n_computed]
         return min(ahead, default=sequence.n_pending)

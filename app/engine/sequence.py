@@ -42,6 +42,7 @@ class Sequence:
         thoughts: Separates thoughts from the answer. None: the answer has no thoughts.
         is_context: The prompt is a shared prefix: computed and cached, without an answer.
         client: Origin of the request.
+        checkpoints: Lengths of the prompt after which a state is saved, in order, if it cannot be truncated.
         prompt_logprobs: Log-probabilities of all prompt tokens except the first, if requested.
         tokens: Prompt and answer.
         n_computed: Number of tokens in KV memory.
@@ -63,6 +64,7 @@ class Sequence:
     thoughts: ThoughtReader | None = None
     is_context: bool = False
     client: Client = LOCAL
+    checkpoints: list[int] = field(default_factory=list)
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
     tokens: list[int] = field(init=False)
     n_computed: int = 0

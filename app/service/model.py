@@ -194,7 +194,9 @@ class Model:
             for index in range(n):
                 if index and params.seed is not None:
                     params = replace(params, seed=(params.seed + 1) % 2**32)
-                answer = self.engine.submit(prepared.tokens, params, client, request_id=record.id)
+                answer = self.engine.submit(
+                    prepared.tokens, params, client, checkpoints=prepared.turn_ends, request_id=record.id
+                )
                 generations.append(
                     Generation(
                         answer,
@@ -325,6 +327,7 @@ def make_tokenizer(settings: Settings, model: llama.Model, repo: TokenizerRepo |
         ModelError: The repository's vocabulary differs from the model's.
     """
     vocab = model.vocab
+    finds_turns = not model.is_truncatable
     source = model.chat_template
     special = {"bos_token": vocab.text(vocab.bos), "eos_token": vocab.text(vocab.eos)}
     if repo is not None:
@@ -334,9 +337,10 @@ def make_tokenizer(settings: Settings, model: llama.Model, repo: TokenizerRepo |
         special.update({name: text for name, text in own.items() if text is not None})
     wraps = settings.tgichat
     if wraps is not None:
-        return PromptTokenizer(vocab, wrapping_template(wraps))
+        return PromptTokenizer(vocab, wrapping_template(wraps), finds_turns=finds_turns)
     known = vocab.control_tokens | vocab.added_tokens
-    return PromptTokenizer(vocab, choose_template(source, special_tokens=special, vocabulary=known))
+    template = choose_template(source, special_tokens=special, vocabulary=known)
+    return PromptTokenizer(vocab, template, finds_turns=finds_turns)
 
 
 def _params_of(params: SamplingParams) -> dict[str, Any]:

@@ -33,12 +33,14 @@ class Prepared:
     """Input of the engine.
 
     Attributes:
+        turn_ends: Numbers of tokens at which later prompts may diverge.
         passages: The passages of documents in the prompt, best first.
         n_waiting: New and changed documents that the search did not know.
     """
 
     tokens: list[int]
     params: SamplingParams
+    turn_ends: tuple[int, ...] = ()
     passages: tuple[Passage, ...] = ()
     n_waiting: int = 0
 
@@ -112,11 +114,11 @@ class Preparation:
             params = replace(params, stop=stop, thinking=chat.thinking)
             if prompt.tools is not None:
                 params = self._with_tools(prompt, params, constraint)
-                return Prepared(tokens, params, prompt.passages, prompt.n_waiting)
+                return Prepared(tokens, params, chat.turn_ends, prompt.passages, prompt.n_waiting)
         if constraint is not None:
             params = replace(params, grammar=self._grammar(constraint))
         if isinstance(prompt, ChatPrompt):
-            return Prepared(tokens, params, prompt.passages, prompt.n_waiting)
+            return Prepared(tokens, params, chat.turn_ends, prompt.passages, prompt.n_waiting)
         return Prepared(tokens, params)
 
     def tokens(self, prompt: Prompt) -> list[int]:

@@ -23,11 +23,11 @@ class KVMemory(Protocol):
 
     def truncate_sequence(self, sequence: int, n_tokens: int) -> None: ...
 
-    def sequence_bytes(self, sequence: int) -> int: ...
+    def sequence_bytes(self, sequence: int, *, partial: bool = False) -> int: ...
 
-    def save_sequence(self, sequence: int) -> State: ...
+    def save_sequence(self, sequence: int, *, partial: bool = False) -> State: ...
 
-    def restore_sequence(self, sequence: int, state: State) -> bool: ...
+    def restore_sequence(self, sequence: int, state: State, *, partial: bool = False) -> bool: ...
 
 
 class StateStore(Protocol):
@@ -50,9 +50,12 @@ class MemoryKind:
         truncatable: Whether a live or saved sequence can be truncated to any length. A recurrent state is
             valid only for its exact tokens. With sliding windows, a saved state holds only the window; for a
             live one see ``can_truncate``.
+        divisible: Whether the part that cannot be truncated can be copied without keys and values of full
+            attention: a recurrent state of a hybrid model, or sliding windows.
     """
 
     truncatable: bool = True
+    divisible: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -69,22 +72,41 @@ class Resident:
         return len(self.tokens) if self.sequence is None else self.sequence.n_computed
 
     @property
+    def n_held(self) -> int:
+        """Number of tokens with keys and values of full attention."""
+        return self.n_computed
+
+    @property
     def tier(self) -> Tier:
         return "kv"
 
 
 @dataclass(eq=False, slots=True)
 class Saved:
-    """A sequence state outside KV memory. If ``state`` is None it is on disk only."""
+    """A sequence state outside KV memory. If ``state`` is None it is on disk only.
+
+    Attributes:
+        is_partial: Without keys and values of full attention. Another item must hold those of its tokens.
+        value: Prefilled tokens that it saves, per byte.
+        priority: The lowest is evicted first.
+    """
 
     tokens: list[int]
     state: State | None
     is_context: bool = False
+    is_partial: bool = False
+    value: float = 0.0
+    priority: float = 0.0
 
     @property
     def n_bytes(self) -> int:
         """Bytes in RAM."""
         return 0 if self.state is None else self.state.nbytes
+
+    @property
+    def n_held(self) -> int:
+        """Number of tokens with keys and values of full attention."""
+        return 0 if self.is_partial else len(self.tokens)
 
     @property
     def tier(self) -> Tier:
@@ -98,12 +120,14 @@ class Prefix:
     Attributes:
         n_tokens: Its length.
         source: Where it is.
+        holder: If ``source`` is a partial state, the item with the keys and values of its tokens.
         n_expected: Its length once a running sequence has prefilled the shared part.
         expected_from: That sequence.
     """
 
     n_tokens: int = 0
     source: Resident | Saved | None = None
+    holder: Resident | Saved | None = None
     n_expected: int = 0
     expected_from: Sequence | None = None
 

@@ -6,9 +6,10 @@ A prefix is held by a live sequence, in RAM or on disk.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from app.engine.cache.kv_state import (
     CacheFigures,
@@ -21,6 +22,7 @@ from app.engine.cache.kv_state import (
     StateStore,
 )
 from app.engine.cache.prefix_tree import PrefixTree
+from app.engine.cache.saved_states import SavedStates
 from app.engine.sequence import Sequence
 
 logger = logging.getLogger("tokenstream.cache")
@@ -32,6 +34,8 @@ _COST_OF_COPYING = 8
 _COST_OF_READING = 24
 # Minimum number of new tokens that justifies a copy.
 _MIN_TO_SAVE = 16
+# Of a sequence that is cut to a checkpoint, the minimum part that justifies a copy of the whole: an eighth.
+_MIN_SHARE_TO_SAVE = 8
 _ELSEWHERE = -1  # no slot: every source needs a copy
 # Bytes of a saved state besides keys and values: a record per cell (position, sequence ids) and a header.
 _CELL_RECORD = 16
@@ -58,8 +62,10 @@ class PrefixCache:
     """Brings the longest known prefix of a prompt into a slot, and saves slots before they are overwritten.
 
     A slot is saved only when it is needed for another prompt. The next turn of a conversation often arrives
-    before that and needs no copy. Saved states stay within ``budget`` bytes. The least recently used state is
-    evicted first, contexts last.
+    before that and needs no copy. Saved states stay within ``budget`` bytes.
+
+    Memory that cannot be truncated is also saved at checkpoints of running sequences. Such a state is partial
+    if possible: without keys and values of full attention, which the slot or another saved state holds.
 
     If a method raises, the contents of its slots may be unknown. ``drop`` frees them. The tree gets an item
     last and loses it first: a lookup never finds an item that the cache has given up.
@@ -69,11 +75,23 @@ class PrefixCache:
     kind: MemoryKind
     budget: int
     files: StateStore | None = None
-    figures: CacheFigures = field(default_factory=CacheFigures)
-    version: int = 0  # changes whenever a lookup may have another result
     _tree: PrefixTree[Resident | Saved] = field(default_factory=PrefixTree)
     _residents: dict[int, Resident] = field(default_factory=dict)  # in the order of assignment
-    _saved: dict[Saved, None] = field(default_factory=dict)  # least recently used first
+    _saved: SavedStates = field(init=False)
+    _n_changes: int = 0  # of residents
+
+    def __post_init__(self) -> None:
+        has_files = self.files is not None
+        self._saved = SavedStates(self._tree, self.kind, self.budget, has_files=has_files)
+
+    @property
+    def figures(self) -> CacheFigures:
+        return self._saved.figures
+
+    @property
+    def version(self) -> int:
+        """A number that changes whenever a lookup may have another result."""
+        return self._n_changes + self._saved.n_changes
 
     # --- lookup
 
@@ -93,14 +111,32 @@ class PrefixCache:
             n_usable = self._usable(item, n_shared, slot)
             score = n_usable - self._cost(item, slot)
             if score > best_score:
-                best, best_score = Prefix(n_usable, item), score
+                holder = None
+                if isinstance(item, Saved) and item.is_partial:
+                    holder = self._holder(tokens[:n_usable], slot)
+                    if holder is None:
+                        continue
+                    score -= self._cost(holder, slot)
+                if score > best_score:
+                    best, best_score = Prefix(n_usable, item, holder), score
             if isinstance(item, Resident) and item.sequence and item.n_computed < n_shared > n_expected:
                 n_expected, expected_from = n_shared, item.sequence
-        return Prefix(best.n_tokens, best.source, n_expected, expected_from)
+        return replace(best, n_expected=n_expected, expected_from=expected_from)
+
+    def _holder(self, tokens: Tokens[int], slot: int | None) -> Resident | Saved | None:
+        """The item that can most cheaply bring keys and values of these tokens into a slot."""
+        holders: list[Resident | Saved] = []
+        for depth, item in self._tree.matches(tokens):
+            if depth < len(tokens):
+                break
+            if item.n_held >= depth:
+                holders.append(item)
+        return min(holders, key=lambda item: self._cost(item, slot), default=None)
 
     def slot_with(self, tokens: Tokens[int], free: Iterable[int]) -> int | None:
         """The free slot with the longest known prefix of the prompt, if any."""
-        source = self.lookup(tokens).source
+        prefix = self.lookup(tokens)
+        source = prefix.holder or prefix.source
         if isinstance(source, Resident) and source.sequence is None and source.slot in free:
             return source.slot
         return None
@@ -142,16 +178,19 @@ class PrefixCache:
         prefix = Prefix() if sequence.needs_all_logits else self.lookup(sequence.tokens, slot)
         source, n_tokens = prefix.source, prefix.n_tokens
         tier = source.tier if source else None  # before the state is read from disk
+        partial = None
+        if prefix.holder is not None and isinstance(source, Saved):
+            partial, source = self._touch(source), prefix.holder
         here = self._residents.get(slot)
         if source is not None and source is here:
-            self._save_before_loss(here, n_tokens)
+            self._save_before_loss(here, n_tokens, partial)
             self._remove(here)
             if n_tokens < here.n_computed:
-                self.memory.truncate_sequence(slot, n_tokens)
+                n_tokens = self._cut(slot, n_tokens, partial)
         else:
-            state = self._state_of(source)  # before _empty(), which may evict the source
-            self._empty(slot, state)
-            n_tokens = self._bring(slot, state, n_tokens)
+            state = self._state_of(source, partial)  # before _empty(), which may evict the source
+            self._empty(slot, state, partial)
+            n_tokens = self._bring(slot, state, n_tokens, partial)
         sequence.slot, sequence.n_computed = slot, n_tokens
         if not sequence.was_suspended:
             sequence.n_cached, sequence.cache_tier = n_tokens, tier if n_tokens else None
@@ -193,141 +232,145 @@ class PrefixCache:
     def _add(self, resident: Resident) -> None:
         self._residents[resident.slot] = resident
         self._tree.insert(resident.tokens, resident)
-        self.version += 1
+        self._n_changes += 1
 
     def _remove(self, resident: Resident) -> None:
         self._tree.discard(resident)
         del self._residents[resident.slot]
-        self.version += 1
+        self._n_changes += 1
 
-    def _empty(self, slot: int, pinned: State | None = None) -> None:
+    def _empty(self, slot: int, *pinned: State | None) -> None:
         """Save and clear a slot. Without a resident it is cleared too: a fault may have left KV there."""
         if resident := self._residents.get(slot):
-            self._save_before_loss(resident, 0, pinned)
+            self._save_before_loss(resident, 0, *pinned)
             self._remove(resident)
         self.memory.clear_sequence(slot)
 
     # --- copies
 
-    def _state_of(self, source: Resident | Saved | None) -> State | None:
+    def _state_of(self, source: Resident | Saved | None, *pinned: State | None) -> State | None:
         if isinstance(source, Saved):
             return self._touch(source)
         if source is None:
             return None
         # If the budget allows, the copy is cached for the next prompt with this prefix.
-        saved = self._save(source)
+        saved = self._save(source, pinned=pinned)
         return self._copy(source) if saved is None else saved.state
 
-    def _bring(self, slot: int, state: State | None, n_tokens: int) -> int:
+    def _bring(self, slot: int, state: State | None, n_tokens: int, partial: State | None) -> int:
         """Fill an empty slot. Returns the number of tokens in it."""
         if state is None:
             return 0
         if not self.memory.restore_sequence(slot, state):
-            logger.warning("a saved prefix of %d tokens does not fit into KV memory", n_tokens)
-            self.memory.clear_sequence(slot)
-            return 0
-        if self.kind.truncatable:
-            self.memory.truncate_sequence(slot, n_tokens)
+            return self._not_restored(slot, n_tokens)
+        if self.kind.truncatable or partial is not None:
+            return self._cut(slot, n_tokens, partial)
         return n_tokens
+
+    def _cut(self, slot: int, n_tokens: int, partial: State | None) -> int:
+        """Truncate a slot, to ``partial`` if given. Returns the number of tokens in it."""
+        if partial is not None and not self.memory.restore_sequence(slot, partial, partial=True):
+            return self._not_restored(slot, n_tokens)
+        self.memory.truncate_sequence(slot, n_tokens)
+        return n_tokens
+
+    def _not_restored(self, slot: int, n_tokens: int) -> int:
+        logger.warning(
+            "a saved prefix of %d tokens does not fit into KV memory: it is computed again", n_tokens
+        )
+        self.memory.clear_sequence(slot)
+        return 0
 
     def _touch(self, saved: Saved) -> State | None:
         """Return the state of a saved prefix, from disk if necessary. Marks it as most recently used."""
         if saved.state is None:
             saved.state = self._load(saved.tokens)
             if saved.state is None:
-                self._discard(saved)
+                self._saved.discard(saved)
                 return None
             self.figures.n_bytes += saved.n_bytes
-        self._saved.pop(saved, None)
-        self._saved[saved] = None
+        self._saved.mark_used(saved)
         return saved.state
 
     def _load(self, tokens: Tokens[int]) -> State | None:
         if self.files is None:
             return None
         n_bytes = self.files.n_bytes(tokens)
-        return self.files.load(tokens) if n_bytes and self._make_room(tokens, n_bytes) else None
+        has_room = n_bytes and self._saved.make_room(Saved(list(tokens), None), n_bytes)
+        return self.files.load(tokens) if has_room else None
 
-    def _save_before_loss(self, resident: Resident, n_kept: int, pinned: State | None = None) -> None:
+    def _save_before_loss(self, resident: Resident, n_kept: int, *pinned: State | None) -> None:
         """Save a slot unless its tokens beyond ``n_kept`` are few or cached elsewhere."""
         n_known = n_kept if self.kind.truncatable else 0
         for depth, item in self._tree.matches(resident.tokens):
-            if item is not resident:
+            if item is not resident and not (isinstance(item, Saved) and item.is_partial):
                 n_known = max(n_known, self._usable(item, depth, _ELSEWHERE))
                 if n_known >= depth:
                     break
-        if resident.n_computed - n_known >= _MIN_TO_SAVE:
+        n_lost = resident.n_computed - n_known
+        if self.kind.divisible and n_kept:  # the slot still holds these tokens, for its partial states
+            n_lost = min(n_lost, resident.n_computed - n_kept)
+            if n_lost < resident.n_computed // _MIN_SHARE_TO_SAVE:
+                return
+        if n_lost >= _MIN_TO_SAVE:
             self._save(resident, pinned=pinned)
 
     def _save(
-        self, resident: Resident, *, is_context: bool = False, pinned: State | None = None
+        self,
+        resident: Resident,
+        *,
+        is_context: bool = False,
+        is_needed: bool = False,
+        is_partial: bool = False,
+        pinned: Tokens[State | None] = (),
     ) -> Saved | None:
-        """Save a copy of a slot. None, without a copy, if it exceeds the budget."""
+        """Save a copy of a slot. None, without a copy, if the budget has no room.
+
+        Args:
+            resident: The contents of the slot.
+            is_context: Whether it is the state of a context.
+            is_needed: Whether it replaces states of any value.
+            is_partial: Whether to save only what cannot be truncated.
+            pinned: States that must not be evicted.
+        """
         tokens = resident.tokens
         if resident.sequence is not None:
             tokens = resident.sequence.tokens[: resident.n_computed]
-        if not self._make_room(tokens, self.memory.sequence_bytes(resident.slot), pinned):
+        n_bytes = self.memory.sequence_bytes(resident.slot, partial=is_partial)
+        saved = Saved(list(tokens), None, is_context, is_partial)
+        saved.value = self._saved.value(saved, n_bytes, resident)
+        least = math.inf if is_needed or is_context else saved.value
+        if not self._saved.make_room(saved, n_bytes, pinned, value=least):
             return None
-        state = self._copy(resident)
-        return None if state is None else self._keep(Saved(list(tokens), state, is_context))
+        saved.state = self._copy(resident, is_partial=is_partial)
+        if saved.state is None:
+            return None
+        self._saved.keep(saved)
+        return saved
 
-    def _copy(self, resident: Resident) -> State | None:
+    def _copy(self, resident: Resident, *, is_partial: bool = False) -> State | None:
         """Copy a slot out of KV memory. A failure costs a prefill later, not a request."""
         try:
-            return self.memory.save_sequence(resident.slot)
+            return self.memory.save_sequence(resident.slot, partial=is_partial)
         except (MemoryError, RuntimeError) as error:
             logger.warning("a prefix of %d tokens cannot be copied: %s", resident.n_computed, error)
             return None
 
-    def _keep(self, saved: Saved) -> Saved:
-        self._saved[saved] = None
-        self.figures.n_bytes += saved.n_bytes
-        self.figures.n_states = len(self._saved)
-        self._tree.insert(saved.tokens, saved)
-        self.version += 1
-        return saved
-
-    def _make_room(self, tokens: Tokens[int], n_bytes: int, pinned: State | None = None) -> bool:
-        """Evict states, except ``pinned``, until ``n_bytes`` for these tokens fit into the budget.
-
-        False, without evictions, if they cannot fit.
-        """
-        if n_bytes + sum(saved.n_bytes for saved in self._saved if saved.state is pinned) > self.budget:
-            return False
-        for depth, item in list(self._tree.matches(tokens)):
-            # The new state replaces a state of the same tokens, and of any prefix that it can be truncated
-            # to.
-            covered = self.kind.truncatable or depth == len(tokens)
-            if not isinstance(item, Saved) or item.is_context or depth < len(item.tokens) or not covered:
-                continue
-            if pinned is None or item.state is not pinned:  # a pinned state still occupies its bytes
-                self._discard(item)
-        for saved in sorted(self._saved, key=lambda saved: saved.is_context):
-            if self.figures.n_bytes + n_bytes <= self.budget:
-                break
-            if saved.state is not None and saved.state is not pinned:
-                self._evict(saved)
-        return True
-
-    def _evict(self, saved: Saved) -> None:
-        self.figures.n_evicted += 1
-        if saved.is_context and self.files is not None:
-            self.figures.n_bytes -= saved.n_bytes
-            saved.state = None  # still on disk
-        else:
-            self._discard(saved)
-
-    def _discard(self, saved: Saved) -> None:
-        self._tree.discard(saved)
-        self.figures.n_bytes -= saved.n_bytes
-        self._saved.pop(saved, None)
-        self.figures.n_states = len(self._saved)
-        self.version += 1
-
     def save_prefix(self, sequence: Sequence) -> None:
         """Save the computed tokens of a running sequence for waiting sequences."""
         assert sequence.slot is not None
-        self._save(self._residents[sequence.slot])
+        self._save(self._residents[sequence.slot], is_needed=True)
+
+    def save_checkpoint(self, sequence: Sequence) -> None:
+        """Save the state after the computed tokens of a running sequence, unless it is known."""
+        assert sequence.slot is not None
+        n_tokens = sequence.n_computed
+        for depth, item in self._tree.matches(sequence.tokens[:n_tokens]):
+            if depth < n_tokens:
+                break
+            if isinstance(item, Saved) and len(item.tokens) == n_tokens:
+                return
+        self._save(self._residents[sequence.slot], is_partial=self.kind.divisible)
 
     # --- contexts
 
@@ -335,7 +378,9 @@ class PrefixCache:
         """Load a context's state from disk. False if it must be computed."""
         state = self._load(tokens)
         if state is not None:
-            self._keep(Saved(list(tokens), state, is_context=True))
+            saved = Saved(list(tokens), state, is_context=True)
+            saved.value = self._saved.value(saved, state.nbytes)
+            self._saved.keep(saved)
             self.figures.n_disk_bytes += state.nbytes
         return state is not None
 

@@ -185,22 +185,33 @@ class Context:
         ):
             raise ValueError(f"sequence {sequence} cannot be truncated to {n_tokens} tokens")
 
-    def sequence_bytes(self, sequence: int) -> int:
+    def sequence_bytes(self, sequence: int, *, partial: bool = False) -> int:
         """Size of a sequence's state in bytes, without copying it."""
-        return int(lib.llama_state_seq_get_size(self._handle, sequence))
+        return int(lib.llama_state_seq_get_size_ext(self._handle, sequence, _flags(partial)))
 
-    def save_sequence(self, sequence: int) -> NDArray[np.uint8]:
-        """Copy a sequence's state, for ``restore_sequence``."""
-        size = self.sequence_bytes(sequence)
+    def save_sequence(self, sequence: int, *, partial: bool = False) -> NDArray[np.uint8]:
+        """Copy a sequence's state, for ``restore_sequence``.
+
+        Args:
+            sequence: Its id.
+            partial: Only what cannot be truncated: a recurrent state, or the last tokens of sliding windows.
+        """
+        size = self.sequence_bytes(sequence, partial=partial)
         state: NDArray[np.uint8] = np.empty(size, np.uint8)
-        written = lib.llama_state_seq_get_data(self._handle, _bytes_of(state), size, sequence)
+        written = lib.llama_state_seq_get_data_ext(
+            self._handle, _bytes_of(state), size, sequence, _flags(partial)
+        )
         if written != size:
             raise RuntimeError(f"the state of sequence {sequence} has {written} instead of {size} bytes")
         return state
 
-    def restore_sequence(self, sequence: int, state: NDArray[np.uint8]) -> bool:
-        """Replace the state of a sequence. Returns False, with an empty sequence, if it does not fit."""
-        return bool(lib.llama_state_seq_set_data(self._handle, _bytes_of(state), len(state), sequence))
+    def restore_sequence(self, sequence: int, state: NDArray[np.uint8], *, partial: bool = False) -> bool:
+        """Replace the state of a sequence. Returns False, with an empty sequence, if it does not fit.
+
+        A partial state leaves keys and values of full attention as they are: truncate the sequence next.
+        """
+        restore = lib.llama_state_seq_set_data_ext
+        return bool(restore(self._handle, _bytes_of(state), len(state), sequence, _flags(partial)))
 
     def sequence_length(self, sequence: int) -> int:
         """Tokens of a sequence in the KV cache."""
@@ -226,6 +237,10 @@ def context_params(*, n_ctx: int, n_sequences: int, n_batch: int, n_outputs: int
     params.type_k = params.type_v = KV_TYPES[kv.type]
     params.no_perf = True
     return params
+
+
+def _flags(partial: bool) -> int:
+    return int(lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else lib.LLAMA_STATE_SEQ_FLAGS_NONE)
 
 
 def _bytes_of(state: NDArray[np.uint8]) -> Any:

@@ -60,9 +60,10 @@ class Model:
         # Tokens of the sliding window; 0: the model has none.
         self.n_window: int = lib.llama_model_n_swa(self._handle)
         # A recurrent state covers the whole text and cannot be truncated.
-        self.is_recurrent: bool = lib.llama_model_is_recurrent(self._handle) or lib.llama_model_is_hybrid(
-            self._handle
-        )
+        is_hybrid = lib.llama_model_is_hybrid(self._handle)
+        self.is_recurrent: bool = lib.llama_model_is_recurrent(self._handle) or is_hybrid
+        self.has_attention: bool = is_hybrid or not self.is_recurrent
+        self.is_truncatable: bool = not (self.is_recurrent or self.n_window)
         template = lib.llama_model_chat_template(self._handle, None)
         self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
         # Of a reranker: a text with {query} and {document}.

@@ -59,14 +59,14 @@ class FakeMemory:
             raise ValueError("a recurrent state was truncated")
         self.slots[sequence] = held[:n_tokens]
 
-    def sequence_bytes(self, sequence: int) -> int:
+    def sequence_bytes(self, sequence: int, *, partial: bool = False) -> int:
         return 4 * len(self.slots[sequence])
 
-    def save_sequence(self, sequence: int) -> NDArray[np.uint8]:
+    def save_sequence(self, sequence: int, *, partial: bool = False) -> NDArray[np.uint8]:
         self.n_saves += 1
         return np.asarray(self.slots[sequence], np.int32).view(np.uint8)
 
-    def restore_sequence(self, sequence: int, state: NDArray[np.uint8]) -> bool:
+    def restore_sequence(self, sequence: int, state: NDArray[np.uint8], *, partial: bool = False) -> bool:
         self.n_restores += 1
         self.slots[sequence] = state.view(np.int32).tolist()
         return True

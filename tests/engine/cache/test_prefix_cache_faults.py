@@ -45,13 +45,13 @@ class FaultyMemory(FakeMemory):
                 self.slots[slot] = [-1, -2]
             raise self.error("forced")
 
-    def save_sequence(self, sequence: int) -> NDArray[np.uint8]:
+    def save_sequence(self, sequence: int, *, partial: bool = False) -> NDArray[np.uint8]:
         self._fail("save_sequence", None)
-        return super().save_sequence(sequence)
+        return super().save_sequence(sequence, partial=partial)
 
-    def restore_sequence(self, sequence: int, state: NDArray[np.uint8]) -> bool:
+    def restore_sequence(self, sequence: int, state: NDArray[np.uint8], *, partial: bool = False) -> bool:
         self._fail("restore_sequence", sequence)
-        return super().restore_sequence(sequence, state)
+        return super().restore_sequence(sequence, state, partial=partial)
 
     def truncate_sequence(self, sequence: int, n_tokens: int) -> None:
         self._fail("truncate_sequence", sequence)
@@ -209,8 +209,8 @@ class CountingMemory(FakeMemory):
         self.alive = 0
         self.peak = 0
 
-    def save_sequence(self, sequence: int) -> NDArray[np.uint8]:
-        state = super().save_sequence(sequence).copy()
+    def save_sequence(self, sequence: int, *, partial: bool = False) -> NDArray[np.uint8]:
+        state = super().save_sequence(sequence, partial=partial).copy()
         self.count(state)
         return state
 
