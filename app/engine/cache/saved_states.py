@@ -56,6 +56,15 @@ class SavedStates:
         self.figures.n_states = len(self._states)
         self._tree.insert(saved.tokens, saved)
         self.n_changes += 1
+        if self._kind.divisible and not saved.is_partial:
+            self._lower_values(saved)
+
+    def _lower_values(self, new: Saved) -> None:
+        """Lower the values of complete states whose keys and values ``new`` also has."""
+        for _, item in self._tree.matches(new.tokens):
+            if isinstance(item, Saved) and item is not new and not item.is_partial:
+                item.value = min(item.value, self.value(item, item.n_bytes, item))
+                item.priority = min(item.priority, self._clock + item.value)
 
     def mark_used(self, saved: Saved) -> None:
         """Make a state the most recently used one."""
@@ -63,7 +72,7 @@ class SavedStates:
         self._states[saved] = None
         saved.priority = self._clock + saved.value
 
-    def value(self, saved: Saved, n_bytes: int, source: Resident | None = None) -> float:
+    def value(self, saved: Saved, n_bytes: int, source: Resident | Saved | None = None) -> float:
         """Prefilled tokens per byte that a state of ``n_bytes`` saves, beyond all items but ``source``.
 
         Truncatable states have no value: all save about one token per cell.
