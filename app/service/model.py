@@ -327,7 +327,7 @@ def make_tokenizer(settings: Settings, model: llama.Model, repo: TokenizerRepo |
         ModelError: The repository's vocabulary differs from the model's.
     """
     vocab = model.vocab
-    finds_turns = not model.is_truncatable
+    finds_turns = not model.is_truncatable and settings.prefix_cache_mb != 0
     source = model.chat_template
     special = {"bos_token": vocab.text(vocab.bos), "eos_token": vocab.text(vocab.eos)}
     if repo is not None:

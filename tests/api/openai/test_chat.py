@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any, Literal
 
 import httpx
@@ -11,7 +12,9 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from tests.conftest import Server
 from tests.engine.sampling.test_grammar import HARD_SCHEMAS
+from tests.tiny_models import TinyModel
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Name a colour."}]
 
@@ -367,3 +370,21 @@ def test_a_pydantic_model_is_parsed(client: openai.OpenAI) -> None:
         max_tokens=60,
     )
     assert isinstance(answer.choices[0].message.parsed, Verdict)
+
+
+def test_a_hybrid_model_prefills_only_the_edited_last_turn(
+    start_server: Callable[..., Server], tiny_model: TinyModel
+) -> None:
+    server = start_server(MODEL_PATH=str(tiny_model("hybrid")), N_CTX="4096", MAX_SEQUENCES="1")
+    client = openai.OpenAI(base_url=f"{server.wait_until().url}/v1", api_key="none")
+    system = {"role": "system", "content": "Speak like the keeper of a lighthouse. " * 20}
+    n_prefilled = []
+    for question in ("Which birds come by in March?", "Who lives here?"):
+        messages: list[Any] = [system, {"role": "user", "content": question}]
+        answer = client.chat.completions.create(model="m", messages=messages, max_tokens=4)
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        cached = answer.usage.prompt_tokens_details.cached_tokens
+        n_prefilled.append(answer.usage.prompt_tokens - (cached or 0))
+    assert n_prefilled[0] > 150
+    assert n_prefilled[1] < 20
