@@ -122,6 +122,11 @@ class EngineMetrics(Collector):
                 "States evicted from the prefix cache.",
                 cache.n_evicted if cache else 0,
             ),
+            (
+                "prefix_cache_checkpoints",
+                "States saved at the ends of turns.",
+                cache.n_checkpoints if cache else 0,
+            ),
         )
         for name, doc, value in single:
             gauge = GaugeMetricFamily(name, doc, labels=["instance"])

@@ -130,7 +130,9 @@ async def test_a_small_budget_keeps_the_tools_and_the_last_turns(
             await agent.ask(messages)
         assert agent.n_prefilled < 1.2 * agent.n_new
         assert isinstance(engine._observer, Reports)
-        assert engine._observer.all[-1].cache.n_evicted > 0
+        figures = engine._observer.all[-1].cache
+        assert figures.n_evicted > 0
+        assert figures.n_checkpoints > figures.n_states
         before = agent.n_prefilled
         await agent.ask(next(prompts(2)))
         assert agent.n_prefilled - before < 100, "the tools are prefilled again"

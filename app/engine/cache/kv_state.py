@@ -134,9 +134,10 @@ class Prefix:
 
 @dataclass(slots=True)
 class CacheFigures:
-    """Size of the saved states, and the number of evictions since the start."""
+    """Size of the saved states, and the numbers of evictions and checkpoints since the start."""
 
     n_bytes: int = 0  # in RAM
     n_disk_bytes: int = 0  # of states that this process has read or written
     n_states: int = 0
     n_evicted: int = 0
+    n_checkpoints: int = 0  # states saved at checkpoints since the start

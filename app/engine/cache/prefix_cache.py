@@ -370,7 +370,8 @@ class PrefixCache:
                 break
             if isinstance(item, Saved) and len(item.tokens) == n_tokens:
                 return
-        self._save(self._residents[sequence.slot], is_partial=self.kind.divisible)
+        if self._save(self._residents[sequence.slot], is_partial=self.kind.divisible):
+            self.figures.n_checkpoints += 1
 
     # --- contexts
 

@@ -105,12 +105,14 @@ class SavedStates:
         # A pinned state still occupies its bytes.
         replaced = [saved for saved in self._covered(new) if not is_pinned(saved)]
         n_free = self.budget - self.figures.n_bytes + sum(saved.n_bytes for saved in replaced)
-        evicted = []
+        evicted: list[Saved] = []
+        priorities: dict[Saved, float] = {}
         if n_free < n_bytes:
-            for saved in sorted(self._states, key=lambda saved: (saved.is_context, saved.priority)):
+            priorities = {saved: self._priority(saved) for saved in self._states}
+            for saved in sorted(self._states, key=lambda saved: (saved.is_context, priorities[saved])):
                 if saved.state is None or saved in replaced or is_pinned(saved):
                     continue
-                if saved.priority > self._clock + value:
+                if priorities[saved] > self._clock + value:
                     self._clock += value
                     return False
                 evicted.append(saved)
@@ -120,8 +122,25 @@ class SavedStates:
         for saved in replaced:
             self.discard(saved)
         for saved in evicted:
-            self._evict(saved)
+            # Partial states are small: a complete state that follows may free enough without them.
+            if saved.is_partial and n_free - saved.n_bytes >= n_bytes:
+                n_free -= saved.n_bytes
+            else:
+                self._clock = max(self._clock, priorities[saved])
+                self._evict(saved)
         return True
+
+    def _priority(self, saved: Saved) -> float:
+        """Priority of a state. A partial one is useless if no item has its keys and values."""
+        if not saved.is_partial:
+            return saved.priority
+        n_tokens = len(saved.tokens)
+        for depth, item in self._tree.matches(saved.tokens):
+            if depth < n_tokens:
+                break
+            if item.n_held >= n_tokens:
+                return saved.priority
+        return -math.inf
 
     def _covered(self, new: Saved) -> list[Saved]:
         """States that a new one replaces: of the same tokens, and of prefixes that it can be truncated to."""
@@ -137,7 +156,6 @@ class SavedStates:
 
     def _evict(self, saved: Saved) -> None:
         self.figures.n_evicted += 1
-        self._clock = max(self._clock, saved.priority)
         if saved.is_context and self._has_files:
             self.figures.n_bytes -= saved.n_bytes
             saved.state = None  # still on disk
