@@ -40,6 +40,7 @@ def _check_host(host: str) -> str:
 
 
 def _check_origin(origin: str) -> str:
+    origin = origin.lower()  # as browsers send it
     if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+", origin):
         raise ValueError("should be origins such as https://chat.example.org, without a path")
     return origin

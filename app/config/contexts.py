@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,11 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.config.errors import UserError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from app.config.toml_file import TomlError, read_toml
 
 
 class ContextsError(UserError):
@@ -71,11 +66,9 @@ def load_contexts(path: Path) -> Mapping[str, Context]:
         ContextsError: The file is missing, not TOML, or has an invalid key or value.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ContextsError(f"CONTEXTS_FILE={path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ContextsError(f"CONTEXTS_FILE={path}: is not valid TOML: {error}") from None
+        data = read_toml(path)
+    except TomlError as error:
+        raise ContextsError(f"CONTEXTS_FILE={path}: {error}") from None
     unknown = data.keys() - {"contexts", "prompt_config"}
     if unknown:
         raise ContextsError(

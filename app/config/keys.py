@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,11 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.config.errors import UserError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from app.config.toml_file import TomlError, read_toml
 
 
 class KeysError(UserError):
@@ -88,11 +83,9 @@ class Keys:
         assert self.path is not None
         place = f"API_KEYS={self.path}"
         try:
-            data = tomllib.loads(self.path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise KeysError(f"{place}: cannot be read: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise KeysError(f"{place}: is not valid TOML: {error}") from None
+            data = read_toml(self.path)
+        except TomlError as error:
+            raise KeysError(f"{place}: {error}") from None
         if unknown := data.keys() - {"keys"}:
             raise KeysError(f"{place}: unknown key {sorted(unknown)[0]!r}; allowed are tables [keys.NAME]")
         table = data.get("keys")

@@ -21,13 +21,14 @@ class WatchedFiles:
             self._state = state  # before the call: a file that changes meanwhile is read again
             self._reload()
 
-    def _current(self) -> list[tuple[int, int, int] | None]:
+    def _current(self) -> list[tuple[int, int, int, int] | None]:
         return [_identity(path) for path in self._paths]
 
 
-def _identity(path: Path) -> tuple[int, int, int] | None:
+def _identity(path: Path) -> tuple[int, int, int, int] | None:
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    # ctime: copies that keep times (cp -p) may have the inode, time and size of the previous file.
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size

@@ -43,6 +43,7 @@ def test_tables_take_precedence_over_the_short_form(file: Path) -> None:
     ("text", "message"),
     [
         ("contexts = ", "is not valid TOML"),
+        (f"contexts = {'[' * 10_000}", "is not valid TOML: it is nested too deeply"),
         ("", "defines no context"),
         ("[context.x]\nprompt = ''", "unknown key 'context'"),
         ("contexts = 3", "contexts should be a table"),

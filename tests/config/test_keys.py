@@ -63,6 +63,7 @@ def test_a_file_has_limits_and_an_invalid_change_keeps_the_previous_keys(tmp_pat
         ("[keys.a]\nkey = 'hidden'\ncontexts = ['poem']", "keys.a.contexts: 'poem' should be one of sql"),
         ("[keys.'1.2.3.4']\nkey = 'hidden'", "'1.2.3.4' should begin with a letter"),
         ("[keys.a", "is not valid TOML"),
+        (f"keys = {'[' * 10_000}", "is not valid TOML: it is nested too deeply"),
     ],
 )
 def test_an_invalid_file_is_an_error_without_keys(tmp_path: Path, text: str, message: str) -> None:

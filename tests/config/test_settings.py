@@ -84,7 +84,7 @@ def test_the_error_message_gives_value_and_allowed_values(monkeypatch: pytest.Mo
 
 def test_hosts_and_origins_are_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALLOWED_HOSTS", "Chat.example.org, *.example.net,::1")
-    monkeypatch.setenv("CORS_ALLOW_ORIGIN", "https://chat.example.org:8443, app://local")
+    monkeypatch.setenv("CORS_ALLOW_ORIGIN", "HTTPS://Chat.example.org:8443, app://local")
     settings = load(env_file=None)
     assert settings.allowed_hosts == ("chat.example.org", "*.example.net", "::1")
     assert settings.cors_allow_origin == ("https://chat.example.org:8443", "app://local")
