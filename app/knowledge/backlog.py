@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from app.knowledge.folder import FoundFile
@@ -35,20 +36,54 @@ class WaitingFile:
     n_returned: int = 0
 
 
-class Backlog:
-    """New and changed files, compared by scans and taken by lanes. Thread-safe."""
+class _Queue:
+    """The waiting files of a range of sizes. Entries of files that have changed since are stale."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: range) -> None:
+        self.sizes = sizes
+        self.resting: list[tuple[tuple[int, bool, int, str], int, WaitingFile]] = []  # a heap by order
+        self.changing: list[tuple[float, int, WaitingFile]] = []  # a heap by time of rest
+
+
+class Backlog:
+    """New and changed files, compared by scans and taken by lanes. Thread-safe.
+
+    Counting takes no lock: the event loop counts while a scan compares many files.
+    """
+
+    def __init__(self, sizes: Sequence[range], file_seconds: float) -> None:
+        """Create an empty backlog.
+
+        Args:
+            sizes: The range of file sizes of each lane, in bytes. They contain all sizes.
+            file_seconds: CPU time limit for reading a file. With another limit a skipped file is read again.
+        """
+        self._file_seconds = file_seconds
         self._files: dict[str, WaitingFile] = {}
         self._taken: set[str] = set()
+        self._done: dict[str, FoundFile] | None = None  # indexed during a comparison
+        self._queues = {one: _Queue(one) for one in sizes}
+        self._n_queued = 0
         self._changed = threading.Condition()
         self._is_closed = False
         self.n_scans = 0  # since the start, including failed ones
+
+    def __len__(self) -> int:
+        """Number of waiting files, including those in progress."""
+        return len(self._files)
+
+    def count(self, names: Collection[str]) -> int:
+        """Number of waiting files among ``names``."""
+        return sum(name in self._files for name in set(names))
 
     def files(self) -> dict[str, WaitingFile]:
         """All waiting files by name, including those in progress."""
         with self._changed:
             return dict(self._files)
+
+    def limited_stamp(self, file: FoundFile) -> str:
+        """The stamp of a file that was skipped because of the time limit."""
+        return f"{file.stamp} limit {self._file_seconds:g}"
 
     def update(
         self, found: Mapping[str, FoundFile], indexed: Callable[[], Mapping[str, IndexedFile]]
@@ -57,15 +92,21 @@ class Backlog:
 
         Args:
             found: The files.
-            indexed: Reads the index. Called while no lane can report a file as done.
+            indexed: Reads the index.
         """
         with self._changed:
-            known = indexed()
-            self._files = {
-                name: self._waiting(name, file, known.get(name))
-                for name, file in found.items()
-                if name not in known or known[name].stamp != file.stamp
-            }
+            self._done = {}
+        known = indexed()  # outside the lock: it reads the disk
+        with self._changed:
+            done, self._done = self._done, None
+            files = {}
+            for name, file in found.items():
+                if name in done:  # whether before or after it was read from the index is unknown
+                    if done[name] != file:
+                        files[name] = self._waiting(name, file, None)
+                elif name not in known or not self._is_indexed(known[name], file):
+                    files[name] = self._waiting(name, file, known.get(name))
+            self._files = files
             self._changed.notify_all()
 
     def on_scanned(self) -> None:
@@ -78,29 +119,30 @@ class Backlog:
         """Wait for a file that rests.
 
         Args:
-            sizes: Sizes of the files to take.
+            sizes: One of the ranges of sizes.
             timeout: Maximum seconds.
 
         Returns:
             A file that no other lane gets until it is given back or done. None: timeout, or closed.
         """
         end = time.monotonic() + timeout
+        queue = self._queues[sizes]
         with self._changed:
             while not self._is_closed:
                 now = time.monotonic()
-                free = [
-                    waiting
-                    for waiting in self._files.values()
-                    if waiting.name not in self._taken and waiting.file.n_bytes in sizes
-                ]
-                resting = [waiting for waiting in free if waiting.rests_at <= now]
-                if resting:
-                    first = min(resting, key=_order)
-                    self._taken.add(first.name)
-                    return first
+                while queue.changing and queue.changing[0][0] <= now:
+                    _, number, waiting = heapq.heappop(queue.changing)
+                    heapq.heappush(queue.resting, (_order(waiting), number, waiting))
+                while queue.resting:
+                    *_, first = heapq.heappop(queue.resting)
+                    # A file that is in progress is queued again when it is given back or done.
+                    if self._files.get(first.name) is first and first.name not in self._taken:
+                        self._taken.add(first.name)
+                        return first
                 if now >= end:
                     return None
-                self._changed.wait(min([end, *(waiting.rests_at for waiting in free)]) - now)
+                rests_at = queue.changing[0][0] if queue.changing else end
+                self._changed.wait(min(end, rests_at) - now)
             return None
 
     def is_current(self, waiting: WaitingFile) -> bool:
@@ -112,24 +154,31 @@ class Backlog:
         """The taken file still waits. ``file``: its changed state."""
         with self._changed:
             self._taken.discard(waiting.name)
-            if self._files.get(waiting.name) is waiting:
-                self._files[waiting.name] = replace(
+            current = self._files.get(waiting.name)
+            if current is waiting:
+                current = self._files[waiting.name] = replace(
                     waiting,
                     file=file or waiting.file,
                     rests_at=time.monotonic() + _RESTS_AFTER,
                     n_returned=waiting.n_returned + 1,
                 )
+            if current is not None:
+                self._queue(current)
             self._changed.notify_all()
 
     def done(self, waiting: WaitingFile) -> bool:
         """The taken version is in the index. Returns False if the file no longer exists."""
         with self._changed:
             self._taken.discard(waiting.name)
-            exists = waiting.name in self._files
-            if self._files.get(waiting.name) is waiting:
+            if self._done is not None:
+                self._done[waiting.name] = waiting.file
+            current = self._files.get(waiting.name)
+            if current is waiting:
                 del self._files[waiting.name]
+            elif current is not None:
+                self._queue(current)
             self._changed.notify_all()
-            return exists
+            return current is not None
 
     def wait_until_empty(self, seconds: float) -> bool:
         """Wait until a scan has ended and no file waits. Returns False on timeout."""
@@ -147,6 +196,14 @@ class Backlog:
             self._is_closed = True
             self._changed.notify_all()
 
+    def _is_indexed(self, known: IndexedFile, file: FoundFile) -> bool:
+        return known.stamp in (file.stamp, self.limited_stamp(file))
+
+    def _queue(self, waiting: WaitingFile) -> None:
+        queue = next(one for one in self._queues.values() if waiting.file.n_bytes in one.sizes)
+        self._n_queued += 1  # entries of a heap must differ before their files are compared
+        heapq.heappush(queue.changing, (waiting.rests_at, self._n_queued, waiting))
+
     def _waiting(self, name: str, file: FoundFile, known: IndexedFile | None) -> WaitingFile:
         old = self._files.get(name)
         if old is not None and old.file == file:
@@ -155,8 +212,11 @@ class Backlog:
         rests = old is None and time.time() - file.changed_at > _RESTS_AFTER
         rests_at = time.monotonic() + (0.0 if rests else _RESTS_AFTER)
         if old is None:
-            return WaitingFile(name, file, known, time.time(), rests_at)
-        return replace(old, file=file, known=known, rests_at=rests_at)
+            waiting = WaitingFile(name, file, known, time.time(), rests_at)
+        else:
+            waiting = replace(old, file=file, known=known, rests_at=rests_at)
+        self._queue(waiting)
+        return waiting
 
 
 def _order(waiting: WaitingFile) -> tuple[int, bool, int, str]:

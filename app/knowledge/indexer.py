@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from app.engine.embedder import Embedder
@@ -52,21 +52,15 @@ class Indexer:
         self._folder = folder
         self._store = store
         self._observer = observer
-        self._backlog = Backlog()
-        self.problem: str | None = None  # reason why documents are not indexed
+        sizes = [range(_SMALL), range(_SMALL, _LARGE), range(_LARGE, 1 << 62)]
+        self._backlog = Backlog(sizes, file_seconds)
+        self._scan_problem: str | None = None
         self._reporting = threading.Lock()
         self._reported_at = self._began_at = 0.0
         self._n_indexed = 0  # since the backlog was empty
         parts = Parts(folder, self._backlog, store, embedder, chunking)
         self._lanes = [
-            Lane(
-                parts,
-                sizes,
-                file_seconds=file_seconds,
-                on_indexed=self._on_indexed,
-                on_failure=self._on_failure,
-            )
-            for sizes in (range(_SMALL), range(_SMALL, _LARGE), range(_LARGE, 1 << 62))
+            Lane(parts, one, file_seconds=file_seconds, on_indexed=self._on_indexed) for one in sizes
         ]
         self._watcher = Watcher(folder, self._scan)
 
@@ -87,6 +81,21 @@ class Indexer:
         return self._backlog.files()
 
     @property
+    def n_waiting(self) -> int:
+        return len(self._backlog)
+
+    def count_waiting(self, names: Collection[str]) -> int:
+        """Number of new and changed files among ``names``."""
+        return self._backlog.count(names)
+
+    @property
+    def problem(self) -> str | None:
+        """Reason why documents are not indexed. It remains until a scan or a file succeeds."""
+        if self._scan_problem is not None or not len(self._backlog):
+            return self._scan_problem
+        return next((lane.problem for lane in self._lanes if lane.problem is not None), None)
+
+    @property
     def has_scanned(self) -> bool:
         """Whether the first scan has ended."""
         return self._backlog.n_scans > 0
@@ -98,22 +107,22 @@ class Indexer:
     def _scan(self) -> None:
         """Compare the folder with the index. After a failure the next scan tries again."""
         try:
-            self.problem = None
-            self._compare()
+            self._scan_problem = self._compare()
         except StoreError as error:
-            self.problem = str(error)
+            self._scan_problem = str(error)
             logger.error("documents cannot be indexed: %s", error)
         except BaseException as error:  # a defect; indexed documents stay searchable
-            self.problem = f"indexing failed: {error}"
+            self._scan_problem = f"indexing failed: {error}"
             logger.exception("indexing failed; the next change or scan tries again")
         finally:
             self._backlog.on_scanned()
 
-    def _compare(self) -> None:
+    def _compare(self) -> str | None:
+        """Returns the reason why the folder cannot be compared."""
         if self._folder.identity is None:
-            self.problem = f"{self._folder.path} does not exist; its documents stay indexed"
-            logger.warning("%s", self.problem)
-            return
+            problem = f"{self._folder.path} does not exist; its documents stay indexed"
+            logger.warning("%s", problem)
+            return problem
         unseen: list[str] = []  # unreadable folders; their documents stay indexed
         found = dict(self._folder.files(unseen))
         self._backlog.update(found, self._store.files)
@@ -123,9 +132,7 @@ class Indexer:
                 logger.info("%s was deleted", name)
         with self._reporting:
             self._report()
-
-    def _on_failure(self, problem: str) -> None:
-        self.problem = problem
+        return None
 
     def _on_indexed(self, file: IndexedFile) -> None:
         self._observer.on_indexed(file.n_chunks, file.problem)
@@ -134,7 +141,7 @@ class Indexer:
             if not self._n_indexed:
                 self._began_at = now
             self._n_indexed += 1
-            is_last = not self._backlog.files()
+            is_last = not len(self._backlog)
             if is_last or now - self._reported_at > _REPORT_EVERY:
                 self._report()
             if is_last:

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -96,18 +97,20 @@ class Knowledge:
         self.options = options
         self._embedder = embedder
         self._observer = observer
-        self._store = Store(
-            options.index, dimensions=embedder.dimensions, identity=_identity(options, embedder)
-        )
-        self._indexer = indexer.Indexer(
-            Folder(options.folder, follow_links=options.follow_links),
-            self._store,
-            embedder,
-            Chunking(options.chunk_tokens, options.chunk_overlap, options.passage_prefix),
-            observer,
-            file_seconds=options.file_seconds,
-        )
+        identity = _identity(options, embedder)
         self._threads = ThreadPoolExecutor(_SEARCHING_THREADS, thread_name_prefix="search")
+        with ExitStack() as opened:
+            self._store = Store(options.index, dimensions=embedder.dimensions, identity=identity)
+            opened.callback(self._store.close)
+            self._indexer = indexer.Indexer(
+                Folder(options.folder, follow_links=options.follow_links),
+                self._store,
+                embedder,
+                Chunking(options.chunk_tokens, options.chunk_overlap, options.passage_prefix),
+                observer,
+                file_seconds=options.file_seconds,
+            )
+            opened.pop_all()
 
     def start(self) -> None:
         """Start indexing in the background."""
@@ -122,7 +125,7 @@ class Knowledge:
         """Whether documents wait to be indexed."""
         if self.problem is not None:
             return False
-        return bool(self._indexer.waiting()) or not self._indexer.has_scanned
+        return self._indexer.n_waiting > 0 or not self._indexer.has_scanned
 
     @property
     def problem(self) -> str | None:
@@ -187,8 +190,7 @@ class Knowledge:
 
     def n_waiting(self, files: Collection[str] | None = None) -> int:
         """Number of new and changed documents that are not indexed. ``files``: count only these."""
-        waiting = self._indexer.waiting().keys()
-        return len(waiting) if files is None else len(waiting & set(files))
+        return self._indexer.n_waiting if files is None else self._indexer.count_waiting(files)
 
     def close(self) -> None:
         """Stop indexing and close the index; blocking. Close the embedder afterwards."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import suppress
@@ -21,7 +21,7 @@ from app.knowledge.chunking import embedded_text, split_into_chunks
 from app.knowledge.errors import StoreError
 from app.knowledge.folder import Folder, FoundFile
 from app.knowledge.index.store import IndexedFile, Store
-from app.knowledge.reading.document import Document, UnreadableDocument
+from app.knowledge.reading.document import Document, ReadFailed, TimeLimitExceeded, UnreadableDocument
 from app.knowledge.reading.reader import DocumentReader
 
 logger = logging.getLogger("tokenstream.knowledge")
@@ -59,6 +59,7 @@ class _Underway:
 
     waiting: WaitingFile
     fingerprint: str = ""
+    stamp: str = ""
     problem: str | None = None
     chunks: list[Chunk] = field(default_factory=list)
     vectors: list[Future[Vectors]] = field(default_factory=list)
@@ -85,7 +86,6 @@ class Lane:
         *,
         file_seconds: float,
         on_indexed: Callable[[IndexedFile], None],
-        on_failure: Callable[[str], None],
     ) -> None:
         """Create the thread.
 
@@ -94,12 +94,11 @@ class Lane:
             sizes: Sizes of its files in bytes.
             file_seconds: CPU time limit for reading a file.
             on_indexed: Called with each file that was indexed or skipped.
-            on_failure: Called with the reason why no file can be indexed until the next scan.
         """
+        self.problem: str | None = None  # reason why no file can be indexed until the next scan
         self._parts = parts
         self._sizes = sizes
         self._on_indexed = on_indexed
-        self._on_failure = on_failure
         self._reader = DocumentReader(time_limit=file_seconds)
         self._underway: deque[_Underway] = deque()
         self._ends = threading.Event()
@@ -127,10 +126,10 @@ class Lane:
             except (StoreError, EmbeddingError, CancelledError) as error:
                 if not self._ends.is_set():
                     logger.error("documents cannot be indexed: %s", error)
-                    self._on_failure(str(error))
+                    self.problem = str(error)
             except BaseException as error:  # a defect; indexed documents stay searchable
                 logger.exception("indexing failed; the next change or scan tries again")
-                self._on_failure(f"indexing failed: {error}")
+                self.problem = f"indexing failed: {error}"
             for file in [*self._underway]:
                 self._drop(file)
             backlog.wait_for_scan(n_scans)
@@ -154,24 +153,36 @@ class Lane:
         self._underway.append(file)
         if not self._is_unchanged(file):
             return
-        file.fingerprint = waiting.file.fingerprint()
-        if waiting.known is not None and waiting.known.fingerprint == file.fingerprint:
-            self._parts.store.restamp(waiting.name, waiting.file.stamp)
+        file.fingerprint, file.stamp = waiting.file.fingerprint(), waiting.file.stamp
+        known = waiting.known
+        if known is not None and known.problem is None and known.fingerprint == file.fingerprint:
+            self._parts.store.restamp(waiting.name, file.stamp)
             self._underway.remove(file)
             self._parts.backlog.done(waiting)
+            self.problem = None
             return
         try:
-            document = self._read(waiting)
-            if not self._is_unchanged(file) or not self._submit(file, document):
-                return
-        except UnreadableDocument as error:
-            file.skip(str(error))
-        except (StoreError, EmbeddingError, CancelledError):
+            chunks = self._split(waiting, self._read(waiting))
+        except (EmbeddingError, CancelledError):
             raise
-        except Exception as error:  # a defect costs one file
-            logger.exception("%s cannot be indexed", waiting.name)
-            file.skip(f"cannot be indexed: {error}")
+        except Exception as error:
+            self._skip(file, error)
+        else:
+            if not self._is_unchanged(file) or not self._submit(file, chunks):
+                return
         file.is_split = True
+
+    def _skip(self, file: _Underway, error: Exception) -> None:
+        """Skip a file that cannot be read. A defect costs one file."""
+        if isinstance(error, UnreadableDocument):
+            file.skip(str(error))
+        else:
+            logger.error("%s cannot be indexed", file.waiting.name, exc_info=error)
+            file.skip(f"cannot be indexed: {error}")
+        if isinstance(error, ReadFailed):
+            file.stamp = ""  # the next scan tries again
+        elif isinstance(error, TimeLimitExceeded):
+            file.stamp = self._parts.backlog.limited_stamp(file.waiting.file)
 
     def _read(self, waiting: WaitingFile) -> Document:
         if waiting.file.problem is not None:
@@ -183,26 +194,41 @@ class Lane:
                 raise _closing() from None
             raise
 
-    def _submit(self, file: _Underway, document: Document) -> bool:
-        """Embed a document in batches, a few ahead. Returns False if the file changes meanwhile."""
-        embedder, chunking = self._parts.embedder, self._parts.chunking
-        chunks = split_into_chunks(
+    def _split(self, waiting: WaitingFile, document: Document) -> Iterator[Chunk]:
+        return split_into_chunks(
             document,
-            file=file.waiting.name,
-            n_tokens=embedder.count,
-            max_tokens=chunking.max_tokens,
-            overlap=chunking.overlap,
+            file=waiting.name,
+            n_tokens=self._parts.embedder.count,
+            max_tokens=self._parts.chunking.max_tokens,
+            overlap=self._parts.chunking.overlap,
         )
-        while batch := list(islice(chunks, _BATCH)):
+
+    def _submit(self, file: _Underway, chunks: Iterator[Chunk]) -> bool:
+        """Embed chunks in batches, a few ahead. Returns False if the file changes meanwhile."""
+        while self._submit_batch(file, chunks):
             if not self._parts.backlog.is_current(file.waiting):
                 self._drop(file)
                 return False
-            texts = [chunking.prefix + embedded_text(chunk) for chunk in batch]
-            file.chunks += batch
-            file.vectors.append(embedder.submit([embedder.fit(text) for text in texts], background=True))
             if len(file.vectors) > _AHEAD // _BATCH:
                 self._result(file.vectors[-1 - _AHEAD // _BATCH])
                 self._finish_embedded()
+        return True
+
+    def _submit_batch(self, file: _Underway, chunks: Iterator[Chunk]) -> bool:
+        """Submit the next chunks. Returns False after the last one, or if they cannot be split."""
+        embedder, prefix = self._parts.embedder, self._parts.chunking.prefix
+        try:
+            batch = list(islice(chunks, _BATCH))
+            if not batch:
+                return False
+            tokens = [embedder.fit(prefix + embedded_text(chunk)) for chunk in batch]
+            file.vectors.append(embedder.submit(tokens, background=True))
+            file.chunks += batch
+        except EmbeddingError:
+            raise
+        except Exception as error:
+            self._skip(file, error)
+            return False
         return True
 
     def _finish_embedded(self) -> None:
@@ -225,7 +251,9 @@ class Lane:
         self._underway.popleft()
         if not self._parts.backlog.done(file.waiting):  # deleted since
             self._parts.store.remove(indexed.name)
-        if indexed.problem is not None:
+        self.problem = None
+        known = file.waiting.known
+        if indexed.problem is not None and (known is None or known.problem != indexed.problem):
             logger.warning("%s is skipped: %s", indexed.name, indexed.problem)
         self._on_indexed(indexed)
 
@@ -237,7 +265,7 @@ class Lane:
             n_bytes=waiting.file.n_bytes,
             n_chunks=len(file.chunks),
             problem=file.problem,
-            stamp=waiting.file.stamp,
+            stamp=file.stamp,
         )
         vectors = [future.result() for future in file.vectors] or [np.empty((0, 1), np.float32)]
         self._parts.store.replace(indexed, file.chunks, normalized(np.concatenate(vectors)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -55,7 +56,7 @@ class Watcher:
 
     def _watch(self, identity: tuple[int, int]) -> None:
         """Scan after every change, until the folder is replaced."""
-        scanned_at = 0.0  # scan immediately: files may have changed before the watch began
+        scanned_at = -math.inf  # scan immediately: files may have changed before the watch began
         for changes in watch(
             self._folder.path,
             stop_event=self._ends,

@@ -34,6 +34,10 @@ class ChildError(Exception):
     """A request to a child process failed. The message is a predicate, such as ``takes longer than 1 s``."""
 
 
+class ChildNotStarted(ChildError):
+    """The process cannot be started."""
+
+
 class ChildTimeout(ChildError):
     """A request exceeded its time limit."""
 
@@ -107,8 +111,9 @@ class ChildProcess:
 
         Raises:
             ChildTimeout: A time limit was exceeded.
+            ChildNotStarted: The child cannot be started.
             ChildClosed: :meth:`close` was called.
-            ChildError: The child cannot be started, ended, or exceeded a limit of memory or size.
+            ChildError: The child ended, or exceeded a limit of memory or size.
             Exception: One of ``errors``, raised by ``start`` or the handler.
         """
         body = _encoded(arguments)
@@ -141,7 +146,7 @@ class ChildProcess:
         try:
             child = self._child = _Child(self._module, str(self._memory), str(self._niceness))
         except OSError as error:
-            raise ChildError(f"cannot start its process ({error})") from error
+            raise ChildNotStarted(f"cannot start its process ({error})") from error
         try:
             body = _encoded(self._arguments)
             self._exchange(child, body, self._start_seconds, self._start_seconds, None)

@@ -6,104 +6,21 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.config.settings import load
-from app.engine.embedder import Embedder
 from app.knowledge import backlog, lane, watcher
 from app.knowledge.folder import Folder
 from app.knowledge.index.store import Store, StoreError
-from app.knowledge.knowledge import DocumentState, Knowledge, KnowledgeOptions
+from app.knowledge.knowledge import DocumentState
 from app.knowledge.reading.reader import Document, DocumentReader
-from app.weights.embedding import resolve_embedding_model
-
-
-class Recorder:
-    """An observer that records its calls."""
-
-    def __init__(self) -> None:
-        self.indexed: list[tuple[int, str | None]] = []
-        self.state = (0, 0, 0)
-        self.lookups: list[float] = []
-
-    def on_indexed(self, n_chunks: int, problem: str | None) -> None:
-        self.indexed.append((n_chunks, problem))
-
-    def on_index(self, n_documents: int, n_chunks: int, n_skipped: int) -> None:
-        self.state = (n_documents, n_chunks, n_skipped)
-
-    def on_lookup(self, seconds: float) -> None:
-        self.lookups.append(seconds)
-
-
-@pytest.fixture(scope="module")
-def embedder() -> Iterator[Embedder]:
-    embedder = Embedder(resolve_embedding_model(load(None)), n_threads=1)
-    yield embedder
-    embedder.close()
-
-
-@pytest.fixture(autouse=True)
-def files_rest_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backlog, "_RESTS_AFTER", 0.0)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "documents"
-    (folder / "sub" / "deeper").mkdir(parents=True)
-    (folder / "bridge.md").write_text("# Bridges\n\nThe Wren Bridge opens at 06:25.")
-    (folder / "sub" / "deeper" / "ferry.txt").write_text("The ferry is called the Patient Heron.")
-    return folder
-
-
-@pytest.fixture
-def open_knowledge(
-    folder: Path, tmp_path: Path, embedder: Embedder
-) -> Iterator[Callable[..., tuple[Knowledge, Recorder]]]:
-    opened: list[Knowledge] = []
-
-    def make(**changes: Any) -> tuple[Knowledge, Recorder]:
-        fields: dict[str, Any] = {"top_k": 4, "threshold": 0.3, "chunk_tokens": 200, "chunk_overlap": 40}
-        events = Recorder()
-        options = KnowledgeOptions(folder=folder, index=tmp_path / "index", **fields | changes)
-        opened.append(Knowledge(options, embedder, events))
-        opened[-1].start()
-        return opened[-1], events
-
-    yield make
-    for knowledge in opened:
-        knowledge.close()
-
-
-def until(condition: Callable[[], object], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "timeout"
-        time.sleep(0.05)
-
-
-def names(knowledge: Knowledge, state: str = "indexed") -> list[str]:
-    return [document.name for document in knowledge.documents() if document.state == state]
-
-
-def wait_for_the_watch() -> None:
-    time.sleep(0.3)
-
-
-def settled(knowledge: Knowledge) -> Knowledge:
-    until(lambda: not knowledge.is_indexing)
-    return knowledge
+from tests.knowledge.conftest import Open, names, settled, until, wait_for_the_watch
 
 
 @pytest.mark.anyio
-async def test_subfolders_are_read_and_hidden_files_are_not(
-    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path
-) -> None:
+async def test_subfolders_are_read_and_hidden_files_are_not(open_knowledge: Open, folder: Path) -> None:
     (folder / ".hidden.txt").write_text("secret")
     (folder / ".git").mkdir()
     (folder / ".git" / "events.txt").write_text("secret")
@@ -125,9 +42,7 @@ async def test_subfolders_are_read_and_hidden_files_are_not(
 
 
 @pytest.mark.anyio
-async def test_new_changed_and_removed_files_are_indexed(
-    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path
-) -> None:
+async def test_new_changed_and_removed_files_are_indexed(open_knowledge: Open, folder: Path) -> None:
     knowledge, events = open_knowledge()
     settled(knowledge)
     assert len(events.indexed) == 2
@@ -151,7 +66,7 @@ class Panic(BaseException):
 
 
 def test_a_failed_watch_is_restarted(
-    folder: Path, open_knowledge: Callable[..., tuple[Knowledge, Recorder]], monkeypatch: pytest.MonkeyPatch
+    folder: Path, open_knowledge: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = threading.Event()
 
@@ -169,9 +84,7 @@ def test_a_failed_watch_is_restarted(
     until(lambda: "later.txt" in names(knowledge))
 
 
-def test_a_file_with_a_new_time_only_is_not_embedded_again(
-    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path
-) -> None:
+def test_a_file_with_a_new_time_only_is_not_embedded_again(open_knowledge: Open, folder: Path) -> None:
     knowledge, events = open_knowledge()
     settled(knowledge)
     wait_for_the_watch()
@@ -181,9 +94,7 @@ def test_a_file_with_a_new_time_only_is_not_embedded_again(
     assert len(events.indexed) == 3
 
 
-def test_unreadable_files_are_skipped_and_reported(
-    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path
-) -> None:
+def test_unreadable_files_are_skipped_and_reported(open_knowledge: Open, folder: Path) -> None:
     (folder / "broken.pdf").write_bytes(b"%PDF-1.7\nnothing")
     (folder / "empty.md").write_text(" \n")
     knowledge, events = open_knowledge()
@@ -198,9 +109,7 @@ def test_unreadable_files_are_skipped_and_reported(
     until(lambda: "empty.md" in names(knowledge))
 
 
-def test_a_restart_indexes_changed_files_only(
-    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path
-) -> None:
+def test_a_restart_indexes_changed_files_only(open_knowledge: Open, folder: Path) -> None:
     first, _ = open_knowledge()
     settled(first).close()
     (folder / "bridge.md").write_text("The bridge is shut.")
@@ -220,9 +129,7 @@ def test_a_restart_indexes_changed_files_only(
     assert events.indexed == [(1, None)]
 
 
-def test_waiting_files_are_reported_and_do_not_delay_close(
-    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path
-) -> None:
+def test_waiting_files_are_reported_and_do_not_delay_close(open_knowledge: Open, folder: Path) -> None:
     for number in range(40):
         (folder / f"{number:02}.txt").write_text(
             "\n\n".join(f"Word {i} is {number}. " * 40 for i in range(20))
@@ -241,9 +148,7 @@ def test_waiting_files_are_reported_and_do_not_delay_close(
     assert set(indexed) <= set(names(again)), "files indexed before are kept"
 
 
-def test_documents_of_a_missing_folder_are_kept(
-    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path
-) -> None:
+def test_documents_of_a_missing_folder_are_kept(open_knowledge: Open, folder: Path) -> None:
     knowledge, events = open_knowledge()
     settled(knowledge)
     wait_for_the_watch()
@@ -262,7 +167,7 @@ def test_documents_of_a_missing_folder_are_kept(
 
 
 def test_a_failure_to_store_is_reported_and_retried(
-    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path, monkeypatch: pytest.MonkeyPatch
+    open_knowledge: Open, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
 
@@ -283,7 +188,7 @@ def test_a_failure_to_store_is_reported_and_retried(
 
 @pytest.mark.anyio
 async def test_a_lost_index_is_reported_and_the_next_start_indexes_again(
-    open_knowledge: Callable[..., tuple[Knowledge, Recorder]],
+    open_knowledge: Open,
     folder: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -307,7 +212,7 @@ async def test_a_lost_index_is_reported_and_the_next_start_indexes_again(
 
 @pytest.mark.anyio
 async def test_a_very_long_question_is_truncated(
-    open_knowledge: Callable[..., tuple[Knowledge, Recorder]],
+    open_knowledge: Open,
 ) -> None:
     knowledge, _ = open_knowledge()
     settled(knowledge)
@@ -319,9 +224,7 @@ async def test_a_very_long_question_is_truncated(
 # --- nothing stops indexing
 
 
-def test_a_file_that_takes_long_to_read_does_not_delay_others(
-    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path
-) -> None:
+def test_a_file_that_takes_long_to_read_does_not_delay_others(open_knowledge: Open, folder: Path) -> None:
     """The time of the parser is quadratic in the depth."""
     (folder / "a.html").write_text("<div>" * 300_000)
     knowledge, _ = open_knowledge(file_seconds=600.0)
@@ -334,11 +237,15 @@ def test_a_file_that_takes_long_to_read_does_not_delay_others(
     [skipped] = [document for document in settled(again).documents() if document.state == "skipped"]
     assert skipped.name == "a.html"
     assert "takes more than 0.5 s of CPU time (KNOWLEDGE_FILE_SECONDS)" in str(skipped.problem)
+    again.close()
+    with_equal_limit, events = open_knowledge(file_seconds=0.5)
+    settled(with_equal_limit).close()
+    assert events.indexed == [], "it is not read again"
+    with_more_time, _ = open_knowledge(file_seconds=600.0)
+    until(lambda: names(with_more_time, "waiting") == ["a.html"])
 
 
-def test_small_files_are_indexed_while_a_large_one_is_embedded(
-    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path
-) -> None:
+def test_small_files_are_indexed_while_a_large_one_is_embedded(open_knowledge: Open, folder: Path) -> None:
     (folder / "a.txt").write_text("\n\n".join(f"Paragraph {i} is long. " * 20 for i in range(2000)))
     knowledge, _ = open_knowledge()
     until(lambda: names(knowledge) == ["bridge.md", "sub/deeper/ferry.txt"])
@@ -349,7 +256,7 @@ def test_small_files_are_indexed_while_a_large_one_is_embedded(
 
 @pytest.mark.anyio
 async def test_a_file_that_still_changes_waits_and_its_old_version_is_searchable(
-    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path, monkeypatch: pytest.MonkeyPatch
+    open_knowledge: Open, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     knowledge, events = open_knowledge()
     settled(knowledge)
@@ -386,7 +293,7 @@ async def test_a_file_that_still_changes_waits_and_its_old_version_is_searchable
 
 
 def test_a_file_that_changes_while_it_is_read_is_read_again(
-    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path, monkeypatch: pytest.MonkeyPatch
+    open_knowledge: Open, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = DocumentReader.read
     read_texts: list[str] = []
@@ -406,9 +313,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(
     assert events.indexed == [(1, None)]
 
 
-def test_a_defect_costs_one_file(
-    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_defect_costs_one_file(open_knowledge: Open, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = lane.split_into_chunks
 
     def failing(document: Document, *, file: str, **others: Any) -> Any:
@@ -425,7 +330,7 @@ def test_a_defect_costs_one_file(
 
 
 def test_links_are_followed_within_the_folder_only(
-    open_knowledge: Callable[..., tuple[Knowledge, Recorder]], folder: Path, tmp_path: Path
+    open_knowledge: Open, folder: Path, tmp_path: Path
 ) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

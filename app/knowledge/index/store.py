@@ -7,30 +7,26 @@ FTS5 ranks chunks by BM25.
 
 from __future__ import annotations
 
-import errno
-import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from app.knowledge.chunk import Chunk, Passage
 from app.knowledge.errors import StoreError
 from app.knowledge.index import tables
+from app.knowledge.index.file import IndexFile
 from app.knowledge.index.nearest import VectorIndex, pack
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_log = logging.getLogger(__name__)
 
 _FORMAT = "2"  # version of tables and words; incremented with every change of either
 _RANKED = 40  # minimum chunks that each of the two rankings contributes to the fusion
@@ -74,23 +70,19 @@ class Store:
         Raises:
             StoreError: The folder cannot be written, or another process uses it.
         """
-        self._folder = folder
-        self._path = folder / "index.sqlite3"
         self._dimensions = dimensions
-        self._meta = {"format": _FORMAT, "dimensions": str(dimensions), "identity": identity}
         self._writing = threading.Lock()  # held from the first change to the commit
         self._switching = threading.Lock()  # held while both the file and the vectors in memory change
         self._idle_readers: list[sqlite3.Connection] = []
         self._closed = False
         self._scanning = ThreadPoolExecutor(2, thread_name_prefix="scan")
         self._in_log = 0  # chunks
-        self._lock = self._take_lock()
+        meta = {"format": _FORMAT, "dimensions": str(dimensions), "identity": identity}
+        self._file = IndexFile(folder, meta)
         try:
-            with self._explained():
-                self._db = self._open()
-                self._inode = self._path.stat().st_ino
+            self._db = self._file.open(self._load)
         except BaseException:
-            self._lock.release()
+            self._file.release()
             raise
 
     def files(self) -> dict[str, IndexedFile]:
@@ -99,7 +91,7 @@ class Store:
         Raises:
             StoreError: The index is damaged, gone or closed.
         """
-        with self._explained(), self._reading() as (db, _):
+        with self._file.explained(), self._reading() as (db, _):
             rows = db.execute(
                 "select name, fingerprint, n_bytes, n_chunks, problem, stamp from files order by name"
             )
@@ -192,10 +184,10 @@ class Store:
         """
         query = _unit(np.asarray(vector, np.float32).reshape(1, self._dimensions))[0]
         depth = max(_RANKED, top_k)
-        with self._explained(), self._reading() as (db, index):
+        with self._file.explained(), self._reading() as (db, index):
             file_ids = None if files is None else tables.file_ids(db, files)
             # Both searches release the interpreter lock and run in parallel.
-            nearest = self._scanning.submit(index.nearest, query, _MARGIN * depth, file_ids)
+            nearest = self._scan(index, query, _MARGIN * depth, file_ids)
             by_words = tables.ranked_by_words(db, text, depth, file_ids)
             cosines = tables.cosines(db, [*{*nearest.result(), *by_words}], query)
             by_vector = sorted(nearest.result(), key=lambda chunk: (-cosines[chunk], chunk))[:depth]
@@ -206,7 +198,7 @@ class Store:
         return [Passage(found[chunk], cosines[chunk], scores[chunk]) for chunk in best]
 
     def close(self) -> None:
-        """Release the folder. Running searches may finish; later calls raise StoreError."""
+        """Release the folder. Running searches finish or raise StoreError; later calls raise it."""
         with self._writing, self._switching:
             if self._closed:
                 return
@@ -215,7 +207,7 @@ class Store:
             for connection in (*self._idle_readers, self._db):
                 connection.close()
             self._idle_readers.clear()
-            self._lock.release()
+            self._file.release()
 
     def __enter__(self) -> Store:
         return self
@@ -225,117 +217,29 @@ class Store:
     ) -> None:
         self.close()
 
+    def _scan(
+        self, index: VectorIndex, query: NDArray[np.float32], n: int, files: Collection[int] | None
+    ) -> Future[list[int]]:
+        try:
+            return self._scanning.submit(index.nearest, query, n, files)
+        except RuntimeError:
+            raise StoreError("the index is closed") from None
+
+    def _load(self, db: sqlite3.Connection) -> None:
+        rows = db.execute("select id, first_chunk, n_chunks, packed from files order by first_chunk")
+        self._vectors = VectorIndex.of_files(self._dimensions, rows)
+
     def _check_open(self) -> None:
         if self._closed:
             raise StoreError("the index is closed")
-        try:
-            inode = self._path.stat().st_ino
-        except OSError:
-            inode = None
-        if inode != self._inode:
-            # Open connections use the deleted file: searches would return stale data, and writes would be
-            # lost.
-            raise StoreError(
-                f"the index in KNOWLEDGE_INDEX={self._folder} is gone; restart the server to index the"
-                " documents again"
-            )
-
-    def _take_lock(self) -> FileLock:
-        lock = FileLock(self._folder / "lock", timeout=0, is_singleton=False)
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            raise StoreError(
-                f"KNOWLEDGE_INDEX={self._folder} is in use by another process; stop it, or set"
-                " KNOWLEDGE_INDEX to another folder"
-            ) from None
-        except (OSError, NotImplementedError) as error:
-            raise StoreError(self._not_usable(error)) from error
-        return lock
-
-    def _not_usable(self, error: Exception) -> str:
-        return (
-            f"KNOWLEDGE_INDEX={self._folder} cannot be used: {error}; set it to a writable folder"
-            " on a disk with free space"
-        )
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            raise StoreError(self._not_usable(error)) from error
-        except sqlite3.DatabaseError as error:
-            with suppress(OSError):  # the folder may be missing
-                self._damage_mark.touch()
-            raise StoreError(
-                f"the index in KNOWLEDGE_INDEX={self._folder} is damaged ({error}); restart the server to"
-                " index the documents again"
-            ) from error
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EPERM, errno.EISDIR):
-                raise
-            raise StoreError(self._not_usable(error)) from error
-
-    @property
-    def _damage_mark(self) -> Path:
-        """A file that marks the index as damaged. The next start creates a new one."""
-        return self._folder / "damaged"
-
-    def _open(self) -> sqlite3.Connection:
-        if self._path.exists():
-            reason = "it is damaged"
-            if not self._damage_mark.exists():
-                try:
-                    return self._open_file()
-                except _OtherIdentityError as error:
-                    reason = str(error)
-                except sqlite3.OperationalError as error:
-                    # A locked, full or read-only file is not damaged. A file without a table is.
-                    if "no such" not in str(error):
-                        raise
-                except (sqlite3.DatabaseError, ValueError) as error:
-                    reason = f"it is damaged ({error})"
-            _log.warning("a new index is created in %s: %s", self._folder, reason)
-        for suffix in ("", "-wal", "-shm"):
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-        self._damage_mark.unlink(missing_ok=True)
-        return self._open_file(new=True)
-
-    def _open_file(self, *, new: bool = False) -> sqlite3.Connection:
-        db = self._connect(new=new)
-        try:
-            if new:
-                db.executescript(f"pragma journal_mode = wal; begin; {tables.TABLES}")
-                db.executemany("insert into meta values (?, ?)", self._meta.items())
-                db.execute("commit")
-            elif dict(db.execute("select key, value from meta where key != 'counted'")) != self._meta:
-                raise _OtherIdentityError("it has another embedding model or other settings")
-            rows = db.execute("select id, first_chunk, n_chunks, packed from files order by first_chunk")
-            self._vectors = VectorIndex.of_files(self._dimensions, rows)
-            db.execute("update meta set value = value where key = 'format'")  # fails if it is read-only
-        except BaseException:
-            db.close()
-            raise
-        return db
-
-    def _connect(self, *, new: bool = False) -> sqlite3.Connection:
-        # Mode rw: a deleted file must not be recreated empty.
-        uri = f"{self._path.absolute().as_uri()}?mode={'rwc' if new else 'rw'}"
-        db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
-        # No sync per commit: a power failure may lose the last documents, but not the index.
-        db.executescript(
-            "pragma synchronous = normal; pragma wal_autocheckpoint = 0; pragma cache_size = -8000"
-        )
-        return db
+        self._file.check()
 
     @contextmanager
     def _reading(self) -> Iterator[tuple[sqlite3.Connection, VectorIndex]]:
         """A consistent snapshot of the file and the vectors in memory."""
         with self._switching:
             self._check_open()
-            db = self._idle_readers.pop() if self._idle_readers else self._connect()
+            db = self._idle_readers.pop() if self._idle_readers else self._file.connect()
             try:
                 db.execute("begin")
                 db.execute("select 1 from meta").fetchone()  # the first read fixes the snapshot
@@ -356,7 +260,7 @@ class Store:
                 self._idle_readers.append(db)
 
     def _write(self, change: Callable[[sqlite3.Connection], VectorIndex], n_chunks: int = 0) -> None:
-        with self._writing, self._explained():
+        with self._writing, self._file.explained():
             self._check_open()
             with _transaction(self._db, self._switching) as commit:
                 index = change(self._db)
@@ -372,10 +276,6 @@ class Store:
     def _delete(self, db: sqlite3.Connection, name: str) -> VectorIndex:
         file = tables.delete_file(db, name)
         return self._vectors if file is None else self._vectors.without_file(file)
-
-
-class _OtherIdentityError(Exception):
-    """The index on disk has vectors that are not comparable with this model's."""
 
 
 @contextmanager

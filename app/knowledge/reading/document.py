@@ -29,3 +29,11 @@ class Document:
 
 class UnreadableDocument(Exception):
     """A file without readable text. The message is a one-line predicate of the file, such as ``is empty``."""
+
+
+class ReadFailed(UnreadableDocument):
+    """The machine failed, not the file: another attempt may succeed."""
+
+
+class TimeLimitExceeded(UnreadableDocument):
+    """Reading takes more time than the limit."""

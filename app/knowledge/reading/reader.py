@@ -16,8 +16,21 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from app.knowledge.reading.document import Block, Document, UnreadableDocument
-from app.machine.child_process import ChildClosed, ChildError, ChildProcess, ChildTimeout, serve
+from app.knowledge.reading.document import (
+    Block,
+    Document,
+    ReadFailed,
+    TimeLimitExceeded,
+    UnreadableDocument,
+)
+from app.machine.child_process import (
+    ChildClosed,
+    ChildError,
+    ChildNotStarted,
+    ChildProcess,
+    ChildTimeout,
+    serve,
+)
 
 __all__ = ["SUFFIXES", "Block", "Document", "DocumentReader", "UnreadableDocument", "read_document"]
 
@@ -41,6 +54,7 @@ MEMORY_LIMIT = 1 << 30  # bytes of address space; an idle child has about 30 MB
 _WALL_TIME_FACTOR = 30.0
 _START_TIME_LIMIT = 300.0  # seconds, enough for a busy machine
 _NICENESS = 10
+_ERRORS = [ReadFailed, UnreadableDocument]  # of the child
 
 
 def read_document(path: Path) -> Document:
@@ -75,7 +89,7 @@ class DocumentReader:
             "app.knowledge.reading.reader",
             [most_bytes],
             memory=memory_limit,
-            errors=[UnreadableDocument],
+            errors=_ERRORS,
             niceness=_NICENESS,
             start_seconds=_START_TIME_LIMIT,
         )
@@ -109,9 +123,9 @@ class DocumentReader:
         except ChildClosed as error:
             raise UnreadableDocument("is not read: the reader was closed") from error
         except ChildTimeout as error:
-            raise UnreadableDocument(
-                f"cannot be read: the reader {error} (KNOWLEDGE_FILE_SECONDS)"
-            ) from error
+            raise TimeLimitExceeded(f"cannot be read: the reader {error} (KNOWLEDGE_FILE_SECONDS)") from error
+        except ChildNotStarted as error:
+            raise ReadFailed(f"cannot be read: the reader {error}") from error
         except ChildError as error:
             raise UnreadableDocument(f"cannot be read: the reader {error}") from error
         return Document(tuple(Block(*block) for block in blocks))
@@ -166,14 +180,12 @@ def _contents(path: Path, most_bytes: int) -> bytes:
             data = file.read(most_bytes + 1)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            reason = "does not exist"
-        elif error.errno == errno.EISDIR:
-            reason = "is not a file"
-        elif error.errno in (errno.EACCES, errno.EPERM):
-            reason = "cannot be read: permission denied"
-        else:
-            reason = f"cannot be read: {error.strerror}"
-        raise UnreadableDocument(reason) from error
+            raise UnreadableDocument("does not exist") from error
+        if error.errno == errno.EISDIR:
+            raise UnreadableDocument("is not a file") from error
+        denied = error.errno in (errno.EACCES, errno.EPERM)
+        reason = "permission denied" if denied else error.strerror
+        raise ReadFailed(f"cannot be read: {reason}") from error
     if len(data) > most_bytes:
         megabytes = max(status.st_size, len(data)) / (1 << 20)
         raise UnreadableDocument(f"has {megabytes:.1f} MB; at most {most_bytes / (1 << 20):g} MB are read")
@@ -196,4 +208,4 @@ def _reader(suffix: str) -> Callable[[bytes], list[Block]]:
 
 
 if __name__ == "__main__":
-    serve(_start, errors=[UnreadableDocument], logger=logger)
+    serve(_start, errors=_ERRORS, logger=logger)

@@ -9,11 +9,13 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from app.knowledge.index import tables
 from app.knowledge.index.store import Store, StoreError
 from tests.knowledge.index.stores import (
     DIMENSIONS,
@@ -175,3 +177,19 @@ def test_an_unusable_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "index.sqlite3").mkdir()
     with pytest.raises(StoreError, match=r"KNOWLEDGE_INDEX=.* cannot be used"):
         open_store(tmp_path)
+
+
+def test_a_search_during_close_finishes_or_fails_as_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path)
+    put(store, "a", ["one"])
+    file_ids = tables.file_ids
+
+    def closing(db: sqlite3.Connection, files: Collection[str]) -> Collection[int]:
+        store.close()
+        return file_ids(db, files)
+
+    monkeypatch.setattr(tables, "file_ids", closing)
+    with pytest.raises(StoreError, match="the index is closed"):
+        store.search(some_vectors(1)[0], "one", top_k=1, threshold=-1, files=["a"])
