@@ -20,13 +20,18 @@ class KeysError(UserError):
     exit_status = 2
 
 
+PRIORITIES = range(-100, 101)
+Priority = Annotated[int, Field(ge=PRIORITIES[0], le=PRIORITIES[-1])]
+
+
 class Key(BaseModel):
     """One key and the limits of its clients; None: no limit of its own. Docs: docs/access.md."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
     key: Annotated[str, Field(min_length=1, repr=False)]
-    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    priority: Priority = 0
+    max_priority: Priority | None = None
     max_running: Annotated[int, Field(ge=1)] | None = None
     max_waiting: Annotated[int, Field(ge=0)] | None = None
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = None

@@ -19,7 +19,7 @@ from app.service.answers import (
     shown,
     token_bytes,
 )
-from app.service.clients import client_of_key
+from app.service.clients import client_of_key, with_priority
 from app.service.embedding import Embeddings
 from app.service.errors import (
     BadRequest,
@@ -105,4 +105,5 @@ __all__ = [
     "search_documents",
     "shown",
     "token_bytes",
+    "with_priority",
 ]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
-from app.config.keys import Key
+from app.config.keys import PRIORITIES, Key
 from app.engine.client import Client
-from app.service.errors import Forbidden, Overloaded
+from app.service.errors import BadRequest, Forbidden, Overloaded
 from app.service.prompts import ChatPrompt, Prompt
 
 
@@ -23,6 +24,26 @@ class KeyClient(Client):
 
 def client_of_key(name: str, key: Key) -> Client:
     return KeyClient(name, key.priority, key.max_running, key.max_waiting, key)
+
+
+def with_priority(client: Client, priority: str) -> Client:
+    """The client of a request with the header X-Priority. Everybody may choose a lower priority.
+
+    Raises:
+        BadRequest: ``priority`` is no integer in the range.
+        Forbidden: It is higher than the client's key allows.
+    """
+    low, high = PRIORITIES[0], PRIORITIES[-1]
+    if not re.fullmatch(r"[+-]?\d{1,3}", priority, re.ASCII) or int(priority) not in PRIORITIES:
+        raise BadRequest(f"X-Priority: {priority} should be an integer from {low} to {high}")
+    key = _key(client)
+    most = client.priority if key is None or key.max_priority is None else key.max_priority
+    most = max(most, client.priority)
+    if int(priority) > most:
+        raise Forbidden(
+            f"X-Priority: {priority} is not allowed; at most {most}, by priority and max_priority of the key"
+        )
+    return replace(client, priority=int(priority))
 
 
 def check_model(client: Client, model: str) -> None:

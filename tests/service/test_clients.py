@@ -9,8 +9,8 @@ import pytest
 from app.chat.messages import Message
 from app.config.keys import Key
 from app.engine.client import LOCAL, Client
-from app.service import ChatPrompt, Forbidden, Overloaded, TextPrompt, client_of_key
-from app.service.clients import TokenRates, check_model, check_prompt
+from app.service import BadRequest, ChatPrompt, Forbidden, Overloaded, TextPrompt, client_of_key
+from app.service.clients import TokenRates, check_model, check_prompt, with_priority
 
 QUESTION = (Message("user", "Why?"),)
 
@@ -25,6 +25,20 @@ def test_a_client_without_limits_may_use_everything() -> None:
         check_prompt(one, TextPrompt("Once"), "general")
         check_prompt(one, ChatPrompt((Message("system", "x"), *QUESTION), "sql"), "general")
         TokenRates().check(one)
+
+
+def test_a_request_chooses_a_priority_up_to_that_of_its_key() -> None:
+    raised = client(priority=1, max_priority=5)
+    assert [with_priority(raised, text).priority for text in ("5", "+0", "-100")] == [5, 0, -100]
+    assert with_priority(raised, "5").name == "alice"
+    with pytest.raises(Forbidden, match="contexts sql"):
+        check_prompt(with_priority(client(contexts=["sql"]), "-1"), TextPrompt("Once"), "general")
+    for limited, most in ((raised, 5), (client(priority=1), 1), (client(), 0), (Client("127.0.0.1"), 0)):
+        with pytest.raises(Forbidden, match=f"X-Priority: {most + 1} is not allowed; at most {most}"):
+            with_priority(limited, str(most + 1))
+    for text in ("101", "-101", "high", "1.5", "٣"):
+        with pytest.raises(BadRequest, match=f"X-Priority: {text} should be an integer from -100 to 100"):
+            with_priority(raised, text)
 
 
 def test_models_are_patterns() -> None:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.dialect import Operation
 from app.api.http.auth import client_of
 from app.api.http.waiting import while_connected
-from app.service import Constraint, Generation, Place, Prompt, Service
+from app.service import Constraint, Generation, Place, Prompt, Service, with_priority
 
 
 def middleware(operation: Operation) -> list[Middleware]:
@@ -36,6 +36,8 @@ class TakePlace:
         admission = service.embedding_admission if self._embeds else service.admission
         n_bytes = connection.headers.get("content-length", "")
         client = client_of(connection)
+        if priority := connection.headers.get("x-priority"):
+            client = with_priority(client, priority)
         service.rates.check(client)
         with admission.enter(client, int(n_bytes) if n_bytes.isdecimal() else 0) as place:
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -23,6 +25,9 @@ models = ["Qwen*"]
 key = "single key"
 max_running = 1
 max_waiting = 0
+[keys.urgent]
+key = "urgent key"
+max_priority = 5
 [keys.slow]
 key = "slow key"
 tokens_per_minute = 1
@@ -97,3 +102,30 @@ def test_a_key_of_one_running_request_has_one(limited_server: Server) -> None:
         second = ask(limited_server, "single key")
         assert (second.status_code, second.json()["error_type"]) == (429, "overloaded")
         assert ask(limited_server, "free key").status_code == 200
+
+
+def test_a_priority_by_header_orders_the_requests_of_a_key(limited_server: Server) -> None:
+    """All slots are taken; of two waiting requests the second one has a higher priority."""
+    url = f"{limited_server.url}/token_stream"
+    long = {"query": "Write a long story.", "max_tokens": 150, "ignore_eos": True}
+    headers = {"x-api-key": "urgent key"}
+    finished: list[str] = []
+
+    def send(name: str, priority: str | None, body: dict[str, object]) -> None:
+        asked = headers | ({} if priority is None else {"X-Priority": priority})
+        assert httpx.post(url, json=body, headers=asked, timeout=120).status_code == 200
+        finished.append(name)
+
+    with ThreadPoolExecutor(12) as threads:
+        sent = [threads.submit(send, "other", None, long) for _ in range(10)]
+        time.sleep(0.5)
+        sent.append(threads.submit(send, "low", "-5", long | {"max_tokens": 1}))
+        time.sleep(0.5)
+        sent.append(threads.submit(send, "high", "5", long | {"max_tokens": 1}))
+        for one in sent:
+            one.result()
+    assert finished[0] == "high"
+    assert finished.index("low") >= 3, "it gets a slot after all others have one"
+    rejected = httpx.post(url, json=long, headers=headers | {"X-Priority": "6"})
+    assert (rejected.status_code, rejected.json()["error_type"]) == (403, "forbidden")
+    assert httpx.post(url, json=long, headers=headers | {"X-Priority": "urgent"}).status_code in (400, 422)
