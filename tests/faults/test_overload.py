@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,6 +57,32 @@ def test_rejected_requests_cost_neither_preparation_nor_memory(busy_server: Serv
         assert sum(map(len, parts)) > 0, "the running answer goes on"
     assert resident_bytes(busy_server) - before < 50 << 20
     assert httpx.post(f"{url}/token_stream", json={**STORY, "max_tokens": 2}).status_code == 200
+
+
+def test_an_attack_with_long_bodies_is_answered_and_another_client_is_served(busy_server: Server) -> None:
+    """800 bodies of 900 kB for one place. Between two answers, some of them get the place."""
+    url = busy_server.url
+    before = resident_bytes(busy_server)
+    with ThreadPoolExecutor(101) as threads:
+        attack = [threads.submit(post, url, LONG) for _ in range(400)]
+        honest = threads.submit(ask_until_served, url)
+        attack += [threads.submit(post, url, LONG) for _ in range(400)]
+        statuses = Counter(one.result()[0] for one in attack)
+        assert honest.result()
+    assert statuses.total() == 800
+    assert statuses.keys() <= {429, 422}, "rejected, or too long for the model"
+    assert resident_bytes(busy_server) - before < 200 << 20, "bodies are not kept"
+
+
+def ask_until_served(url: str) -> str:
+    """Send a request until it has a place."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        answer = httpx.post(f"{url}/token_stream", json={**STORY, "max_tokens": 4}, timeout=60)
+        if answer.status_code == 200:
+            return answer.text
+        assert answer.status_code == 429, answer.text
+    raise AssertionError("no place in 120 s")
 
 
 def test_a_request_is_rejected_before_its_body_arrives(busy_server: Server) -> None:
