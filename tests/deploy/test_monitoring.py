@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
@@ -67,6 +66,14 @@ def load(server: Server) -> Iterator[None]:
     thread.join()
 
 
+def is_ready(address: str) -> bool:
+    """Whether Prometheus accepts queries. Before, it refuses connections or answers 503 without JSON."""
+    try:
+        return httpx.get(f"http://{address}/-/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 @pytest.fixture(scope="module")
 def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("prometheus")
@@ -86,6 +93,10 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
             stdout=log,
             stderr=log,
         )
+    end = time.monotonic() + 60
+    while not is_ready(address):
+        assert time.monotonic() < end, (folder / "log").read_text()
+        time.sleep(0.1)
     with httpx.Client(base_url=f"http://{address}/api/v1") as client:
         yield client
     process.terminate()
@@ -101,8 +112,7 @@ def has_value(prometheus: httpx.Client, query: str) -> bool:
 def test_each_query_of_the_dashboard_has_values_under_load(prometheus: httpx.Client, load: None) -> None:
     missing, end = queries(), time.monotonic() + 120
     while missing and time.monotonic() < end:
-        with contextlib.suppress(httpx.TransportError):  # Prometheus is starting
-            missing = {name: query for name, query in missing.items() if not has_value(prometheus, query)}
+        missing = {name: query for name, query in missing.items() if not has_value(prometheus, query)}
         time.sleep(0.3)
     assert not missing
 
