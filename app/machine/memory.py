@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+from numpy.typing import NDArray
+
+_MIN_MAPPED = 1 << 17  # Bytes. Linux limits the mappings of a process to 65,530.
+
 
 def machine_memory() -> int:
     """Physical memory in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def returnable_buffer(n_bytes: int) -> NDArray[np.uint8]:
+    """A buffer that returns to the operating system as soon as it is freed, if it has 128 KiB or more.
+
+    Long-lived buffers of different sizes fragment the heap, and freed parts stay resident.
+
+    Raises:
+        MemoryError: There is no room.
+    """
+    if n_bytes < _MIN_MAPPED:
+        return np.empty(n_bytes, np.uint8)
+    try:
+        pages = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"a buffer of {n_bytes} bytes does not fit into memory") from error
+    return np.frombuffer(pages, np.uint8)
 
 
 def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:

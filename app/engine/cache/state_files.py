@@ -30,6 +30,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from app.machine.memory import returnable_buffer
+
 logger = logging.getLogger("tokenstream.state_files")
 
 _FORMAT = b"tokenstream state "
@@ -162,7 +164,7 @@ class StateFiles:
         checksum, header = file.readline(_MAX_LINE), file.readline(_MAX_LINE)
         n_bytes = status.st_size - file.tell()
         _check_header(header, self._header(tokens, n_bytes))
-        state = np.empty(n_bytes, np.uint8)
+        state = returnable_buffer(n_bytes)
         if file.readinto(state.data) != n_bytes or _checksum(header, state) != checksum:
             raise _Unusable("damaged, its checksum does not match")
         return state

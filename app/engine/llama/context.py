@@ -19,6 +19,7 @@ from app.engine.llama.native import (
     last_error,
     native_function,
 )
+from app.machine.memory import returnable_buffer
 
 # Spinning of ggml's idle threads before they sleep, from 0 (none) to 100 (always). 50 covers the gaps between
 # decode steps.
@@ -197,7 +198,7 @@ class Context:
             partial: Only what cannot be truncated: a recurrent state, or the last tokens of sliding windows.
         """
         size = self.sequence_bytes(sequence, partial=partial)
-        state: NDArray[np.uint8] = np.empty(size, np.uint8)
+        state = returnable_buffer(size)
         written = lib.llama_state_seq_get_data_ext(
             self._handle, _bytes_of(state), size, sequence, _flags(partial)
         )

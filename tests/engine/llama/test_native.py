@@ -12,7 +12,7 @@ import pytest
 
 from app.engine.llama import UnsupportedLibraryError, native
 from app.engine.llama.context import ThreadPool
-from tests.conftest import ROOT
+from tests.conftest import MODEL, ROOT
 
 
 def test_layouts_of_the_installed_library_match() -> None:
@@ -139,3 +139,36 @@ def test_memory_of_freed_buffers_returns_to_the_system() -> None:
     result = subprocess.run([sys.executable, "-c", _FREEING], capture_output=True, text=True, check=True)
 
     assert float(result.stdout) < 2
+
+
+# States of less than 1 MiB, the limit of start_backend. Every other one is freed.
+_EVICTING = """
+import os
+import sys
+from pathlib import Path
+from app.engine.llama import Batch, Context, KVOptions, Model
+
+def resident_megabytes():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+model = Model(Path(sys.argv[1]))
+context = Context(model, n_ctx=256, n_sequences=1, n_batch=64, n_outputs=1, n_threads=1, kv=KVOptions())
+batch = Batch(64)
+batch.add([*range(1000, 1032)], 0, 0, n_outputs=1)
+context.decode(batch)
+assert 200_000 < context.sequence_bytes(0) < 1 << 20
+states = [context.save_sequence(0) for _ in range(80)]
+before = resident_megabytes()
+size = sum(state.nbytes for state in states[::2]) / 1e6
+del states[::2]
+assert context.restore_sequence(0, states[-1])
+print((before - resident_megabytes()) / size)
+"""
+
+
+def test_memory_of_evicted_states_returns_to_the_system() -> None:
+    command = [sys.executable, "-c", _EVICTING, str(MODEL)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert float(result.stdout) > 0.9
