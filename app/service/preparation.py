@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app.chat.messages import Message
+from app.chat.messages import Message, Tool
 from app.chat.prompt import ChatTokens, PromptTokenizer
 from app.chat.template.sandbox import TemplateRejection
 from app.chat.tools import tool_grammar
@@ -14,7 +15,7 @@ from app.config.contexts import Context
 from app.config.settings import Settings, SettingsError
 from app.engine.cache.prefix_tree import n_shared_tokens
 from app.engine.llama import Vocab
-from app.engine.sampling.grammar import Grammar, GrammarCompiler, GrammarError, check_schema
+from app.engine.sampling.grammar import Grammar, GrammarCompiler, GrammarError, enforceable
 from app.engine.sampling.params import SamplingParams
 from app.engine.sampling.watermark import Watermark
 from app.knowledge.chunk import Passage
@@ -22,6 +23,8 @@ from app.service.errors import BadRequest, TooLong, UnknownContext
 from app.service.passages import with_passages
 from app.service.prompts import ChatPrompt, Constraint, JSONSchema, Prompt, TextPrompt, ThinkingUse, ToolUse
 from app.service.thinking import template_options
+
+logger = logging.getLogger("tokenstream.service")
 
 # Maximum repetition penalty of prompts with passages. At 1.15 a small model misquotes (06:27 for 06:25).
 # Without a penalty it repeats itself if the passages have no answer.
@@ -278,9 +281,11 @@ class Preparation:
     # --- constraints
 
     def _grammar(self, constraint: Constraint) -> Grammar:
+        if isinstance(constraint, JSONSchema):
+            schema = _enforceable(constraint.schema, constraint.field, exact=constraint.strict)
         try:
             if isinstance(constraint, JSONSchema):
-                return self._grammars.json_schema(constraint.schema)
+                return self._grammars.json_schema(schema, exact=False)
             return self._grammars.regex(constraint.pattern)
         except GrammarError as error:
             raise BadRequest(f"cannot be enforced: {error}", field=constraint.field) from error
@@ -293,30 +298,47 @@ class Preparation:
         if constraint is not None:
             raise BadRequest("cannot be combined with tools", field=constraint.field)
         special = self._vocab.control_tokens
-        for index, tool in enumerate(use.tools):
-            try:
-                check_schema(tool.schema)
-            except GrammarError as error:
-                field = f"tools.{index}.function.parameters"
-                raise BadRequest(f"cannot be enforced: {error}", field=field) from error
-        tools = [tool for tool in use.tools if use.only in (None, tool.name)]
+        enforced = [_enforceable_tool(use, index) for index in range(len(use.tools))]
+        tools = [tool for tool in enforced if use.only in (None, tool.name)]
         choice = "required" if use.must_call else "auto"
         lark = tool_grammar(tool_format, tools, choice=choice, parallel=use.parallel, special_tokens=special)
         try:
             grammar = self._grammars.lark(lark)
         except GrammarError as error:
-            raise self._rejected_tool(use, error) from error
+            raise self._rejected_tool(enforced, error) from error
         visible = frozenset(special[text] for text in tool_format.markers(special))
         return replace(params, grammar=grammar, visible=visible)
 
-    def _rejected_tool(self, use: ToolUse, error: GrammarError) -> BadRequest:
+    def _rejected_tool(self, tools: Sequence[Tool], error: GrammarError) -> BadRequest:
         """Find the rejected tool: the error of the common grammar does not name it."""
-        for index, tool in enumerate(use.tools):
+        for index, tool in enumerate(tools):
             try:
-                self._grammars.json_schema(tool.schema)
+                self._grammars.json_schema(tool.schema, exact=False)
             except GrammarError as reason:
                 return BadRequest(f"cannot be enforced: {reason}", field=f"tools.{index}.function.parameters")
         return BadRequest(f"cannot be enforced: {error}", field="tools")
+
+
+def _enforceable_tool(use: ToolUse, index: int) -> Tool:
+    """A tool with the schema that the grammar enforces."""
+    tool, field = use.tools[index], f"tools.{index}.function.parameters"
+    schema = _enforceable(tool.schema, field, exact=tool.name in use.strict, tool=tool.name)
+    try:
+        return replace(tool, parameters=schema)
+    except ValueError as error:  # rewriting adds levels
+        raise BadRequest(f"cannot be enforced: {error}", field=field) from error
+
+
+def _enforceable(schema: Any, field: str, *, exact: bool, tool: str | None = None) -> Any:
+    """The schema that the grammar enforces. A looser one is logged."""
+    of_tool = f"tool {tool!r}: " if tool else ""
+    try:
+        found = enforceable(schema, exact=exact)
+    except GrammarError as error:
+        raise BadRequest(f"{of_tool}cannot be enforced: {error}", field=field) from error
+    if found.losses:
+        logger.info("%s: %sthe answer is not constrained by %s", field, of_tool, found.lost)
+    return found.schema
 
 
 def in_context(context: Context, messages: Sequence[Message]) -> list[Message]:

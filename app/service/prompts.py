@@ -19,12 +19,14 @@ class ToolUse:
         must_call: Whether the answer must be a tool call.
         only: Name of the only allowed tool; None allows all.
         parallel: Whether one answer may have several calls.
+        strict: Names of the tools whose schemas are enforced completely, or else rejected.
     """
 
     tools: tuple[Tool, ...]
     must_call: bool = False
     only: str | None = None
     parallel: bool = True
+    strict: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +135,17 @@ Prompt = ChatPrompt | TextPrompt
 
 @dataclass(frozen=True, slots=True)
 class JSONSchema:
-    """The answer is JSON that conforms to the schema."""
+    """The answer is JSON that conforms to the schema.
+
+    Attributes:
+        schema: The schema.
+        field: Name of the request's field, for error messages.
+        strict: Whether a schema with unsupported keywords is rejected. Otherwise they are not enforced.
+    """
 
     schema: Mapping[str, Any] | bool
     field: str
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,4 +86,5 @@ def _tool_use(body: CountRequest) -> ToolUse | None:
             raise invalid("requires tools", "tool_choice")
         return None
     parallel = only is None and not (choice is not None and choice.disable_parallel_tool_use)
-    return ToolUse(tuple(tools), must_call=must_call, only=only, parallel=parallel)
+    strict = frozenset(tool.name for tool in body.tools or () if tool.strict)
+    return ToolUse(tuple(tools), must_call=must_call, only=only, parallel=parallel, strict=strict)

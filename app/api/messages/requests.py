@@ -103,6 +103,7 @@ class ToolParam(_Fields):
     name: str
     description: str | None = None
     input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class ToolChoice(_Fields):

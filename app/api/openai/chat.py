@@ -104,7 +104,8 @@ def _tool_use(body: ChatRequest) -> ToolUse | None:
     choice = body.tool_choice or "auto"
     only = choice.function.name if isinstance(choice, NamedToolChoice) else None
     parallel = body.parallel_tool_calls is not False and only is None
-    return ToolUse(tuple(tools), must_call=choice != "auto", only=only, parallel=parallel)
+    strict = frozenset(tool.function.name for tool in body.tools if tool.function.strict)
+    return ToolUse(tuple(tools), must_call=choice != "auto", only=only, parallel=parallel, strict=strict)
 
 
 def _constraint(body: ChatRequest) -> Constraint | None:
@@ -112,7 +113,8 @@ def _constraint(body: ChatRequest) -> Constraint | None:
     if wanted is None or wanted.type == "text":
         return None
     if wanted.json_schema is not None:
-        return JSONSchema(wanted.json_schema.schema_, "response_format.json_schema.schema")
+        field, is_strict = "response_format.json_schema.schema", bool(wanted.json_schema.strict)
+        return JSONSchema(wanted.json_schema.schema_, field, is_strict)
     if isinstance(wanted.value, str):
         return Regex(wanted.value, "response_format.value")
     return JSONSchema(wanted.value or {"type": "object"}, "response_format.value")

@@ -72,7 +72,7 @@ def constraint_of(body: ResponsesRequest) -> Constraint | None:
         return None
     schema = wanted.schema_ if wanted.type == "json_schema" else {"type": "object"}
     assert schema is not None
-    return JSONSchema(schema, "text.format.schema")
+    return JSONSchema(schema, "text.format.schema", bool(wanted.strict))
 
 
 def _assistant(item: InputItem) -> Message:
@@ -121,7 +121,8 @@ def _tool_use(body: ResponsesRequest) -> ToolUse | None:
     if not tools:
         return None
     parallel = body.parallel_tool_calls is not False and only is None
-    return ToolUse(tuple(tools), must_call=must_call, only=only, parallel=parallel)
+    strict = frozenset(tool.name for tool in body.tools or () if tool.strict and tool.name)
+    return ToolUse(tuple(tools), must_call=must_call, only=only, parallel=parallel, strict=strict)
 
 
 def _tool(tool: ResponseTool) -> Tool:

@@ -104,6 +104,7 @@ class ResponseTool(_Fields):
     name: str | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class ToolName(_Fields):
@@ -130,6 +131,7 @@ class TextFormat(BaseModel):
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
     schema_: Annotated[dict[str, Any] | bool | None, Field(alias="schema")] = None
+    strict: bool | None = None
 
     @model_validator(mode="after")
     def _has_schema(self) -> TextFormat:

@@ -172,7 +172,7 @@ def _begun(model: Model, body: ResponsesRequest) -> ResponseObject:
         "text": {"format": _format(body)},
         "tool_choice": given("tool_choice") or "auto",
         "tools": [
-            {"type": "function", "name": tool.name, "description": tool.description, "strict": None}
+            {"type": "function", "name": tool.name, "description": tool.description, "strict": tool.strict}
             | {"parameters": tool.parameters}
             for tool in body.tools or ()
             if tool.type == "function"

@@ -168,7 +168,7 @@ def _constraint(grammar: Grammar | None) -> Constraint | None:
         if not isinstance(grammar.value, str):
             raise rejection("grammar is not valid: value should be a regular expression")
         return Regex(grammar.value, "grammar")
-    return JSONSchema(_schema(grammar), "grammar")
+    return JSONSchema(_schema(grammar), "grammar", strict=True)
 
 
 def _schema(grammar: Grammar) -> dict[str, Any] | bool:

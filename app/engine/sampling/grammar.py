@@ -20,6 +20,7 @@ from llguidance import TokenizerWrapper as _Wrapped
 
 from app.engine.llama import Logits, Vocab, mask_logits
 from app.engine.sampling.json_schema import schema_defect
+from app.engine.sampling.schema_adaptation import Adapted, adapted
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -102,15 +103,17 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._compile = functools.lru_cache(_MAX_CACHED_GRAMMARS)(self._compile_uncached)
 
-    def json_schema(self, schema: Mapping[str, Any] | bool) -> Grammar:
+    def json_schema(self, schema: Mapping[str, Any] | bool, *, exact: bool = True) -> Grammar:
         """Compile a JSON Schema.
+
+        Args:
+            schema: The schema.
+            exact: Whether to reject a schema with unsupported keywords. Otherwise they are not enforced.
 
         Raises:
             GrammarError: The schema is invalid, or has an unsupported keyword.
         """
-        if schema is False:
-            raise GrammarError("no JSON text satisfies the schema false")
-        check_schema(schema)
+        schema = enforceable(schema, exact=exact).schema
         text = json.dumps({} if schema is True else schema)
         try:
             grammar = LLMatcher.grammar_from_json_schema(text, overrides=_JSON_STYLE)
@@ -201,12 +204,22 @@ def _in_one_line(message: str) -> str:
     return line if len(line) <= _MAX_MESSAGE else f"{line[:_MAX_MESSAGE]}…"
 
 
-def check_schema(schema: Any) -> None:
-    """Reject schemas with defects that llguidance does not report.
+def enforceable(schema: Any, *, exact: bool) -> Adapted:
+    """A schema with the keywords that a grammar can enforce.
+
+    Args:
+        schema: A JSON schema.
+        exact: Whether to reject a schema with other keywords.
 
     Raises:
-        GrammarError: No finite text satisfies the schema, or it takes too long to compile.
+        GrammarError: No finite text satisfies the schema, it takes too long to compile, or it is not exact.
     """
-    defect = schema_defect(schema)
+    found = adapted(schema)
+    if found.schema is False:
+        raise GrammarError("no JSON text satisfies the schema false")
+    if exact and found.losses:
+        raise GrammarError(f"unsupported: {found.lost}")
+    defect = schema_defect(found.schema)
     if defect is not None:
         raise GrammarError(defect)
+    return found

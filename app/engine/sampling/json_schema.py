@@ -16,7 +16,7 @@ _Needs = list[list[list[Schema]]]
 
 # llguidance compiles multipleOf to an automaton with that number of states. Above this limit it takes
 # seconds. Each further digit takes ten times as much time and memory.
-_MAX_MULTIPLE = 10_000
+MAX_MULTIPLE = 10_000
 _MAX_ROUNDS = 10  # real schemas need one or two; after these, no defect is reported
 _MAX_INDEX_DIGITS = 9
 # Keywords by the form of their value: a schema, a list of schemas, schemas by name.
@@ -47,7 +47,7 @@ def _schemas_of(root: Schema) -> dict[str, Mapping[str, Any]]:
         pending += ((f"{pointer}/{path}", part) for path, part in _parts(schema))
         reference = schema.get("$ref")
         if isinstance(reference, str):
-            pending.append((reference, _resolved(reference, root)))
+            pending.append((reference, resolved(reference, root)))
     return found
 
 
@@ -62,14 +62,14 @@ def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Schema]]:
     for keyword in _NAMED:
         named = schema.get(keyword)
         if isinstance(named, Mapping):
-            yield from ((f"{keyword}/{_escaped(name)}", part) for name, part in named.items())
+            yield from ((f"{keyword}/{escaped(name)}", part) for name, part in named.items())
 
 
-def _escaped(name: str) -> str:
+def escaped(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
 
 
-def _resolved(reference: str, root: Schema) -> Schema:
+def resolved(reference: str, root: Schema) -> Schema:
     """The target of a JSON pointer in the document; True (any value) for other or unresolved references."""
     if reference == "#":
         return root
@@ -100,8 +100,8 @@ def _large_multiples(schemas: Mapping[str, Mapping[str, Any]]) -> str | None:
             multiple = Fraction(str(multiple))
         if isinstance(multiple, (int, Fraction)) and multiple > 0:
             common = math.lcm(common, multiple.numerator, multiple.denominator)
-        if common > _MAX_MULTIPLE:
-            return f"multipleOf: the least common multiple of all values should be at most {_MAX_MULTIPLE}"
+        if common > MAX_MULTIPLE:
+            return f"multipleOf: the least common multiple of all values should be at most {MAX_MULTIPLE}"
     return None
 
 
@@ -149,7 +149,7 @@ def _needs(schema: Mapping[str, Any], root: Schema) -> _Needs:
     needs: _Needs = []
     reference = schema.get("$ref")
     if isinstance(reference, str):
-        needs.append([[_resolved(reference, root)]])
+        needs.append([[resolved(reference, root)]])
     if isinstance(all_of := schema.get("allOf"), list):
         needs += ([[part]] for part in all_of)
     for keyword in ("anyOf", "oneOf"):

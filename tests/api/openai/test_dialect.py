@@ -192,8 +192,9 @@ def test_more_answers_than_the_queue_holds_are_answered_400(
 
 @pytest.mark.parametrize("schema", [{"type": "integer", "multipleOf": 99999989}, {"multipleOf": 0.000001}])
 def test_a_schema_too_large_to_compile_is_rejected(schema: Any, server_url: str) -> None:
-    response_format = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": schema}}}}
+    response_format = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    function = {"name": "f", "parameters": {"properties": {"a": schema}}, "strict": True}
+    tool = {"type": "function", "function": function}
     for fields in ({"response_format": response_format}, {"tools": [tool], "tool_choice": "required"}):
         response = post(server_url, **fields)
         assert response.status_code == 400, response.text

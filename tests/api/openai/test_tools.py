@@ -200,3 +200,47 @@ def test_tools_that_cannot_be_enforced_are_rejected(tool: Any, message: str, cli
             cast_to=object,
         )
     assert (error.value.param or "").startswith("tools.0.function")
+
+
+# One keyword of each kind that grammars do not support.
+TAGS = {
+    "type": "object",
+    "properties": {
+        "tags": {
+            "type": "array",
+            "items": {"type": "string", "maxLength": 5},
+            "uniqueItems": True,
+            "maxItems": 2,
+        },
+        "mail": {"type": "string", "pattern": "^(?!x)[a-z]{1,5}@[a-z]{1,5}$"},
+        "phone": {"type": "string", "format": "phone", "maxLength": 5},
+    },
+    "required": ["tags", "mail", "phone"],
+    "additionalProperties": False,
+    "propertyNames": {"not": {"pattern": "^_"}},
+    "dependentRequired": {"tags": ["mail"]},
+}
+
+
+def test_a_tool_with_unsupported_keywords_is_called_unless_it_is_strict(client: openai.OpenAI) -> None:
+    def call(**options: Any) -> Any:
+        function = {"name": "tag", "parameters": TAGS, **options}
+        return client.chat.completions.create(
+            model="m",
+            messages=MESSAGES,
+            tools=[TOOLS[0], {"type": "function", "function": function}],  # type: ignore[list-item]
+            tool_choice={"type": "function", "function": {"name": "tag"}},
+            temperature=0,
+            max_tokens=200,
+        )
+
+    for options in ({}, {"strict": False}):
+        [called] = call(**options).choices[0].message.tool_calls
+        arguments = json.loads(called.function.arguments)
+        assert arguments.keys() == {"tags", "mail", "phone"}
+        assert "@" in arguments["mail"]
+    with pytest.raises(
+        openai.BadRequestError, match=r"tool 'tag'.*uniqueItems at #/properties/tags"
+    ) as error:
+        call(strict=True)
+    assert error.value.param == "tools.1.function.parameters"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from typing import Any
 
 import jsonschema
@@ -17,6 +18,7 @@ from app.engine.detokenizer import Detokenizer
 from app.engine.llama import Model
 from app.engine.sampling.grammar import Grammar, GrammarCompiler, GrammarError, Matcher
 from app.engine.sampling.params import SamplingParams
+from app.engine.sampling.schema_adaptation import adapted
 from app.engine.sequence import FinishReason
 
 PERSON = {
@@ -148,8 +150,11 @@ def test_random_texts_match_their_regular_expression(grammars: GrammarCompiler, 
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        ({"type": "object", "not": {"required": ["a"]}}, "not"),
-        ({"type": "object", "propertyNames": {"pattern": "^a"}, "minProperties": 3}, "propertyNames"),
+        ({"type": "object", "not": {"propertyNames": {"pattern": "a"}}}, "not at #"),
+        (
+            {"properties": {"x": {"properties": {"b": {}}, "propertyNames": {"pattern": "^a"}}}},
+            "propertyNames at #/properties/x",
+        ),
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
         ({"type": "strange"}, "strange"),
         (False, "false"),
@@ -322,3 +327,113 @@ def test_control_tokens_are_forbidden_inside_a_string(grammars: GrammarCompiler,
     assert allowed.isdisjoint(model.vocab.control_tokens.values())
     some = random.Random(1).sample(sorted(allowed), 20)
     assert all(model.vocab.piece(token) for token in some)
+
+
+# --- rewritten keywords
+
+
+def admits(grammar: Grammar, model: Model, text: str) -> bool:
+    tokens = [*model.vocab.tokenize(text, parse_special=False), model.vocab.eos]
+    n_accepted: int = grammar.matcher()._native.validate_tokens(tokens)
+    return n_accepted == len(tokens)
+
+
+KINDS = {
+    name: {"type": "object", "properties": {"kind": {"const": name}}, "required": ["kind"]}
+    for name in ("a", "b")
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "valid", "invalid"),
+    [
+        # pydantic: a discriminated union, and set[Literal["x", "y"]]
+        (
+            {"$defs": KINDS, "oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]},
+            ['{"kind": "b"}'],
+            ['{"kind": "c"}'],
+        ),
+        (
+            {"type": "array", "items": {"enum": ["x", "y"]}, "uniqueItems": True, "minItems": 1},
+            ['["y", "x"]', '["x"]'],
+            ['["x", "x"]', "[]"],
+        ),
+        ({"type": "string", "not": {"enum": ["ab", "-"]}}, ['"a"', '"abc"', '""'], ['"ab"', '"-"']),
+        ({"type": "integer", "not": {"const": 0}}, ["-1", "10"], ["0"]),
+        (
+            {
+                "type": "object",
+                "properties": {"kind": {"enum": ["a", "b"]}, "n": {"type": "integer"}},
+                "required": ["kind"],
+                "if": {"properties": {"kind": {"const": "a"}}},
+                "then": {"required": ["n"]},
+            },
+            ['{"kind": "a", "n": 1}', '{"kind": "b"}'],
+            ['{"kind": "a"}'],
+        ),
+        (
+            {"type": "object", "properties": {"a": {"type": "integer"}}},
+            ['{"a": 1, "b": "x"}'],
+            ['{"a": 1, "\\u0061": "x"}', '{"\\u0061": "x"}', '{"a": 1, "a": 2}'],
+        ),
+        (
+            {"properties": {"a": {}}, "additionalProperties": {"type": "null"}, "type": "object"},
+            ['{"a": 1, "aa": null}'],
+            ['{"a": 1, "\\u0061": null}', '{"b": 1}'],
+        ),
+        ({"type": "string", "format": "date"}, ['"2024-02-29"'], ['"2021-02-29"', '"1900-02-29"']),
+        ({"type": "string", "format": "time"}, ['"23:59:60Z"'], ['"12:00:60Z"']),
+        ({"type": "string", "format": "phone"}, ['"?"'], ["1"]),
+        ({"type": "array", "maxItems": 2.0}, ["[1, 2]"], ["[1, 2, 3]"]),
+    ],
+)
+def test_keywords_without_a_native_form_are_enforced(
+    schema: Any, valid: list[str], invalid: list[str], grammars: GrammarCompiler, model: Model
+) -> None:
+    grammar = grammars.json_schema(schema)
+    for text in valid:
+        assert admits(grammar, model, text), text
+    for text in invalid:
+        assert not admits(grammar, model, text), text
+
+
+@pytest.mark.parametrize(
+    ("schema", "lost", "valid", "invalid"),
+    [
+        (
+            # zod's e-mail
+            {"type": "string", "pattern": r"^(?!\.)(?!.*\.\.)([a-z.]*)[a-z]@([a-z]+\.)+[a-z]{2,}$"},
+            "pattern",
+            ['"ann@example.com"'],
+            ['"ann"'],
+        ),
+        (
+            {"type": "array", "items": {"type": "integer"}, "uniqueItems": True},
+            "uniqueItems",
+            ["[1]"],
+            ['["a"]'],
+        ),
+        ({"oneOf": [{"minimum": 2}, {"maximum": 5}], "type": "integer"}, "oneOf", ["1", "9"], ['"a"']),
+        ({"type": "array", "contains": {"const": 1}}, "contains", ["[1]"], ["[]"]),
+        ({"type": "object", "minProperties": 2}, "minProperties", ['{"a": 1, "b": 1}'], ['{"a": 1}']),
+    ],
+)
+def test_other_keywords_are_rejected_or_loosened(
+    schema: Any, lost: str, valid: list[str], invalid: list[str], grammars: GrammarCompiler, model: Model
+) -> None:
+    with pytest.raises(GrammarError, match=f"unsupported: {lost}.* at #"):
+        grammars.json_schema(schema)
+    grammar = grammars.json_schema(schema, exact=False)
+    for text in valid:
+        assert admits(grammar, model, text), text
+    for text in invalid:
+        assert not admits(grammar, model, text), text
+
+
+def test_endless_references_and_large_unions_are_rewritten_in_bounded_time() -> None:
+    parts = {f"p{i}": {"anyOf": [{"$ref": f"#/$defs/p{j}"} for j in range(12)]} for i in range(12)}
+    references = [{"$ref": f"#/$defs/{name}"} for name in parts]
+    started = time.thread_time()
+    adapted({"$defs": parts, "type": "integer", "not": {"anyOf": references}})
+    adapted({"$defs": parts, "type": "integer", "oneOf": references})
+    assert time.thread_time() - started < 2
