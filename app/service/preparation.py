@@ -248,7 +248,7 @@ class Preparation:
                 field=field,
             )
         wanted = overrides.get("max_tokens", 0)
-        if wanted > room:
+        if wanted > room and not prompt.reduces_max_tokens:
             raise TooLong(
                 f"{n_prompt} prompt tokens and max_tokens {wanted} exceed the limit of {limits.total}",
                 field="max_tokens",
@@ -265,11 +265,10 @@ class Preparation:
             "repetition_penalty": settings.repeat_penalty,
             "repeat_last_n": settings.repeat_last_n,
         } | (context.sampling() if context else {})
-        # A long prompt reduces the default, but not a max_tokens of the request.
-        merged["max_tokens"] = min(merged["max_tokens"], room)
         if isinstance(prompt, ChatPrompt) and prompt.passages:
             merged["repetition_penalty"] = min(merged["repetition_penalty"], _QUOTING_PENALTY)
         merged |= overrides
+        merged["max_tokens"] = min(merged["max_tokens"], room)
         if merged.pop("watermark", False):
             merged["watermark"] = Watermark(settings.watermark_gamma, settings.watermark_delta)
         return SamplingParams(**merged)

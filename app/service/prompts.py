@@ -76,6 +76,7 @@ class ChatPrompt:
         passages: Passages to quote in the prompt, best first.
         n_waiting: New and changed documents that the search did not know.
         thinking: Thoughts before the answer.
+        reduces_max_tokens: Whether a ``max_tokens`` beyond the room is reduced. Otherwise it is rejected.
     """
 
     messages: tuple[Message, ...]
@@ -87,6 +88,7 @@ class ChatPrompt:
     passages: tuple[Passage, ...] = ()
     n_waiting: int = 0
     thinking: ThinkingUse = ThinkingUse()
+    reduces_max_tokens: bool = True
 
     @property
     def n_characters(self) -> int:
@@ -111,6 +113,7 @@ class TextPrompt:
         truncate: Number of last tokens to keep; None: all.
         suffix: Text after the gap to fill in; None: no gap.
         field: Name of the request's field, for error messages.
+        reduces_max_tokens: Whether a ``max_tokens`` beyond the room is reduced. Otherwise it is rejected.
     """
 
     text: str = ""
@@ -118,6 +121,7 @@ class TextPrompt:
     truncate: int | None = None
     suffix: str | None = None
     field: str = "prompt"
+    reduces_max_tokens: bool = True
 
     @property
     def n_characters(self) -> int:

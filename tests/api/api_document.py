@@ -53,7 +53,9 @@ class Checker:
             for data in events:
                 self.validate(schema, data)
         elif media_type == NDJSON:
-            for line in response.text.splitlines():
+            lines = response.text.splitlines()
+            assert lines
+            for line in lines:
                 self.validate(schema, json.loads(line))
         else:
             self.validate(schema, response.text)

@@ -85,7 +85,7 @@ def test_truncate_removes_the_beginning(prepare: Callable[..., Preparation]) -> 
         (TextPrompt("word " * 300), {}, TooLong, "prompt"),
         (TextPrompt("word " * 300, field="inputs"), {}, TooLong, "inputs"),
         (ChatPrompt((Message("user", "word " * 300),)), {}, TooLong, "messages"),
-        (TextPrompt("word"), {"max_tokens": 256}, TooLong, "max_tokens"),
+        (TextPrompt("word", reduces_max_tokens=False), {"max_tokens": 256}, TooLong, "max_tokens"),
         (TextPrompt(tokens=(-1,)), {}, BadRequest, "prompt"),
         (TextPrompt(""), {}, BadRequest, "prompt"),
         (TextPrompt("x"), {"logit_bias": {10**6: 1.0}}, BadRequest, "logit_bias"),

@@ -14,11 +14,19 @@ from app.service import Generation, Step
 
 # One encoder for all events: json.dumps with an option creates a new one at each call.
 _encode = json.JSONEncoder(ensure_ascii=False).encode
+# Line breaks of Unicode. Some clients split streams there.
+_LINE_BREAKS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+
+
+def json_line(data: Any) -> str:
+    """Encode a value as JSON without line breaks."""
+    text = _encode(data)
+    return text if text.isascii() else text.translate(_LINE_BREAKS)
 
 
 def event(data: Any, *, prefix: str = "data: ") -> bytes:
     """Encode an event; ``prefix``: may contain a line with its name."""
-    return f"{prefix}{_encode(data)}\n\n".encode("utf-8", "replace")
+    return f"{prefix}{json_line(data)}\n\n".encode("utf-8", "replace")
 
 
 def event_stream(

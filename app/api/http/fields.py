@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
@@ -25,6 +26,19 @@ def _as_list(value: Any) -> Any:
 
 _StopList = Annotated[list[StopString], Field(max_length=16)]
 StopStrings = Annotated[_StopList, BeforeValidator(_as_list, json_schema_input_type=StopString | _StopList)]
+
+
+def check_distinct(names: Iterable[str | None]) -> None:
+    """Check that no tool's name occurs twice.
+
+    Raises:
+        ValueError: One does.
+    """
+    seen: set[str | None] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"tools: the name {name!r} occurs twice")
+        seen.add(name)
 
 
 class SamplingFields(BaseModel):

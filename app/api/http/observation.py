@@ -21,7 +21,7 @@ _HEADER = b"x-request-id"
 # Other ids are replaced: they would forge or split log lines.
 _ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 # Requested every few seconds by probes and by Prometheus, or several times per page.
-_ROUTINE = frozenset({"/health", "/ready", "/metrics", "/ui", "/docs"})
+_ROUTINE = frozenset({"/health", "/ready", "/ping", "/metrics", "/ui", "/docs"})
 CLIENT_GONE = 499  # nginx's status for a client that disconnected before the response
 
 

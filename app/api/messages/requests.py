@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.api.http.fields import SamplingFields, StopString
+from app.api.http.fields import SamplingFields, StopString, check_distinct
 from app.api.http.ignored import warn_once
 from app.service import Effort, ThinkingUse
 
@@ -154,7 +154,8 @@ class CountRequest(SamplingFields):
     context: Annotated[str | None, Field(description="Context to use. Default: CONTEXT_TYPE.")] = None
 
     @model_validator(mode="after")
-    def _warn(self) -> CountRequest:
+    def _check(self) -> CountRequest:
+        check_distinct(tool.name for tool in self.tools or () if tool.type in (None, "custom"))
         for name in sorted((self.model_extra or {}).keys() - _HARMLESS):
             warn_once(ROUTE, f"the field {name[:64]!r}")
         return self

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from app.api.dialect import NDJSON
 from app.api.http.answering import StreamedAnswer, WholeAnswer
+from app.api.http.events import json_line
 from app.api.http.sources import headers
 from app.api.ollama.errors import ollama_body
 from app.api.ollama.replies import Answer, ChosenLogprob, OllamaTokenLogprob, ReplyFunction, ReplyToolCall
@@ -32,12 +33,10 @@ from app.service import (
     token_bytes,
 )
 
-_encode = json.JSONEncoder(ensure_ascii=False).encode
-
 
 def line(data: Any) -> bytes:
     """A line of a stream."""
-    return f"{_encode(data)}\n".encode("utf-8", "replace")
+    return f"{json_line(data)}\n".encode("utf-8", "replace")
 
 
 def rfc3339(seconds: float) -> str:

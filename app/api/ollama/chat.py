@@ -37,7 +37,7 @@ async def chat(request: Request) -> Response:
 async def generate(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, OllamaGenerateRequest)
-    if not body.prompt and body.suffix is None:
+    if not body.prompt and not body.suffix:
         return JSONResponse({**loaded(service.model), "response": ""})
     generations = await start(request, _prompt(body), body.overrides(), constraint=_constraint(body))
     answer = TextAnswer(service.model, body, generations[0])
@@ -46,7 +46,7 @@ async def generate(request: Request) -> Response:
 
 def _prompt(body: OllamaGenerateRequest) -> Prompt:
     text = body.prompt or ""
-    if body.raw or body.suffix is not None:
+    if body.raw or body.suffix:
         return TextPrompt(text, suffix=body.suffix or None)
     system = (Message("system", body.system),) if body.system else ()
     return ChatPrompt((*system, Message("user", text)), field="prompt", thinking=body.thinking())

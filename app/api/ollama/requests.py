@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.api.http.fields import SamplingFields
+from app.api.http.fields import SamplingFields, check_distinct
 from app.service import ThinkingUse
 
 _LENIENT = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
@@ -129,9 +129,7 @@ class OllamaChatRequest(AnsweringRequest):
 
     @model_validator(mode="after")
     def _has_distinct_tools(self) -> OllamaChatRequest:
-        names = [tool.function.name for tool in self.tools or ()]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"tools: the name {twice!r} occurs twice")
+        check_distinct(tool.function.name for tool in self.tools or ())
         return self
 
 

@@ -25,7 +25,7 @@ from app.api.openai.replies import (
     MessageDelta,
     Usage,
 )
-from app.api.openai.requests import ChatMessage, ChatRequest, NamedToolChoice
+from app.api.openai.requests import AllowedToolsChoice, ChatMessage, ChatRequest, NamedToolChoice
 from app.chat.messages import Message, Tool, ToolCall
 from app.service import (
     AnswerReader,
@@ -86,12 +86,13 @@ def chat_prompt(body: ChatRequest) -> ChatPrompt:
 def _message(index: int, message: ChatMessage) -> Message:
     place = f"messages.{index}"
     calls = []
-    for i, call in enumerate(message.tool_calls or ()):
+    for i, call in enumerate(message.calls):
         with naming(f"{place}.tool_calls.{i}.function.arguments"):
             calls.append(ToolCall(call.id, call.function.name, call.function.arguments))
-    role = "system" if message.role == "developer" else message.role
+    role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
+    call_id = message.name if message.role == "function" else message.tool_call_id
     with naming(place):
-        return Message(role, message.text, tuple(calls), message.tool_call_id, message.name, message.thoughts)
+        return Message(role, message.text, tuple(calls), call_id, message.name, message.thoughts)
 
 
 def _tool_use(body: ChatRequest) -> ToolUse | None:
@@ -102,6 +103,12 @@ def _tool_use(body: ChatRequest) -> ToolUse | None:
         with naming(f"tools.{i}.function.parameters"):
             tools.append(Tool(function.name, function.description, function.parameters or {}))
     choice = body.tool_choice or "auto"
+    if isinstance(choice, AllowedToolsChoice):
+        allowed = {tool.function.name for tool in choice.allowed_tools.tools}
+        tools = [tool for tool in tools if tool.name in allowed]
+        choice = choice.allowed_tools.mode
+    if not tools:
+        return None
     only = choice.function.name if isinstance(choice, NamedToolChoice) else None
     parallel = body.parallel_tool_calls is not False and only is None
     strict = frozenset(tool.function.name for tool in body.tools if tool.function.strict)
@@ -117,6 +124,8 @@ def _constraint(body: ChatRequest) -> Constraint | None:
         return JSONSchema(wanted.json_schema.schema_, field, is_strict)
     if isinstance(wanted.value, str):
         return Regex(wanted.value, "response_format.value")
+    if wanted.schema_ is not None:
+        return JSONSchema(wanted.schema_, "response_format.schema")
     return JSONSchema(wanted.value or {"type": "object"}, "response_format.value")
 
 

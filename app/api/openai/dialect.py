@@ -210,7 +210,7 @@ DIALECT = Dialect(
         _EMBEDDINGS,
         _MODELS,
         _MODEL,
-        *map(_without_version, (_CHAT, _COMPLETIONS, _EMBEDDINGS)),
+        *map(_without_version, (_CHAT, _COMPLETIONS, _EMBEDDINGS, _MODELS, _MODEL)),
         _KNOWLEDGE_STATE,
         _SEARCH,
     ),

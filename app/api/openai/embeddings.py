@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,17 +18,14 @@ from typing_extensions import TypedDict
 
 from app.api.dialect import JSON
 from app.api.http.body import read_json
+from app.api.http.ignored import ignore
 from app.api.http.vectors import MOST_INPUTS, Dimensions, vectors
+from app.api.openai.requests import ROUTE
 from app.service import Embeddings, Service
 
 _Text = Annotated[str, Field(min_length=1)]
 _Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=MOST_INPUTS)]
-_Input = (
-    _Text
-    | Annotated[list[_Text], Field(min_length=1, max_length=MOST_INPUTS)]
-    | _Tokens
-    | Annotated[list[_Tokens], Field(min_length=1, max_length=MOST_INPUTS)]
-)
+_Input = _Text | _Tokens | Annotated[list[_Text | _Tokens], Field(min_length=1, max_length=MOST_INPUTS)]
 
 
 def _checked(given: Any) -> Any:
@@ -39,13 +36,15 @@ def _checked(given: Any) -> Any:
     if not entries or given == "":
         raise ValueError("should not be empty")
     kinds = {type(entry) for entry in entries}
-    if len(kinds) > 1 or not kinds <= {str, int, list} or (kinds == {int} and entries is not given):
-        raise ValueError("should be a text, a list of texts, tokens, or a list of lists of tokens")
+    is_tokens = kinds == {int} and entries is given
+    if not is_tokens and not kinds <= {str, list}:
+        raise ValueError("should be a text, its tokens, or a list of texts and lists of tokens")
     empty = next((index for index, entry in enumerate(entries) if entry in ("", [])), None)
     if empty is not None:
         raise ValueError(f"entry {empty} should not be empty")
     if kinds != {str}:
-        tokens = [token for entry in entries for token in (entry if isinstance(entry, list) else [entry])]
+        lists = [entries] if is_tokens else [entry for entry in entries if isinstance(entry, list)]
+        tokens = [token for tokens in lists for token in tokens]
         wrong = [token for token in tokens if type(token) is not int or not 0 <= token < 2**31]
         if wrong:
             raise ValueError(f"tokens should be integers from 0, not {json.dumps(wrong[0])[:60]}")
@@ -55,7 +54,7 @@ def _checked(given: Any) -> Any:
 class EmbeddingsRequest(BaseModel):
     """The body of ``POST /v1/embeddings``."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True)
 
     input: Annotated[
         _Input,
@@ -73,10 +72,14 @@ class EmbeddingsRequest(BaseModel):
         Field(description="`base64` encodes little-endian 32-bit floats."),
     ] = None
     dimensions: Dimensions = None
-    user: str | None = None  # ignored
+
+    @model_validator(mode="after")
+    def _ignore_unknown(self) -> EmbeddingsRequest:
+        ignore(ROUTE, self.model_extra or ())
+        return self
 
     @property
-    def inputs(self) -> list[str] | list[list[int]]:
+    def inputs(self) -> Sequence[str | list[int]]:
         """The texts or token lists."""
         if isinstance(self.input, str):
             return [self.input]

@@ -1,7 +1,7 @@
 """Request bodies of the OpenAI dialect.
 
-Fields of OpenAI's API without effect on the answer are accepted. Unsupported fields that would affect the
-answer are rejected by name.
+Unknown fields are ignored, as other servers ignore them. Unsupported fields that would affect the answer are
+rejected by name.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.api.http.fields import MOST_CHOICES, SamplingFields, ThinkingFields
+from app.api.http.fields import MOST_CHOICES, SamplingFields, ThinkingFields, check_distinct
+from app.api.http.ignored import ignore
 from app.api.http.sources import KnowledgeField
 from app.service import Effort, ThinkingUse
 
+ROUTE = "OpenAI"
+MOST_TOKENS = 2**31 - 1  # of an answer; the room for it is less
 _MOST_TOP_LOGPROBS = 20
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True)
 
 
 class TextPart(_Part):
@@ -51,23 +54,32 @@ class ChatMessage(BaseModel):
     # Clients return all fields of an assistant's message, such as annotations.
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[TextPart] | None = None
     name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = None
     tool_calls: list[MessageToolCall] | None = None
+    function_call: Annotated[FunctionCall | None, Field(description="Older form of `tool_calls`.")] = None
     tool_call_id: str | None = None
     reasoning_content: Annotated[str | None, Field(description="The assistant's thoughts.")] = None
     reasoning: Annotated[str | None, Field(description="Same as `reasoning_content`.")] = None
 
     @model_validator(mode="after")
     def _is_whole(self) -> ChatMessage:
-        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.thoughts)):
+        if self.content is None and self.role != "assistant":
             raise ValueError("content is required")
-        if self.tool_calls and self.role != "assistant":
+        if self.calls and self.role != "assistant":
             raise ValueError("tool_calls belong to the assistant")
+        if self.role == "function" and self.name is None:
+            raise ValueError("name is required")
         if self.role == "tool" and self.tool_call_id is None:
             raise ValueError("tool_call_id is required")
         return self
+
+    @property
+    def calls(self) -> list[MessageToolCall]:
+        """The tool calls. A call in the older form has the id of its name, as its result has."""
+        older = self.function_call
+        return self.tool_calls or ([MessageToolCall(id=older.name, function=older)] if older else [])
 
     @property
     def thoughts(self) -> str:
@@ -110,10 +122,24 @@ class NamedToolChoice(_Part):
     function: FunctionName
 
 
+class AllowedTools(_Part):
+    """The tools that the model may call."""
+
+    mode: Literal["auto", "required"] = "auto"
+    tools: list[NamedToolChoice]
+
+
+class AllowedToolsChoice(_Part):
+    """A restriction to some of the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 class JSONSchemaFormat(BaseModel):
     """A JSON schema and its name."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
+    model_config = ConfigDict(extra="ignore", strict=True, populate_by_name=True)
 
     name: str | None = None
     description: str | None = None
@@ -124,11 +150,18 @@ class JSONSchemaFormat(BaseModel):
 class ResponseFormat(_Part):
     """Format of the answer. The types ``json`` and ``regex`` and the field ``value`` are TGI's."""
 
+    model_config = ConfigDict(extra="ignore", strict=True, populate_by_name=True)
+
     type: Literal["text", "json_object", "json_schema", "json", "regex"]
     json_schema: JSONSchemaFormat | None = None
     value: Annotated[
         dict[str, Any] | str | None,
         Field(description="The schema of `json_object` or `json`, or the regular expression of `regex`."),
+    ] = None
+
+    schema_: Annotated[
+        dict[str, Any] | bool | None,
+        Field(alias="schema", description="The schema of `json_object`, as in llama-server."),
     ] = None
 
     @model_validator(mode="after")
@@ -161,6 +194,8 @@ class StreamOptions(_Part):
 class OpenAIRequest(SamplingFields):
     """Fields of chat and completions."""
 
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
     # Unsupported fields, with values that do not affect the answer.
     rejected: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
@@ -179,14 +214,6 @@ class OpenAIRequest(SamplingFields):
     echo: Annotated[
         bool | None, Field(description="Begin the answer with the prompt or the continued message.")
     ] = None
-    # Accepted and ignored.
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -196,10 +223,12 @@ class OpenAIRequest(SamplingFields):
         for name, harmless in cls.rejected.items():
             if fields.get(name) is not None and fields[name] not in harmless:
                 raise ValueError(f"{name}: is not supported")
-        return {name: value for name, value in fields.items() if name not in cls.rejected}
+        known = {name: value for name, value in fields.items() if name not in cls.rejected}
+        return known | ({"stop": _without_empty(known["stop"])} if "stop" in known else {})
 
     @model_validator(mode="after")
     def _streams(self) -> OpenAIRequest:
+        ignore(ROUTE, self.model_extra or ())
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: requires stream")
         if self.best_of is not None:
@@ -225,31 +254,49 @@ class OpenAIRequest(SamplingFields):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
+def _without_empty(stop: Any) -> Any:
+    """Stop strings without empty ones, which clients send for none."""
+    if isinstance(stop, list):
+        return [text for text in stop if text != ""]
+    return None if stop == "" else stop
+
+
+_MAX_TOKENS = Field(
+    ge=-1,
+    description="Maximum tokens of the answer; -1 is as many as fit.",
+    json_schema_extra={"not": {"const": 0}},
+)
+
+
 class ChatRequest(OpenAIRequest, ThinkingFields):
     """The body of ``POST /v1/chat/completions``."""
 
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
     rejected: ClassVar[dict[str, tuple[Any, ...]]] = {
         "audio": (),
-        "function_call": ("none",),
-        "functions": ([],),
         "modalities": (["text"],),
         "tool_prompt": (),
-        "verbosity": ("medium",),
         "web_search_options": (),
     }
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
     context: Annotated[str | None, Field(description="Context to use. Default: CONTEXT_TYPE.")] = None
     knowledge: KnowledgeField = None
-    max_tokens: Annotated[int | None, Field(ge=1)] = None
-    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    max_tokens: Annotated[int | None, _MAX_TOKENS] = None
+    max_completion_tokens: Annotated[int | None, _MAX_TOKENS] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=_MOST_TOP_LOGPROBS)] = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[ToolDefinition] | None, Field(max_length=128)] = None
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | AllowedToolsChoice | None = None
     parallel_tool_calls: bool | None = None
-    prediction: dict[str, Any] | None = None  # ignored: affects only speed
+    functions: Annotated[
+        list[FunctionDefinition] | None, Field(max_length=128, description="Older form of `tools`.")
+    ] = None
+    function_call: Annotated[
+        Literal["none", "auto"] | FunctionName | None, Field(description="Older form of `tool_choice`.")
+    ] = None
     reasoning_effort: Annotated[
         Effort | None,
         Field(description="Amount of thoughts, if the template has it; `none` turns them off."),
@@ -262,19 +309,29 @@ class ChatRequest(OpenAIRequest, ThinkingFields):
     def _fits(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: requires logprobs")
-        if isinstance(self.tool_choice, NamedToolChoice):
-            names = [tool.function.name for tool in self.tools or ()]
-            if self.tool_choice.function.name not in names:
+        if 0 in (self.max_tokens, self.max_completion_tokens):
+            raise ValueError("max_tokens: should be at least 1, or -1, not 0")
+        self._take_functions()
+        names = [tool.function.name for tool in self.tools or ()]
+        choice = self.tool_choice
+        chosen = [choice] if isinstance(choice, NamedToolChoice) else []
+        chosen += choice.allowed_tools.tools if isinstance(choice, AllowedToolsChoice) else []
+        for name in (one.function.name for one in chosen):
+            if name not in names:
                 raise ValueError(
                     f"tool_choice.function.name: should be one of the tools ({', '.join(names) or 'none'}), "
-                    f"not {self.tool_choice.function.name!r}"
+                    f"not {name!r}"
                 )
-        elif self.tool_choice == "required" and not self.tools:
-            raise ValueError("tool_choice: required needs tools")
-        names = [tool.function.name for tool in self.tools or ()]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"tools: the name {twice!r} occurs twice")
+        check_distinct(names)
         return self
+
+    def _take_functions(self) -> None:
+        """Convert the older form of tools."""
+        if self.tools is None and self.functions is not None:
+            self.tools = [ToolDefinition(type="function", function=function) for function in self.functions]
+        older = self.function_call
+        if self.tool_choice is None and older is not None:
+            self.tool_choice = older if isinstance(older, str) else NamedToolChoice(function=older)
 
     def thinking(self) -> ThinkingUse:
         options = self.chat_template_kwargs or {}
@@ -285,7 +342,7 @@ class ChatRequest(OpenAIRequest, ThinkingFields):
         fields = self.sampling()
         longest = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         if longest is not None:
-            fields["max_tokens"] = longest
+            fields["max_tokens"] = MOST_TOKENS if longest < 0 else longest
         if self.logprobs:
             fields["logprobs"] = self.top_logprobs or 0
         elif self.n_generated > self.n_choices:
@@ -301,7 +358,9 @@ class CompletionRequest(OpenAIRequest):
         Field(description="A text or its tokens, or a list of either."),
     ]
     suffix: str | None = None
-    max_tokens: Annotated[int | None, Field(ge=0)] = None
+    max_tokens: Annotated[
+        int | None, Field(ge=-1, description="Maximum tokens of the answer; -1 is as many as fit.")
+    ] = None
     logprobs: Annotated[int | None, Field(ge=0, le=_MOST_TOP_LOGPROBS)] = None
 
     @model_validator(mode="after")
@@ -327,7 +386,7 @@ class CompletionRequest(OpenAIRequest):
         """The fields of SamplingParams that the request sets."""
         fields = self.sampling()
         if self.max_tokens is not None:
-            fields["max_tokens"] = self.max_tokens
+            fields["max_tokens"] = MOST_TOKENS if self.max_tokens < 0 else self.max_tokens
         if self.logprobs is not None:
             fields["logprobs"] = self.logprobs
             if self.echo:

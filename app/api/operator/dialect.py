@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from app.api.dialect import JSON, RETRY_AFTER, Dialect, Endpoint, Operation, Reply, causes
@@ -46,6 +47,9 @@ _READY = Operation(
     is_open=True,
 )
 
+# SageMaker's path.
+_PING = replace(_READY, path="/ping", summary="Readiness, for SageMaker")
+
 _METRICS = Operation(
     method="GET",
     path="/metrics",
@@ -86,6 +90,7 @@ DIALECT = Dialect(
         _CONTEXTS,
         _HEALTH,
         _READY,
+        _PING,
         _METRICS,
         _for_browsers("/", pages.page, "The page for questions", _PAGE),
         *(

@@ -46,6 +46,8 @@ def conversation(body: ResponsesRequest, previous: Sequence[Message]) -> list[Me
                 turns.append(Message(role, text_of(item.content)))
             elif item.type == "function_call_output":
                 turns.append(Message("tool", text_of(item.output), tool_call_id=item.call_id))
+    if not turns:
+        raise invalid("has no message, call or result of a call", "input")
     return turns
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.api.http.fields import SamplingFields, ThinkingFields
+from app.api.http.fields import SamplingFields, ThinkingFields, check_distinct
 from app.api.http.ignored import warn_once
 from app.api.http.sources import KnowledgeField
 from app.service import Effort
@@ -181,6 +181,7 @@ class ResponsesRequest(SamplingFields, ThinkingFields):
     def _fits(self) -> ResponsesRequest:
         if not self.input and self.previous_response_id is None:
             raise ValueError("input: is required")
+        check_distinct(tool.name for tool in self.tools or () if tool.type == "function")
         for name in sorted((self.model_extra or {}).keys() - _HARMLESS):
             warn_once(ROUTE, f"the field {name[:64]!r}")
         return self

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from app.chat.messages import Message
 
 LIFETIME = 3600.0  # seconds
 MOST_CHARACTERS = 32 << 20  # of all conversations
+
+
+_VALUE = 100  # bytes of an object in memory, with its place in its container
+
+
+def _size(value: object) -> int:
+    """Approximate bytes of parsed JSON."""
+    if isinstance(value, Mapping):
+        return _VALUE + sum(len(key) + _VALUE + _size(inner) for key, inner in value.items())
+    if isinstance(value, list):
+        return _VALUE + sum(map(_size, value))
+    return _VALUE + (len(value) if isinstance(value, str) else 0)
 
 
 class ResponseStore:
@@ -22,7 +34,7 @@ class ResponseStore:
 
     def add(self, id_: str, conversation: Sequence[Message]) -> None:
         size = 100 + sum(len(m.content) + len(m.thoughts) + 100 for m in conversation)
-        size += sum(len(call.arguments) for m in conversation for call in m.tool_calls)
+        size += sum(len(c.arguments) + _size(c.by_name) for m in conversation for c in m.tool_calls)
         if size > MOST_CHARACTERS:
             return
         self._entries[id_] = (self._clock() + LIFETIME, size, tuple(conversation))

@@ -16,6 +16,7 @@ from app.api.tgi.replies import GenerateResponse, StreamResponse
 from app.api.tgi.requests import CompatGenerateRequest, GenerateRequest
 from app.api.tgi.tokens import ChatTokenizeResponse, SimpleToken, TokenizeRequest, chat_tokenize, tokenize
 
+_TOO_LONG = {413: "The body is longer than MAX_BODY_BYTES, or there are too many texts or tokens."}
 _READING = causes(400, 408, 413, 415, 422, 429, 500, 503, 504)
 GENERATING = _READING | causes(424)
 
@@ -111,7 +112,7 @@ _EMBED = Operation(
     body=EmbedRequest,
     examples=_EMBED_EXAMPLES,
     replies={200: Reply("A vector for each text.", {JSON: list[list[float]]})},
-    errors=_READING | causes(501),
+    errors=_READING | causes(501) | _TOO_LONG,
 )
 
 _COMPAT = Operation(

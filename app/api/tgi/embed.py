@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.dialect import JSON
+from app.api.dialect import JSON, Problem
 from app.api.http.body import read_ahead, read_json
+from app.api.http.problems import ApiError
 from app.api.http.vectors import MOST_INPUTS, Dimensions, vectors
+from app.api.tgi.errors import TOO_LONG
 from app.api.tgi.generate import compat_generate
 from app.api.tgi.requests import TgiFields
 from app.api.tgi.validation import rejection
-from app.service import Embeddings, Service
+from app.service import Embeddings, Service, TooLong
 
 _OF_GENERATION = {"parameters", "stream"}
 _OF_EMBEDDING = {"normalize", "truncate", "truncation_direction", "prompt_name", "dimensions"}
+
+
+_LENGTH: dict[str, Any] = {"minItems": 1, "maxItems": MOST_INPUTS}
+_Tokens = Annotated[
+    list[Annotated[int, Field(ge=0, lt=2**31)]], Field(json_schema_extra={"minItems": 1, "maxItems": 2**20})
+]
 
 
 class EmbedRequest(TgiFields):
     """The body of ``POST /embed``, as in Text Embeddings Inference."""
 
     inputs: Annotated[
-        str | Annotated[list[str], Field(json_schema_extra={"minItems": 1, "maxItems": MOST_INPUTS})],
-        Field(description="A text, or a list of texts."),
+        str | _Tokens | Annotated[list[str | _Tokens], Field(json_schema_extra=_LENGTH)],
+        Field(
+            description="A text or its tokens, or a list of both. Tokens of the embedding model, including "
+            "its begin and end tokens."
+        ),
     ]
     normalize: Annotated[bool | None, Field(description="Scale vectors to length 1 (default).")] = None
     truncate: Annotated[
@@ -50,6 +61,15 @@ class EmbedRequest(TgiFields):
     encoding_format: Annotated[Literal["float"] | None, Field(description="Ignored.")] = None
 
     @property
+    def all_inputs(self) -> Sequence[str | list[int]]:
+        """The texts and token lists."""
+        if isinstance(self.inputs, str):
+            return [self.inputs]
+        if self.inputs and isinstance(self.inputs[0], int):
+            return [self.inputs]
+        return cast("list[str | list[int]]", self.inputs)
+
+    @property
     def direction(self) -> Literal["left", "right"] | None:
         """Side at which long texts are truncated. None: reject them."""
         if not self.truncate:
@@ -60,20 +80,27 @@ class EmbedRequest(TgiFields):
 async def embed(request: Request) -> Response:
     body = await read_json(request, EmbedRequest)
     prefix = _prefix(body.prompt_name, request.app.state.service)
-    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-    if not texts or "" in texts:
+    inputs = body.all_inputs
+    if not inputs or "" in inputs or [] in inputs:
         raise rejection("`inputs` cannot be empty")
-    if len(texts) > MOST_INPUTS:
-        raise rejection(f"batch size {len(texts)} > maximum allowed batch size {MOST_INPUTS}")
-    made = await vectors(
-        request,
-        [prefix + text for text in texts],
-        field="inputs",
-        dimensions=body.dimensions,
-        truncate=body.direction,
-        normalize=body.normalize is not False,
-    )
+    if len(inputs) > MOST_INPUTS:
+        raise _too_long(f"batch size {len(inputs)} > maximum allowed batch size {MOST_INPUTS}")
+    try:
+        made = await vectors(
+            request,
+            [prefix + text if isinstance(text, str) else text for text in inputs],
+            field="inputs",
+            dimensions=body.dimensions,
+            truncate=body.direction,
+            normalize=body.normalize is not False,
+        )
+    except TooLong as error:
+        raise _too_long(f"{error.field}: {error}") from None
     return Response(await asyncio.to_thread(_encoded, made), media_type=JSON)
+
+
+def _too_long(cause: str) -> ApiError:
+    return ApiError(Problem(TOO_LONG, "too_long", cause))
 
 
 async def embed_or_generate(request: Request) -> Response:

@@ -15,6 +15,9 @@ _NAMES: dict[Kind, tuple[int, str, str]] = {
 }
 
 
+TOO_LONG = 413
+
+
 class ErrorResponse(TypedDict):
     """Reason for a rejected or failed request."""
 
@@ -23,6 +26,8 @@ class ErrorResponse(TypedDict):
 
 
 def tgi_status(problem: Problem) -> int:
+    if problem.status == TOO_LONG:  # of /embed, as in Text Embeddings Inference
+        return TOO_LONG
     return _NAMES[problem.kind][0] if problem.kind in _NAMES else problem.status
 
 

@@ -53,7 +53,7 @@ def validated(request: GenerateRequest, service: Service, *, is_stream: bool) ->
     for cause in _causes(request, service, is_stream=is_stream):
         raise rejection(cause)
     given = request.parameters
-    prompt = TextPrompt(request.inputs, truncate=given.truncate, field="inputs")
+    prompt = TextPrompt(request.inputs, truncate=given.truncate, field="inputs", reduces_max_tokens=False)
     samples = _samples(given)
     n = given.best_of or 1
     seed = (secrets.randbits(32) if given.seed is None else given.seed) if samples else None

@@ -62,10 +62,19 @@ class TokenStreamRequest(SamplingFields, ThinkingFields):
         knowledge, thinking = knowledge_use(self.knowledge), self.thinking()
         if self.messages is not None:
             messages = tuple(Message(turn.role, turn.content) for turn in self.messages)
-            return ChatPrompt(messages, self.context, knowledge=knowledge, thinking=thinking)
+            return ChatPrompt(
+                messages, self.context, knowledge=knowledge, thinking=thinking, reduces_max_tokens=False
+            )
         assert self.query is not None
         messages = (Message("user", self.query),)
-        return ChatPrompt(messages, self.context, field="query", knowledge=knowledge, thinking=thinking)
+        return ChatPrompt(
+            messages,
+            self.context,
+            field="query",
+            knowledge=knowledge,
+            thinking=thinking,
+            reduces_max_tokens=False,
+        )
 
     def overrides(self) -> dict[str, Any]:
         """The fields of SamplingParams that the request sets."""

@@ -134,6 +134,7 @@ def test_a_billing_line_does_not_reach_the_prompt(client: anthropic.Anthropic) -
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages.0.content.0"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"tool_choice": {"type": "tool", "name": "f"}, "tools": [TOOL]}, "tool_choice.name"),
+        ({"tools": [TOOL, TOOL]}, "tools: the name"),
         ({"extra_body": {"context": "unknown"}}, "context"),
     ],
 )

@@ -189,6 +189,8 @@ def test_pull_tells_how_to_serve_another_model(client: ollama.Client) -> None:
 
 def test_a_request_without_a_prompt_tells_that_the_model_is_loaded(client: ollama.Client) -> None:
     assert client.generate("any").done_reason == "load"
+    assert client.generate("any", suffix="").done_reason == "load"
+    assert client.generate("any", "Hello", suffix="", options={"num_predict": 1}).done_reason == "length"
     assert client.chat("any").done_reason == "load"
 
 

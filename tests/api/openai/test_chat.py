@@ -273,14 +273,66 @@ def test_fields_without_effect_are_accepted(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"verbosity": "low", "cache_prompt": True, "nonsense": {"a": 1}, "extra_headers": None},
+        {"tool_choice": "required", "tools": []},
+        {"stop": ""},
+        {"stop": ["", "never said"]},
+        {"reasoning_effort": "minimal"},
+        {
+            "messages": [
+                *MESSAGES,
+                {"role": "assistant", "content": None},
+                {"role": "user", "content": "Go on"},
+            ]
+        },
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "Hello", "cache_control": {"type": "ephemeral"}}],
+                }
+            ]
+        },
+    ],
+)
+def test_fields_of_other_servers_are_ignored(fields: dict[str, Any], client: openai.OpenAI) -> None:
+    body = {"messages": MESSAGES, "max_completion_tokens": 2, **fields}
+    answer: Any = client.post("/chat/completions", body=body, cast_to=object)
+    assert answer["choices"][0]["finish_reason"] in ("stop", "length")
+
+
+@pytest.mark.parametrize("max_tokens", [-1, 1_000_000])
+def test_max_tokens_beyond_the_room_are_reduced_to_it(max_tokens: int, narrow_url: str) -> None:
+    body = {"messages": MESSAGES, "max_tokens": max_tokens, "ignore_eos": True, "temperature": 0}
+    answer = httpx.post(f"{narrow_url}/v1/chat/completions", json=body, timeout=90).json()
+    assert answer["choices"][0]["finish_reason"] == "length"
+    [limit] = {answer["usage"]["total_tokens"]}
+    body = {"prompt": "x", "max_tokens": max_tokens, "ignore_eos": True, "temperature": 0}
+    answer = httpx.post(f"{narrow_url}/v1/completions", json=body, timeout=90).json()
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["total_tokens"] == limit
+
+
+def test_the_schema_of_a_json_object_is_enforced(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"n": {"enum": [7]}}, "required": ["n"]}
+    answer = client.chat.completions.create(
+        model="m",
+        messages=MESSAGES,
+        max_tokens=20,
+        response_format={"type": "json_object", "schema": schema | {"additionalProperties": False}},  # type: ignore[arg-type,call-overload]
+    )
+    assert answer.choices[0].message.content == '{"n": 7}'
+
+
+@pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"audio": {"voice": "x", "format": "mp3"}}, "audio"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"web_search_options": {}}, "web_search_options"),
         ({"reasoning_effort": "huge"}, "reasoning_effort"),
-        ({"functions": [{"name": "f"}]}, "functions"),
-        ({"temperatur": 1}, "temperatur"),
         ({"temperature": 11}, "temperature"),
         ({"n": 0}, "n"),
         ({"top_logprobs": 3}, "top_logprobs"),
@@ -290,7 +342,8 @@ def test_fields_without_effect_are_accepted(client: openai.OpenAI) -> None:
         ({"best_of": 2, "n": 3}, "best_of"),
         ({"logit_bias": {"9999999": 1}}, "logit_bias"),
         ({"context": "nowhere"}, "context"),
-        ({"max_tokens": 100_000}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -2}, "max_tokens"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": "word " * 5000}]}, "messages"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
@@ -304,7 +357,11 @@ def test_fields_without_effect_are_accepted(client: openai.OpenAI) -> None:
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}},
             "response_format.json_schema.schema",
         ),
-        ({"tool_choice": "required"}, "tool_choice"),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "x"}}, "tools": []},
+            "tool_choice.function.name",
+        ),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages.0"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools.0.type"),
     ],
 )

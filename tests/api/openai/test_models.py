@@ -9,6 +9,9 @@ import pytest
 def test_the_served_model_is_listed_and_others_are_not_found(server_url: str, client: openai.OpenAI) -> None:
     [listed] = client.models.list().data
     assert client.models.retrieve(listed.id) == listed
+    with openai.OpenAI(base_url=server_url, api_key="none") as without_version:
+        assert without_version.models.list().data == [listed]
+        assert without_version.models.retrieve(listed.id) == listed
     with pytest.raises(openai.NotFoundError) as error:
         client.models.retrieve("another/model")
     assert error.value.code == "model_not_found"

@@ -244,3 +244,42 @@ def test_a_tool_with_unsupported_keywords_is_called_unless_it_is_strict(client: 
     ) as error:
         call(strict=True)
     assert error.value.param == "tools.1.function.parameters"
+
+
+def test_functions_are_tools(client: openai.OpenAI) -> None:
+    functions = [tool["function"] for tool in TOOLS]
+    history = [
+        *MESSAGES,
+        {
+            "role": "assistant",
+            "content": None,
+            "function_call": {"name": "add", "arguments": '{"a": 1, "b": 2}'},
+        },
+        {"role": "function", "name": "add", "content": "3"},
+    ]
+    answer: Any = client.post(
+        "/chat/completions",
+        body={
+            "messages": history,
+            "functions": functions,
+            "function_call": {"name": "get_weather"},
+            "max_tokens": 100,
+        },
+        cast_to=object,
+    )
+    [call] = answer["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "get_weather"
+    jsonschema.validate(json.loads(call["function"]["arguments"]), WEATHER)
+
+
+def test_only_allowed_tools_are_called(client: openai.OpenAI) -> None:
+    allowed: Any = {"mode": "required", "tools": [{"type": "function", "function": {"name": "add"}}]}
+    answer = client.chat.completions.create(
+        model="m",
+        messages=MESSAGES,
+        tools=TOOLS,
+        tool_choice={"type": "allowed_tools", "allowed_tools": allowed},
+        max_tokens=100,
+    )
+    calls: Any = answer.choices[0].message.tool_calls
+    assert {call.function.name for call in calls} == {"add"}

@@ -15,7 +15,8 @@ from tests.conftest import Server, changed_program, free_port
 
 def test_health_is_ok_and_ready_is_ready(server_url: str) -> None:
     assert httpx.get(f"{server_url}/health").json() == {"status": "ok"}
-    assert httpx.get(f"{server_url}/ready").json() == {"status": "ready"}
+    for path in ("/ready", "/ping"):
+        assert httpx.get(server_url + path).json() == {"status": "ready"}
 
 
 def test_contexts_are_listed_with_model_and_knowledge(server_url: str) -> None:

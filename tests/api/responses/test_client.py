@@ -131,6 +131,21 @@ def test_instructions_are_the_system_message_of_one_response(client: openai.Open
         ),
         ({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{"}]}, "input.0"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"input": [{"type": "web_search_call", "id": "w"}]}, "input"),
+        ({"tools": [{"type": "function", "name": "f", "parameters": {}}] * 2}, "tools"),
+        (
+            {
+                "tools": [
+                    {
+                        "type": "function",
+                        "name": "f",
+                        "parameters": {"type": "object", "not": {"contains": True}},
+                        "strict": True,
+                    }
+                ]
+            },
+            "tools.0.function.parameters",
+        ),
         ({"max_output_tokens": 0}, "max_output_tokens"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.api.responses import store
-from app.chat.messages import Message
+from app.chat.messages import Message, ToolCall
 
 
 def test_a_response_is_dropped_after_its_lifetime() -> None:
@@ -24,3 +24,12 @@ def test_the_oldest_responses_are_dropped_at_the_limit_of_memory() -> None:
     assert (kept.get("a"), kept.get("b")) == (None, (half,))
     kept.add("c", [half, half])
     assert (kept.get("b"), kept.get("c")) == ((half,), None)
+
+
+def test_parsed_arguments_count_for_the_limit_of_memory() -> None:
+    kept = store.ResponseStore()
+    lists = "[], " * (store.MOST_CHARACTERS // 250) + "[]"
+    kept.add("a", [Message("assistant", "", (ToolCall("c", "f", f'{{"x": [{lists}]}}'),))])
+    assert kept.get("a") is not None
+    kept.add("b", [Message("assistant", "", (ToolCall("c", "f", f'{{"x": [{lists}, {lists}, {lists}]}}'),))])
+    assert kept.get("b") is None
