@@ -36,7 +36,6 @@ _MAX_UNIQUE = 5  # values of an array; all orders of five are 326 arrays
 _MAX_COMPARED = 10_000  # pairs of schemas
 _MAX_ARRAYS = 5000  # of a document
 _MAX_VALUE_TEXT = 500  # characters of all values of an array
-_MAX_NAMES = 2000  # characters
 _MAX_DEPENDENCIES = 6  # each doubles the number of alternatives
 _MAX_MENTIONED = 3  # losses in a message
 _SHOWN_PATTERN = 40  # characters
@@ -347,8 +346,8 @@ class _Adaptation:
         if named is None and isinstance(properties, Mapping) and properties and not self.has_patterns:
             if rest is True or rest == {}:
                 named, rest = {"": True}, False
-            elif rest is not False and not self.has_parts and sum(map(len, properties)) <= _MAX_NAMES:
-                named, rest = {f"^{pattern_of_others(properties)}$": rest}, False
+            elif rest is not False and not self.has_parts and (others := pattern_of_others(properties)):
+                named, rest = {others: rest}, False
         if named is not None:
             here["patternProperties"] = named
         if rest is not True:

@@ -18,6 +18,7 @@ ANNOTATIONS = frozenset(
 _MAX_SCHEMAS = 100  # within one complement, with the targets of references
 _MAX_VALUES = 100  # of an enumeration
 _MAX_CHARACTERS = 2000  # of all texts of an enumeration
+_MAX_LENGTH = 60  # characters of a text: each adds levels to the expression, which has at most 250
 # Keywords of one type: the type, and the keyword of the values outside with the difference of its bound.
 _BOUNDS = {
     "minimum": ("number", "exclusiveMaximum", 0),
@@ -108,7 +109,8 @@ def _of_values(values: Any, _work: _Work) -> Schema | None:
     if any(isinstance(value, (list, Mapping)) for value in values):
         return None
     texts = {value for value in values if isinstance(value, str)}
-    if sum(map(len, texts)) > _MAX_CHARACTERS:
+    pattern = pattern_of_others(texts)
+    if pattern is None:
         return None
     booleans = {value for value in values if isinstance(value, bool)}
     numbers = sorted({v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)})
@@ -124,12 +126,19 @@ def _of_values(values: Any, _work: _Work) -> Schema | None:
         )
         parts.append({"type": "number", "exclusiveMinimum": numbers[-1]})
     if texts:
-        parts.append({"type": "string", "pattern": f"^{pattern_of_others(texts)}$"})
+        parts.append({"type": "string", "pattern": pattern})
     return any_of(parts)
 
 
-def pattern_of_others(texts: Collection[str]) -> str:
-    """A regular expression of all texts except these."""
+def pattern_of_others(texts: Collection[str]) -> str | None:
+    """A regular expression of all texts except these; None if it would be too large."""
+    lengths = [*map(len, texts)]
+    if sum(lengths) > _MAX_CHARACTERS or max(lengths, default=0) > _MAX_LENGTH:
+        return None
+    return f"^{_others(texts)}$"
+
+
+def _others(texts: Collection[str]) -> str:
     by_first: dict[str, set[str]] = {}
     for text in texts:
         if text:
@@ -137,7 +146,7 @@ def pattern_of_others(texts: Collection[str]) -> str:
     ways = [] if "" in texts else [""]
     if by_first:
         ways.append(f"[^{''.join(_escaped(character) for character in sorted(by_first))}](?s:.*)")
-        ways += (f"{_escaped(first)}{pattern_of_others(rest)}" for first, rest in sorted(by_first.items()))
+        ways += (f"{_escaped(first)}{_others(rest)}" for first, rest in sorted(by_first.items()))
     else:
         ways.append("(?s:.+)")
     return f"(?:{'|'.join(ways)})"

@@ -430,6 +430,14 @@ def test_other_keywords_are_rejected_or_loosened(
         assert not admits(grammar, model, text), text
 
 
+def test_long_texts_have_no_complement(grammars: GrammarCompiler, model: Model) -> None:
+    for length, is_exact in ((60, True), (61, False), (5000, False)):
+        text = "x" * length
+        assert (adapted({"not": {"const": text}}).losses == ()) is is_exact
+        named = {"type": "object", "properties": {text: {}}, "additionalProperties": {"type": "null"}}
+        assert admits(grammars.json_schema(named), model, '{"a": null}')
+
+
 def test_endless_references_and_large_unions_are_rewritten_in_bounded_time() -> None:
     parts = {f"p{i}": {"anyOf": [{"$ref": f"#/$defs/p{j}"} for j in range(12)]} for i in range(12)}
     references = [{"$ref": f"#/$defs/{name}"} for name in parts]
