@@ -45,7 +45,7 @@ rebuild: $(VENV)/.packages
 # Tests start hundreds of Python processes, which need compiled modules.
 RUN_TESTS = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest \
     --numprocesses=auto --maxprocesses=4 --dist=worksteal
-TEST_TOOLS := $(addprefix $(VENV)/,.knowledge .tracing .dev .bench .text-generation)
+TEST_TOOLS := $(addprefix $(VENV)/,.knowledge .tracing .dev .bench .text-generation .llama-index)
 test: install $(TEST_TOOLS)
 	@$(RUN_TESTS) $(PYTEST)
 
@@ -147,6 +147,12 @@ $(VENV)/.dev: requirements/dev.txt | $(VENV)/.venv
 $(VENV)/.text-generation: requirements/text-generation.txt | $(VENV)/.venv
 	@$(BIN)/python -m venv $(VENV)/text-generation
 	@$(subst $(BIN),$(VENV)/text-generation/bin,$(PIP_INSTALL)) -r requirements/text-generation.txt
+	@touch $@
+
+# Clients for tests. They have their own environment, because they need an older openai.
+$(VENV)/.llama-index: requirements/llama-index.txt | $(VENV)/.venv
+	@$(BIN)/python -m venv $(VENV)/llama-index
+	@$(subst $(BIN),$(VENV)/llama-index/bin,$(PIP_INSTALL)) -r requirements/llama-index.txt
 	@touch $@
 
 # Its own environment keeps its packages apart from those of the server.
