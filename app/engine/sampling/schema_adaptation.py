@@ -129,9 +129,9 @@ class _Adaptation:
 
     def format(self, here: dict[str, Any], __pointer: str) -> Sequence[Schema]:
         name = here.get("format")
-        if name in NATIVE_FORMATS or (name is not None and not isinstance(name, str)):
+        if not isinstance(name, str) or name in NATIVE_FORMATS:
             return ()
-        here.pop("format", None)
+        del here["format"]
         return [{"pattern": FORMAT_PATTERNS[name]}] if name in FORMAT_PATTERNS else ()
 
     def pattern(self, here: dict[str, Any], pointer: str) -> Sequence[Schema]:

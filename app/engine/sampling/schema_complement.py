@@ -157,7 +157,7 @@ def _escaped(character: str) -> str:
 
 
 def _of_required(names: Any, _work: _Work) -> Schema | None:
-    if not isinstance(names, list):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
     return any_of([{"type": "object", "properties": {name: False}} for name in names])
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from app.engine.sampling.json_schema import schema_defect
+from app.engine.sampling.schema_adaptation import adapted
 
 
 @pytest.mark.parametrize(
@@ -17,10 +18,18 @@ from app.engine.sampling.json_schema import schema_defect
         {"type": [{}], "required": [[]], "minItems": "x", "properties": [], "anyOf": [], "prefixItems": 1},
         {"type": ["array", "object"], "required": [[], {}], "minItems": -(10**30), "items": [[]]},
         {"multipleOf": "x", "$ref": 3, "allOf": {}},
+        {"format": {}, "pattern": [], "oneOf": [1, {"enum": 2}], "$dynamicAnchor": {}, "dependencies": [{}]},
+        {
+            "not": {"required": [[]], "type": [{}]},
+            "if": {"properties": 1},
+            "uniqueItems": True,
+            "minItems": [],
+        },
     ],
 )
 def test_any_json_can_be_inspected_as_a_schema(schema: Any) -> None:
     assert schema_defect(schema) is None
+    adapted(schema)
 
 
 @pytest.mark.parametrize("step", [1, -1])
