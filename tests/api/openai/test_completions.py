@@ -116,7 +116,6 @@ def test_logprobs_of_prompt_and_answer_are_one_list(client: openai.OpenAI) -> No
         ({"max_tokens": 0}, "max_tokens"),
         ({"logprobs": 21}, "logprobs"),
         ({"prompt": "word " * 5000}, "prompt"),
-        ({"messages": []}, "messages"),
     ],
 )
 def test_invalid_fields_are_rejected_by_name(
