@@ -10,9 +10,9 @@ from dataclasses import replace
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from app.api.http.fields import MOST_CHOICES, SamplingFields, ThinkingFields, check_distinct
+from app.api.http.fields import MOST_CHOICES, SamplingFields, StopString, ThinkingFields, check_distinct
 from app.api.http.ignored import ignore
 from app.api.http.sources import KnowledgeField
 from app.service import Effort, ThinkingUse
@@ -191,11 +191,28 @@ class StreamOptions(_Part):
     include_obfuscation: bool | None = None
 
 
+def _without_empty(stop: Any) -> Any:
+    """Stop strings without empty ones, which clients send for none."""
+    stop = [stop] if isinstance(stop, str) else stop
+    return [text for text in stop if text != ""] if isinstance(stop, list) else stop
+
+
+_Stop = Annotated[str, Field(max_length=256)]
+
+
 class OpenAIRequest(SamplingFields):
     """Fields of chat and completions."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
+    stop: Annotated[
+        Annotated[list[StopString], Field(max_length=16)] | None,
+        BeforeValidator(
+            _without_empty,
+            json_schema_input_type=_Stop | Annotated[list[_Stop], Field(max_length=16)] | None,
+        ),
+        Field(description="Texts that end the answer. The answer excludes them."),
+    ] = None
     # Unsupported fields, with values that do not affect the answer.
     rejected: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
@@ -223,8 +240,7 @@ class OpenAIRequest(SamplingFields):
         for name, harmless in cls.rejected.items():
             if fields.get(name) is not None and fields[name] not in harmless:
                 raise ValueError(f"{name}: is not supported")
-        known = {name: value for name, value in fields.items() if name not in cls.rejected}
-        return known | ({"stop": _without_empty(known["stop"])} if "stop" in known else {})
+        return {name: value for name, value in fields.items() if name not in cls.rejected}
 
     @model_validator(mode="after")
     def _streams(self) -> OpenAIRequest:
@@ -252,13 +268,6 @@ class OpenAIRequest(SamplingFields):
     def includes_usage(self) -> bool:
         """Whether a stream ends with a chunk of usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
-
-
-def _without_empty(stop: Any) -> Any:
-    """Stop strings without empty ones, which clients send for none."""
-    if isinstance(stop, list):
-        return [text for text in stop if text != ""]
-    return None if stop == "" else stop
 
 
 _MAX_TOKENS = Field(
