@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from app.engine.sampling.logprobs import Logprobs
-from app.engine.sequence import FinishReason, Sequence
+from app.engine.sequence import AnswerSequence, FinishReason
 
 
 class RequestTooLong(ValueError):
@@ -47,7 +47,8 @@ class Output:
     is_thought: bool = False
 
 
-# What the engine hands over of a sequence: the outputs of a step, or its end. None ends a context.
+# What the engine hands over of a sequence: the outputs of a step, or its end. None ends a
+# sequence without outputs.
 Result = list[Output] | EngineError | None
 
 
@@ -57,7 +58,7 @@ class Answer:
     Iterating yields its outputs. ``listen`` passes on those of a step at once, without a task switch.
     """
 
-    def __init__(self, sequence: Sequence, cancel: Callable[[Answer], None]) -> None:
+    def __init__(self, sequence: AnswerSequence, cancel: Callable[[Answer], None]) -> None:
         self.sequence = sequence
         self._cancel = cancel
         self._inbox: asyncio.Queue[Result] = asyncio.Queue()
@@ -121,3 +122,28 @@ class Answer:
                 yield output
             if result[-1].finish_reason is not None:
                 return
+
+
+class Computation:
+    """A request without outputs: a context, or questions. Used on the event loop."""
+
+    def __init__(self) -> None:
+        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def put(self, result: Result) -> None:
+        """Pass on the end."""
+        if self._end.done():  # the waiting task is cancelled
+            return
+        if isinstance(result, EngineError):
+            self._end.set_exception(result)
+        else:
+            assert result is None, "a computation has no outputs"
+            self._end.set_result(None)
+
+    async def wait(self) -> None:
+        """Wait for the end.
+
+        Raises:
+            EngineError: The computation failed.
+        """
+        await self._end

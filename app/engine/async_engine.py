@@ -11,7 +11,7 @@ from collections.abc import Sequence as Tokens
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 
-from app.engine.answer import Answer, EngineError, QueueFull, RequestTooLong, Result
+from app.engine.answer import Answer, Computation, EngineError, QueueFull, RequestTooLong, Result
 from app.engine.client import LOCAL, Client
 from app.engine.detokenizer import Detokenizer
 from app.engine.engine import Engine, EngineOptions
@@ -20,7 +20,8 @@ from app.engine.prompt_lookup import PromptLookup
 from app.engine.report import Observer, StepReport
 from app.engine.sampling.params import SamplingParams
 from app.engine.sampling.samplers import make_sampler
-from app.engine.sequence import Sequence
+from app.engine.scoring import Question, ScoringSequence
+from app.engine.sequence import AnswerSequence, Sequence
 from app.engine.thoughts import ThoughtReader
 
 __all__ = ["Engine", "EngineOptions"]
@@ -69,7 +70,7 @@ class AsyncEngine:
         self._compute_lock = compute_lock or nullcontext()
         self._on_failure = on_failure
         self.failure: BaseException | None = None
-        self._answers: dict[Sequence, Answer] = {}  # unfinished; used on the event loop only
+        self._answers: dict[Sequence, Answer | Computation] = {}  # unfinished; used on the event loop only
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # None: close
         self._accepts = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -112,27 +113,60 @@ class AsyncEngine:
             QueueFull: The client has its maximum number of running and waiting requests.
             EngineError: The engine is closed or has failed.
         """
-        if not prompt or min(prompt) < 0 or max(prompt) >= self.vocab.n_tokens:
-            raise ValueError("a prompt must have at least one token, and all must be in the vocabulary")
+        self._check_tokens(prompt)
         if len(prompt) + params.max_tokens > self.n_ctx_sequence:
             raise RequestTooLong(len(prompt), params.max_tokens, self.n_ctx_sequence)
         self._check_limit(client)
         thinking, vocab = params.thinking, self.vocab
         is_constrained = params.grammar is not None
         thoughts = ThoughtReader(thinking, vocab, is_constrained=is_constrained) if thinking else None
-        return self._submit(
-            Sequence(
-                list(prompt),
-                params,
-                make_sampler(params, vocab, prompt, thoughts),
-                Detokenizer(vocab, params.stop, keeps_stop=params.keeps_stop, visible=params.visible),
-                PromptLookup() if self._speculates else None,
-                thoughts,
-                client=client,
-                checkpoints=[n for n in checkpoints if 0 < n < len(prompt)],
-                request_id=request_id,
-            )
+        sequence = AnswerSequence(
+            list(prompt),
+            params,
+            make_sampler(params, vocab, prompt, thoughts),
+            Detokenizer(vocab, params.stop, keeps_stop=params.keeps_stop, visible=params.visible),
+            PromptLookup() if self._speculates else None,
+            thoughts,
+            client=client,
+            checkpoints=[n for n in checkpoints if 0 < n < len(prompt)],
+            request_id=request_id,
         )
+        answer = Answer(sequence, self.cancel)
+        self._submit(sequence, answer)
+        return answer
+
+    async def score(
+        self,
+        prompt: Tokens[int],
+        questions: Tokens[Question],
+        client: Client = LOCAL,
+        *,
+        request_id: str = "",
+    ) -> ScoringSequence:
+        """Score the options of questions that continue a prompt. Cancelling the call frees its slot.
+
+        Returns:
+            The completed sequence, with its ``logprobs``.
+
+        Raises:
+            RequestTooLong: The prompt and a question with an option exceed ``n_ctx_sequence``.
+            QueueFull: The client has its maximum number of running and waiting requests.
+            EngineError: The engine is closed or has failed, or the computation failed.
+        """
+        parts = [part for question in questions for part in (question.tokens, *question.options)]
+        for tokens in (prompt, *parts):
+            self._check_tokens(tokens)
+        longest = max(len(q.tokens) + max(map(len, q.options)) for q in questions)
+        if len(prompt) + longest > self.n_ctx_sequence:
+            raise RequestTooLong(len(prompt) + longest, 0, self.n_ctx_sequence)
+        self._check_limit(client)
+        sequence = ScoringSequence(list(prompt), tuple(questions), client=client, request_id=request_id)
+        await self._compute(sequence)
+        return sequence
+
+    def _check_tokens(self, tokens: Tokens[int]) -> None:
+        if not tokens or min(tokens) < 0 or max(tokens) >= self.vocab.n_tokens:
+            raise ValueError("a prompt must have at least one token, and all must be in the vocabulary")
 
     def _check_limit(self, client: Client) -> None:
         if client.max_waiting is None:
@@ -151,21 +185,24 @@ class AsyncEngine:
         Raises:
             EngineError: The engine is closed, or the computation failed.
         """
-        nothing = SamplingParams(max_tokens=0, temperature=0)
-        sampler = make_sampler(nothing, self.vocab, ())
-        detokenizer = Detokenizer(self.vocab)
-        answer = self._submit(Sequence(list(prefix), nothing, sampler, detokenizer, is_context=True))
-        async for _ in answer:
-            raise AssertionError("a context generates no tokens")
-        return answer.n_prompt - answer.n_cached
+        sequence = Sequence(list(prefix), is_context=True)
+        await self._compute(sequence)
+        return len(prefix) - sequence.n_cached
 
-    def _submit(self, sequence: Sequence) -> Answer:
+    async def _compute(self, sequence: Sequence) -> None:
+        computation = Computation()
+        self._submit(sequence, computation)
+        try:
+            await computation.wait()
+        except asyncio.CancelledError:
+            self._inbox.put(partial(self._core.cancel, sequence))
+            raise
+
+    def _submit(self, sequence: Sequence, answer: Answer | Computation) -> None:
         if not self._accepts:
             raise self._error()
-        answer = Answer(sequence, self.cancel)
         self._inbox.put(partial(self._core.add, sequence))
         self._answers[sequence] = answer
-        return answer
 
     def cancel(self, answer: Answer) -> None:
         """End an unfinished answer and free its slot before the next step."""
@@ -209,7 +246,7 @@ class AsyncEngine:
         if self.failure is not None and self._on_failure is not None:
             self._on_failure(self.failure)
         for sequence in answers:
-            sequence.sampler.close()
+            sequence.close()
 
     def _error(self) -> EngineError:
         if self.failure is not None:

@@ -15,7 +15,8 @@ from app.engine.report import StepReport
 from app.engine.sampling.grammar import GrammarError
 from app.engine.sampling.logprobs import logprobs_of
 from app.engine.scheduler import Limits, Scheduler, SequenceFault, Work
-from app.engine.sequence import Sequence, Tier
+from app.engine.scoring import ScoringSequence
+from app.engine.sequence import AnswerSequence, Sequence, Tier
 
 logger = logging.getLogger("tokenstream.engine")
 
@@ -65,7 +66,7 @@ class Engine:
     """Continuous batching over one model.
 
     Each step computes one token of every decoding sequence, drafts after some of them, and a chunk of
-    waiting prompts. Results collect until ``take_results``.
+    waiting prompts and questions. Results collect until ``take_results``.
     """
 
     def __init__(self, model: Model, options: EngineOptions) -> None:
@@ -144,7 +145,7 @@ class Engine:
         rows = self._decode(work)
         for piece, first_row in zip(work, rows, strict=False):
             try:
-                self._sample(piece, first_row)
+                self._use_logits(piece, first_row)
                 self._finish(piece.sequence)
             except Exception as error:
                 self._fail(piece.sequence, error)
@@ -209,30 +210,33 @@ class Engine:
             piece.sequence.n_computed += piece.n_tokens
         return rows
 
-    def _sample(self, piece: Work, first_row: int) -> None:
-        """Score prompt tokens where requested; choose the next tokens of a fully computed sequence."""
+    def _use_logits(self, piece: Work, first_row: int) -> None:
+        """Score the options of questions, or score prompt tokens and choose the next ones of an answer."""
         sequence = piece.sequence
-        if sequence.needs_all_logits and not sequence.is_decoding:
-            self._score(piece, first_row)
-        if piece.samples:
-            self._choose_tokens(piece, first_row + piece.n_outputs - len(piece.draft) - 1)
+        if isinstance(sequence, ScoringSequence):
+            sequence.read(self._context.logits[first_row : first_row + piece.n_outputs])
+        elif isinstance(sequence, AnswerSequence):
+            if sequence.scores_prompt and not piece.decodes:
+                self._score(sequence, piece.n_tokens, first_row)
+            if sequence.generates and not sequence.n_pending:
+                row = first_row + piece.n_outputs - len(piece.draft) - 1
+                self._choose_tokens(sequence, piece.draft, row)
 
-    def _score(self, piece: Work, first_row: int) -> None:
+    def _score(self, sequence: AnswerSequence, n_tokens: int, first_row: int) -> None:
         """Record the log-probabilities of prompt tokens."""
-        sequence, n_top = piece.sequence, piece.sequence.params.prompt_logprobs
+        n_top = sequence.params.prompt_logprobs
         assert n_top is not None
-        begin = sequence.n_computed - piece.n_tokens
+        begin = sequence.n_computed - n_tokens
         for i, token in enumerate(sequence.prompt[begin + 1 : sequence.n_computed + 1]):
             logits = self._context.logits[first_row + i]
             sequence.prompt_logprobs.append(logprobs_of(logits, token, n_top))
 
-    def _choose_tokens(self, piece: Work, first_row: int) -> None:
+    def _choose_tokens(self, sequence: AnswerSequence, draft: list[int], first_row: int) -> None:
         """Sample tokens until one differs from the draft.
 
         Every token is sampled from the model's distribution. The draft decides only how many tokens a
         step yields (Leviathan et al. 2023, with a deterministic draft).
         """
-        sequence, draft = piece.sequence, piece.draft
         n_accepted = 0
         for row in range(first_row, first_row + len(draft) + 1):
             token = self._choose(sequence, row)
@@ -251,7 +255,7 @@ class Engine:
                 accepted_tokens=self._report.accepted_tokens + n_accepted,
             )
 
-    def _choose(self, sequence: Sequence, row: int) -> int:
+    def _choose(self, sequence: AnswerSequence, row: int) -> int:
         """Sample the next token from a row of logits and emit it."""
         n_top = sequence.params.logprobs
         logits = self._context.logits[row]
@@ -266,21 +270,26 @@ class Engine:
         return token
 
     def _finish(self, sequence: Sequence) -> None:
-        """Release a sequence that is complete."""
-        if sequence.finish_reason is not None:
+        """Release a sequence that is complete. Questions continue with their next branch."""
+        if isinstance(sequence, AnswerSequence) and sequence.finish_reason is not None:
             self._release(sequence)
         elif not sequence.generates and not sequence.n_pending:
+            n_shared = sequence.advance() if isinstance(sequence, ScoringSequence) else None
+            if n_shared is not None:
+                self._cache.rewind(sequence, n_shared)
+                return
             if sequence.is_context:
                 self._cache.save_context(sequence)
             self._release(sequence)
             self._ends.append((sequence, None))
 
     def _note(self, work: list[Work], seconds: float) -> None:
-        prefill = [p for p in work if p.sequence.n_computed <= len(p.sequence.prompt)]
-        first = [p.sequence for p in prefill if p.sequence.n_computed - p.n_tokens == p.sequence.n_cached]
+        prefill = [piece for piece in work if not piece.decodes]
+        first = [piece.sequence for piece in work if not piece.sequence.has_begun]
         n_prefill = sum(p.n_tokens for p in prefill)
         hits: dict[Tier, int] = {}
         for sequence in first:
+            sequence.has_begun = True
             if sequence.cache_tier is not None:
                 hits[sequence.cache_tier] = hits.get(sequence.cache_tier, 0) + sequence.n_cached
         self._report = replace(
@@ -303,7 +312,7 @@ class Engine:
     def _release(self, sequence: Sequence) -> None:
         """Free a sequence's slot. Its KV stays reusable."""
         self._scheduler.remove(sequence)
-        sequence.sampler.close()
+        sequence.close()
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         """End a sequence with an error and erase its slot, whose contents are unknown."""
@@ -314,5 +323,5 @@ class Engine:
             logger.error("a fault ended one request", exc_info=error, extra=extra)
             message = f"the engine failed: {error}"
         self._scheduler.drop(sequence)
-        sequence.sampler.close()
+        sequence.close()
         self._ends.append((sequence, EngineError(message)))

@@ -26,21 +26,16 @@ class Work:
     Attributes:
         sequence: The sequence.
         n_tokens: Number of pending tokens to compute.
-        samples: Whether these tokens complete the sequence. Its last token and its draft then need logits.
+        n_outputs: Number of last tokens, with the draft, whose logits are needed.
+        decodes: Whether the sequence is decoding. If not, the tokens are prefill.
         draft: Draft tokens after the last one.
     """
 
     sequence: Sequence
     n_tokens: int
-    samples: bool
+    n_outputs: int
+    decodes: bool
     draft: list[int] = field(default_factory=list)
-
-    @property
-    def n_outputs(self) -> int:
-        """Number of last tokens whose logits are needed."""
-        if self.sequence.needs_all_logits and not self.sequence.is_decoding:
-            return self.n_tokens
-        return 1 + len(self.draft) if self.samples else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +46,7 @@ class Limits:
         n_slots: Maximum running sequences.
         prefill_chunk: Maximum prompt tokens per step.
         speculate_up_to: Maximum decoding sequences with drafts.
-        draft_tokens: Maximum draft tokens per step. Also caps prompt tokens when all logits are requested.
+        draft_tokens: Maximum draft tokens per step. Also caps the logits of prompt tokens.
     """
 
     n_slots: int
@@ -215,7 +210,7 @@ class Scheduler:
         n_known = sequence.n_computed
         if sequence in self._waiting:
             n_known = self._prefix(sequence).n_tokens
-        n_remaining = len(sequence.tokens) - n_known
+        n_remaining = len(sequence.tokens) + sequence.n_later - n_known
         return sequence.submitted_at + n_remaining * self._pacing.prefill_seconds_per_token
 
     def _prefix(self, sequence: Sequence) -> Prefix:
@@ -226,7 +221,7 @@ class Scheduler:
             if provider is None or provider.n_computed < prefix.n_expected:
                 return prefix
         with self._concerning(sequence):
-            prefix = Prefix() if sequence.needs_all_logits else self._cache.lookup(sequence.tokens)
+            prefix = self._cache.lookup(sequence.searched)
         self._waiting[sequence] = (self._cache.version, prefix)
         return prefix
 
@@ -241,7 +236,7 @@ class Scheduler:
         """
         n_soon = len(self.running) + len(self._waiting)
         low = {slot for slot in free if slot < n_soon} or free
-        held = self._cache.slot_with(sequence.tokens, low)
+        held = self._cache.slot_with(sequence.searched, low)
         if held is not None:
             return held
         return min(low, key=lambda slot: (self._cache.n_idle_tokens(slot), slot))
@@ -276,16 +271,16 @@ class Scheduler:
             if MIN_CHUNK <= n_tokens < sequence.n_pending < n_tokens + MIN_CHUNK:
                 n_tokens = sequence.n_pending  # a short remainder would cost another pass
             n_tokens = min(n_tokens, sequence.n_pending, self._to_next_stop(sequence))
-            if sequence.needs_all_logits:
-                n_tokens = min(n_tokens, n_logits + 1)
-                n_logits -= max(n_tokens - 1, 0)
+            n_tokens = min(n_tokens, sequence.n_silent + n_logits + 1)
+            n_logits -= max(n_tokens - sequence.n_silent - 1, 0)
             grants[sequence] = n_tokens
             budget -= n_tokens
         drafts = self._drafts(decoding) if n_logits == self._limits.draft_tokens else {}
         for sequence in running:
             if n_tokens := grants[sequence]:
-                samples = n_tokens == sequence.n_pending and sequence.generates
-                yield Work(sequence, n_tokens, samples, drafts.get(sequence, []))
+                draft = drafts.get(sequence, [])
+                n_outputs = max(n_tokens - sequence.n_silent, 0) + len(draft)
+                yield Work(sequence, n_tokens, n_outputs, sequence.is_decoding, draft)
 
     def _drafts(self, decoding: list[Sequence]) -> dict[Sequence, list[int]]:
         """Drafts of decoding sequences; empty for large batches, where verification costs too much."""
@@ -306,9 +301,14 @@ class Scheduler:
     # --- memory that cannot be truncated: prefixes are shared only at their exact end
 
     def _save_branches(self) -> None:
-        """Save complete prefixes of running sequences for waiting sequences that found no slot."""
+        """Save prefixes that running sequences return to, or that waiting sequences without a slot share."""
         if self._cache.kind.truncatable:
             return
+        for sequence in self.running:
+            if sequence.n_computed == sequence.fork_at:
+                with self._concerning(sequence):
+                    self._cache.save_prefix(sequence)
+                sequence.fork_at = None
         for sequence in list(self._waiting):
             source = self._prefix(sequence).source
             if isinstance(source, Resident) and source.sequence is not None:
@@ -328,11 +328,12 @@ class Scheduler:
                     self._cache.save_checkpoint(sequence)
 
     def _to_next_stop(self, sequence: Sequence) -> int:
-        """Number of tokens up to the next checkpoint, or to where a waiting sequence diverges."""
+        """Number of tokens up to the next checkpoint, or to where this or a waiting sequence diverges."""
         if self._cache.kind.truncatable:
             return sequence.n_pending
         prefixes = [known[1] for known in self._waiting.values() if known]
         stops = [prefix.n_expected for prefix in prefixes if prefix.expected_from is sequence]
         stops += sequence.checkpoints
+        stops += [sequence.fork_at] if sequence.fork_at is not None else []
         ahead = [stop - sequence.n_computed for stop in stops if stop > sequence.n_computed]
         return min(ahead, default=sequence.n_pending)

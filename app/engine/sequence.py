@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import time
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
 from app.engine.client import LOCAL, Client
@@ -28,63 +28,47 @@ class FinishReason(str, enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A prompt and its answer.
+    """Tokens of one request that are computed in KV memory.
 
-    ``tokens`` holds both. Its first ``n_computed`` tokens are in KV memory. Once all are computed, the
-    next token is sampled and appended.
+    The first ``n_computed`` of ``tokens`` are in KV memory. Without a subclass, the prompt is only computed.
 
     Attributes:
-        prompt: Token ids.
-        params: Sampling parameters.
-        sampler: Chooses the tokens. Closed at the end of the sequence.
-        detokenizer: Converts tokens to text and finds stop strings.
-        lookup: Source of drafts. None: no speculation.
-        thoughts: Separates thoughts from the answer. None: the answer has no thoughts.
-        is_context: The prompt is a shared prefix: computed and cached, without an answer.
+        prompt: Token ids. Other sequences may share this prefix.
+        is_context: The prompt is a shared prefix: computed and cached.
         client: Origin of the request.
         checkpoints: Lengths of the prompt after which a state is saved, in order, if it cannot be truncated.
-        prompt_logprobs: Log-probabilities of all prompt tokens except the first, if requested.
-        tokens: Prompt and answer.
+        tokens: The prompt and the tokens after it.
         n_computed: Number of tokens in KV memory.
         n_cached: Number of prompt tokens from the prefix cache.
         slot: Sequence id in KV memory. None: not running.
         was_suspended: It has left a slot before its end.
-        finish_reason: Set by ``append`` at the last token.
+        has_begun: At least one of its tokens was computed.
         submitted_at: Time of submission, as ``time.perf_counter``.
         admitted_at: Time of the first assignment of a slot. None: still waiting.
         cache_tier: Location of the cached prefix: ``kv``, ``ram`` or ``disk``. None: nothing is cached.
         request_id: Identifies the request in log lines.
+        fork_at: Length of the prefix that it returns to. Memory that cannot be truncated saves it there.
     """
 
     prompt: list[int]
-    params: SamplingParams
-    sampler: Sampler
-    detokenizer: Detokenizer
-    lookup: PromptLookup | None = None
-    thoughts: ThoughtReader | None = None
+    _: KW_ONLY
     is_context: bool = False
     client: Client = LOCAL
     checkpoints: list[int] = field(default_factory=list)
-    prompt_logprobs: list[Logprobs] = field(default_factory=list)
     tokens: list[int] = field(init=False)
     n_computed: int = 0
     n_cached: int = 0
     slot: int | None = None
     was_suspended: bool = False
-    finish_reason: FinishReason | None = None
+    has_begun: bool = False
     submitted_at: float = field(default_factory=time.perf_counter)
     admitted_at: float | None = None
     cache_tier: Tier | None = None
     request_id: str = ""
-    _is_guess: bool = False  # the last draft is from lookup
+    fork_at: int | None = None
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
-
-    @property
-    def n_generated(self) -> int:
-        """Number of answer tokens."""
-        return len(self.tokens) - len(self.prompt)
 
     @property
     def n_pending(self) -> int:
@@ -92,29 +76,108 @@ class Sequence:
         return len(self.tokens) - self.n_computed
 
     @property
+    def n_later(self) -> int:
+        """Number of tokens to compute after the pending ones, if it is known."""
+        return 0
+
+    @property
+    def n_silent(self) -> int:
+        """Number of pending tokens before the first one whose logits are needed."""
+        return self.n_pending
+
+    @property
+    def searched(self) -> list[int]:
+        """The tokens up to the first one whose logits are needed. Only a prefix before it can be reused."""
+        return self.tokens[: self.n_computed + self.n_silent + 1]
+
+    @property
     def max_length(self) -> int:
-        """Maximum tokens of prompt and answer."""
-        return len(self.prompt) + self.params.max_tokens
+        """Maximum length of ``tokens``."""
+        return len(self.tokens)
 
     @property
     def is_decoding(self) -> bool:
         """Whether the answer has begun, and all tokens but the last are in KV memory."""
+        return False
+
+    @property
+    def generates(self) -> bool:
+        """Whether tokens are sampled."""
+        return False
+
+    @property
+    def can_be_suspended(self) -> bool:
+        """Whether it can leave its slot and continue later."""
+        return not self.is_context
+
+    def propose(self, limit: int) -> list[int]:
+        """Draft at most ``limit`` next tokens."""
+        del limit
+        return []
+
+    def close(self) -> None:
+        """Free native memory."""
+
+
+@dataclass(slots=True, eq=False)
+class AnswerSequence(Sequence):
+    """A prompt and its answer.
+
+    Once all tokens are computed, the next one is sampled and appended.
+
+    Attributes:
+        params: Sampling parameters.
+        sampler: Chooses the tokens.
+        detokenizer: Converts tokens to text and finds stop strings.
+        lookup: Source of drafts. None: no speculation.
+        thoughts: Separates thoughts from the answer. None: the answer has no thoughts.
+        prompt_logprobs: Log-probabilities of all prompt tokens except the first, if requested.
+        finish_reason: Set by ``append`` at the last token.
+    """
+
+    params: SamplingParams
+    sampler: Sampler
+    detokenizer: Detokenizer
+    lookup: PromptLookup | None = None
+    thoughts: ThoughtReader | None = None
+    prompt_logprobs: list[Logprobs] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    _is_guess: bool = False  # the last draft is from lookup
+
+    @property
+    def n_generated(self) -> int:
+        """Number of answer tokens."""
+        return len(self.tokens) - len(self.prompt)
+
+    @property
+    def n_silent(self) -> int:
+        if self.scores_prompt and not self.is_decoding:
+            return 0
+        return self.n_pending - 1 if self.generates else self.n_pending
+
+    @property
+    def max_length(self) -> int:
+        return len(self.prompt) + self.params.max_tokens
+
+    @property
+    def is_decoding(self) -> bool:
         return self.n_generated > 0 and self.n_pending <= 1
 
     @property
     def can_be_suspended(self) -> bool:
-        """Whether it can leave its slot and continue later. Scores of a prompt are computed at once."""
-        return not self.needs_all_logits and not self.is_context
+        return not self.scores_prompt  # the scores of a prompt are computed at once
 
     @property
-    def needs_all_logits(self) -> bool:
+    def scores_prompt(self) -> bool:
         """Whether every prompt token must be computed, for its logits."""
         return self.params.prompt_logprobs is not None
 
     @property
     def generates(self) -> bool:
-        """Whether the answer has any tokens."""
         return self.params.max_tokens > 0
+
+    def close(self) -> None:
+        self.sampler.close()
 
     def propose(self, limit: int) -> list[int]:
         """Draft at most ``limit`` tokens: forced by a grammar, otherwise by prompt lookup."""

@@ -47,7 +47,7 @@ class Rig:
         return work
 
     def step_shape(self) -> list[tuple[int | None, int, bool]]:
-        return [(w.sequence.slot, w.n_tokens, w.samples) for w in self.step()]
+        return [(w.sequence.slot, w.n_tokens, w.n_outputs > 0) for w in self.step()]
 
     def run_all(self, n_tokens: int = 3) -> None:
         """Run steps until every sequence has generated ``n_tokens``."""

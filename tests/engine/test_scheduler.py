@@ -134,7 +134,7 @@ class TestDrafts:
         rig = Rig()
         self.decoding(rig, [1, 2, 3])
         [work] = rig.scheduler.schedule()
-        assert (work.n_tokens, work.samples, work.draft) == (1, True, [1, 2, 3])
+        assert (work.n_tokens, work.n_outputs, work.draft) == (1, 4, [1, 2, 3])
 
     def test_a_draft_ends_before_max_tokens(self) -> None:
         rig = Rig()

@@ -175,7 +175,7 @@ class PrefixCache:
 
         If this raises, the sequence has no slot.
         """
-        prefix = Prefix() if sequence.needs_all_logits else self.lookup(sequence.tokens, slot)
+        prefix = self.lookup(sequence.searched, slot)
         source, n_tokens = prefix.source, prefix.n_tokens
         tier = source.tier if source else None  # before the state is read from disk
         partial = None
@@ -220,6 +220,19 @@ class PrefixCache:
         self._remove(source)
         sequence.slot = target
         self._add(Resident(target, sequence.prompt, sequence))
+
+    def rewind(self, sequence: Sequence, n_tokens: int) -> None:
+        """Keep at most the first ``n_tokens`` of a running sequence: fewer if they cannot be restored."""
+        slot = sequence.slot
+        assert slot is not None
+        if not self.memory.can_truncate(slot, n_tokens):
+            prefix = self.lookup(sequence.tokens[: n_tokens + 1], _ELSEWHERE)
+            state = self._state_of(prefix.source)
+            self.memory.clear_sequence(slot)
+            n_tokens = self._bring(slot, state, prefix.n_tokens)
+        elif n_tokens < sequence.n_computed:
+            self.memory.truncate_sequence(slot, n_tokens)
+        sequence.n_computed = n_tokens
 
     def drop(self, slot: int) -> None:
         """Free a slot without saving its contents."""

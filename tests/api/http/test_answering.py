@@ -14,7 +14,7 @@ from app.engine.detokenizer import Detokenizer
 from app.engine.llama import Model
 from app.engine.sampling.params import SamplingParams
 from app.engine.sampling.samplers import make_sampler
-from app.engine.sequence import Sequence
+from app.engine.sequence import AnswerSequence
 from app.service import Generation, Step
 from app.telemetry.metrics import Metrics
 
@@ -25,7 +25,7 @@ async def test_an_unexpected_error_after_the_first_part_is_the_last_part(
 ) -> None:
     prompt, params = [1], SamplingParams()
     sampler = make_sampler(params, model.vocab, prompt)
-    sequence = Sequence(prompt, params, sampler, Detokenizer(model.vocab))
+    sequence = AnswerSequence(prompt, params, sampler, Detokenizer(model.vocab))
     engine_answer = Answer(sequence, lambda _: None)
     for text in ("one", "two"):
         engine_answer.put([Output(1, text)])

@@ -12,19 +12,21 @@ from app.engine.cache.kv_state import MemoryKind
 from app.engine.client import LOCAL, Client
 from app.engine.sampling.params import SamplingParams
 from app.engine.scheduler import Work
-from app.engine.sequence import Sequence
+from app.engine.sequence import AnswerSequence
 
 
 def sequence(
     prompt: list[int] | int, *, max_tokens: int = 8, submitted_at: float = 0.0, client: Client = LOCAL
-) -> Sequence:
+) -> AnswerSequence:
     """A sequence with a prompt. An integer is the length of a prompt of unique tokens."""
     nothing = cast(Any, None)
     if isinstance(prompt, int):
         prompt = list(range(FakeMemory.unique, FakeMemory.unique + prompt))
         FakeMemory.unique += len(prompt)
     params = SamplingParams(max_tokens=max_tokens)
-    return Sequence(prompt, params, cast(Any, NoSampler()), nothing, submitted_at=submitted_at, client=client)
+    return AnswerSequence(
+        prompt, params, cast(Any, NoSampler()), nothing, submitted_at=submitted_at, client=client
+    )
 
 
 class NoSampler:
@@ -82,5 +84,5 @@ class FakeMemory:
             if not item.is_decoding:
                 self.n_prefilled += piece.n_tokens
             item.n_computed += piece.n_tokens
-            if piece.samples:
+            if piece.n_outputs:
                 item.tokens.append(token)
