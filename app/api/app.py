@@ -27,6 +27,7 @@ from app.api.operator.dialect import DIALECT as OPERATOR
 from app.api.rerank.dialect import DIALECT as RERANK
 from app.api.responses.dialect import DIALECT as RESPONSES
 from app.api.sagemaker.dialect import DIALECT as SAGEMAKER
+from app.api.systemone.dialect import DIALECT as SYSTEM_ONE
 from app.api.tgi.dialect import DIALECT as TGI
 from app.api.tokenstream.dialect import DIALECT as TOKENSTREAM
 from app.config.addresses import split_address
@@ -42,6 +43,7 @@ DIALECTS: tuple[Dialect, ...] = (
     MESSAGES,
     OLLAMA,
     RERANK,
+    SYSTEM_ONE,
     TGI,
     SAGEMAKER,
     OPERATOR,

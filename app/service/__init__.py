@@ -20,6 +20,15 @@ from app.service.answers import (
     token_bytes,
 )
 from app.service.clients import client_of_key, with_priority
+from app.service.decisions import (
+    MOST_OPTIONS,
+    MOST_QUESTIONS,
+    Decision,
+    DecisionQuestion,
+    Decisions,
+    Option,
+    rendered,
+)
 from app.service.embedding import Embeddings
 from app.service.errors import (
     BadRequest,
@@ -53,6 +62,8 @@ from app.service.retrieval import list_documents, required_knowledge, search_doc
 from app.service.service import Service
 
 __all__ = [
+    "MOST_OPTIONS",
+    "MOST_QUESTIONS",
     "AnswerReader",
     "ArgumentsDelta",
     "BadRequest",
@@ -62,6 +73,9 @@ __all__ = [
     "Collected",
     "Constraint",
     "ContentDelta",
+    "Decision",
+    "DecisionQuestion",
+    "Decisions",
     "Delta",
     "Effort",
     "Embeddings",
@@ -77,6 +91,7 @@ __all__ = [
     "Logprobs",
     "Model",
     "NotOffered",
+    "Option",
     "Output",
     "Overloaded",
     "Part",
@@ -101,6 +116,7 @@ __all__ = [
     "collect",
     "list_documents",
     "receive",
+    "rendered",
     "required_knowledge",
     "search_documents",
     "shown",

@@ -33,6 +33,7 @@ from app.fit.memory_plan import MemoryPlan, make_plan
 from app.machine.cores import physical_cores
 from app.machine.folders import cache_folder
 from app.machine.progress import Progress
+from app.service.decisions import Decision, Decisions, PreparedQuestions, QuestionPreparation, decision_of
 from app.service.errors import GenerationFailed, Overloaded, ServiceError, TooLong
 from app.service.generation import Generation
 from app.service.preparation import Preparation, Prepared, TokenLimits
@@ -63,6 +64,7 @@ class Model:
         vocab: The vocabulary.
         engine: Generates tokens.
         preparation: Converts prompts to tokens and sampling parameters.
+        questions: Converts questions about a state to tokens.
         refused: Contexts rejected by the chat template, with its error messages.
     """
 
@@ -113,6 +115,7 @@ class Model:
             self.kv_bytes = plan.kv
             self.vocab = self._weights.vocab
             self.preparation = Preparation(settings, contexts, self.vocab, self.tokenizer, self.limits)
+            self.questions = QuestionPreparation(self.vocab, self.tokenizer, self.limits)
             self.refused: dict[str, str] = {}
             stack.pop_all()
 
@@ -216,6 +219,24 @@ class Model:
         record.answers += generations
         record.params = _params_of(params)
         return generations
+
+    async def decide(self, prepared: PreparedQuestions, client: Client = LOCAL) -> Decisions:
+        """Answer questions about a state.
+
+        Raises:
+            ServiceError: The queue is full, or the engine has failed.
+        """
+        questions = prepared.questions
+        try:
+            scored = await self.engine.score(
+                prepared.prompt, list(questions.values()), client, request_id=current().id
+            )
+        except (RequestTooLong, QueueFull, EngineError) as error:
+            raise _as_service_error(error) from error
+        answers: dict[int, Decision | ServiceError] = dict(prepared.failures)
+        answers |= zip(questions, map(decision_of, scored.logprobs), strict=True)
+        n_input = len(prepared.prompt) + sum(len(question.tokens) for question in questions.values())
+        return Decisions(self.name, [answers[i] for i in sorted(answers)], n_input, scored.n_cached)
 
     async def close(self) -> None:
         """End unfinished answers with an error, stop the engine, free the weights."""

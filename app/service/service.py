@@ -22,6 +22,7 @@ from app.engine.reranker import Reranker
 from app.machine.cores import physical_cores
 from app.service.admission import Admission, Place
 from app.service.clients import TokenRates, check_model, check_prompt
+from app.service.decisions import Content, DecisionQuestion, Decisions, rendered
 from app.service.embedding import Embeddings, embed
 from app.service.errors import BadRequest, Loading, NotOffered
 from app.service.generation import Generation
@@ -303,6 +304,34 @@ class Service:
         record.model, record.n_input = ranking.model, ranking.n_tokens
         self.rates.spend(client, ranking.n_tokens)
         return ranking
+
+    async def decide(
+        self, state: Content, questions: Sequence[DecisionQuestion], *, place: Place, field: str = "state"
+    ) -> Decisions:
+        """Answer questions about a state, each with probabilities of its options.
+
+        Args:
+            state: The text or JSON that all questions are about. It is prefilled once.
+            questions: At least one.
+            place: Of the request.
+            field: Name of the state in the request, for error messages.
+
+        Raises:
+            ServiceError: No question can be answered.
+        """
+        model, record = self.model, current()
+        record.operation, record.model = "decision", model.name
+        self._check_permission(place.client, TextPrompt(field=field))  # questions have no context
+        with record.phase("prepare"):
+            threads = self._long_texts if len(rendered(state)) > _LONG_TEXT else self._threads
+            prepared = await asyncio.get_running_loop().run_in_executor(
+                threads, model.questions.prepare, state, questions
+            )
+        n_tokens = len(prepared.prompt) + sum(len(q.tokens) for q in prepared.questions.values())
+        place.prepared(n_tokens)
+        record.n_input = n_tokens
+        self.rates.spend(place.client, n_tokens)
+        return await model.decide(prepared, place.client)
 
     async def tokens(self, prompt: Prompt, client: Client = LOCAL) -> list[int]:
         """Tokenize a prompt of a client, with its context and passages.

@@ -10,6 +10,7 @@ from app.api.http.fields import EXAMPLE_CONVERSATION
 from app.api.openai import knowledge
 from app.api.openai.chat import chat_completions
 from app.api.openai.completions import completions
+from app.api.openai.decisions import DecisionReply, DecisionRequest, decisions
 from app.api.openai.embeddings import EmbeddingList, EmbeddingsRequest, embeddings
 from app.api.openai.errors import ERRORS, OpenAIErrorResponse
 from app.api.openai.models import ModelEntry, ModelList, model, models
@@ -144,6 +145,40 @@ _EMBEDDINGS = Operation(
     errors=_ERRORS | causes(501),
 )
 
+_DECISIONS = Operation(
+    method="POST",
+    path="/v1/decisions",
+    endpoint=decisions,
+    summary="Answer typed questions about one input with probabilities",
+    description=(
+        "The input is computed once for all questions, and the prefix cache keeps it. A refusal says why its "
+        "question cannot be answered."
+    ),
+    body=DecisionRequest,
+    examples={
+        "Three questions": {
+            "model": "any",
+            "input": "I was charged twice. Please refund me today.",
+            "questions": [
+                {"type": "predicate", "instructions": "The message is about billing."},
+                {
+                    "type": "choice",
+                    "name": "reply",
+                    "instructions": "Does it need a reply?",
+                    "choices": [{"value": True}, {"value": False, "description": "Nothing is asked."}],
+                },
+                {
+                    "type": "score",
+                    "instructions": "How urgent is it?",
+                    "levels": [{"label": "can wait"}, {"label": "today"}],
+                },
+            ],
+        }
+    },
+    replies={200: Reply("The answers.", {JSON: DecisionReply})},
+    errors=_ERRORS,
+)
+
 _MODELS = Operation(
     method="GET",
     path="/v1/models",
@@ -208,6 +243,7 @@ DIALECT = Dialect(
         _CHAT,
         _COMPLETIONS,
         _EMBEDDINGS,
+        _DECISIONS,
         _MODELS,
         _MODEL,
         *map(_without_version, (_CHAT, _COMPLETIONS, _EMBEDDINGS, _MODELS, _MODEL)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -26,11 +27,20 @@ class ModelEntry(TypedDict):
     ]
 
 
+class ModelMetadata(TypedDict):
+    """A model as in the API of System One."""
+
+    name: str
+    description: str
+    release_date: Annotated[str, Field(description="Modification date of its file: YYYY-MM-DD.")]
+
+
 class ModelList(TypedDict):
     """The models of this server."""
 
     object: Literal["list"]
     data: list[ModelEntry]
+    models: Annotated[list[ModelMetadata], Field(description="The language model, for System One.")]
 
 
 def _entry(name: str, created: int, n_tokens: int) -> ModelEntry:
@@ -53,7 +63,15 @@ def _entries(service: Service) -> list[ModelEntry]:
 
 
 async def models(request: Request) -> Response:
-    body: ModelList = {"object": "list", "data": _entries(request.app.state.service)}
+    service: Service = request.app.state.service
+    data, answering = _entries(service), service.model
+    date = datetime.fromtimestamp(answering.created, timezone.utc).date().isoformat()
+    about: ModelMetadata = {
+        "name": answering.name,
+        "description": answering.description,
+        "release_date": date,
+    }
+    body: ModelList = {"object": "list", "data": data, "models": [about]}
     return JSONResponse(body)
 
 

@@ -1,0 +1,1 @@
+"""System One: typed questions about one state, in the form of the package typesafe-sdk."""

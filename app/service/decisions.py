@@ -1,0 +1,222 @@
+"""Questions about a state, each answered with probabilities of its options."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import Any
+
+from app.chat.messages import Message
+from app.chat.prompt import PromptTokenizer
+from app.chat.template.sandbox import TemplateRejection
+from app.chat.template.thoughts import switches
+from app.engine.cache.prefix_tree import n_shared_tokens
+from app.engine.llama import Vocab
+from app.engine.scoring import Question
+from app.service.errors import BadRequest, ServiceError, TooLong
+from app.service.preparation import TokenLimits
+
+MOST_QUESTIONS = 400
+MOST_OPTIONS = 255
+
+Content = str | dict[str, Any] | list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A possible answer. Without a description, its name alone describes it."""
+
+    name: str
+    description: Content | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionQuestion:
+    """A question with its options.
+
+    Attributes:
+        instructions: What is decided. None: the options say it.
+        options: At least one.
+        field: Name of the request's field, for error messages.
+        answers_by_name: The names, such as Yes and No, are answers themselves. If not, labels stand for them.
+    """
+
+    instructions: Content | None
+    options: tuple[Option, ...]
+    field: str
+    answers_by_name: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer to a question.
+
+    Attributes:
+        probabilities: Of each option. Their sum is 1.
+        label_mass: Probability of all options before they are scaled to 1. A low one means that the model
+            would have written something else.
+    """
+
+    probabilities: list[float]
+    label_mass: float
+
+    @property
+    def best(self) -> int:
+        """Index of the most probable option."""
+        return max(range(len(self.probabilities)), key=self.probabilities.__getitem__)
+
+    @property
+    def confidence(self) -> float:
+        """The highest probability."""
+        return max(self.probabilities)
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """The answers to a request.
+
+    Attributes:
+        model: Name of the model.
+        answers: For each question, its decision, or the reason why there is none.
+        n_input: Tokens of the state, once, and of all questions.
+        n_cached: Of these, tokens from the prefix cache.
+    """
+
+    model: str
+    answers: list[Decision | ServiceError]
+    n_input: int
+    n_cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedQuestions:
+    """Input of the engine: the tokens that all questions share, and the questions by index.
+
+    ``failures`` has the reasons for the missing ones, by index.
+    """
+
+    prompt: list[int]
+    questions: dict[int, Question]
+    failures: dict[int, ServiceError]
+
+
+def rendered(content: Content) -> str:
+    """A text as it is, other JSON in a canonical form: equal values have equal tokens."""
+    if isinstance(content, str):
+        return content
+    return json.dumps(content, ensure_ascii=False, sort_keys=True, indent=1)
+
+
+def decision_of(logprobs: Sequence[float]) -> Decision:
+    """Scale probabilities to a sum of 1."""
+    highest = max(logprobs)
+    weights = [math.exp(logprob - highest) for logprob in logprobs]
+    total = sum(weights)
+    return Decision([weight / total for weight in weights], min(1.0, total * math.exp(highest)))
+
+
+class QuestionPreparation:
+    """Renders and tokenizes questions for one model. Thread-safe."""
+
+    def __init__(self, vocab: Vocab, tokenizer: PromptTokenizer, limits: TokenLimits) -> None:
+        self._vocab = vocab
+        self._tokenizer = tokenizer
+        self._limits = limits
+        has_thoughts = tokenizer.template.thoughts.marks is not None
+        self._options = switches(False) if has_thoughts else {}
+
+    def prepare(self, state: Content, questions: Sequence[DecisionQuestion]) -> PreparedQuestions:
+        """Tokenize a state with each of its questions, and split them where the first ones differ.
+
+        Raises:
+            ServiceError: No question can be asked.
+        """
+        asked: dict[int, tuple[list[int], tuple[tuple[int, ...], ...]]] = {}
+        failures: dict[int, ServiceError] = {}
+        text = rendered(state)
+        for index, question in enumerate(questions):
+            try:
+                asked[index] = self._tokens(text, question)
+            except ServiceError as error:
+                failures[index] = error
+        if not asked:
+            raise failures[0]
+        first, *others = [tokens for tokens, _ in asked.values()]
+        n_shared = min([len(first) - 1, *(n_shared_tokens(first, other) for other in others)])
+        # Each question keeps at least one token.
+        n_shared = min(n_shared, *(len(tokens) - 1 for tokens in (first, *others)))
+        rest = {i: Question(tuple(tokens[n_shared:]), options) for i, (tokens, options) in asked.items()}
+        return PreparedQuestions(first[:n_shared], rest, failures)
+
+    def _tokens(
+        self, state: str, question: DecisionQuestion
+    ) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
+        labels = () if question.answers_by_name else self._labels
+        is_labelled = 0 < len(question.options) <= len(labels)
+        text = f"{state}\n\n{_asked(question, [label for label, _ in labels] if is_labelled else None)}"
+        prompt = self._chat(text, question.field)
+        options: tuple[tuple[int, ...], ...]
+        if is_labelled:
+            options = tuple((token,) for _, token in labels[: len(question.options)])
+        else:
+            options = tuple(self._reply(text, prompt, option.name, question) for option in question.options)
+        if len(set(options)) < len(options):
+            raise BadRequest("two options have the same tokens", field=question.field)
+        n_tokens = len(prompt) + max(map(len, options))
+        if n_tokens > self._limits.input:
+            raise TooLong(
+                f"the state and this question have {n_tokens} tokens; the limit is {self._limits.input} "
+                "(N_CTX, MAX_INPUT_LENGTH)",
+                field=question.field,
+            )
+        return prompt, options
+
+    def _reply(self, text: str, prompt: list[int], name: str, question: DecisionQuestion) -> tuple[int, ...]:
+        """The tokens of a reply. If it may begin a longer one, the end of the turn is part of it."""
+        reply = self._chat(text, question.field, name)
+        if reply[: len(prompt)] != prompt or len(reply) == len(prompt):
+            raise BadRequest(f"option {name!r} is no text of this vocabulary", field=question.field)
+        end = () if question.answers_by_name or self._vocab.eos < 0 else (self._vocab.eos,)
+        return (*reply[len(prompt) :], *end)
+
+    @functools.cached_property
+    def _labels(self) -> tuple[tuple[str, int], ...]:
+        """The letters that are one token at the start of a reply, each with its token."""
+        prompt = self._chat("A or B?", "questions")
+        labels: dict[int, str] = {}
+        for letter in ascii_uppercase:
+            reply = self._chat("A or B?", "questions", letter)
+            if reply[:-1] == prompt:
+                labels.setdefault(reply[-1], letter)
+        return tuple((letter, token) for token, letter in labels.items())
+
+    def _chat(self, text: str, field: str, reply: str | None = None) -> list[int]:
+        messages = [Message("user", text)] + ([] if reply is None else [Message("assistant", reply)])
+        try:
+            return self._tokenizer.chat(
+                messages, options=self._options, thinks=False, continue_final=reply is not None
+            ).tokens
+        except TemplateRejection as error:
+            raise BadRequest(
+                f"the model's chat template rejects the question: {error}", field=field
+            ) from error
+
+
+def _asked(question: DecisionQuestion, labels: Sequence[str] | None) -> str:
+    """The text of a question. The state precedes it, so that questions share its tokens."""
+    lines = [] if question.instructions is None else [f"Question: {rendered(question.instructions)}"]
+    if question.answers_by_name:
+        lines += [_described(option) for option in question.options if option.description is not None]
+        return "\n".join([*lines, f"Answer with {' or '.join(o.name for o in question.options)}."])
+    marks = ["-"] * len(question.options) if labels is None else [f"{label})" for label in labels]
+    lines += [f"{mark} {_described(option)}" for mark, option in zip(marks, question.options, strict=False)]
+    how = "name" if labels is None else "letter"
+    return "\n".join([*lines, f"Answer with the {how} of one option."])
+
+
+def _described(option: Option) -> str:
+    return option.name if option.description is None else f"{option.name}: {rendered(option.description)}"
