@@ -176,11 +176,9 @@ class PrefixCache:
         If this raises, the sequence has no slot.
         """
         prefix = self.lookup(sequence.searched, slot)
-        source, n_tokens = prefix.source, prefix.n_tokens
-        tier = source.tier if source else None  # before the state is read from disk
-        partial = None
-        if prefix.holder is not None and isinstance(source, Saved):
-            partial, source = self._touch(source), prefix.holder
+        n_tokens = prefix.n_tokens
+        tier = prefix.source.tier if prefix.source else None  # before the state is read from disk
+        source, partial = self._parts_of(prefix)
         here = self._residents.get(slot)
         if source is not None and source is here:
             self._save_before_loss(here, n_tokens, partial)
@@ -227,9 +225,10 @@ class PrefixCache:
         assert slot is not None
         if not self.memory.can_truncate(slot, n_tokens):
             prefix = self.lookup(sequence.tokens[: n_tokens + 1], _ELSEWHERE)
-            state = self._state_of(prefix.source)
+            source, partial = self._parts_of(prefix)
+            state = self._state_of(source, partial)
             self.memory.clear_sequence(slot)
-            n_tokens = self._bring(slot, state, prefix.n_tokens)
+            n_tokens = self._bring(slot, state, prefix.n_tokens, partial)
         elif n_tokens < sequence.n_computed:
             self.memory.truncate_sequence(slot, n_tokens)
         sequence.n_computed = n_tokens
@@ -260,6 +259,12 @@ class PrefixCache:
         self.memory.clear_sequence(slot)
 
     # --- copies
+
+    def _parts_of(self, prefix: Prefix) -> tuple[Resident | Saved | None, State | None]:
+        """The item that fills a slot, and the partial state to which the slot is then cut."""
+        if prefix.holder is not None and isinstance(prefix.source, Saved):
+            return prefix.holder, self._touch(prefix.source)
+        return prefix.source, None
 
     def _state_of(self, source: Resident | Saved | None, *pinned: State | None) -> State | None:
         if isinstance(source, Saved):
