@@ -46,6 +46,8 @@ SLOW_FIXTURES = frozenset(
         "narrow_url",
         "thinking_url",
         "busy_server",
+        "strict_server",
+        "failing_url",
         "reranker_url",
         "browser",
         "toolchain",

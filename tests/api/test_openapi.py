@@ -58,6 +58,7 @@ def app_without_model(**settings: Any) -> Any:
 
 @pytest.mark.parametrize("metrics_address", [None, "127.0.0.1:9"])
 @pytest.mark.parametrize("key", [None, "s3cret"])
+@pytest.mark.slow
 def test_the_document_is_valid(metrics_address: str | None, key: str | None) -> None:
     settings = load(env_file=None, prometheus_http_address=metrics_address, api_key=key)
     OpenAPIV31SpecValidator(api_document(settings)).validate()

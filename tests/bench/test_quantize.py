@@ -19,6 +19,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("file_type", ["Q4_0", "Q4_1", "Q8_0"])
+@pytest.mark.slow
 def test_a_quantized_file_is_written_in_another_type(small_model: Path, file_type: str) -> None:
     path = requantized(small_model, file_type)
     assert path.name.endswith(f".{file_type}.gguf")

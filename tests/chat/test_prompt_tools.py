@@ -87,6 +87,7 @@ TEXTS = st.lists(st.text(max_size=6) | PIECES, max_size=6).map("".join)
 @settings(deadline=None, max_examples=60)
 @given(text=TEXTS)
 @pytest.mark.parametrize("family", ["hermes", "llama 3", "mistral", "chatml"])
+@pytest.mark.slow
 def test_random_texts_of_tools_and_calls_are_tokenized_as_text(
     text: str, family: str, families: dict[str, PromptTokenizer], vocab: Vocab
 ) -> None:

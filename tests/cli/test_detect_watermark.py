@@ -55,6 +55,7 @@ def test_a_marked_answer_is_detected(marked: str, tmp_path: Path) -> None:
     assert z_score(detect(str(file), "--model", str(MODEL))[1]) == z_score(printed)
 
 
+@pytest.mark.slow
 def test_a_human_text_on_standard_input_is_not_marked() -> None:
     status, printed, _ = detect(text=HUMAN_TEXT.encode())
     assert status == 0
@@ -87,6 +88,7 @@ def test_the_verdict_follows_from_the_counts(n_tokens: int, n_green: int, begin:
     ],
     ids=["empty", "bytes", "no file", "no model"],
 )
+@pytest.mark.slow
 def test_errors_are_reported_with_status_1(
     arguments: tuple[str, ...], text: bytes, status: int, message: str
 ) -> None:

@@ -63,6 +63,7 @@ async def test_equal_seeds_give_equal_texts(engine: AsyncEngine) -> None:
     assert first != other
 
 
+@pytest.mark.slow
 async def test_greedy_answers_are_equal_in_a_batch_and_alone(engine: AsyncEngine) -> None:
     questions = [f"What is {n} plus {n}?" for n in range(1, 9)]
     alone = [await outputs_of(engine, q, max_tokens=16, logprobs=20) for q in questions]
@@ -71,6 +72,7 @@ async def test_greedy_answers_are_equal_in_a_batch_and_alone(engine: AsyncEngine
         assert_equal_up_to_near_ties(one, other)
 
 
+@pytest.mark.slow
 async def test_prefill_in_chunks_beside_an_answer_gives_an_equal_answer(
     engine: AsyncEngine, reports: Reports
 ) -> None:
@@ -105,6 +107,7 @@ async def test_logit_bias_forbids_and_forces_tokens(engine: AsyncEngine) -> None
         {"presence_penalty": 2.0},
     ],
 )
+@pytest.mark.slow
 async def test_penalties_reduce_repetition(engine: AsyncEngine, params: dict[str, float]) -> None:
     question = "Repeat the word spam again and again: spam spam spam spam spam spam"
 
@@ -122,6 +125,7 @@ async def test_repeat_last_n_0_disables_the_penalty(engine: AsyncEngine) -> None
 
 
 @pytest.mark.parametrize("truncation", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
+@pytest.mark.slow
 async def test_truncation_to_one_token_is_greedy(engine: AsyncEngine, truncation: dict[str, float]) -> None:
     greedy = await generate_cached(engine, LONG)
     assert await generate_cached(engine, LONG, temperature=2.0, seed=3, **truncation) == greedy
@@ -156,6 +160,7 @@ async def test_a_client_has_at_most_its_running_and_waiting_requests(
     assert (await read(engine.submit(chat(engine, LONG), params, limited)))[1] == 4  # there is room again
 
 
+@pytest.mark.slow
 async def test_a_client_is_answered_while_another_has_all_slots(engine: AsyncEngine) -> None:
     """Suspended answers continue with their text."""
     params = SamplingParams(max_tokens=80, temperature=0.0, ignore_eos=True)
@@ -227,6 +232,7 @@ async def test_a_moved_sequence_keeps_its_text(engine: AsyncEngine) -> None:
     assert len(set(text.split())) > 10, "the text after a move is language"
 
 
+@pytest.mark.slow
 async def test_random_cancellations_leave_no_request_and_no_state(
     engine: AsyncEngine, reports: Reports
 ) -> None:

@@ -45,6 +45,7 @@ class TestFaults:
             (Scheduler, "remove", "sequence"),
         ],
     )
+    @pytest.mark.slow
     async def test_a_fault_in_one_sequence_ends_its_request_only(
         self,
         engine: AsyncEngine,

@@ -94,6 +94,7 @@ async def test_a_continued_text_uses_the_cache(tiny_model: TinyModel, kind: Kind
         assert_likeliest(model, following, second)
 
 
+@pytest.mark.slow
 async def test_a_text_that_diverges_from_a_cached_one_is_exact(tiny_model: TinyModel, kind: Kind) -> None:
     """The prefix is in a slot, in RAM or in another slot, and is truncated at several places."""
     model = Model(tiny_model(kind))
@@ -111,6 +112,7 @@ async def test_a_text_that_diverges_from_a_cached_one_is_exact(tiny_model: TinyM
             assert_likeliest(model, prompt, answer)
 
 
+@pytest.mark.slow
 async def test_concurrent_requests_prefill_a_shared_prefix_once(tiny_model: TinyModel, kind: Kind) -> None:
     model = Model(tiny_model(kind))
     lock = threading.Lock()
@@ -140,6 +142,7 @@ async def test_a_warm_context_is_cached_for_all_requests(tiny_model: TinyModel, 
             assert_likeliest(model, prompt, answer)
 
 
+@pytest.mark.slow
 async def test_only_the_sliding_window_uses_drafts(tiny_model: TinyModel, kind: Kind) -> None:
     model = Model(tiny_model(kind))
     async with engine_of(model, speculation=True) as engine:

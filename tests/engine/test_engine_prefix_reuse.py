@@ -120,6 +120,7 @@ QUESTIONS = ["What colour is house 3?", "Which houses are blue?", "Write a poem 
     [{}, {"repetition_penalty": 1.2}, {"presence_penalty": 1.0, "frequency_penalty": 0.5}],
     ids=["greedy", "repetition", "presence"],
 )
+@pytest.mark.slow
 async def test_answers_are_equal_with_and_without_a_cached_prefix(
     make_engine: MakeEngine,
     assert_equal: Check,
@@ -174,6 +175,7 @@ async def test_concurrent_requests_prefill_a_shared_prefix_once(
         assert reports.prompt_tokens + reports.cached_tokens == sum(map(len, prompts))
 
 
+@pytest.mark.slow
 async def test_a_conversation_is_cached_after_other_requests_used_its_slot(
     make_engine: MakeEngine, assert_equal: Check
 ) -> None:
@@ -254,6 +256,7 @@ class TestContexts:
 class TestSpeculation:
     COPY = "Repeat this exactly, again and again: one two three four five six seven eight nine ten"
 
+    @pytest.mark.slow
     async def test_drafts_reduce_the_number_of_steps_and_keep_the_text(
         self,
         make_engine: MakeEngine,
@@ -271,6 +274,7 @@ class TestSpeculation:
         assert n_steps == 96 - n_accepted
         assert n_steps < 72  # the number of accepted tokens depends on the CPU
 
+    @pytest.mark.slow
     async def test_drafts_keep_sampled_texts(self, make_engine: MakeEngine) -> None:
         """Equal seeds give equal random numbers for equal logits, with and without drafts."""
         results = []
@@ -283,6 +287,7 @@ class TestSpeculation:
                 )
         assert sum(a == b for a, b in zip(*results, strict=True)) >= 3
 
+    @pytest.mark.slow
     async def test_an_end_within_a_draft_leaves_memory_consistent(self, make_engine: MakeEngine) -> None:
         async with make_engine(speculation=True) as engine:
             tokens = prompt(engine, self.COPY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -162,6 +163,7 @@ KINDS = [
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
+@pytest.mark.slow
 def test_random_events_keep_memory_and_sequences_consistent(data: st.DataObject) -> None:
     """FakeMemory compares the tokens of slots and sequences at every step."""
     kind = data.draw(st.sampled_from(KINDS))

@@ -27,7 +27,7 @@ MESSAGES = [{"role": "user", "content": "Tell me a story."}]
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def failing_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server whose answers fail before their third token."""
     folder = tmp_path_factory.mktemp("failing")
     contexts = folder / "contexts.toml"
@@ -48,8 +48,8 @@ def events(url: str, path: str, **body: Any) -> list[Any]:
     return [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
 
 
-def test_responses_end_with_response_failed(url: str) -> None:
-    *before, last = events(url, "/v1/responses", input="Tell me a story.")
+def test_responses_end_with_response_failed(failing_url: str) -> None:
+    *before, last = events(failing_url, "/v1/responses", input="Tell me a story.")
     assert [event["sequence_number"] for event in [*before, last]] == list(range(len(before) + 1))
     assert last["type"] == "response.failed"
     assert last["response"]["status"] == "failed"
@@ -57,15 +57,15 @@ def test_responses_end_with_response_failed(url: str) -> None:
     assert any(event["type"] == "response.output_text.delta" for event in before)
 
 
-def test_messages_end_with_an_error_event(url: str) -> None:
-    *before, last = events(url, "/v1/messages", messages=MESSAGES, max_tokens=20)
+def test_messages_end_with_an_error_event(failing_url: str) -> None:
+    *before, last = events(failing_url, "/v1/messages", messages=MESSAGES, max_tokens=20)
     assert last["type"] == "error"
     assert last["error"]["type"] == "api_error"
     assert any(event["type"] == "content_block_delta" for event in before)
 
 
-def test_chat_ends_with_an_error(url: str) -> None:
-    *before, last = events(url, "/v1/chat/completions", messages=MESSAGES)
+def test_chat_ends_with_an_error(failing_url: str) -> None:
+    *before, last = events(failing_url, "/v1/chat/completions", messages=MESSAGES)
     assert last["error"]["code"] == "generation_failed"
     assert "no third token" in last["error"]["message"]
     assert any(chunk["choices"][0]["delta"].get("content") for chunk in before)

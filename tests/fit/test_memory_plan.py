@@ -193,6 +193,7 @@ def remedies(message: str) -> list[dict[str, str]]:
         (1000, 200_000, None, None, KVOptions(), ["N_CTX"]),
     ],
 )
+@pytest.mark.slow
 def test_settings_offered_in_an_error_message_fit(
     mib: int,
     n_ctx: int | None,
@@ -320,6 +321,7 @@ def test_the_log_line_has_all_figures() -> None:
 
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 @pytest.mark.parametrize("kind", ["plain", *KINDS])
+@pytest.mark.slow
 def test_the_state_of_a_full_sequence_is_within_the_plan(
     kind: Kind | Literal["plain"], kv_type: str, tiny_model: TinyModel
 ) -> None:
@@ -359,6 +361,7 @@ print(Path("/proc/self/status").read_text())
 """
 
 
+@pytest.mark.slow
 def test_a_process_needs_at_most_its_plan() -> None:
     """Anonymous memory is compared, as the kernel can drop pages of the mapped model file."""
     found = plan()

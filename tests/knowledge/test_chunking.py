@@ -172,6 +172,7 @@ def test_limits_without_room_for_text_are_rejected(max_tokens: int) -> None:
     ],
     ids=["sentences", "no end", "one word", "list", "dots", "blank"],
 )
+@pytest.mark.slow
 def test_the_number_of_counted_characters_is_linear(block: str) -> None:
     calls = characters = 0
 

@@ -91,24 +91,29 @@ def check(context: Context, expected: Array, sequence: int, *batches: dict[int, 
 
 
 @pytest.mark.parametrize("size", [7, 32, 100, N_TOKENS])
+@pytest.mark.slow
 def test_chunks(context: Context, expected: Array, size: int) -> None:
     check(context, expected, 0, *({0: min(size, N_TOKENS - at)} for at in range(0, N_TOKENS, size)))
 
 
+@pytest.mark.slow
 def test_single_tokens(context: Context, expected: Array) -> None:
     check(context, expected, 0, *({0: n} for n in (254, 1, 1, 1, 1, 32)))
 
 
+@pytest.mark.slow
 def test_another_slot(context: Context, expected: Array) -> None:
     check(context, expected, 8, {8: N_TOKENS})
 
 
+@pytest.mark.slow
 def test_a_restored_state(context: Context, expected: Array) -> None:
     decode(context, {0: 200})
     assert context.restore_sequence(8, context.save_sequence(0))
     check(context, expected, 8, {8: N_TOKENS - 200})
 
 
+@pytest.mark.slow
 def test_a_truncated_sequence(context: Context, expected: Array) -> None:
     """A rejected draft leaves values in cells that are used again."""
     decode(context, {0: 100})
@@ -119,11 +124,13 @@ def test_a_truncated_sequence(context: Context, expected: Array) -> None:
     check(context, expected, 0, {0: 5}, {0: 185})
 
 
+@pytest.mark.slow
 def test_eight_sequences(context: Context, expected: Array) -> None:
     """Prefill and decode of eight equally long sequences."""
     check(context, expected, 0, *(dict.fromkeys(range(8), n) for n in (60, 60, 60, 60, 1, 1)))
 
 
+@pytest.mark.slow
 def test_sequences_of_other_lengths(context: Context, expected: Array) -> None:
     """llama.cpp divides these batches among several passes."""
     lengths = [64, 64, 64], [10, 50, 1, 1], [1, 1, 1, 1], [3, 1, 7, 20], [100, 1, 1], [30, 1, 30]

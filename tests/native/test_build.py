@@ -88,6 +88,7 @@ def test_a_signal_ends_a_build_and_its_compilers(tmp_path: Path, number: signal.
     pid_file = tmp_path / "pid"
     script = f"""
 import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in the background
 sys.path.insert(0, {str(HERE)!r})
 from pathlib import Path
 import build, wheels

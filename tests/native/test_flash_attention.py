@@ -77,6 +77,7 @@ def test_sliding_windows_are_exact(rng: np.random.Generator, size: int, window: 
 @pytest.mark.parametrize("size", [64, 128])
 @pytest.mark.parametrize("rows", [1, 5, 40])
 @pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.slow
 def test_soft_caps_slopes_and_sinks_are_exact(
     rng: np.random.Generator, size: int, rows: int, n_threads: int
 ) -> None:
@@ -98,6 +99,7 @@ def test_soft_caps_slopes_and_sinks_are_exact(
 
 @pytest.mark.parametrize("size", [32, 64, 96, 128, 256])
 @pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.slow
 def test_packed_keys_and_values_are_exact(rng: np.random.Generator, size: int, n_threads: int) -> None:
     for rows, keys, group in ((1, 1, 1), (1, 77, 3), (4, 300, 2), (7, 513, 1), (40, 600, 3)):
         mask = causal_mask(rows, keys, window=400) if rows <= keys else None

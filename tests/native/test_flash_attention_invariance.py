@@ -51,6 +51,7 @@ def assert_same_bytes(found: NDArray[np.float32], expected: NDArray[np.float32])
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 4])
+@pytest.mark.slow
 def test_any_number_of_rows(operation: Operation, whole: NDArray[np.float32], n_threads: int) -> None:
     for n in range(1, ROWS + 1):
         assert_same_bytes(compute(rows_of(operation, 0, n), n_threads), whole[:, :n])
@@ -58,6 +59,7 @@ def test_any_number_of_rows(operation: Operation, whole: NDArray[np.float32], n_
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 4])
 @pytest.mark.parametrize("chunk", [1, 2, 5, 7, 13, 32])
+@pytest.mark.slow
 def test_any_chunks(operation: Operation, whole: NDArray[np.float32], n_threads: int, chunk: int) -> None:
     for begin in range(0, ROWS, chunk):
         part = compute(rows_of(operation, begin, begin + chunk), n_threads)

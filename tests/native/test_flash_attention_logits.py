@@ -47,6 +47,7 @@ def logits_of(context: Context) -> list[Array]:
 
 @pytest.mark.parametrize("n_threads", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["default", "sliding-window", "hybrid"])
+@pytest.mark.slow
 def test_flash_and_plain_attention_have_equal_logits(
     model: Model, tiny_model: TinyModel, kind: str, n_threads: int
 ) -> None:

@@ -52,6 +52,7 @@ def assert_same(found: Floats, expected: Floats) -> None:
 
 @each_format
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
+@pytest.mark.slow
 def test_a_product_equals_f64_arithmetic_and_ggml(
     rng: np.random.Generator, of: Format, n_threads: int
 ) -> None:

@@ -204,6 +204,7 @@ async def test_a_fault_in_the_encoding_of_one_answer_does_not_end_others(service
 
 
 @pytest.mark.anyio
+@pytest.mark.slow
 async def test_two_services_in_a_process_are_independent() -> None:
     services = [make_service(), make_service()]
     try:

@@ -70,6 +70,7 @@ def ask(server: Server, key: str, path: str = "/token_stream", **body: object) -
     return httpx.post(server.url + path, json=body, headers={"x-api-key": key})
 
 
+@pytest.mark.slow
 def test_the_limits_of_a_key_are_for_its_clients_only(limited_server: Server) -> None:
     for key in ("free key", KEY):
         assert ask(limited_server, key, context="math").status_code == 200

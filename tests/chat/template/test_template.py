@@ -138,6 +138,7 @@ CONTENTS = st.lists(st.text(max_size=12) | PIECES, max_size=6).map("".join)
 
 @settings(deadline=None, max_examples=60)
 @given(contents=st.tuples(CONTENTS, CONTENTS, CONTENTS))
+@pytest.mark.slow
 def test_random_contents_are_rendered_and_traced(
     contents: tuple[str, str, str], family: tuple[str, ChatTemplate]
 ) -> None:

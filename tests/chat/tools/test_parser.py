@@ -220,6 +220,7 @@ def cut(text: str, cuts: Sequence[int]) -> list[str]:
     cuts=st.lists(st.integers(min_value=0), max_size=12),
 )
 @pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.slow
 def test_written_calls_are_parsed_for_any_cuts(name: str, text: str, calls: Calls, cuts: list[int]) -> None:
     if name == "bare":
         text, calls = "", calls[:1]
@@ -253,6 +254,7 @@ PIECES = st.sampled_from(
 )
 @example(pieces=["<tool_call>", GET, "</tool_call>", " ", "<tool"], cuts=[])
 @pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.slow
 def test_random_answers_are_parsed_equally_for_any_cuts(
     name: str, pieces: list[str], cuts: list[int]
 ) -> None:

@@ -112,6 +112,7 @@ SPREADS = {"peaked": 4.0, "flat": 0.5}
 
 @pytest.mark.parametrize("spread", SPREADS.values(), ids=SPREADS)
 @pytest.mark.parametrize("params", CASES.values(), ids=CASES)
+@pytest.mark.slow
 def test_the_distribution_is_that_of_llama_cpp(params: dict[str, Any], spread: float) -> None:
     """The same tokens can be chosen, with the same probabilities."""
     logits = np.random.default_rng(3).normal(0, spread, N_TOKENS).astype(np.float32)
@@ -124,6 +125,7 @@ def test_the_distribution_is_that_of_llama_cpp(params: dict[str, Any], spread: f
 
 
 @pytest.mark.parametrize("params", [{}, {"top_k": 3}, {"top_p": 0.6}, {"typical_p": 0.6}, {"min_p": 0.9}])
+@pytest.mark.slow
 def test_equal_logits_are_equally_likely(params: dict[str, Any]) -> None:
     found = ours(np.zeros(N_TOKENS, np.float32), params)
     n_kept = {"top_k": 3, "top_p": 360, "typical_p": 360}.get(next(iter(params), ""), N_TOKENS)

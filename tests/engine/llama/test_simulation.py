@@ -64,6 +64,7 @@ def logged_mib(lines: list[str]) -> Counter[str]:
         (8192, 4, KVOptions(flash_attention=False)),
     ],
 )
+@pytest.mark.slow
 def test_sizes_of_a_context_equal_the_simulated_ones(
     path: Path, n_ctx: int, n_sequences: int, kv: KVOptions
 ) -> None:
@@ -113,6 +114,7 @@ def test_a_context_increases_resident_memory_by_the_simulated_size(
     assert expected.kv + expected.buffers / 2 < increase < expected.kv + expected.buffers + 16 * MIB
 
 
+@pytest.mark.slow
 def test_the_size_of_weights_equals_the_simulated_one(path: Path) -> None:
     """Weights are repacked in memory or mapped from the file. A mapping also covers unneeded parts."""
     simulated = SimulatedModel(path)

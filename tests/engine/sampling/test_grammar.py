@@ -129,6 +129,7 @@ def random_text(matcher: Matcher, model: Model, seed: int, max_tokens: int = 200
 
 
 @pytest.mark.parametrize("name", HARD_SCHEMAS)
+@pytest.mark.slow
 def test_random_texts_match_their_schema(name: str, grammars: GrammarCompiler, model: Model) -> None:
     schema = HARD_SCHEMAS[name]
     grammar = grammars.json_schema(schema)
@@ -211,6 +212,7 @@ def test_schemas_similar_to_rejected_ones_are_supported(
 
 
 @pytest.mark.parametrize("pattern", ["(", "a(?=b)", r"(a)\1", "(a{1000}){1000}", "a{1000000}"])
+@pytest.mark.slow
 def test_expressions_beyond_small_finite_automata_are_rejected(
     pattern: str, grammars: GrammarCompiler
 ) -> None:

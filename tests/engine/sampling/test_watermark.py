@@ -77,6 +77,7 @@ async def answers(engine: AsyncEngine, model: Model, watermark: Watermark | None
 
 
 @pytest.mark.anyio
+@pytest.mark.slow
 async def test_the_z_score_separates_marked_from_unmarked_text(engine: AsyncEngine, model: Model) -> None:
     watermark = Watermark()
 

@@ -14,6 +14,7 @@ from tests.knowledge.index.stores import (
 
 
 @pytest.mark.parametrize("dimensions", [100, 384])
+@pytest.mark.slow
 def test_twice_as_many_packed_neighbours_contain_the_nearest(dimensions: int) -> None:
     spread = np.arange(1, dimensions + 1) ** -0.5  # the variance of embeddings differs between directions
     rng = np.random.default_rng(1)

@@ -63,6 +63,7 @@ def assert_consistent(store: Store) -> None:
 
 
 @pytest.mark.parametrize("milliseconds", [0, 3, 11, 40, 170, 700])
+@pytest.mark.slow
 def test_after_a_kill_every_file_is_old_or_new(tmp_path: Path, milliseconds: int) -> None:
     for run in range(2):  # the second run opens the index of the first
         with start_writer(tmp_path) as writer:

@@ -116,6 +116,7 @@ def test_file_names_can_have_any_bytes(tmp_path: Path, reader: DocumentReader) -
         ),
     ],
 )
+@pytest.mark.slow
 def test_deeply_nested_html_ends_within_the_time_limit(tmp_path: Path, markup: str) -> None:
     path = tmp_path / "a.html"
     path.write_text("before" + markup * 100_000 + "after")
