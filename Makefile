@@ -49,9 +49,9 @@ TEST_TOOLS := $(addprefix $(VENV)/,.knowledge .tracing .dev .bench .text-generat
 test: install $(TEST_TOOLS)
 	@$(RUN_TESTS) $(PYTEST)
 
-## make test-quick   run the tests without server, browser or compiler
+## make test-quick   run the tests that need no server, browser or compiler and compute briefly
 test-quick: install $(TEST_TOOLS)
-	@$(RUN_TESTS) -m 'not slow' $(PYTEST)
+	@$(RUN_TESTS) -m 'not slow' --ignore=tests/api/test_schemathesis.py $(PYTEST)
 
 ## make test-build   run all tests in a separate environment with another build of llama.cpp:
 ##                   BUILD=no-amx or BUILD=avx2
