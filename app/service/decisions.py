@@ -39,7 +39,7 @@ class DecisionQuestion:
     """A question with its options.
 
     Attributes:
-        instructions: What is decided. None: the options say it.
+        instructions: Text of the question. None: the options describe it.
         options: At least one.
         field: Name of the request's field, for error messages.
         answers_by_name: The names, such as Yes and No, are answers themselves. If not, labels stand for them.
@@ -57,8 +57,8 @@ class Decision:
 
     Attributes:
         probabilities: Of each option. Their sum is 1.
-        label_mass: Probability of all options before they are scaled to 1. A low one means that the model
-            would have written something else.
+        label_mass: Probability of all options before they are scaled to 1. A low value shows
+            that another reply was more probable.
     """
 
     probabilities: list[float]

@@ -131,7 +131,7 @@ class SystemOneRequest(BaseModel):
 
 LabelMass = Annotated[
     float,
-    Field(description="Probability of all options together, before scaling to 1. Low: not understood."),
+    Field(description="Probability of all options together, before scaling to 1. Low: another reply was more probable."),
 ]
 
 
