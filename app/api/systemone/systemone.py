@@ -131,7 +131,7 @@ class SystemOneRequest(BaseModel):
 
 LabelMass = Annotated[
     float,
-    Field(description="Probability of all options together, before scaling to 1. Low: another reply was more probable."),
+    Field(description="Probability of all options together, before they are scaled to a sum of 1."),
 ]
 
 
