@@ -30,6 +30,7 @@ from app.config.errors import UserError
 from app.config.settings import Settings
 from app.config.unused import unused_variables
 from app.machine.descriptors import raised_limit
+from app.machine.threads import full_pool
 from app.service.start import Start, prepare
 from app.telemetry.metrics import Metrics
 from app.telemetry.tracing import Tracing
@@ -40,6 +41,8 @@ logger = logging.getLogger("tokenstream")
 # Default of MAX_CONNECTIONS, and open files of the process besides connections.
 _MOST_CONNECTIONS = 4096
 _OTHER_FILES = 40
+# Threads of asyncio.to_thread: loading, short encodings of responses, waiting for the index.
+_OTHER_THREADS = 6
 
 
 class StartupError(UserError):
@@ -179,6 +182,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_default_executor(full_pool(_OTHER_THREADS, "other"))
         loading = asyncio.create_task(self._load())
         try:
             yield

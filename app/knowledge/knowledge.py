@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import time
 from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from app.knowledge.folder import Folder
 from app.knowledge.index.store import Store
 from app.knowledge.lane import Chunking
 from app.knowledge.reading.reader import TIME_LIMIT
+from app.machine.threads import full_pool
 
 _SEARCHING_THREADS = 2
 # Code that determines the chunks of a file: modules by content, packages by version.
@@ -98,7 +98,7 @@ class Knowledge:
         self._embedder = embedder
         self._observer = observer
         identity = _identity(options, embedder)
-        self._threads = ThreadPoolExecutor(_SEARCHING_THREADS, thread_name_prefix="search")
+        self._threads = full_pool(_SEARCHING_THREADS, "search")
         with ExitStack() as opened:
             self._store = Store(options.index, dimensions=embedder.dimensions, identity=identity)
             opened.callback(self._store.close)

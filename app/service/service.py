@@ -20,6 +20,7 @@ from app.engine.embedder import Embedder
 from app.engine.fair_lock import FairLock
 from app.engine.reranker import Reranker
 from app.machine.cores import physical_cores
+from app.machine.threads import full_pool
 from app.service.admission import Admission, Place
 from app.service.clients import TokenRates, check_model, check_prompt
 from app.service.decisions import Content, DecisionQuestion, Decisions, rendered
@@ -77,10 +78,10 @@ class Service:
         self._model: Model | None = None
         self._retrieval: Retrieval | None = None
         self._reranker: Reranker | None = None
-        self._threads = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare")
+        self._threads = full_pool(_PREPARING_THREADS, "prepare")
         # Separate threads for slow preparations, so that they do not delay other requests.
-        self._long_texts = ThreadPoolExecutor(1, thread_name_prefix="prepare-long")
-        self._grammars = ThreadPoolExecutor(1, thread_name_prefix="prepare-grammar")
+        self._long_texts = full_pool(1, "prepare-long")
+        self._grammars = full_pool(1, "prepare-grammar")
 
     @property
     def is_ready(self) -> bool:

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -74,6 +75,22 @@ def test_a_server_for_other_machines_without_a_key_is_a_warning(
     server.wait_until("/health")
     assert server.stop() == 0
     assert server.output().count("other machines can use the server without a key") == n_warnings
+
+
+def test_a_ready_server_starts_no_more_threads(start_server: Start) -> None:
+    running = start_server(EMBEDDING_MODEL="all-MiniLM-L6-v2").wait_until()
+    threads = Path(f"/proc/{running.process.pid}/task")
+    n_threads = len(list(threads.iterdir()))
+    requests = [
+        ("/v1/embeddings", {"input": ["a river"] * 8}),
+        ("/tokenize", {"inputs": "a river"}),
+        ("/tokenize", {"inputs": "a river " * 10_000}),
+        ("/token_stream", {"query": "a river", "max_tokens": 1}),
+    ]
+    with ThreadPoolExecutor(24) as clients:
+        answers = [clients.submit(httpx.post, running.url + path, json=body) for path, body in requests * 6]
+    assert {answer.result().status_code for answer in answers} == {200}
+    assert len(list(threads.iterdir())) == n_threads
 
 
 def test_an_address_in_use_is_reported(start_server: Start) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 
 from pydantic_core import to_json
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -41,7 +41,7 @@ async def embed(request: Request) -> Response:
         "prompt_eval_count": made.n_tokens,
     }
     # On a thread: encoding a million numbers would delay streams.
-    return Response(await run_in_threadpool(to_json, reply), media_type=JSON)
+    return Response(await asyncio.to_thread(to_json, reply), media_type=JSON)
 
 
 async def embeddings(request: Request) -> Response:

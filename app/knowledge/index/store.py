@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from app.knowledge.errors import StoreError
 from app.knowledge.index import tables
 from app.knowledge.index.file import IndexFile
 from app.knowledge.index.nearest import VectorIndex, pack
+from app.machine.threads import full_pool
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,7 +76,7 @@ class Store:
         self._switching = threading.Lock()  # held while both the file and the vectors in memory change
         self._idle_readers: list[sqlite3.Connection] = []
         self._closed = False
-        self._scanning = ThreadPoolExecutor(2, thread_name_prefix="scan")
+        self._scanning = full_pool(2, "scan")
         self._in_log = 0  # chunks
         meta = {"format": _FORMAT, "dimensions": str(dimensions), "identity": identity}
         self._file = IndexFile(folder, meta)
