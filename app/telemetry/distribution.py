@@ -13,11 +13,12 @@ class Distribution:
     Cheaper than prometheus_client's Histogram: several equal values cost one call, and no call takes a lock.
     """
 
-    __slots__ = ("_bounds", "_counts", "_sum")
+    __slots__ = ("_bounds", "_counts", "_names", "_sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         """``bounds``: upper bounds of the buckets, ascending; a last bucket has no bound."""
         self._bounds = tuple(bounds)
+        self._names = [*(str(float(bound)) for bound in bounds), "+Inf"]
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
@@ -28,8 +29,7 @@ class Distribution:
 
     def buckets(self) -> list[tuple[str, float]]:
         """Upper bounds and cumulative counts, as prometheus_client expects them."""
-        bounds = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
-        return list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
+        return list(zip(self._names, map(float, accumulate(self._counts)), strict=True))
 
     @property
     def sum(self) -> float:

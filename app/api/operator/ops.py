@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.api.operator.replies import Contexts, Failed, Health, Loading, Ready
 from app.service import Service
+from app.telemetry.exposition import encoded
 
 _RETRY_AFTER = {"Retry-After": "2"}
 
@@ -40,9 +40,9 @@ def _failed(reason: str) -> Response:
 
 async def metrics(request: Request) -> Response:
     """Respond with the metrics, in the format of the Accept header."""
-    encode, content_type = choose_encoder(request.headers.get("accept", ""))
     registry = request.app.state.service.metrics.registry
-    return Response(encode(registry), headers={"Content-Type": content_type})
+    content, content_type = encoded(registry, request.headers.get("accept", ""))
+    return Response(content, headers={"Content-Type": content_type})
 
 
 async def contexts(request: Request) -> Response:
