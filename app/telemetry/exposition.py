@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from prometheus_client import CollectorRegistry
@@ -10,6 +10,8 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.exposition import DOTS, VALUES
 from prometheus_client.utils import floatToGoString
+
+_number: Callable[[float], str] = floatToGoString
 
 
 def encoded(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
@@ -31,7 +33,7 @@ def _openmetrics(metrics: Iterable[Metric]) -> Iterator[str]:
     for metric in metrics:
         yield _head(metric.name, metric.documentation.replace('"', r"\""), metric.type)
         for name, labels, value, *_ in metric.samples:
-            yield f"{_series(name, tuple(labels.items()))} {floatToGoString(value)}\n"
+            yield f"{_series(name, tuple(labels.items()))} {_number(value)}\n"
     yield "# EOF\n"
 
 
@@ -42,7 +44,7 @@ def _text(metrics: Iterable[Metric]) -> Iterator[str]:
         created = f"{metric.name}_created"  # a metric of its own in this format
         creations = []
         for name, labels, value, *_ in metric.samples:
-            line = f"{_series(name, tuple(labels.items()))} {floatToGoString(value)}\n"
+            line = f"{_series(name, tuple(labels.items()))} {_number(value)}\n"
             if name == created:
                 creations.append(line)
             else:
