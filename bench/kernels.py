@@ -16,8 +16,9 @@ from pathlib import Path
 
 import gguf
 
-from app.config.settings import ROOT, Settings
+from app.config.settings import Settings
 from app.machine.cores import physical_cores
+from app.machine.installation import ROOT
 from app.weights.errors import ModelError
 from app.weights.model import resolve_model
 from bench import goals, results

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.config.settings import ROOT, load
+from app.config.settings import load
 from app.engine.embedder import Embedder, normalized
 from app.engine.llama import Batch, EmbeddingContext, Model
 from app.knowledge.chunk import Chunk
@@ -30,6 +30,7 @@ from app.knowledge.index.store import IndexedFile, Store
 from app.knowledge.knowledge import Knowledge, KnowledgeOptions
 from app.knowledge.reading.reader import SUFFIXES, read_document
 from app.machine.cores import physical_cores
+from app.machine.installation import ROOT
 from app.service.retrieval import knowledge_options
 from app.weights.embedding import resolve_embedding_model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from app.config.settings import ROOT
+from app.machine.installation import ROOT
 
 sys.path.insert(0, str(ROOT / "native"))
 

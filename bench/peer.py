@@ -18,7 +18,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.config.settings import ROOT
+from app.machine.installation import ROOT
 from bench.native import (
     AMX_HEADER,
     BUILD_ERRORS,

@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
 
-from app.config.settings import ROOT
+from app.machine.installation import ROOT
 from bench import results
 from bench.goals import Results, rows
 

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from app.config.settings import ROOT
+from app.machine.installation import ROOT
 from bench.goals import Results
 from bench.load import Rounds, medians_by_variant
 from bench.native import cpu

@@ -1,4 +1,4 @@
-"""``python -m app detect-watermark``: tests whether a text carries a watermark."""
+"""``tokenstream detect-watermark``: tests whether a text carries a watermark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m app generate``: one answer on the terminal, without a server."""
+"""``tokenstream generate``: one answer on the terminal, without a server."""
 
 from __future__ import annotations
 

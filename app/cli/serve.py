@@ -1,4 +1,4 @@
-"""``python -m app serve``: sockets, signals, and a server that answers while the model loads."""
+"""``tokenstream serve``: sockets, signals, and a server that answers while the model loads."""
 
 from __future__ import annotations
 

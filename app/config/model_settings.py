@@ -9,6 +9,13 @@ from pydantic import AliasChoices, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.config.setting import setting
+from app.machine.folders import cache_folder
+from app.machine.installation import shipped
+
+
+def _models_folder() -> Path:
+    here = Path("models")
+    return here if here.is_dir() else cache_folder() / "hub"
 
 
 class ModelSettings(BaseSettings):
@@ -52,7 +59,11 @@ class ModelSettings(BaseSettings):
     tgichat_ass_post: str | None = setting(None, "Text after each assistant message.")
     tgichat_sys_pre: str | None = setting(None, "Text before the system message.")
     tgichat_sys_post: str | None = setting(None, "Text after the system message.")
-    models_dir: Path = setting(Path("models"), "Folder for downloaded models.")
+    models_dir: Path = setting(
+        _models_folder,
+        "Folder for downloaded models, in the layout of Hugging Face's cache.",
+        shown="`models` if that folder exists, else `~/.cache/tokenstream/hub`",
+    )
     hf_token: SecretStr | None = setting(
         None,
         "Access token for gated or private repositories.",
@@ -155,7 +166,11 @@ class ModelSettings(BaseSettings):
 
     # Generation
     context_type: str = setting("general", "Context of requests that do not name one.")
-    contexts_file: Path = setting(Path("config/prompt_config.toml"), "File that defines the contexts.")
+    contexts_file: Path = setting(
+        lambda: shipped("config/prompt_config.toml"),
+        "File that defines the contexts.",
+        shown="`config/prompt_config.toml`, else the shipped file",
+    )
     model_max_token: int = setting(
         512, "Maximum answer length if a request does not set max_tokens.", unit="tokens", ge=1
     )

@@ -1,11 +1,10 @@
-"""Reference of all settings, for ``serve --help`` and docs/settings.md.
+"""Reference of all settings, for flags of the command line and docs/settings.md.
 
 python -m app.config.reference > docs/settings.md
 """
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -16,9 +15,10 @@ _PAGE_HEAD = """\
 
 <!-- Generated: .venv/bin/python -m app.config.reference > docs/settings.md -->
 
-A setting is an environment variable, a variable of `make run NAME=value`, or a line of a file `.env`. The
-environment takes precedence over `.env`. An empty value counts as unset. `python -m app serve --help` prints
-this list.
+A setting is a flag (`tokenstream serve --n-ctx 8192`), an environment variable (`N_CTX=8192`), a variable of
+`make run N_CTX=8192`, or a line of a file `.env`. Flags take precedence over the environment, which takes
+precedence over `.env`. An empty value counts as unset. Other users of the machine can read flags: set keys in
+the environment. `tokenstream serve --help` prints this list.
 
 An invalid setting ends the start with exit status 2 and an error message. The message names the variable, its
 value and the allowed values.
@@ -38,14 +38,26 @@ _SECTIONS = {
 }
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
+    """One setting.
+
+    Attributes:
+        section: Title of its section.
+        name: Name of the field.
+        unit: Unit of its value; may be empty.
+        default: The default, or its description.
+        description: Purpose, allowed values, other names.
+    """
+
     section: str
-    variable: str
+    name: str
+    unit: str
     default: str
     description: str
 
 
-def _rows() -> Iterator[_Row]:
+def rows() -> Iterator[Row]:
+    """All settings, in order."""
     section = ""
     for name, field in Settings.model_fields.items():
         section = _SECTIONS.get(name, section)
@@ -57,7 +69,7 @@ def _rows() -> Iterator[_Row]:
             description += f" Values: {', '.join(f'`{value}`' for value in values)}."
         if extra["also"]:
             description += f" Also read from `{extra['also']}`."
-        yield _Row(section, name.upper(), extra["shown"] or known, description)
+        yield Row(section, name, extra["unit"], extra["shown"] or known, description)
 
 
 def _allowed(annotation: Any) -> tuple[str, ...]:
@@ -67,29 +79,16 @@ def _allowed(annotation: Any) -> tuple[str, ...]:
     return sum((_allowed(part) for part in get_args(annotation)), ())
 
 
-def for_terminal(width: int = 100) -> str:
-    """All settings as wrapped plain text."""
-    lines: list[str] = []
-    section = ""
-    for row in _rows():
-        if row.section != section:
-            lines += ["", f"{row.section}:"]
-            section = row.section
-        lines.append(f"  {row.variable} [{row.default}]")
-        lines += textwrap.wrap(row.description, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join(lines[1:])
-
-
 def for_docs() -> str:
     """The contents of docs/settings.md."""
     lines = [_PAGE_HEAD]
     section = ""
-    for row in _rows():
+    for row in rows():
         if row.section != section:
             lines += [*([""] if section else []), f"## {row.section}", ""]
             lines += ["| variable | default | description |", "| --- | --- | --- |"]
             section = row.section
-        lines.append(f"| `{row.variable}` | {row.default} | {row.description} |")
+        lines.append(f"| `{row.name.upper()}` | {row.default} | {row.description} |")
     return "\n".join(lines)
 
 

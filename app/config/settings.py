@@ -17,8 +17,6 @@ from app.config.errors import UserError
 from app.config.model_settings import ModelSettings
 from app.config.setting import setting
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 class SettingsError(UserError):
     """A setting has an invalid value. The message names the variable, the value and the allowed values."""

@@ -22,14 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from app.config.errors import UserError
-from app.fit.identity import check_key, cpu, manifest, model_files
+from app.fit.identity import check_key, cpu, library_files, manifest, model_files
 from app.machine.folders import cache_folder
+from app.machine.installation import INSTALL, REBUILD, ROOT, rebuild_with
 
 logger = logging.getLogger("tokenstream.preflight")
 
-REBUILD = "make rebuild"
-
-_ROOT = Path(__file__).resolve().parents[2]
 # Time limit of the child: a constant, in seconds, plus the time to read the model from a slow disk, in
 # bytes/s.
 _STARTING_TIME = 120.0
@@ -50,8 +48,13 @@ def check_library() -> None:
     instruction sets.
 
     Raises:
-        NativeLibraryError: The library cannot be loaded or crashes.
+        NativeLibraryError: The library is missing, cannot be loaded, or crashes.
     """
+    if not library_files():
+        raise NativeLibraryError(
+            "llama.cpp is not compiled for this CPU yet. "
+            f"Run once: {INSTALL} (some minutes; needs a C++ compiler)"
+        )
     marker = _success_marker(None, 0, 0, matmul=False)
     if not marker.exists():
         child = _run_child([], _STARTING_TIME, what="loading the native library")
@@ -185,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _child_environment() -> dict[str, str]:
-    python_path = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    python_path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     # GGML_NO_BACKTRACE: otherwise ggml starts a debugger when it aborts.
     return {**os.environ, "PYTHONPATH": os.pathsep.join(python_path), "GGML_NO_BACKTRACE": "1"}
 
@@ -224,7 +227,7 @@ def _suspect(number: int, build: dict[str, Any]) -> str:
         return f"{built_with}; the kernel of this machine does not permit AMX. {rebuild}"
     all_present = f"{built_with}{', and this CPU supports all of them' if flags else ''}"
     if "AMX" in sets and number in (signal.SIGSEGV, signal.SIGILL):
-        without_amx = f'{REBUILD} LLAMA_BUILD_FLAGS="-DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF"'
+        without_amx = rebuild_with("-DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF")
         return (
             f"{all_present}; the likely cause is AMX, which some compilers miscompile. {rebuild} "
             f"Without AMX: {without_amx}."

@@ -21,6 +21,7 @@ from app.knowledge.chunking import embedded_text
 from app.knowledge.errors import StoreError
 from app.machine.cores import physical_cores
 from app.machine.folders import cache_folder
+from app.machine.installation import install_with
 from app.service.errors import BadRequest, GenerationFailed, KnowledgeFailed, NotOffered
 from app.service.prompts import ChatPrompt
 from app.service.rerank import rank
@@ -103,7 +104,7 @@ def check(settings: Settings) -> None:
     if missing:
         raise SettingsError(
             f"KNOWLEDGE=on: required packages are not installed ({', '.join(missing)}); run "
-            "`make install KNOWLEDGE=on`"
+            f"`{install_with('KNOWLEDGE', 'on')}`"
         )
 
 

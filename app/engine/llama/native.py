@@ -12,6 +12,8 @@ from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
+from app.machine.installation import REBUILD
+
 logger = logging.getLogger("tokenstream.llama")
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
@@ -27,7 +29,7 @@ class UnsupportedLibraryError(ModelLoadError):
     def __init__(self, difference: str) -> None:
         super().__init__(
             f"the llama.cpp library in use does not match this version of Tokenstream: {difference}. "
-            "Run `make rebuild` and unset LLAMA_CPP_LIB_PATH"
+            f"Run `{REBUILD}` and unset LLAMA_CPP_LIB_PATH"
         )
 
 

@@ -1,0 +1,91 @@
+"""Arguments of the command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from app.config import flags
+
+_ALL_SETTINGS = "All settings of `tokenstream serve --help` are flags of this command too."
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = argparse.ArgumentParser(prog="tokenstream", description="Serve a GGUF model on plain CPUs.")
+    commands = top.add_subparsers(dest="command", required=True)
+    serve = _command(
+        commands,
+        "serve",
+        "serve over HTTP",
+        "Serve over HTTP until SIGTERM or SIGINT.\n\n"
+        "Exit status: 0 after a signal, 1 error at start, 2 wrong setting, 3 failed engine or embedding "
+        "model.\nEach flag is also a variable of the environment and of a file .env: --n-ctx is N_CTX.",
+    )
+    serve.usage = "tokenstream serve [--SETTING VALUE …]"
+    flags.add_settings(serve, shown=True)
+    generate = _command(commands, "generate", "stream one answer to the terminal")
+    generate.add_argument("--prompt", required=True, help="the question")
+    _add_sampling(generate)
+    chat = _command(commands, "chat", "hold a conversation in the terminal")
+    _add_sampling(chat)
+    install = _command(
+        commands,
+        "install",
+        "compile llama.cpp for this CPU and install the default model",
+        "Compile llama.cpp for this CPU, and install it and the default model in this environment.\n"
+        "It needs a C++ compiler and takes some minutes; the result is cached. KNOWLEDGE=on and\n"
+        "OTLP_ENDPOINT install the packages that they need. LLAMA_BUILD_FLAGS has CMake definitions.",
+    )
+    install.add_argument("--rebuild", action="store_true", help="compile even if a build is cached")
+    detect = _command(
+        commands,
+        "detect-watermark",
+        "test whether a text carries a watermark",
+        "Test whether a text was generated with `watermark`. The model and WATERMARK_GAMMA must be those of "
+        "the generating server.",
+    )
+    detect.add_argument("file", nargs="?", type=Path, help="file of the text (default: standard input)")
+    for command in (generate, chat, detect):
+        command.add_argument("--model", help="a GGUF file (default: the model of serve)")
+    for command in (generate, chat, install, detect):
+        command.epilog = _ALL_SETTINGS
+        flags.add_settings(command, shown=False)
+    return top
+
+
+def _command(commands: Any, name: str, summary: str, description: str = "") -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description or f"{summary[0].upper()}{summary[1:]}.",
+        formatter_class=flags.HelpFormatter,
+        allow_abbrev=False,  # a misspelled flag is an error
+    )
+    return command
+
+
+def _add_sampling(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--context", help="name of the context (default: CONTEXT_TYPE)")
+    command.add_argument("--sample-len", "-n", type=int, help="maximum tokens of an answer")
+    command.add_argument("--temperature", type=float, help="sampling temperature; 0 is greedy")
+    command.add_argument("--top-p", type=float, help="nucleus sampling: probability mass")
+    command.add_argument("--seed", type=int, help="seed of the sampler")
+    command.add_argument("--repeat-penalty", type=float, help="repetition penalty; 1 is off")
+    command.add_argument(
+        "--repeat-last-n", type=int, help="number of last tokens in which repetition is penalized"
+    )
+
+
+def request_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `_add_sampling` as fields of a request."""
+    return {
+        "context": options.context,
+        "max_tokens": options.sample_len,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "seed": options.seed,
+        "repetition_penalty": options.repeat_penalty,
+        "repeat_last_n": options.repeat_last_n,
+    }

@@ -1,0 +1,7 @@
+"""``python -m tokenstream``."""
+
+import sys
+
+from tokenstream import main
+
+sys.exit(main())

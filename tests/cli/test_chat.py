@@ -1,0 +1,90 @@
+"""``tokenstream chat``."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+
+from tests.conftest import ROOT, SETTINGS, clean_environment
+
+pytestmark = pytest.mark.slow  # each command loads the model
+
+CHAT = [sys.executable, "-m", "app", "chat"]
+
+
+def test_lines_are_turns_of_one_conversation() -> None:
+    question = "Where is located Paris ?"
+    lines = [question, question, "/new", question, "/context", "/context sql", "/new", "List all users"]
+    lines += ["/context cooking", "/quit", "not read"]
+    finished = subprocess.run(
+        [*CHAT, "-n", "16"],
+        cwd=ROOT,
+        env=clean_environment(**SETTINGS),
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    first, second, third, *contexts, sql = finished.stdout.splitlines()
+    assert first == third != second
+    assert contexts == ["* general", "  sql", "  classifier", "  math"]
+    assert "SELECT" in sql
+    assert "context 'cooking' is not defined; defined are: general, sql" in finished.stderr
+
+
+class Terminal:
+    """The command on a pseudo-terminal."""
+
+    def __init__(self) -> None:
+        self.shown = ""
+        self._ours, theirs = pty.openpty()
+        environment = clean_environment(**SETTINGS, LOG_LEVEL="warning", TERM="dumb")
+        self.process = subprocess.Popen(
+            CHAT,
+            cwd=ROOT,
+            env=environment,
+            stdin=theirs,
+            stdout=theirs,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # Ctrl-C sends SIGINT
+        )
+        os.close(theirs)
+
+    def type(self, line: str) -> None:
+        os.write(self._ours, line.encode())
+
+    def wait_for(self, text: str, n_characters: int = 0) -> None:
+        """Read until ``text`` and ``n_characters`` behind it are shown; forget them."""
+        end = time.monotonic() + 100
+        while len(self.shown.partition(text)[2]) < n_characters or text not in self.shown:
+            assert time.monotonic() < end, self.shown
+            self.shown += os.read(self._ours, 1024).decode()
+        self.shown = self.shown.partition(text)[2]
+
+
+def test_an_answer_is_stopped_and_the_conversation_goes_on() -> None:
+    terminal = Terminal()
+    try:
+        terminal.wait_for("> ")
+        for stop in ("/stop\n", "\x03"):
+            question = "Write a long story about the sea."
+            terminal.type(f"{question}\n")
+            terminal.wait_for(question, n_characters=40)
+            terminal.type(stop)
+            begin = time.monotonic()
+            terminal.wait_for("> ")
+            assert time.monotonic() - begin < 3  # a whole answer of 512 tokens takes longer
+        terminal.type("\x04")
+        assert terminal.process.wait(20) == 0
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
