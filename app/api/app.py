@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from app.api.dialect import Dialect, RouteTable
-from app.api.http import admission, errors, sources
+from app.api.http import admission, affinity, errors, sources
 from app.api.http.auth import RequireKey
 from app.api.http.foreign import AllowedHosts, RejectForeign
 from app.api.http.observation import Observe
@@ -101,7 +101,13 @@ def _cors(origins: Sequence[str]) -> Middleware:
         allow_origins=origins,
         allow_methods=("GET", "POST"),
         allow_headers=("*",),
-        expose_headers=(sources.HEADER, sources.WAITING_HEADER, "Retry-After", "X-Request-ID"),
+        expose_headers=(
+            sources.HEADER,
+            sources.WAITING_HEADER,
+            affinity.HEADER,
+            "Retry-After",
+            "X-Request-ID",
+        ),
         allow_private_network=True,
     )
 

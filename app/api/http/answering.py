@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.dialect import JSON, Problem
+from app.api.http import affinity
 from app.api.http.errors import internal, respond
 from app.api.http.problems import problem_of
 from app.api.http.writer import Writer
@@ -49,7 +50,8 @@ class Answering(Response):
         self.status_code = 200
         self.background = None
         self.body = b""
-        self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        key = affinity.prefix_key(request.headers, generations[0].prompt)
+        self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no", affinity.HEADER: key})
         # init_headers() has set the length of the empty body.
         self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
 

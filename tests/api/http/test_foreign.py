@@ -146,7 +146,7 @@ def test_an_allowed_site_gets_a_preflight_without_the_key_and_reads_errors(share
     answers = [ask(shared_url, Origin=SITE), ask(shared_url, Origin=SITE, Authorization="Bearer key")]
     assert [answer.status_code for answer in answers] == [401, 503]
     assert {answer.headers["access-control-allow-origin"] for answer in answers} == {SITE}
-    readable = {"X-Sources", "X-Sources-Waiting", "Retry-After", "X-Request-ID"}
+    readable = {"X-Sources", "X-Sources-Waiting", "X-Prefix-Key", "Retry-After", "X-Request-ID"}
     assert set(answers[1].headers["access-control-expose-headers"].split(", ")) == readable
 
 
