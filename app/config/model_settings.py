@@ -10,12 +10,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.config.setting import setting
 from app.machine.folders import cache_folder
-from app.machine.installation import shipped
+from app.machine.installation import IS_WHEEL, shipped
 
 
 def _models_folder() -> Path:
     here = Path("models")
-    return here if here.is_dir() else cache_folder() / "hub"
+    return cache_folder() / "hub" if IS_WHEEL and not here.is_dir() else here
 
 
 class ModelSettings(BaseSettings):
@@ -62,7 +62,7 @@ class ModelSettings(BaseSettings):
     models_dir: Path = setting(
         _models_folder,
         "Folder for downloaded models, in the layout of Hugging Face's cache.",
-        shown="`models` if that folder exists, else `~/.cache/tokenstream/hub`",
+        shown="`models`; of a wheel without that folder: `~/.cache/tokenstream/hub`",
     )
     hf_token: SecretStr | None = setting(
         None,
