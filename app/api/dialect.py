@@ -241,6 +241,11 @@ class RouteTable:
             for operation in operations
             if operation.is_open
         }
+        # Matching all routes takes 0.1 ms. Without parameters, a path determines its route.
+        fixed = [(method, route.path) for route, _ in self._routes for method in route.methods or ()]
+        self._known = {
+            key: (self._template(*key), self._error_format(*key)) for key in fixed if "{" not in key[1]
+        }
 
     @property
     def routes(self) -> list[BaseRoute]:
@@ -265,6 +270,10 @@ class RouteTable:
 
         Paths of clients would give metrics an unlimited number of series.
         """
+        known = self._known.get((method, path))
+        return known[0] if known else self._template(method, path)
+
+    def _template(self, method: str, path: str) -> str:
         scope = {"type": "http", "method": method, "path": path}
         matches = [(route.matches(scope)[0], route.path) for route, _ in self._routes]
         for wanted in (Match.FULL, Match.PARTIAL):
@@ -277,6 +286,10 @@ class RouteTable:
 
         For an unknown path, that of the first dialect with a path that begins with the same segment.
         """
+        known = self._known.get((method, path))
+        return known[1] if known else self._error_format(method, path)
+
+    def _error_format(self, method: str, path: str) -> ErrorFormat:
         scope = {"type": "http", "method": method, "path": path}
         matches = [(route.matches(scope)[0], dialect) for route, dialect in self._routes]
         formats = [dialect.error for match, dialect in matches if match is Match.FULL]

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import TypedDict
 
 from app.api.dialect import ErrorFormat, Kind, Problem, RouteTable
+from app.api.http.connection import DISCARD
 from app.api.http.observation import CLIENT_GONE
 from app.api.http.problems import ApiError, problem_of
 from app.service import ServiceError
@@ -53,7 +54,7 @@ class ErrorResponse(JSONResponse):
         headers = [*self.raw_headers, (b"connection", b"close")]
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        await _discard(receive)
+        await _discard(scope, receive)
         await send({"type": "http.response.body", "body": b""})
 
 
@@ -65,14 +66,12 @@ def _is_arriving(scope: Scope) -> bool:
     return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
 
-async def _discard(receive: Receive) -> None:
-    n_bytes = 0
+async def _discard(scope: Scope, receive: Receive) -> None:
+    state = scope.setdefault("state", {})
+    state[DISCARD] = _DISCARD_BYTES
     with anyio.move_on_after(_DISCARD_SECONDS):
-        while n_bytes < _DISCARD_BYTES:
-            message = await receive()
-            n_bytes += len(message.get("body", b""))
-            if not message.get("more_body"):
-                return
+        while state[DISCARD] > 0 and (await receive()).get("more_body"):
+            pass
 
 
 def internal() -> Problem:
@@ -90,17 +89,20 @@ def respond(scope: Scope, problem: Problem) -> Response:
     return ErrorResponse(error.body(problem), error.status(problem), headers=problem.headers)
 
 
-def service_error(request: Request, error: Exception) -> Response:
+# The handlers are coroutines: Starlette calls functions on a thread, which takes longer than they do.
+
+
+async def service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
     return respond(request.scope, problem_of(error))
 
 
-def api_error(request: Request, error: Exception) -> Response:
+async def api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return respond(request.scope, error.problem)
 
 
-def http_error(request: Request, error: Exception) -> Response:
+async def http_error(request: Request, error: Exception) -> Response:
     """Respond to an unknown path or method."""
     assert isinstance(error, HTTPException)
     path = request.url.path
@@ -118,11 +120,11 @@ def http_error(request: Request, error: Exception) -> Response:
     return response
 
 
-def client_gone(_request: Request, _error: Exception) -> Response:
+async def client_gone(_request: Request, _error: Exception) -> Response:
     """End a request whose client disconnected before its body was read. The response is not delivered."""
     return Response(status_code=CLIENT_GONE)
 
 
-def server_error(request: Request, _error: Exception) -> Response:
+async def server_error(request: Request, _error: Exception) -> Response:
     """Respond to an unexpected exception. Uvicorn logs it."""
     return respond(request.scope, internal())
