@@ -68,8 +68,7 @@ async def rank(
 
     def pairs() -> list[list[int]]:
         made = []
-        for index, document in enumerate(documents):
-            tokens, is_truncated = reranker.tokens(query, document)
+        for index, (tokens, is_truncated) in enumerate(reranker.pairs(query, documents)):
             if is_truncated and not truncate:
                 raise TooLong(
                     f"with the query exceeds the {reranker.max_tokens} tokens of {reranker.name}",

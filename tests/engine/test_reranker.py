@@ -10,7 +10,7 @@ import pytest
 
 from app.config.settings import load
 from app.engine.embedder import Embedder
-from app.engine.llama import ModelLoadError
+from app.engine.llama import ModelLoadError, Vocab
 from app.engine.reranker import Reranker
 from app.weights.embedding import resolve_embedding_model
 from tests.conftest import MODEL
@@ -28,7 +28,7 @@ def reranker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reranker]:
 
 
 def test_an_output_is_the_classifier_of_the_first_token(reranker: Reranker) -> None:
-    pairs = [reranker.tokens("When does it open?", text)[0] for text in ("At six.", "[SEP] words " * 30)]
+    pairs = [pair for pair, _ in reranker.pairs("When does it open?", ["At six.", "[SEP] words " * 30])]
     assert pairs[0].count(CLS) == 1
     assert pairs[1].count(SEP) == 2, "text of a document never becomes a control token"
     assert (pairs[0][0], pairs[0][-1]) == (CLS, SEP)
@@ -45,16 +45,27 @@ def test_an_output_is_the_classifier_of_the_first_token(reranker: Reranker) -> N
 
 
 def test_long_pairs_are_truncated(reranker: Reranker) -> None:
-    short, is_truncated = reranker.tokens("open", "six")
+    (short, is_truncated), (long, is_cut) = reranker.pairs("open", ["six", "six " * 1000])
     assert (len(short), is_truncated) == (5, False)
-    long, is_truncated = reranker.tokens("open", "six " * 1000)
-    assert (len(long), is_truncated) == (reranker.max_tokens, True)
+    assert (len(long), is_cut) == (reranker.max_tokens, True)
     assert long[:3] == short[:3]
-    both, is_truncated = reranker.tokens("open " * 1000, "six " * 1000)
+    (both, is_truncated), (asked, _) = reranker.pairs("open " * 1000, ["six " * 1000, "six"])
     assert (len(both), is_truncated) == (reranker.max_tokens, True)
     assert abs(both.count(short[1]) - both.count(short[3])) <= 1, "half of the room each"
-    asked, _ = reranker.tokens("open " * 1000, "six")
     assert asked.count(short[3]) == 1, "a short document is kept"
+
+
+def test_a_query_is_tokenized_once(reranker: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenized: list[str] = []
+    tokenize = Vocab.tokenize
+
+    def noted(self: Vocab, text: str, *, parse_special: bool) -> list[int]:
+        tokenized.append(text)
+        return tokenize(self, text, parse_special=parse_special)
+
+    monkeypatch.setattr(Vocab, "tokenize", noted)
+    assert len(list(reranker.pairs("When?", ["At six.", "At ten."]))) == 2
+    assert tokenized == ["When?", "At six.", "At ten."]
 
 
 def test_other_models_are_rejected() -> None:
