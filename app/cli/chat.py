@@ -19,7 +19,7 @@ from app.chat.messages import Message
 from app.cli.generate import request_of
 from app.config.settings import Settings
 from app.service import ChatPrompt, ServiceError, Step, UnknownContext, receive
-from app.service.start import Start, prepare
+from app.service.start import Start
 
 _HELP = """\
 /context        list the contexts
@@ -43,7 +43,7 @@ def chat(settings: Settings, fields: dict[str, Any]) -> None:
         UserError: The model cannot be loaded, or an argument is out of range.
     """
     request = request_of({"query": "-", **fields})
-    start = prepare(settings)
+    start = Start(settings)
     with start_blocking_portal("asyncio") as portal:
         try:
             context = request.context or settings.context_type

@@ -12,7 +12,7 @@ from app.api.tokenstream.token_stream import TokenStreamRequest
 from app.config.errors import UserError
 from app.config.settings import Settings
 from app.service import Step, receive
-from app.service.start import prepare
+from app.service.start import Start
 
 
 class ArgumentError(UserError):
@@ -27,7 +27,7 @@ async def generate(settings: Settings, request: TokenStreamRequest) -> None:
     Raises:
         UserError: The model cannot be loaded, or the request cannot be answered.
     """
-    start = prepare(settings)
+    start = Start(settings)
     service = start.service
     try:
         context = request.context or settings.context_type

@@ -31,7 +31,7 @@ from app.config.settings import Settings
 from app.config.unused import unused_variables
 from app.machine.descriptors import raised_limit
 from app.machine.threads import full_pool
-from app.service.start import Start, prepare
+from app.service.start import Start
 from app.telemetry.metrics import Metrics
 from app.telemetry.tracing import Tracing
 
@@ -67,8 +67,8 @@ def serve(settings: Settings) -> int:
     endpoint = settings.otlp_endpoint
     tracing = Tracing(endpoint, settings.instance_label) if endpoint is not None else None
     certificate = certificate_of(settings)
-    start = prepare(settings)
     listener = _listen("HTTP_ADDRESS", settings.http_address)
+    start = Start(settings)
     if settings.prometheus_http_address is not None:
         _serve_metrics(settings.prometheus_http_address, start.service.metrics)
     _warn_if_open(settings, listener)

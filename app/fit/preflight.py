@@ -163,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(number, type=int, nargs="?")
     chosen = parser.parse_args(arguments)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would be as large as the model
+    _end_with_parent()
     try:
         from app.engine import llama
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
@@ -185,6 +186,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error)
         return _DECODE_FAILED
     return 0
+
+
+def _end_with_parent() -> None:
+    """Let the kernel kill this process when the thread that started it ends. Only Linux can."""
+    if sys.platform == "linux":
+        set_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_signal, signal.SIGKILL)
 
 
 def _child_environment() -> dict[str, str]:

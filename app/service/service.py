@@ -20,6 +20,7 @@ from app.engine.embedder import Embedder
 from app.engine.fair_lock import FairLock
 from app.engine.reranker import Reranker
 from app.machine.cores import physical_cores
+from app.machine.progress import Stage
 from app.machine.threads import full_pool
 from app.service.admission import Admission, Place
 from app.service.clients import TokenRates, check_model, check_prompt
@@ -51,6 +52,7 @@ class Service:
         rates: Tokens per minute of these keys.
         admission: Places of all requests except embedding requests.
         embedding_admission: Places of embedding requests.
+        stage: Current part of the start, until the model is loaded.
         failure: Error message of the engine's or the embedding model's failed thread; None while both run.
     """
 
@@ -74,6 +76,7 @@ class Service:
         self.keys = Keys(settings.api_keys.get_secret_value() if settings.api_keys else "", contexts)
         self.rates = TokenRates()
         self.failure: str | None = None
+        self.stage = Stage("starting")
         self._on_failure: Callable[[str], None] | None = None
         self._model: Model | None = None
         self._retrieval: Retrieval | None = None
@@ -199,6 +202,10 @@ class Service:
                 lock=lock,
                 on_failure=partial(failed, "reranker"),
             )
+
+    def on_stage(self, stage: Stage) -> None:
+        """Record the current part of the start."""
+        self.stage = stage
 
     def _engine_failed(self, error: BaseException) -> None:
         self.metrics.engine.on_end()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from app.config.contexts import load_contexts
 from app.config.settings import Settings
 from app.engine.llama import ModelLoadError, start_matmul
 from app.fit import preflight
+from app.machine.background import in_background
 from app.machine.cores import physical_cores
+from app.machine.progress import report_stage, reported_to
 from app.service import retrieval
 from app.service.service import Service
 from app.telemetry.metrics import Metrics
@@ -21,15 +23,31 @@ from app.weights.model import resolve_model
 from app.weights.tokenizer import TokenizerRepo, load_tokenizer_repo
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """An unloaded service, and the checked files to load."""
+class Files(NamedTuple):
+    """Checked files of the models."""
 
-    service: Service
     model: Path
     tokenizer_repo: TokenizerRepo | None
     embedding_model: Path | None
     rerank_model: Path | None
+
+
+class Start:
+    """A service whose models are found, downloaded and loaded in the background.
+
+    Attributes:
+        service: The service; unloaded until `load` returns.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Check the settings and the contexts, without models.
+
+        Raises:
+            UserError: A setting or the contexts file cannot be used.
+        """
+        contexts = load_contexts(settings.contexts_file)
+        self.service = Service(settings, contexts, Metrics(settings.instance_label))
+        retrieval.check(settings)
 
     async def load(
         self,
@@ -37,52 +55,46 @@ class Start:
         warm: Collection[str] | None = None,
         on_failure: Callable[[str], None] | None = None,
     ) -> None:
-        """Load the models and prefill contexts.
+        """Find or download the models, test them, load them and prefill contexts.
 
         Args:
             warm: Names of the contexts to prefill; None: all.
             on_failure: Called once, on the event loop, with the reason for ``Service.failure``.
 
         Raises:
-            UserError: The models do not load, or the settings do not fit them.
+            UserError: The models cannot be found or loaded, or the settings do not fit them.
         """
-        with readable_load_errors():
-            await self.service.load(
-                self.model,
-                self.tokenizer_repo,
-                self.embedding_model,
-                self.rerank_model,
-                warm=warm,
-                on_failure=on_failure,
-            )
+        with readable_load_errors(), reported_to(self.service.on_stage):
+            # Not a thread of the loop: a download cannot be interrupted, and the loop waits for its threads.
+            files = await in_background(lambda: prepare(self.service.settings))
+            report_stage("loading the model")
+            await self.service.load(*files, warm=warm, on_failure=on_failure)
 
 
-def prepare(settings: Settings) -> Start:
-    """Check the settings, download missing files and run the preflight; blocking.
+def prepare(settings: Settings) -> Files:
+    """Find or download the models, and run the preflight; blocking.
 
     Raises:
-        UserError: A setting, a file or the native library cannot be used.
+        UserError: A file or the native library cannot be used.
+        ModelLoadError: llama.cpp rejects the model.
     """
-    contexts = load_contexts(settings.contexts_file)
-    service = Service(settings, contexts, Metrics(settings.instance_label))
-    retrieval.check(settings)
-    start = Start(
-        service,
+    report_stage("searching the model")
+    files = Files(
         resolve_model(settings),
-        tokenizer_repo=load_tokenizer_repo(settings),
-        embedding_model=resolve_embedding_model(settings) if settings.embeds else None,
-        rerank_model=resolve_rerank_model(settings),
+        load_tokenizer_repo(settings),
+        resolve_embedding_model(settings) if settings.embeds else None,
+        resolve_rerank_model(settings),
     )
-    with readable_load_errors():
-        preflight.check(
-            start.model,
-            n_threads=settings.model_threads or physical_cores(),
-            n_gpu_layers=settings.model_gpu_layers,
-            main_gpu=settings.main_gpu,
-            matmul=settings.matmul == "auto",
-        )
-        start_matmul(enabled=settings.matmul == "auto")
-    return start
+    report_stage("testing the model")
+    preflight.check(
+        files.model,
+        n_threads=settings.model_threads or physical_cores(),
+        n_gpu_layers=settings.model_gpu_layers,
+        main_gpu=settings.main_gpu,
+        matmul=settings.matmul == "auto",
+    )
+    start_matmul(enabled=settings.matmul == "auto")
+    return files
 
 
 @contextmanager

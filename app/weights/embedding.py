@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from app.config.settings import Settings
-from app.engine.llama.gguf import ModelFileError, check_gguf
+from app.engine.llama.gguf import ModelFileError, read_header
 from app.machine.folders import cache_folder
 from app.machine.installation import install_with
 from app.weights import minilm
@@ -127,7 +127,7 @@ def _package() -> tuple[Path, str]:
 
 def _is_whole(path: Path) -> bool:
     try:
-        check_gguf(path)
+        read_header(path)
     except (ModelFileError, FileNotFoundError):
         return False
     return True

@@ -63,6 +63,7 @@ def explained_hub(variable: str, repository: str, revision: str, file: str = "")
         OfflineModeIsEnabled,
     )
 
+    wanted = f"{file or 'the list of files'} of {variable}={repository} (revision {revision})"
     try:
         yield
     except HfHubHTTPError as error:
@@ -72,13 +73,13 @@ def explained_hub(variable: str, repository: str, revision: str, file: str = "")
             f"{variable}={repository} is not the name of a repository", "use owner/name"
         ) from error
     except LocalEntryNotFoundError as error:
-        raise _no_answer(error.__cause__ or error) from error
+        raise _no_answer(error.__cause__ or error, wanted) from error
     except OSError as error:
         if error.errno is not None and not isinstance(error, OfflineModeIsEnabled):
             raise
-        raise _no_answer(error) from error
+        raise _no_answer(error, wanted) from error
     except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
-        raise _no_answer(error) from error
+        raise _no_answer(error, wanted) from error
     except (FileMetadataError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise HubError(
             f"{_endpoint()} is not a Hugging Face hub ({error})",
@@ -106,19 +107,20 @@ def _endpoint() -> str:
     return constants.ENDPOINT
 
 
-def _no_answer(error: BaseException) -> HubError:
+def _no_answer(error: BaseException, wanted: str) -> HubError:
+    """The hub did not answer; ``wanted``: name of the missing file."""
     import httpx2
     from huggingface_hub import constants
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     if isinstance(error, OfflineModeIsEnabled):
-        return HubError("HF_HUB_OFFLINE is set", "unset it to download files that are not on this disk")
+        return HubError("HF_HUB_OFFLINE is set", f"unset it to download {wanted}")
     reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
     if isinstance(error, httpx2.TimeoutException):
         reason = f"no answer within {constants.HF_HUB_ETAG_TIMEOUT} s"
     return HubError(
         f"{_endpoint()} cannot be reached ({reason})",
-        "check the network and HF_ENDPOINT, or name local files instead",
+        f"check the network and HF_ENDPOINT, or name local files instead of {wanted}",
     )
 
 
@@ -150,5 +152,6 @@ def _rejection(error: HfHubHTTPError, variable: str, repository: str, revision: 
         return HubError(f"{_endpoint()} denies access to {what} (403: {error.server_message})", other_token)
     reason = f"{status} {error.response.reason_phrase}".strip()
     return HubError(
-        f"{_endpoint()} responds with {reason} for {what}", "try again later, or name local files instead"
+        f"{_endpoint()} responds with {reason} for {what}",
+        f"try again later, or name local files instead of {file or 'its files'}",
     )

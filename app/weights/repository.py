@@ -17,10 +17,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from app.machine.progress import Progress
+from app.machine.progress import Progress, report_stage
 from app.weights.errors import (
     FileNotInRepository,
     HubError,
@@ -92,6 +92,21 @@ class ProgressLines:
         self._n_bytes += n_bytes
         if self._total:
             self._progress.report(self._n_bytes / self._total)
+
+
+def _bar(operation: str) -> Any:
+    """huggingface_hub's bar on a terminal, else log lines."""
+    if not sys.stderr.isatty():
+        return functools.partial(ProgressLines, operation)
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    class Bar(tqdm):
+        def update(self, n: float | None = 1) -> Any:
+            if self.total:
+                report_stage(operation, (self.n + (n or 0)) / self.total)
+            return super().update(n)
+
+    return Bar
 
 
 class Repository:
@@ -286,8 +301,7 @@ class Repository:
         headers = {**build_hf_headers(token=self._token), "accept-encoding": "identity"}
         size = f" ({readable_size(metadata.size)})" if metadata.size else ""
         logger.info("downloading %s%s of %s from %s", file, size, self.name, constants.ENDPOINT)
-        # A terminal gets huggingface_hub's bar.
-        bar = None if sys.stderr.isatty() else functools.partial(ProgressLines, f"downloading {file}{size}")
+        bar = _bar(f"downloading {file}{size}")
         retries = _RETRIES
         while True:
             with partial.open("ab") as target, self._explained(file):
@@ -301,7 +315,7 @@ class Repository:
                         resume_size=start,
                         headers=headers,
                         expected_size=metadata.size,
-                        tqdm_class=cast(Any, bar),
+                        tqdm_class=bar,
                     )
                     break
                 except httpx2.ReadError:  # a reset connection; http_get handles other failures

@@ -20,7 +20,8 @@ def loading_url() -> Iterator[str]:
 def test_health_is_ok_but_ready_answers_503(loading_url: str) -> None:
     assert httpx.get(f"{loading_url}/health").status_code == 200
     ready = httpx.get(f"{loading_url}/ready")
-    assert (ready.status_code, ready.json()) == (503, {"status": "loading"})
+    assert ready.status_code == 503
+    assert ready.json() == {"status": "loading", "stage": "starting", "progress": None}
     assert int(ready.headers["retry-after"]) >= 1
 
 

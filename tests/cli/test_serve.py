@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.conftest import MODEL, SETTINGS, Server, free_port
+from tests.weights.hub_server import REPO, FakeHub, serving
 
 Start = Callable[..., Server]
 
@@ -104,6 +105,45 @@ def test_an_address_in_use_is_reported(start_server: Start) -> None:
     assert status == 1
     assert f"error: PROMETHEUS_HTTP_ADDRESS={address}: cannot listen there: Address already in use" in output
     assert "Traceback" not in output
+
+
+def test_a_taken_port_is_reported_before_the_model_is_searched(start_server: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        status, output = ended(start_server(HTTP_ADDRESS=address, MODEL_PATH="nowhere.gguf"))
+    assert status == 1
+    assert f"error: HTTP_ADDRESS={address}: cannot listen there: Address already in use" in output
+
+
+@pytest.fixture
+def stalled_hub() -> Iterator[FakeHub]:
+    """A hub with the default model, whose download stops in the middle."""
+    with serving() as hub_server:
+        hub = hub_server.fresh()
+        content = MODEL.read_bytes()
+        hub.add(REPO, {"a.gguf": content})
+        hub.stall_after = len(content) // 2
+        yield hub
+        hub.released.set()
+
+
+def test_the_server_answers_during_a_download_and_tells_its_progress(
+    start_server: Start, stalled_hub: FakeHub, tmp_path: Path
+) -> None:
+    settings = {"MODEL_REPO": REPO, "MODEL_FILE": "a.gguf", "MODELS_DIR": str(tmp_path)}
+    hub = {"HF_ENDPOINT": stalled_hub.url, "HF_HOME": str(tmp_path / "home")}
+    server = start_server(**settings, **hub).wait_until("/health")
+    end = time.monotonic() + 60
+    while not (ready := httpx.get(f"{server.url}/ready")).json().get("progress"):
+        assert time.monotonic() < end, ready.text
+        time.sleep(0.02)
+    assert ready.status_code == 503
+    assert ready.json()["stage"].startswith("downloading a.gguf (")
+    assert 0 < ready.json()["progress"] < 0.6
+    assert server.stop(timeout=10) == 0
+    stalled_hub.released.set()
+    assert start_server(**settings, **hub).wait_until().stop() == 0
+    assert len(stalled_hub.gets()) == 2  # the second one resumed the file of the first
 
 
 def test_contexts_are_prefilled_once_and_loaded_after_a_restart(start_server: Start, tmp_path: Path) -> None:

@@ -63,10 +63,10 @@ _SERVING = """
 import asyncio
 from app.config.settings import load
 from app.engine.llama import matmul_calls
-from app.service.start import prepare
+from app.service.start import Start
 
 async def calls():
-    start = prepare(load(env_file=None))
+    start = Start(load(env_file=None))
     await start.load(warm=["general"])
     await start.service.close()
     return matmul_calls()

@@ -265,6 +265,5 @@ async def test_main_gpu_applies_to_preflight_and_memory_plan(monkeypatch: pytest
     monkeypatch.setattr(preflight, "check", recording("preflight"))
     monkeypatch.setattr(model_module, "make_plan", recording("memory plan"))
     settings = load(None, main_gpu=3, contexts_file=ROOT / "config/prompt_config.toml")
-    path = start.prepare(settings).model
-    model_module.memory_plan(settings, path)
+    model_module.memory_plan(settings, start.prepare(settings).model)
     assert received == {"preflight": 3, "memory plan": 3}

@@ -47,6 +47,8 @@ class FakeHub:
     cut_after: int | None = None  # bytes after which the next body is cut
     reset: bool = False  # ... by a reset instead of a close
     fail_after_cut: bool = False  # ... and all later responses are 500
+    stall_after: int | None = None  # bytes after which the body of a file waits for `released`
+    released: threading.Event = field(default_factory=threading.Event)
     claimed_size: int | None = None  # in responses to HEAD
     etag: str | None = None  # in responses to HEAD
     requests: list[Request] = field(default_factory=list)
@@ -197,7 +199,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.status = 500 if self.hub.fail_after_cut else None
             body = body[:cut]
             self.close_connection = True
-        self.wfile.write(body)
+        if self.hub.stall_after is not None and "/resolve/" in self.path:
+            self.wfile.write(body[: self.hub.stall_after])
+            self.hub.released.wait(100)
+            self.wfile.write(body[self.hub.stall_after :])
+        else:
+            self.wfile.write(body)
         self.request_.sent = len(body)
         if self.close_connection and self.hub.reset:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -29,7 +29,12 @@ async def ready(request: Request) -> Response:
         return JSONResponse(body)
     if service.failure is not None:
         return _failed(service.failure)
-    loading: Loading = {"status": "loading"}
+    stage = service.stage
+    loading: Loading = {
+        "status": "loading",
+        "stage": stage.name,
+        "progress": None if stage.done is None else round(stage.done, 3),
+    }
     return JSONResponse(loading, 503, headers=_RETRY_AFTER)
 
 

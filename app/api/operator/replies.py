@@ -41,6 +41,8 @@ class Loading(TypedDict):
     """The model is loading."""
 
     status: Literal["loading"]
+    stage: Annotated[str, Field(description="Current part of the start, such as the download of a file.")]
+    progress: Annotated[float | None, Field(description="Its completed share, from 0 to 1; null: unknown.")]
 
 
 class Failed(TypedDict):
