@@ -19,7 +19,7 @@ from app.service.answers import (
     shown,
     token_bytes,
 )
-from app.service.clients import client_of_key, with_priority
+from app.service.clients import allows_context, client_of_key, with_priority
 from app.service.decisions import (
     MOST_OPTIONS,
     MOST_QUESTIONS,
@@ -111,6 +111,7 @@ __all__ = [
     "ToolUse",
     "UnknownContext",
     "Vocab",
+    "allows_context",
     "best",
     "client_of_key",
     "collect",

@@ -58,6 +58,12 @@ def check_model(client: Client, model: str) -> None:
         raise Forbidden(f"key {client.name} does not allow model {model}; allowed: {allowed}", field="model")
 
 
+def allows_context(client: Client, name: str) -> bool:
+    """Whether a client may use a context."""
+    key = _key(client)
+    return key is None or key.contexts is None or name in key.contexts
+
+
 def check_prompt(client: Client, prompt: Prompt, default_context: str) -> None:
     """Check that a client may use the context of a prompt.
 
@@ -71,7 +77,7 @@ def check_prompt(client: Client, prompt: Prompt, default_context: str) -> None:
     if not isinstance(prompt, ChatPrompt):
         raise Forbidden(f"{allowed}, and this request has no context", field=prompt.field)
     context = default_context if prompt.context is None else prompt.context
-    if context not in key.contexts:
+    if not allows_context(client, context):
         raise Forbidden(f"{allowed}, not {context!r}", field="context")
     if any(message.role == "system" for message in prompt.messages):
         raise Forbidden(f"{allowed}, and a system message would replace the context", field=prompt.field)

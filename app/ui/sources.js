@@ -2,11 +2,6 @@
 
 const percent = new Intl.NumberFormat("en", { style: "percent" });
 
-/** For example "1 source" or "2 sources". */
-export function countSources(sources) {
-  return `${sources.length} ${sources.length === 1 ? "source" : "sources"}`;
-}
-
 /**
  * Show the sources of an answer.
  *

@@ -1,4 +1,4 @@
-/** Sends one question to POST /token_stream, and reads the streamed text and the details at its end. */
+/** Sends one request to POST /token_stream, and reads the streamed text and the details at its end. */
 
 import { authorization } from "./key.js";
 
@@ -7,10 +7,12 @@ const DETAILS = /\n?\u001e(?:\{[^\u001e]*)?$|\n$/;
 
 /** A failed or incomplete answer. `type` is the server's error_type, "network", "http" or "cut". */
 export class AnswerError extends Error {
-  constructor(message, type) {
+  /** @param {number} retryAfter seconds until the server expects to have a free place */
+  constructor(message, type, retryAfter = 1) {
     super(message);
     this.name = "AnswerError";
     this.type = type;
+    this.retryAfter = retryAfter;
   }
 }
 
@@ -42,14 +44,14 @@ export class DetailsSplitter {
 }
 
 /**
- * Send a question, and pass on each piece of text as it arrives.
+ * Send a request, and pass on each piece of text as it arrives.
  *
- * @param {{query: string, context: string, knowledge?: boolean}} question
+ * @param {{messages: object[], context: string}} question with other fields of the route
  * @param {(text: string) => void} onText
  * @param {AbortSignal} signal ends the request and the generation
- * @returns {Promise<{finish_reason: string, prompt_tokens: number, generated_tokens: number,
- *   time_to_first_token: number, tokens_per_second: number, sources?: object[]}>} times in seconds; sources are
- *   the retrieved passages in the prompt
+ * @returns {Promise<{finish_reason: string, prompt_tokens: number, cached_tokens: number,
+ *   generated_tokens: number, time_to_first_token: number, tokens_per_second: number, sources?: object[]}>} times in
+ *   seconds; sources are the retrieved passages in the prompt
  * @throws {AnswerError} The server rejected the request or failed, or the connection broke.
  * @throws {DOMException} AbortError: the signal was aborted.
  */
@@ -96,7 +98,9 @@ async function refusal(response) {
   const status = `${response.status} ${response.statusText}`.trim();
   try {
     const { error, error_type } = await response.json();
-    if (typeof error === "string") return new AnswerError(error, error_type);
+    if (typeof error === "string") {
+      return new AnswerError(error, error_type, Number(response.headers.get("Retry-After")) || 1);
+    }
   } catch {
     // not this server's JSON: for example the response of a proxy
   }

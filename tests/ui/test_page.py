@@ -23,13 +23,12 @@ def wait_for_running(url: str, count: int) -> None:
 
 
 def test_an_answer_grows_while_it_streams(chat: ChatPage) -> None:
-    chat.make_answers_short()
+    chat.change_requests(max_tokens=60)
     chat.ask(QUESTION)
     chat.wait_until_done()
     lengths = chat.recorded("lengths")
     assert len(set(lengths) - {0}) >= 2, "the text is in one piece"
     assert lengths == sorted(lengths), "the text became shorter"
-    assert lengths[-1] == len(chat.answer(1).text_content() or "")
 
 
 def test_a_finished_answer_has_figures(chat: ChatPage) -> None:
@@ -37,7 +36,10 @@ def test_a_finished_answer_has_figures(chat: ChatPage) -> None:
     chat.ask(QUESTION)
     chat.wait_until_done()
     expect(chat.figures(1)).to_have_text(
-        re.compile(r"^general · [\d,]+ tokens? · [\d,.]+ tokens/s · first after [\d,.]+\s(ms|s)$")
+        re.compile(
+            r"^general · [\d,]+ tokens? · [\d,.]+ tokens/s · first after [\d,.]+\s(ms|s) · "
+            r"prompt \d+, cached \d+$"
+        )
     )
 
 
@@ -47,7 +49,7 @@ def test_the_text_equals_that_of_token_stream(chat: ChatPage) -> None:
     chat.wait_until_done()
     body = {"query": QUESTION, "context": "general", "temperature": 0, "max_tokens": 24}
     plain = httpx.post(f"{chat.url}/token_stream", json=body, timeout=60).raise_for_status().text
-    assert chat.answer(1).text_content() == plain
+    assert (chat.answer(1).text_content() or "").strip() == plain
 
 
 def test_an_answer_at_the_token_limit_has_a_remark(chat: ChatPage) -> None:
@@ -111,7 +113,8 @@ def test_the_request_has_the_selected_context(chat: ChatPage) -> None:
     chat.context.select_option("sql")
     chat.ask("List the names of all customers.")
     chat.wait_until_done()
-    assert chat.sent == [{"query": "List the names of all customers.", "context": "sql", "details": True}]
+    question = {"role": "user", "content": "List the names of all customers."}
+    assert chat.sent == [{"messages": [question], "context": "sql", "details": True}]
     expect(chat.answer(1)).not_to_be_empty()
     expect(chat.figures(1)).to_contain_text("sql · ")
 
@@ -176,14 +179,16 @@ def test_the_copy_button_copies_the_answer(chat: ChatPage) -> None:
     chat.wait_until_done()
     chat.page.get_by_role("button", name="Copy answer 1").click()
     expect(chat.status).to_have_text("Copied.")
-    assert chat.page.evaluate("navigator.clipboard.readText()") == chat.answer(1).text_content()
+    assert (
+        chat.page.evaluate("navigator.clipboard.readText()") == (chat.answer(1).text_content() or "").strip()
+    )
 
 
 def test_the_copy_button_works_without_the_clipboard_interface(page: Page, server_url: str) -> None:
     """navigator.clipboard does not exist over plain HTTP from another machine."""
     page.add_init_script("""
         Object.defineProperty(navigator, 'clipboard', {value: undefined});
-        document.addEventListener('copy', () => { window.copied = getSelection().toString(); });
+        addEventListener('copy', (event) => { window.copied = event.clipboardData.getData('text/plain'); });
     """)
     chat = ChatPage(page, server_url).open()
     chat.fake_answers(

@@ -35,13 +35,13 @@ def fill_conversation(
     chat: ChatPage, expected_messages: list[str], text: str = "Paris is in France."
 ) -> None:
     """Add a finished answer with a remark, and a failed one."""
-    expected_messages.append("status of 429")
+    expected_messages.append("status of 500")
     chat.fake_answers(lambda route: route.fulfill(body=text + TRAILER))
     chat.ask(text)
     chat.wait_until_done()
-    error = {"error": f"The queue is full. {text}", "error_type": "overloaded"}
+    error = {"error": f"No memory is left. {text}", "error_type": "internal"}
     chat.reconnect()
-    chat.fake_answers(lambda route: route.fulfill(status=429, json=error))
+    chat.fake_answers(lambda route: route.fulfill(status=500, json=error))
     chat.ask(text)
     chat.wait_until_done()
     chat.query.fill(text)
@@ -63,10 +63,12 @@ def test_a_conversation_needs_the_keyboard_only(chat: ChatPage) -> None:
     expect(chat.figures(1)).to_contain_text("stopped")
     expect(chat.query).to_be_focused()
     stops = []
-    for key in ("Tab", "Shift+Tab", "Shift+Tab", "Shift+Tab"):
+    for key in ("Tab", *["Shift+Tab"] * 6):
         keyboard.press(key)
         stops.append(chat.page.evaluate(FOCUS))
-    assert stops == [["context", True], ["query", True], ["Copy answer 1", True], ["clear", True]]
+    assert all(outlined for _, outlined in stops)
+    of_turn = ["Copy answer 1", "Regenerate answer 1", "Continue answer 1", "Edit question 1"]
+    assert [name for name, _ in stops] == ["context", "query", *of_turn, "clear"]
     keyboard.press("Enter")
     expect(chat.log).to_be_empty()
     expect(chat.query).to_be_focused()
@@ -151,10 +153,13 @@ def test_a_conversation_has_names_and_roles(chat: ChatPage, expected_messages: l
               - paragraph: Paris is in France.
               - paragraph: The answer was cut at the limit of 42 tokens.
               - paragraph: /general · 42 tokens/
+              - button "Continue answer 1"
+              - button "Regenerate answer 1"
               - button "Copy answer 1"
-            - article "Question 2"
+            - article "Question 2":
+              - button "Edit question 2"
             - article "Answer 2":
-              - alert: The queue is full. Paris is in France.
+              - alert: No memory is left. Paris is in France.
               - button "Try again"
         - contentinfo:
           - form "Ask a question":
@@ -210,7 +215,9 @@ def test_reduced_motion_stops_the_caret(chat: ChatPage, motion: str) -> None:
     chat.make_answers_long()
     chat.ask(QUESTION)
     chat.wait_until_busy()
-    caret = "getComputedStyle(document.querySelector('.answer .text'), '::after').animationName"
+    caret = (
+        "getComputedStyle(document.querySelector('.answer .text > p:last-child'), '::after').animationName"
+    )
     assert (chat.page.evaluate(caret) == "none") == (motion == "reduce")
     chat.stop.click()
     chat.wait_until_done()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -87,17 +88,46 @@ def reject(route: Route, status: int, error_type: str, text: str) -> None:
     route.fulfill(status=status, json={"error": text, "error_type": error_type})
 
 
-def test_a_full_queue_is_reported_and_retry_works(chat: ChatPage, expected_messages: list[str]) -> None:
+def test_a_busy_server_is_asked_again(chat: ChatPage, expected_messages: list[str]) -> None:
     expected_messages.append("status of 429")
-    chat.fake_answers(lambda route: reject(route, 429, "overloaded", "256 requests wait already."))
-    chat.ask(QUESTION)
-    expect(chat.errors).to_have_text("256 requests wait already.")
-    chat.reconnect()
+    text = "the server is busy: 3 requests run or wait (MAX_CONCURRENT_REQUESTS=3); try again in 2 s"
+    body = {"error": text, "error_type": "overloaded"}
     chat.make_answers_short()
-    chat.retry.click()
+    chat.page.route(
+        "**/token_stream",
+        lambda route: route.fulfill(status=429, headers={"Retry-After": "2"}, json=body),
+        times=1,
+    )
+    chat.ask(QUESTION)
+    expect(chat.figures(1)).to_have_text("Busy, 3 before you, retrying in 2\u00a0s")
+    expect(chat.figures(1)).to_have_text("Busy, 3 before you, retrying in 1\u00a0s")
     chat.wait_until_done()
-    expect(chat.log.get_by_role("article", name="Question")).to_have_count(1)
-    expect(chat.answer(1)).not_to_be_empty()
+    expect(chat.errors).to_have_count(0)
+    expect(chat.figures(1)).to_contain_text("tokens/s")
+    assert chat.recorded("status")[1] == "Busy, 3 before you, retrying in 2\u00a0s."
+
+
+def test_waiting_for_a_busy_server_can_be_stopped(chat: ChatPage, expected_messages: list[str]) -> None:
+    expected_messages.append("status of 429")
+    chat.fake_answers(lambda route: reject(route, 429, "overloaded", "9 requests run or wait"))
+    chat.ask(QUESTION)
+    expect(chat.figures(1)).to_contain_text("Busy, 9 before you")
+    chat.page.keyboard.press("Escape")
+    chat.wait_until_done()
+    expect(chat.figures(1)).to_contain_text("stopped")
+
+
+def test_a_too_long_question_names_its_length_and_the_remedy(
+    chat: ChatPage, expected_messages: list[str]
+) -> None:
+    expected_messages.append("status of 422")
+    chat.ask("word " * 3000)
+    expect(chat.errors).to_have_text(
+        re.compile(
+            r"^Too long: the question has 3,\d\d\d tokens with its context, and there is room for 2,048 "
+            r"together with the answer\. Shorten it, or send it in parts\.$"
+        )
+    )
 
 
 def test_the_page_waits_for_the_model(page: Page, server_url: str, expected_messages: list[str]) -> None:
@@ -146,7 +176,7 @@ def test_the_page_waits_for_a_restarted_server(chat: ChatPage, expected_messages
     chat.fake_answers(lambda route: reject(route, 503, "loading", "The model is being loaded."))
     chat.page.route("**/ready", lambda route: reject(route, 503, "loading", "The model is being loaded."))
     chat.ask(QUESTION)
-    expect(chat.errors).to_have_text("The model is being loaded.")
+    expect(chat.errors).to_have_text("The model is still loading. Try again when it is ready.")
     expect(chat.notice).to_have_text("The model is still loading…")
     expect(chat.retry).to_be_hidden()
     chat.reconnect()

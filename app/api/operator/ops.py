@@ -5,8 +5,9 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from app.api.http.auth import client_of
 from app.api.operator.replies import Contexts, Failed, Health, Loading, Ready
-from app.service import Service
+from app.service import Service, allows_context
 from app.telemetry.exposition import encoded
 
 _RETRY_AFTER = {"Retry-After": "2"}
@@ -54,6 +55,7 @@ async def contexts(request: Request) -> Response:
     """List the contexts."""
     service: Service = request.app.state.service
     has_knowledge = service.settings.knowledge == "on"
+    client = client_of(request)
     with_documents = [name for name, context in service.contexts.items() if context.knowledge]
     body: Contexts = {
         "default": service.settings.context_type,
@@ -61,6 +63,11 @@ async def contexts(request: Request) -> Response:
         "model": service.model_name,
         "knowledge": has_knowledge,
         "with_documents": with_documents if has_knowledge else [],
+        "prompts": {
+            name: context.prompt for name, context in service.contexts.items() if allows_context(client, name)
+        },
+        "max_total_tokens": service.model.limits.total if service.is_ready else 0,
+        "thinks": service.is_ready and service.model.tokenizer.template.thoughts.marks is not None,
         "refused": dict(service.refused_contexts),
     }
     return JSONResponse(body)

@@ -17,11 +17,11 @@ UI = Path(__file__).resolve().parents[2] / "ui"
 _SWAGGER_FILES = ("swagger-ui.css", "swagger-ui-bundle.js")
 
 
-def _headers(images: str) -> dict[str, str]:
+def _headers(images: str, more: str = "") -> dict[str, str]:
     return {
         "Content-Security-Policy": (
             f"default-src 'none'; script-src 'self'; style-src 'self'; img-src {images}; connect-src 'self'; "
-            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+            f"base-uri 'none'; form-action 'none'; frame-ancestors 'none'{more}"
         ),
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
@@ -29,7 +29,10 @@ def _headers(images: str) -> dict[str, str]:
     }
 
 
-_PAGE_HEADERS = _headers(images="'self'")
+# Only DOMPurify converts text to HTML. Swagger UI does so itself.
+_PAGE_HEADERS = _headers(
+    images="'self'", more="; require-trusted-types-for 'script'; trusted-types dompurify"
+)
 _DOCS_HEADERS = _headers(images="'self' data:")  # Swagger UI's style sheet embeds its icons
 
 

@@ -19,6 +19,14 @@ class Contexts(TypedDict):
         list[str],
         Field(description="Contexts that use the knowledge base by default."),
     ]
+    prompts: Annotated[
+        dict[str, str],
+        Field(description="System prompts of the contexts that the key allows."),
+    ]
+    max_total_tokens: Annotated[
+        int, Field(description="Maximum tokens of prompt plus answer; 0 while the model is loading.")
+    ]
+    thinks: Annotated[bool, Field(description="Whether the model has thoughts before its answers.")]
     refused: Annotated[
         dict[str, str],
         Field(description="Contexts rejected by the chat template, with its error messages."),

@@ -63,7 +63,12 @@ class TokenStreamRequest(SamplingFields, ThinkingFields):
         if self.messages is not None:
             messages = tuple(Message(turn.role, turn.content) for turn in self.messages)
             return ChatPrompt(
-                messages, self.context, knowledge=knowledge, thinking=thinking, reduces_max_tokens=False
+                messages,
+                self.context,
+                continues=messages[-1].role == "assistant",
+                knowledge=knowledge,
+                thinking=thinking,
+                reduces_max_tokens=False,
             )
         assert self.query is not None
         messages = (Message("user", self.query),)

@@ -20,12 +20,18 @@ def test_health_is_ok_and_ready_is_ready(server_url: str) -> None:
 
 
 def test_contexts_are_listed_with_model_and_knowledge(server_url: str) -> None:
-    assert httpx.get(f"{server_url}/contexts").json() == {
+    listed = httpx.get(f"{server_url}/contexts").json()
+    prompts = listed.pop("prompts")
+    assert list(prompts) == ["general", "sql", "classifier", "math"]
+    assert prompts["sql"] == "You are a SQL expert. Answer with one SQL query."
+    assert listed == {
         "default": "general",
         "contexts": ["general", "sql", "classifier", "math"],
         "model": "SmolLM2-135M-Instruct.Q4_1",
         "knowledge": False,
         "with_documents": [],
+        "max_total_tokens": 2048,
+        "thinks": False,
         "refused": {},
     }
 

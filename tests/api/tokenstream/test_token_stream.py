@@ -92,6 +92,16 @@ def test_earlier_turns_of_a_conversation_are_in_the_cache(server_url: str) -> No
     )
 
 
+def test_the_answer_continues_a_last_message_of_the_assistant(server_url: str) -> None:
+    question = {"role": "user", "content": "Tell me about the moon."}
+    fields = {"temperature": 0, "ignore_eos": True}
+    start, whole = (
+        post(server_url, {**fields, "messages": [question], "max_tokens": n}).text for n in (12, 24)
+    )
+    messages = [question, {"role": "assistant", "content": start}]
+    assert start + post(server_url, {**fields, "messages": messages, "max_tokens": 12}).text == whole
+
+
 def test_sampling_parameters_take_effect(server_url: str) -> None:
     def text(**fields: Any) -> str:
         return post(server_url, {"query": "Tell me about the moon.", "max_tokens": 24, **fields}).text

@@ -1,0 +1,104 @@
+/** The question field with its controls, and the example questions. */
+
+const element = (id) => document.getElementById(id);
+const [query, context, send, stop] = ["query", "context", "send", "stop"].map(element);
+const documents = element("documents"); // whether to use documents; disabled if the context has none
+const hasKeyboard = !matchMedia("(pointer: coarse)").matches;
+
+export class Composer {
+  #mayAsk = false;
+  #last = "";
+  #withDocuments = []; // contexts that use documents
+  #changed;
+  #send;
+
+  /** @param {{send: (text: string) => void, changed: () => void}} hooks */
+  constructor({ send: onSend, changed }) {
+    this.#send = onSend;
+    this.#changed = changed;
+    element("composer").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#submit();
+    });
+    query.addEventListener("keydown", (event) => this.#onKey(event));
+    query.addEventListener("input", () => this.#changed());
+    context.addEventListener("change", () => this.#onContext());
+    element("examples").addEventListener("click", (event) => {
+      const button = event.target.closest("button");
+      if (!button) return;
+      query.value = button.textContent;
+      this.#submit();
+    });
+  }
+
+  /** Offer the contexts of a server. */
+  offer(server) {
+    const chosen = server.contexts.includes(context.value) ? context.value : server.default;
+    context.replaceChildren(...server.contexts.map((name) => new Option(name, name, false, name === chosen)));
+    context.disabled = false;
+    this.#withDocuments = server.with_documents;
+    this.#onContext();
+  }
+
+  /** Settings of the next request. */
+  settings() {
+    const fields = !documents.disabled && !documents.checked ? { knowledge: false } : {};
+    return { context: context.value, system: "", fields };
+  }
+
+  show({ isRunning, mayAsk, last }) {
+    this.#mayAsk = mayAsk;
+    this.#last = last;
+    if (!isRunning && document.activeElement === stop) this.focus();
+    send.hidden = isRunning;
+    stop.hidden = !isRunning;
+    send.disabled = !mayAsk || !query.value.trim();
+    this.#showExamples();
+    fit();
+  }
+
+  /** Not on touch screens: the on-screen keyboard would cover the answer. */
+  focus() {
+    if (hasKeyboard) query.focus({ preventScroll: true });
+  }
+
+  #submit() {
+    const text = query.value.trim();
+    if (!text || !this.#mayAsk) return;
+    query.value = "";
+    this.#send(text);
+  }
+
+  #onKey(event) {
+    const composing = event.isComposing || event.keyCode === 229; // 229: Enter that ends a composition in Safari
+    if (event.key === "ArrowUp" && !query.value && this.#last) {
+      event.preventDefault();
+      query.value = this.#last;
+      this.#changed();
+    }
+    if (event.key !== "Enter" || event.shiftKey || composing) return;
+    event.preventDefault();
+    if (!event.repeat) this.#submit();
+  }
+
+  #onContext() {
+    documents.disabled = !this.#withDocuments.includes(context.value);
+    this.#changed();
+  }
+
+  #showExamples() {
+    let any = false;
+    for (const item of element("examples").children) {
+      item.hidden = item.dataset.context !== context.value;
+      any ||= !item.hidden;
+    }
+    element("examples").hidden = !(this.#mayAsk && any);
+  }
+}
+
+/** Grow the field with its text in browsers without field-sizing. */
+function fit() {
+  if (CSS.supports("field-sizing", "content")) return;
+  query.style.height = "auto";
+  query.style.height = `${query.scrollHeight}px`;
+}

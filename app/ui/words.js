@@ -1,0 +1,37 @@
+/** Errors of the server in words for people, without names of settings. */
+
+const integer = new Intl.NumberFormat("en");
+
+/** A sentence about an error, and the remedy. */
+export function explain({ message, type }) {
+  if (type === "too_long") return tooLong(message);
+  if (type === "loading") return "The model is still loading. Try again when it is ready.";
+  if (type === "unauthorized") return "The key is missing or no longer valid. Enter the key of this server.";
+  if (type === "shutting_down") return "The server is shutting down. Try again later.";
+  if (type === "request_timeout") return "The answer took longer than this server allows. Ask for a shorter one.";
+  return withoutSettings(message);
+}
+
+/** A sentence about a busy server. `seconds`: until the next attempt. */
+export function busy({ message }, seconds) {
+  const ahead = /(\d+) requests?/.exec(message)?.[1];
+  const before = ahead ? `, ${integer.format(ahead)} before you` : "";
+  return `Busy${before}, retrying in ${integer.format(seconds)}\u00a0s`;
+}
+
+function tooLong(message) {
+  const [count, limit] = message.match(/\d+/g) ?? [];
+  if (!limit) return withoutSettings(message);
+  const [has, room] = [count, limit].map((digits) => integer.format(digits));
+  if (message.startsWith("max_tokens")) {
+    return `The longest answer in the settings does not fit: ${withoutSettings(message)}. Choose a lower maximum.`;
+  }
+  return (
+    `Too long: the question has ${has} tokens with its context, and there is room for ${room} together with the ` +
+    "answer. Shorten it, or send it in parts."
+  );
+}
+
+function withoutSettings(message) {
+  return message.replace(/\s*\([A-Z][A-Z_]{3,}[^)]*\)/g, "");
+}
