@@ -31,8 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings: Settings | None = None
     try:
         overrides: dict[str, Any] = flags.given_settings(options)
-        if getattr(options, "model", None):
-            overrides["model_path"] = options.model
         settings = settings_table.load(**overrides)
         logs.configure(settings.log_level, settings.log_format)
         if options.command not in _WITHOUT_LIBRARY:
@@ -85,6 +83,27 @@ def _install(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
+def _models(settings: Settings, options: argparse.Namespace) -> int:
+    from app.cli.models import list_models
+
+    list_models(settings, as_json=options.json)
+    return 0
+
+
+def _pull(settings: Settings, options: argparse.Namespace) -> int:
+    from app.cli.models import pull
+
+    pull(settings, options.names)
+    return 0
+
+
+def _remove(settings: Settings, options: argparse.Namespace) -> int:
+    from app.cli.models import remove
+
+    remove(settings, options.names)
+    return 0
+
+
 def _detect_watermark(settings: Settings, options: argparse.Namespace) -> int:
     from app.cli.detect_watermark import detect_watermark
 
@@ -97,6 +116,9 @@ _COMMANDS: dict[str, Callable[[Settings, argparse.Namespace], int]] = {
     "generate": _generate,
     "chat": _chat,
     "install": _install,
+    "models": _models,
+    "pull": _pull,
+    "rm": _remove,
     "detect-watermark": _detect_watermark,
 }
 _WITHOUT_LIBRARY = frozenset({"install"})

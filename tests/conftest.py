@@ -95,7 +95,7 @@ def clean_environment(**settings: str) -> dict[str, str]:
     """The environment without settings of Tokenstream, plus ``settings``."""
     from app.config.settings import Settings
 
-    names = {name.upper() for name in Settings.model_fields} | {"WEIGHT_FILES", "N_GPU_LAYERS"}
+    names = {name.upper() for name in Settings.model_fields} | {"WEIGHT_FILES", "N_GPU_LAYERS", "FEATURE"}
     return {k: v for k, v in os.environ.items() if k.upper() not in names} | settings
 
 

@@ -47,9 +47,13 @@ def parser() -> argparse.ArgumentParser:
         "the generating server.",
     )
     detect.add_argument("file", nargs="?", type=Path, help="file of the text (default: standard input)")
-    for command in (generate, chat, detect):
-        command.add_argument("--model", help="a GGUF file (default: the model of serve)")
-    for command in (generate, chat, install, detect):
+    models = _command(commands, "models", "list the models that have names")
+    models.add_argument("--json", action="store_true", help="print JSON")
+    pull = _command(commands, "pull", "download models by name")
+    remove = _command(commands, "rm", "delete downloaded models by name")
+    for command in (pull, remove):
+        command.add_argument("names", nargs="+", metavar="NAME", help="a name that `models` lists")
+    for command in (generate, chat, install, detect, models, pull, remove):
         command.epilog = _ALL_SETTINGS
         flags.add_settings(command, shown=False)
     return top

@@ -30,6 +30,7 @@ from app.config.errors import UserError
 from app.config.settings import Settings
 from app.config.unused import unused_variables
 from app.machine.descriptors import raised_limit
+from app.machine.installation import IS_WHEEL
 from app.machine.threads import full_pool
 from app.service.start import Start
 from app.telemetry.metrics import Metrics
@@ -216,10 +217,10 @@ class _Server(uvicorn.Server):
             return
         lines = [f"\nTokenstream answers with {self._service.model_name} on {url}"]
         if settings.model_path is None and settings.model_repo is None and settings.model_file is None:
+            larger = "tokenstream serve --model qwen3-1.7b" if IS_WHEEL else "make run MODEL=qwen3-1.7b"
             lines += [
                 "This is a small model for a first try. A larger one gives better answers:",
-                "  make run MODEL_REPO=Qwen/Qwen2.5-1.5B-Instruct-GGUF "
-                "MODEL_FILE=qwen2.5-1.5b-instruct-q4_k_m.gguf",
+                f"  {larger}",
             ]
         lines += [
             f"Open {url} in a browser, or try:",

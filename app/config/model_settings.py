@@ -33,6 +33,18 @@ class ModelSettings(BaseSettings):
     )
 
     # Model
+    model: str | None = setting(
+        None,
+        "Name of a model in MODELS_FILE, such as `qwen3-1.7b`, or path of a GGUF file. It takes precedence "
+        "over MODEL_PATH, MODEL_REPO, MODEL_FILE and MODEL_REVISION. `tokenstream models` lists the names.",
+        also="FEATURE",
+        validation_alias=AliasChoices("MODEL", "FEATURE"),
+    )
+    models_file: Path = setting(
+        lambda: shipped("config/models.toml"),
+        "File that defines the names of models.",
+        shown="`config/models.toml`, else the shipped file",
+    )
     model_path: Path | None = setting(
         None,
         "Path of a local GGUF file. For a split model, its first part.",

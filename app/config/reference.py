@@ -29,7 +29,7 @@ Face hub, and `HF_HUB_OFFLINE=1` turns off all requests to the hub.
 
 # Titles of the sections, by their first setting.
 _SECTIONS = {
-    "model_path": "Model",
+    "model": "Model",
     "model_threads": "Engine",
     "context_type": "Generation",
     "knowledge": "Knowledge base",

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, SecretStr, ValidationError
 from app.config.addresses import Address, Hosts, Origins
 from app.config.errors import UserError
 from app.config.model_settings import ModelSettings
+from app.config.named_models import named_model
 from app.config.setting import setting
 
 
@@ -225,9 +226,29 @@ def load(env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
 
     Raises:
         SettingsError: A value is invalid. The message lists all invalid values, one per line.
+        NamedModelError: MODEL is unknown, or MODELS_FILE is invalid.
     """
+    settings = _validated(env_file, **overrides)
+    return settings if settings.model is None else with_model(settings, settings.model)
+
+
+def with_model(settings: Settings, name: str) -> Settings:
+    """The settings with another MODEL. Its defaults apply to settings that are not set.
+
+    Raises:
+        NamedModelError: The name is unknown, or MODELS_FILE is invalid.
+        SettingsError: A default of the model is invalid.
+    """
+    if name.lower().endswith(".gguf") or Path(name).expanduser().is_file():
+        return settings.model_copy(update={"model": name, "model_path": Path(name)})
+    model = named_model(name, settings.models_file)
+    given = {field: getattr(settings, field) for field in settings.model_fields_set}
+    return _validated(None, **model.defaults() | given | model.overrides() | {"model": name})
+
+
+def _validated(env_file: Path | None, **values: Any) -> Settings:
     try:
-        return Settings(_env_file=env_file, **overrides)  # type: ignore[call-arg]
+        return Settings(_env_file=env_file, **values)  # type: ignore[call-arg]
     except ValidationError as error:
         raise SettingsError("\n".join(_message(e) for e in error.errors())) from None
 

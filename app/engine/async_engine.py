@@ -83,6 +83,11 @@ class AsyncEngine:
         """Number of running and waiting requests."""
         return len(self._answers)
 
+    @property
+    def decode_seconds(self) -> float:
+        """Measured seconds of a decode step of one sequence; 0: not measured."""
+        return self._core.decode_seconds
+
     def start(self) -> None:
         """Start the engine thread. Answers arrive on the running event loop."""
         self._loop = asyncio.get_running_loop()

@@ -106,6 +106,11 @@ class Engine:
         self._report = StepReport()
 
     @property
+    def decode_seconds(self) -> float:
+        """Measured seconds of a decode step of one sequence; 0: not measured."""
+        return self._pacing.measured_decode_seconds(1)
+
+    @property
     def is_idle(self) -> bool:
         return not self._scheduler.n_running and not self._scheduler.n_waiting
 

@@ -48,6 +48,10 @@ class Pacing:
         nearest = min(self._decode_seconds, key=lambda n: abs(n - n_decoding))
         return self._decode_seconds[nearest]
 
+    def measured_decode_seconds(self, n_decoding: int) -> float:
+        """Measured seconds of a step with exactly ``n_decoding`` sequences and no prefill; 0: none."""
+        return self._decode_seconds.get(n_decoding, 0.0)
+
     @property
     def prefill_seconds_per_token(self) -> float:
         """Expected seconds of prefill per token. 1 ms before a measurement."""

@@ -30,6 +30,7 @@ from app.engine.sampling import grammar, params, samplers, thinking
 from app.engine.sampling.params import SamplingParams
 from app.fit.identity import identity
 from app.fit.memory_plan import MemoryPlan, make_plan
+from app.fit.speed import record_speed
 from app.machine.cores import physical_cores
 from app.machine.folders import cache_folder
 from app.machine.progress import Progress
@@ -242,8 +243,18 @@ class Model:
         """End unfinished answers with an error, stop the engine, free the weights."""
         self._metrics.engine.on_end()
         await self.engine.close()  # first: its thread reads the weights
+        self._record_speed()
         self.tokenizer.template.close()
         self._weights.close()
+
+    def _record_speed(self) -> None:
+        """Keep the measured decode speed for `tokenstream models`."""
+        if seconds := self.engine.decode_seconds:
+            n_threads = self._settings.model_threads or physical_cores()
+            try:
+                record_speed(self._weights.path, n_threads, 1 / seconds)
+            except OSError as error:
+                logger.debug("the measured speed is not kept: %s", error)
 
     async def _warm(self, names: Collection[str]) -> None:
         """Prefill the common prefix of each context, if the prefix cache is on."""

@@ -20,6 +20,7 @@ from app.weights.repository import Repository
 __all__ = [
     "ModelError",
     "Wanted",
+    "bundled_model",
     "hub_token",
     "local_model",
     "model_name",
@@ -107,17 +108,23 @@ def hub_token(settings: Settings) -> str | None:
 # --- locating a model
 
 
-def _default_model() -> Path:
+def bundled_model() -> Path | None:
+    """The default model in its package; None if that is not installed."""
     package = importlib.util.find_spec(DEFAULT_PACKAGE)  # not imported: it would load another engine
     folders = package.submodule_search_locations if package else None
     found = [path for folder in folders or [] for path in sorted(Path(folder).glob("*.gguf"))]
-    if not found:
+    return found[0] if found else None
+
+
+def _default_model() -> Path:
+    found = bundled_model()
+    if found is None:
         raise ModelError(
             f"the default model's package {DEFAULT_PACKAGE} is not installed: "
             f"run `{INSTALL}`, or set MODEL_PATH or MODEL_REPO"
         )
-    _check(found[:1], "MODEL_PATH", "the default model", f"run `{INSTALL}` again")
-    return found[0]
+    _check([found], "MODEL_PATH", "the default model", f"run `{INSTALL}` again")
+    return found
 
 
 def local_model(path: Path, variable: str) -> Path:

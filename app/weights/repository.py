@@ -162,6 +162,28 @@ class Repository:
             return []
         return sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
 
+    def path_here(self, file: str) -> Path | None:
+        """A local file of the last downloaded commit; None if it is not on this disk."""
+        snapshot = self._snapshot()
+        path = snapshot / file if snapshot else None
+        return path if path and path.is_file() else None
+
+    def delete(self) -> int:
+        """Delete all local files. Returns the freed bytes."""
+        prepare_library()
+        from huggingface_hub import scan_cache_dir
+
+        cache = scan_cache_dir(self._folder)
+        commits = [
+            revision.commit_hash
+            for repository in cache.repos
+            if repository.repo_id == self.name
+            for revision in repository.revisions
+        ]
+        deletion = cache.delete_revisions(*commits)
+        deletion.execute()
+        return deletion.expected_freed_size
+
     def fetch(self, files: Sequence[str], *, verify: bool = False) -> list[Path]:
         """Return the paths of ``files`` of one commit. Missing files are downloaded.
 

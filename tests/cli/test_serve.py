@@ -31,7 +31,7 @@ def test_the_start_prints_the_address_the_model_and_an_example(start_server: Sta
         time.sleep(0.02)
     output = server.output()
     assert f"Tokenstream answers with SmolLM2-135M-Instruct.Q4_1 on {server.url}" in output
-    assert "MODEL_REPO=" in output
+    assert "make run MODEL=" in output
     assert f"curl --no-buffer {server.url}/token_stream" in output
     assert "Traceback" not in output
 
@@ -39,7 +39,7 @@ def test_the_start_prints_the_address_the_model_and_an_example(start_server: Sta
 def test_the_hint_about_larger_models_is_for_the_default_model_only(start_server: Start) -> None:
     server = start_server(MODEL_PATH=str(MODEL)).wait_until()
     assert server.stop() == 0
-    assert "MODEL_REPO=" not in server.output()
+    assert "make run MODEL=" not in server.output()
 
 
 @pytest.mark.parametrize(

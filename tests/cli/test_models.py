@@ -1,0 +1,66 @@
+"""``tokenstream models``, ``pull`` and ``rm``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import MODEL, ROOT, SETTINGS, clean_environment
+from tests.weights.hub_server import REPO, serving
+
+pytestmark = pytest.mark.slow  # starts commands and a hub
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    """Run a command with one named model, which is the default model on a hub on loopback."""
+    names = tmp_path / "models.toml"
+    names.write_text(f'[models.a]\nrepository = "{REPO}"\nfile = "a.gguf"\ngigabytes = 0.1\ncontext = 2048\n')
+    with serving() as hub_server:
+        hub = hub_server.fresh()
+        hub.add(REPO, {"a.gguf": MODEL.read_bytes()})
+        settings = {"MODELS_FILE": str(names), "MODELS_DIR": str(tmp_path / "models")}
+        folders = {"HF_HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        environment = clean_environment(**SETTINGS, **settings, **folders, HF_ENDPOINT=hub.url)
+
+        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "app", *arguments]
+            return subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False
+            )
+
+        yield run
+
+
+def test_a_named_model_is_downloaded_used_and_deleted(run: Run, tmp_path: Path) -> None:
+    def listed() -> dict[str, Any]:
+        [model] = json.loads(run("models", "--json").stdout)["models"]
+        return model
+
+    before = listed()
+    assert (before["is_present"], before["fits"], before["bytes"]) == (False, True, 100_000_000)
+    assert before["tokens_per_second"] > 0
+
+    pulled = run("pull", "a")
+    assert Path(pulled.stdout.strip()).samefile(next(tmp_path.glob("models/**/snapshots/*/a.gguf")))
+
+    generated = run("generate", "--model", "a", "--prompt", "Where is located Paris ?", "-n", "12")
+    assert "Paris" in generated.stdout, generated.stderr
+
+    after = listed()
+    assert (after["is_present"], after["is_measured"]) == (True, True)
+    assert after["bytes"] == MODEL.stat().st_size
+
+    assert run("rm", "a").stdout == "a: 98.4 MB freed\n"
+    assert listed()["is_present"] is False
+    again = run("rm", "a")
+    assert again.returncode == 1
+    assert f"error: a is not in MODELS_DIR={tmp_path}/models" in again.stderr
