@@ -20,9 +20,11 @@ from app.service.answers import (
     token_bytes,
 )
 from app.service.clients import allows_context, client_of_key, with_priority
+from app.service.deciding import decide
 from app.service.decisions import (
     MOST_OPTIONS,
     MOST_QUESTIONS,
+    Content,
     Decision,
     DecisionQuestion,
     Decisions,
@@ -72,6 +74,7 @@ __all__ = [
     "Client",
     "Collected",
     "Constraint",
+    "Content",
     "ContentDelta",
     "Decision",
     "DecisionQuestion",
@@ -115,6 +118,7 @@ __all__ = [
     "best",
     "client_of_key",
     "collect",
+    "decide",
     "list_documents",
     "receive",
     "rendered",

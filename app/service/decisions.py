@@ -103,6 +103,11 @@ class PreparedQuestions:
     questions: dict[int, Question]
     failures: dict[int, ServiceError]
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the prompt, once, and of all questions."""
+        return len(self.prompt) + sum(len(question.tokens) for question in self.questions.values())
+
 
 def rendered(content: Content) -> str:
     """A text as it is, other JSON in a canonical form: equal values have equal tokens."""

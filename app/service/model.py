@@ -236,8 +236,7 @@ class Model:
             raise _as_service_error(error) from error
         answers: dict[int, Decision | ServiceError] = dict(prepared.failures)
         answers |= zip(questions, map(decision_of, scored.logprobs), strict=True)
-        n_input = len(prepared.prompt) + sum(len(question.tokens) for question in questions.values())
-        return Decisions(self.name, [answers[i] for i in sorted(answers)], n_input, scored.n_cached)
+        return Decisions(self.name, [answers[i] for i in sorted(answers)], prepared.n_tokens, scored.n_cached)
 
     async def close(self) -> None:
         """End unfinished answers with an error, stop the engine, free the weights."""

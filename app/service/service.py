@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
-from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,10 +19,8 @@ from app.engine.fair_lock import FairLock
 from app.engine.reranker import Reranker
 from app.machine.cores import physical_cores
 from app.machine.progress import Stage
-from app.machine.threads import full_pool
 from app.service.admission import Admission, Place
 from app.service.clients import TokenRates, check_model, check_prompt
-from app.service.decisions import Content, DecisionQuestion, Decisions, rendered
 from app.service.embedding import Embeddings, embed
 from app.service.errors import BadRequest, Loading, NotOffered
 from app.service.generation import Generation
@@ -32,16 +28,13 @@ from app.service.model import Model
 from app.service.prompts import ChatPrompt, Constraint, Prompt, TextPrompt
 from app.service.rerank import Ranking, open_reranker, rank, rank_by_cosine
 from app.service.retrieval import Retrieval, with_found
+from app.service.threads import PreparingThreads
 from app.telemetry.metrics import Metrics
 from app.telemetry.request import RequestRecord, current
 from app.weights.tokenizer import TokenizerRepo
 
 if TYPE_CHECKING:
     from app.knowledge.knowledge import Knowledge
-
-# Templates and the tokenizer run on threads: a long document takes milliseconds.
-_PREPARING_THREADS = 2
-_LONG_TEXT = 50_000  # characters; longer texts take more than 1 to 2 ms
 
 
 class Service:
@@ -50,6 +43,7 @@ class Service:
     Attributes:
         keys: Keys of API_KEYS.
         rates: Tokens per minute of these keys.
+        threads: Threads that prepare prompts.
         admission: Places of all requests except embedding requests.
         embedding_admission: Places of embedding requests.
         stage: Current part of the start, until the model is loaded.
@@ -81,10 +75,7 @@ class Service:
         self._model: Model | None = None
         self._retrieval: Retrieval | None = None
         self._reranker: Reranker | None = None
-        self._threads = full_pool(_PREPARING_THREADS, "prepare")
-        # Separate threads for slow preparations, so that they do not delay other requests.
-        self._long_texts = full_pool(1, "prepare-long")
-        self._grammars = full_pool(1, "prepare-grammar")
+        self.threads = PreparingThreads()
 
     @property
     def is_ready(self) -> bool:
@@ -226,8 +217,7 @@ class Service:
                     parts.push_async_callback(asyncio.to_thread, part.close)
             if model is not None:
                 parts.push_async_callback(model.close)
-            for threads in (self._threads, self._long_texts, self._grammars):  # first: they read the models
-                parts.push_async_callback(asyncio.to_thread, threads.shutdown, cancel_futures=True)
+            parts.push_async_callback(self.threads.close)  # first: they read the models
 
     async def embed(
         self,
@@ -313,44 +303,16 @@ class Service:
         self.rates.spend(client, ranking.n_tokens)
         return ranking
 
-    async def decide(
-        self, state: Content, questions: Sequence[DecisionQuestion], *, place: Place, field: str = "state"
-    ) -> Decisions:
-        """Answer questions about a state, each with probabilities of its options.
-
-        Args:
-            state: The text or JSON that all questions are about. It is prefilled once.
-            questions: At least one.
-            place: Of the request.
-            field: Name of the state in the request, for error messages.
-
-        Raises:
-            ServiceError: No question can be answered.
-        """
-        model, record = self.model, current()
-        record.operation, record.model = "decision", model.name
-        self._check_permission(place.client, TextPrompt(field=field))  # questions have no context
-        with record.phase("prepare"):
-            threads = self._long_texts if len(rendered(state)) > _LONG_TEXT else self._threads
-            prepared = await asyncio.get_running_loop().run_in_executor(
-                threads, model.questions.prepare, state, questions
-            )
-        n_tokens = len(prepared.prompt) + sum(len(q.tokens) for q in prepared.questions.values())
-        place.prepared(n_tokens)
-        record.n_input = n_tokens
-        self.rates.spend(place.client, n_tokens)
-        return await model.decide(prepared, place.client)
-
     async def tokens(self, prompt: Prompt, client: Client = LOCAL) -> list[int]:
         """Tokenize a prompt of a client, with its context and passages.
 
         Raises:
             ServiceError: The prompt cannot be tokenized.
         """
-        model, loop = self.model, asyncio.get_running_loop()
-        self._check_permission(client, prompt)
+        model = self.model
+        self.check_permission(client, prompt)
         prompt = await self._with_passages(prompt, model)
-        return await loop.run_in_executor(self._thread_for(prompt), model.preparation.tokens, prompt)
+        return await self.threads.run(prompt.n_characters, model.preparation.tokens, prompt)
 
     async def generate(
         self,
@@ -381,7 +343,7 @@ class Service:
         if n > most:
             raise BadRequest(f"{n} answers exceed MAX_CONCURRENT_REQUESTS ({most})", field="n")
         client = LOCAL if place is None else place.client
-        self._check_permission(client, prompt)
+        self.check_permission(client, prompt)
         if place is not None:
             place.reserve(n)
         prompt = await self._with_passages(prompt, model)
@@ -389,14 +351,11 @@ class Service:
             isinstance(prompt, ChatPrompt) and prompt.tools is not None
         )
         with record.phase("prepare"):
-            prepared = await asyncio.get_running_loop().run_in_executor(
-                self._grammars if is_constrained else self._thread_for(prompt),
-                copy_context().run,  # log lines name the request
-                model.preparation.prepare,
-                prompt,
-                overrides,
-                constraint,
-            )
+            prepare = partial(model.preparation.prepare, prompt, overrides, constraint)
+            if is_constrained:
+                prepared = await self.threads.compile(prepare)
+            else:
+                prepared = await self.threads.run(prompt.n_characters, prepare)
         if place is not None:
             place.prepared(len(prepared.tokens))
         generations = model.submit(prepared, n, requested_at, client)
@@ -405,7 +364,12 @@ class Service:
             generation.on_tokens = partial(self.rates.spend, client)
         return generations
 
-    def _check_permission(self, client: Client, prompt: Prompt) -> None:
+    def check_permission(self, client: Client, prompt: Prompt) -> None:
+        """Check that a client may use the model and the context of a prompt.
+
+        Raises:
+            Forbidden: Its key does not allow one of them.
+        """
         check_model(client, self.model.name)
         check_prompt(client, prompt, self.settings.context_type)
 
@@ -432,6 +396,3 @@ class Service:
             record.context = context if context in self.contexts else None
         if record.logs_content:
             record.prompt = prompt.shown
-
-    def _thread_for(self, prompt: Prompt) -> ThreadPoolExecutor:
-        return self._long_texts if prompt.n_characters > _LONG_TEXT else self._threads

@@ -9,6 +9,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.service import ThinkingUse
 
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 MOST_CHOICES = 128  # answers to one request
 EXAMPLE_CONVERSATION = [
     {"role": "system", "content": "Answer in one sentence."},
@@ -44,7 +45,7 @@ def check_distinct(names: Iterable[str | None]) -> None:
 class SamplingFields(BaseModel):
     """Sampling parameters. Missing ones come from the context or the settings."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = STRICT
 
     temperature: Annotated[float | None, Field(ge=0, le=10, description="0 is greedy.")] = None
     top_p: Annotated[
@@ -114,7 +115,7 @@ _SAMPLING_FIELDS = set(SamplingFields.model_fields)
 class ThinkingFields(BaseModel):
     """Thoughts before the answer, for models that have them."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = STRICT
 
     enable_thinking: Annotated[
         bool | None,

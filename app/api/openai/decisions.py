@@ -22,6 +22,7 @@ from typing_extensions import TypedDict
 
 from app.api.http.admission import place_of
 from app.api.http.body import read_json
+from app.api.http.fields import STRICT
 from app.api.http.waiting import while_connected
 from app.service import (
     MOST_OPTIONS,
@@ -31,10 +32,10 @@ from app.service import (
     Option,
     Service,
     ServiceError,
+    decide,
     rendered,
 )
 
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _LENIENT = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 _Text = Annotated[str, StringConstraints(min_length=1)]
 
@@ -131,7 +132,7 @@ class InputCallOutput(BaseModel):
 
 
 class _Question(BaseModel):
-    model_config = _STRICT
+    model_config = STRICT
 
     instructions: Parts
     name: str | None = None
@@ -158,7 +159,7 @@ class PredicateQuestion(_Question):
 class ChoiceOption(BaseModel):
     """A value to choose."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     value: _Text | bool
     description: str | None = None
@@ -205,7 +206,7 @@ class ChoiceQuestion(_Question):
 class ScoreLevel(BaseModel):
     """A level of a scale."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     label: _Text
     description: str | None = None
@@ -378,7 +379,7 @@ async def decisions(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, DecisionRequest)
     asked = [question.asked(f"questions.{index}") for index, question in enumerate(body.questions)]
-    work = service.decide(body.state(), asked, place=place_of(request), field="input")
+    work = decide(service, body.state(), asked, place=place_of(request), field="input")
     made = await while_connected(request, work)
     answers: list[PredicateAnswer | ChoiceAnswer | ScoreAnswer | RefusalAnswer] = []
     for question, decision in zip(body.questions, made.answers, strict=True):

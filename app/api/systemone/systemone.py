@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from typing_extensions import NotRequired, TypedDict
 
 from app.api.http.admission import place_of
 from app.api.http.body import read_json
+from app.api.http.fields import STRICT
 from app.api.http.waiting import while_connected
 from app.service import (
     MOST_OPTIONS,
     MOST_QUESTIONS,
+    Content,
     Decision,
     DecisionQuestion,
     Option,
     Service,
     ServiceError,
+    decide,
 )
-
-Content = str | dict[str, Any] | list[Any]
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class NoulCriteria(BaseModel):
     """Descriptions of the two answers."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     true: Content | None = None
     false: Content | None = None
@@ -38,7 +38,7 @@ class NoulCriteria(BaseModel):
 class NoulQuestion(BaseModel):
     """A yes/no question."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     type: Literal["noul"]
     instructions: Content | None = None
@@ -62,7 +62,7 @@ class NoulQuestion(BaseModel):
 class ChoiceQuestion(BaseModel):
     """A question that selects one of several names."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     type: Literal["choice"]
     instructions: Content | None = None
@@ -89,7 +89,7 @@ class ChoiceQuestion(BaseModel):
 class ScoreQuestion(BaseModel):
     """A question that rates the state on a scale from 0."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     type: Literal["score"]
     instructions: Content | None = None
@@ -120,7 +120,7 @@ Question = Annotated[NoulQuestion | ChoiceQuestion | ScoreQuestion, Field(discri
 class SystemOneRequest(BaseModel):
     """A state and questions about it. Images are not supported."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     state: Annotated[Content, Field(description="Text or JSON that all questions are about.")]
     questions: Annotated[
@@ -191,7 +191,7 @@ async def systemone(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, SystemOneRequest)
     asked = [question.asked(f"questions.{name}") for name, question in body.questions.items()]
-    made = await while_connected(request, service.decide(body.state, asked, place=place_of(request)))
+    made = await while_connected(request, decide(service, body.state, asked, place=place_of(request)))
     answers: dict[str, NoulAnswer | ChoiceAnswer | ScoreAnswer | ErrorAnswer] = {}
     for (name, question), decision in zip(body.questions.items(), made.answers, strict=True):
         if isinstance(decision, ServiceError):
