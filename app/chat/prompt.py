@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,13 +84,58 @@ class PromptTokenizer:
             ValueError: The last message cannot be continued.
             TemplateRejection: The template rejects the messages.
         """
+        rendering, thinking = self._rendered(messages, tools, options, thinks, continue_final)
+        return self._chat(rendering, messages, thinking)
+
+    def in_parts(
+        self, text: str, *, options: Mapping[str, Any] | None = None
+    ) -> tuple[list[int], Callable[[str], list[int]]]:
+        """Tokenize a user's message whose end differs between prompts. The answer has no thoughts.
+
+        Args:
+            text: The beginning of the message.
+            options: Other variables of the template.
+
+        Returns:
+            The tokens up to the end of the text, and a function from an end to the tokens after them.
+
+        Raises:
+            ValueError: The template does not repeat the message as it is.
+            TemplateRejection: The template rejects the message.
+        """
+        mark = secrets.token_hex(8)
+        rendering, _ = self._rendered([Message("user", text + mark)], (), options, False, False)
+        whole, contents = self._text_to_tokenize(rendering)
+        at = whole.rfind(mark)
+        if at < 0:
+            raise ValueError("the chat template changes the text of messages")
+        behind, after = at + len(mark), whole[at + len(mark) :]
+        before = self._tokens(whole[:at], [(begin, min(end, at)) for begin, end in contents if begin < at])
+        later = [(max(begin, behind) - behind, end - behind) for begin, end in contents if end > behind]
+
+        def rest(end: str) -> list[int]:
+            n = len(end)
+            spans = [(0, n), *((n + begin, n + stop) for begin, stop in later)]
+            return self._tokens(end + after, spans, begins=False)
+
+        return before, rest
+
+    def _rendered(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        options: Mapping[str, Any] | None,
+        thinks: bool,
+        continue_final: bool,
+    ) -> tuple[Rendering, Thinking | None]:
+        """The text of a prompt; see ``chat``."""
         final = messages[-1] if continue_final and messages else None
         if continue_final and (final is None or final.role != "assistant" or final.tool_calls):
             raise ValueError("only an assistant message without tool calls can be continued")
         rendering = self.template.render(messages[:-1] if final else messages, tools=tools, options=options)
         marks = self.template.thoughts.marks
         if marks is None:
-            return self._chat(_continued(rendering, final.content if final else ""), messages)
+            return _continued(rendering, final.content if final else ""), None
         ending = rendering.traced[rendering.contents[-1][1] if rendering.contents else 0 :]
         begins, ends = ending.rfind(marks.begin), ending.rfind(marks.end)
         if ending[ends + len(marks.end) :].strip():
@@ -105,7 +151,7 @@ class PromptTokenizer:
             is_open = final.content.rfind(marks.begin) > final.content.rfind(marks.end)
         may_begin = thinks and final is None and ends <= begins
         thinking = self._thinking(is_open=is_open and (thinks or final is not None), may_begin=may_begin)
-        return self._chat(rendering, messages, thinking)
+        return rendering, thinking
 
     def tokens(
         self,
@@ -182,15 +228,22 @@ class PromptTokenizer:
         """Token ids of a plain text, all of it content."""
         return self._tokens(text, [(0, len(text))])
 
+    def reply_tokens(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text at the start of an answer, all of it content."""
+        return tuple(self._text_part(text, False))
+
     def markup_tokens(self, text: str) -> list[int]:
         """Token ids of a text in which special tokens' texts become those tokens."""
         return self._tokens(text, ())
 
-    def _tokens(self, text: str, contents: Sequence[Span]) -> list[int]:
+    def _tokens(self, text: str, contents: Sequence[Span], *, begins: bool = True) -> list[int]:
+        """Token ids of a text; ``begins``: whether it is the beginning of a prompt."""
         tokens: list[int] = []
         for begin, end, as_text in self._parts(text, contents):
-            part, is_first = text[begin:end], begin == 0
+            part, is_first = text[begin:end], begins and begin == 0
             tokens += self._text_part(part, is_first) if as_text else self._part(part, is_first, True)
+        if not begins:
+            return tokens
         if self._vocab.add_bos and self._vocab.bos >= 0 and tokens[:1] != [self._vocab.bos]:
             tokens.insert(0, self._vocab.bos)
         return tokens

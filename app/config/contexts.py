@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from app.config.errors import UserError
 from app.config.toml_file import TomlError, read_toml
@@ -25,17 +25,33 @@ class Example(BaseModel):
     answer: str
 
 
+def _described(choices: Any) -> Any:
+    """A list of names as a table of names without descriptions."""
+    if not isinstance(choices, list) or not all(isinstance(name, str) for name in choices):
+        return choices
+    for index, name in enumerate(choices):
+        if name in choices[:index]:
+            raise ValueError(f"{name!r} is there twice")
+    return dict.fromkeys(choices, "")
+
+
+MOST_CHOICES = 255
+_Choice = Annotated[str, Field(min_length=1, max_length=200)]
+_Choices = Annotated[dict[_Choice, str], Field(min_length=2, max_length=MOST_CHOICES)]
+
+
 class Context(BaseModel):
     """One task. The prompt becomes the system message, the examples become the first turns.
 
     The sampling fields take precedence over the settings. ``knowledge``, ``thinking`` and ``thinking_budget``
-    are defaults of requests.
+    are defaults of requests. With ``choices``, each answer is one of these names. The values describe them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     prompt: str
     examples: list[Example] = []
+    choices: Annotated[_Choices | None, BeforeValidator(_described)] = None
     knowledge: bool = True
     thinking: bool | None = None
     thinking_budget: Annotated[int, Field(ge=0)] | None = None
@@ -46,6 +62,12 @@ class Context(BaseModel):
     repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     repeat_last_n: Annotated[int, Field(ge=-1)] | None = None
 
+    @model_validator(mode="after")
+    def _chooses_without_thoughts(self) -> Context:
+        if self.choices is not None and self.thinking:
+            raise ValueError("choices cannot be combined with thinking = true")
+        return self
+
     def sampling(self) -> dict[str, Any]:
         """Sampling defaults of the context, with the field names of SamplingParams."""
         fields = self.model_dump(exclude=_NOT_SAMPLING, exclude_none=True)
@@ -54,7 +76,7 @@ class Context(BaseModel):
         return fields
 
 
-_NOT_SAMPLING = {"prompt", "examples", "knowledge", "thinking", "thinking_budget"}
+_NOT_SAMPLING = {"prompt", "examples", "choices", "knowledge", "thinking", "thinking_budget"}
 
 
 def load_contexts(path: Path) -> Mapping[str, Context]:

@@ -146,9 +146,12 @@ class AsyncEngine:
         questions: Tokens[Question],
         client: Client = LOCAL,
         *,
+        checkpoints: Tokens[int] = (),
         request_id: str = "",
     ) -> ScoringSequence:
         """Score the options of questions that continue a prompt. Cancelling the call frees its slot.
+
+        ``client``, ``checkpoints`` and ``request_id``: see ``submit``.
 
         Returns:
             The completed sequence, with its ``logprobs``.
@@ -165,7 +168,13 @@ class AsyncEngine:
         if len(prompt) + longest > self.n_ctx_sequence:
             raise RequestTooLong(len(prompt) + longest, 0, self.n_ctx_sequence)
         self._check_limit(client)
-        sequence = ScoringSequence(list(prompt), tuple(questions), client=client, request_id=request_id)
+        sequence = ScoringSequence(
+            list(prompt),
+            tuple(questions),
+            client=client,
+            checkpoints=[n for n in checkpoints if 0 < n <= len(prompt)],
+            request_id=request_id,
+        )
         await self._compute(sequence)
         return sequence
 

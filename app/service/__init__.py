@@ -44,9 +44,9 @@ from app.service.errors import (
     TooLong,
     UnknownContext,
 )
-from app.service.generation import Generation, Step, receive
+from app.service.generation import Chosen, Generation, Step, receive
+from app.service.limits import TokenLimits
 from app.service.model import Model
-from app.service.preparation import TokenLimits
 from app.service.prompts import (
     ChatPrompt,
     Constraint,
@@ -71,6 +71,7 @@ __all__ = [
     "BadRequest",
     "CallDelta",
     "ChatPrompt",
+    "Chosen",
     "Client",
     "Collected",
     "Constraint",

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from app.service.admission import Place
-from app.service.decisions import Content, DecisionQuestion, Decisions, rendered
+from app.service.decisions import Content, Decision, DecisionQuestion, Decisions, decision_of, rendered
+from app.service.errors import ServiceError
 from app.service.prompts import TextPrompt
 from app.telemetry.request import current
 
@@ -43,4 +44,8 @@ async def decide(
     place.prepared(n_tokens)
     record.n_input = n_tokens
     service.rates.spend(place.client, n_tokens)
-    return await model.decide(prepared, place.client)
+    asked = prepared.questions
+    scored = await model.score(prepared.prompt, list(asked.values()), place.client)
+    answers: dict[int, Decision | ServiceError] = dict(prepared.failures)
+    answers |= zip(asked, map(decision_of, scored.logprobs), strict=True)
+    return Decisions(model.name, [answers[i] for i in sorted(answers)], n_tokens, scored.n_cached)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
-from app.chat.messages import Message
 from app.chat.prompt import PromptTokenizer
 from app.chat.template.sandbox import TemplateRejection
 from app.chat.template.thoughts import switches
@@ -18,7 +17,7 @@ from app.engine.cache.prefix_tree import n_shared_tokens
 from app.engine.llama import Vocab
 from app.engine.scoring import Question
 from app.service.errors import BadRequest, ServiceError, TooLong
-from app.service.preparation import TokenLimits
+from app.service.limits import TokenLimits
 
 MOST_QUESTIONS = 400
 MOST_OPTIONS = 255
@@ -140,75 +139,76 @@ class QuestionPreparation:
         Raises:
             ServiceError: No question can be asked.
         """
-        asked: dict[int, tuple[list[int], tuple[tuple[int, ...], ...]]] = {}
+        first, second = self._gap
+        head, rest = self._head(rendered(state) + first)
+        asked: dict[int, Question] = {}
         failures: dict[int, ServiceError] = {}
-        text = rendered(state)
         for index, question in enumerate(questions):
             try:
-                asked[index] = self._tokens(text, question)
+                asked[index] = self._question(question, lambda text: rest(second + text), len(head))
             except ServiceError as error:
                 failures[index] = error
         if not asked:
             raise failures[0]
-        first, *others = [tokens for tokens, _ in asked.values()]
-        n_shared = min([len(first) - 1, *(n_shared_tokens(first, other) for other in others)])
         # Each question keeps at least one token.
-        n_shared = min(n_shared, *(len(tokens) - 1 for tokens in (first, *others)))
-        rest = {i: Question(tuple(tokens[n_shared:]), options) for i, (tokens, options) in asked.items()}
-        return PreparedQuestions(first[:n_shared], rest, failures)
+        one, *others = [question.tokens for question in asked.values()]
+        n_shared = min(len(one) - 1, *(min(n_shared_tokens(one, o), len(o) - 1) for o in others), len(one))
+        short = {i: Question(question.tokens[n_shared:], question.options) for i, question in asked.items()}
+        return PreparedQuestions([*head, *one[:n_shared]], short, failures)
 
-    def _tokens(
-        self, state: str, question: DecisionQuestion
-    ) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
+    def _head(self, text: str) -> tuple[list[int], Callable[[str], list[int]]]:
+        try:
+            return self._tokenizer.in_parts(text, options=self._options)
+        except (TemplateRejection, ValueError) as error:
+            raise BadRequest(f"the model's chat template rejects the state: {error}") from error
+
+    def _question(
+        self, question: DecisionQuestion, tokens_of: Callable[[str], list[int]], n_head: int
+    ) -> Question:
         labels = () if question.answers_by_name else self._labels
         is_labelled = 0 < len(question.options) <= len(labels)
-        text = f"{state}\n\n{_asked(question, [label for label, _ in labels] if is_labelled else None)}"
-        prompt = self._chat(text, question.field)
+        tokens = tokens_of(_asked(question, [label for label, _ in labels] if is_labelled else None))
         options: tuple[tuple[int, ...], ...]
         if is_labelled:
             options = tuple((token,) for _, token in labels[: len(question.options)])
         else:
-            options = tuple(self._reply(text, prompt, option.name, question) for option in question.options)
+            options = tuple(self._reply(option.name, question) for option in question.options)
         if len(set(options)) < len(options):
             raise BadRequest("two options have the same tokens", field=question.field)
-        n_tokens = len(prompt) + max(map(len, options))
+        n_tokens = n_head + len(tokens) + max(map(len, options))
         if n_tokens > self._limits.input:
             raise TooLong(
                 f"the state and this question have {n_tokens} tokens; the limit is {self._limits.input} "
                 "(N_CTX, MAX_INPUT_LENGTH)",
                 field=question.field,
             )
-        return prompt, options
+        return Question(tuple(tokens), options)
 
-    def _reply(self, text: str, prompt: list[int], name: str, question: DecisionQuestion) -> tuple[int, ...]:
+    def _reply(self, name: str, question: DecisionQuestion) -> tuple[int, ...]:
         """The tokens of a reply. If it may begin a longer one, the end of the turn is part of it."""
-        reply = self._chat(text, question.field, name)
-        if reply[: len(prompt)] != prompt or len(reply) == len(prompt):
-            raise BadRequest(f"option {name!r} is no text of this vocabulary", field=question.field)
+        reply = self._tokenizer.reply_tokens(name)
+        if not reply:
+            raise BadRequest(f"option {name!r} has no tokens", field=question.field)
         end = () if question.answers_by_name or self._vocab.eos < 0 else (self._vocab.eos,)
-        return (*reply[len(prompt) :], *end)
+        return (*reply, *end)
 
     @functools.cached_property
     def _labels(self) -> tuple[tuple[str, int], ...]:
         """The letters that are one token at the start of a reply, each with its token."""
-        prompt = self._chat("A or B?", "questions")
         labels: dict[int, str] = {}
         for letter in ascii_uppercase:
-            reply = self._chat("A or B?", "questions", letter)
-            if reply[:-1] == prompt:
-                labels.setdefault(reply[-1], letter)
+            reply = self._tokenizer.reply_tokens(letter)
+            if len(reply) == 1:
+                labels.setdefault(reply[0], letter)
         return tuple((letter, token) for token, letter in labels.items())
 
-    def _chat(self, text: str, field: str, reply: str | None = None) -> list[int]:
-        messages = [Message("user", text)] + ([] if reply is None else [Message("assistant", reply)])
-        try:
-            return self._tokenizer.chat(
-                messages, options=self._options, thinks=False, continue_final=reply is not None
-            ).tokens
-        except TemplateRejection as error:
-            raise BadRequest(
-                f"the model's chat template rejects the question: {error}", field=field
-            ) from error
+    @functools.cached_property
+    def _gap(self) -> tuple[str, str]:
+        """The empty line before a question, split where both texts have the tokens of one text."""
+        tokens = self._tokenizer.reply_tokens
+        whole = tokens("A.\n\nQ")
+        splits = (("\n\n", ""), ("\n", "\n"))
+        return next((s for s in splits if tokens(f"A.{s[0]}") + tokens(f"{s[1]}Q") == whole), splits[0])
 
 
 def _asked(question: DecisionQuestion, labels: Sequence[str] | None) -> str:

@@ -34,6 +34,21 @@ class Step:
         return "".join(output.thought for output in self.outputs)
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Probabilities of the possible answers of a context with choices.
+
+    Attributes:
+        probabilities: By name. Their sum is 1.
+        label_mass: Probability of all choices before they are scaled to 1.
+        n_cached: Prompt tokens from the prefix cache when the choices were scored.
+    """
+
+    probabilities: dict[str, float]
+    label_mass: float
+    n_cached: int
+
+
 class Generation:
     """An answer in progress. ``receive`` passes its steps on; ``close`` cancels it.
 
@@ -41,6 +56,7 @@ class Generation:
         prompt: Tokens of the prompt.
         sources: Passages of documents in the prompt, best first.
         n_waiting: New and changed documents that the search did not know.
+        chosen: Probabilities of the possible answers, if the context has choices.
         n_cached: Prompt tokens from the prefix cache; final after the first step.
         n_generated: Generated tokens.
         first_token_at, last_token_at: By ``time.perf_counter``; None: no token yet.
@@ -56,6 +72,7 @@ class Generation:
         requested_at: float,
         sources: Sequence[Passage] = (),
         n_waiting: int = 0,
+        chosen: Chosen | None = None,
         *,
         logs_text: bool = False,
     ) -> None:
@@ -72,6 +89,7 @@ class Generation:
         self.prompt: Sequence[int] = answer.sequence.prompt
         self.sources = sources
         self.n_waiting = n_waiting
+        self.chosen = chosen
         self.n_cached = 0
         self.n_generated = 0
         self.finish_reason: FinishReason | None = None
@@ -122,7 +140,8 @@ class Generation:
         if self.on_tokens is not None:
             self.on_tokens(len(outputs))
         if before is None:
-            self.n_cached = self._answer.n_cached
+            # The answer itself finds the whole prompt in the cache, where the scoring has left it.
+            self.n_cached = self._answer.n_cached if self.chosen is None else self.chosen.n_cached
             self.first_token_at = now
             self._metrics.on_first_token(self.time_to_first_token)
         else:

@@ -8,7 +8,7 @@ import inspect
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from importlib.metadata import version
@@ -28,16 +28,18 @@ from app.engine.client import LOCAL, Client
 from app.engine.engine import EngineOptions
 from app.engine.sampling import grammar, params, samplers, thinking
 from app.engine.sampling.params import SamplingParams
+from app.engine.scoring import Question, ScoringSequence
 from app.fit.identity import identity
 from app.fit.memory_plan import MemoryPlan, make_plan
 from app.fit.speed import record_speed
 from app.machine.cores import physical_cores
 from app.machine.folders import cache_folder
 from app.machine.progress import Progress
-from app.service.decisions import Decision, Decisions, PreparedQuestions, QuestionPreparation, decision_of
+from app.service.decisions import QuestionPreparation
 from app.service.errors import GenerationFailed, Overloaded, ServiceError, TooLong
 from app.service.generation import Generation
-from app.service.preparation import Preparation, Prepared, TokenLimits
+from app.service.limits import TokenLimits
+from app.service.preparation import Preparation, Prepared
 from app.telemetry.metrics import Metrics
 from app.telemetry.request import current
 from app.weights.model import model_name
@@ -208,6 +210,7 @@ class Model:
                         requested_at,
                         prepared.passages,
                         prepared.n_waiting,
+                        prepared.chosen,
                         logs_text=record.logs_content,
                     )
                 )
@@ -221,22 +224,25 @@ class Model:
         record.params = _params_of(params)
         return generations
 
-    async def decide(self, prepared: PreparedQuestions, client: Client = LOCAL) -> Decisions:
-        """Answer questions about a state.
+    async def score(
+        self,
+        prompt: Sequence[int],
+        questions: Sequence[Question],
+        client: Client = LOCAL,
+        *,
+        checkpoints: Sequence[int] = (),
+    ) -> ScoringSequence:
+        """Score the options of questions; see ``AsyncEngine.score``.
 
         Raises:
-            ServiceError: The queue is full, or the engine has failed.
+            ServiceError: The request exceeds the limits, the queue is full, or the engine has failed.
         """
-        questions = prepared.questions
         try:
-            scored = await self.engine.score(
-                prepared.prompt, list(questions.values()), client, request_id=current().id
+            return await self.engine.score(
+                prompt, questions, client, checkpoints=checkpoints, request_id=current().id
             )
         except (RequestTooLong, QueueFull, EngineError) as error:
             raise _as_service_error(error) from error
-        answers: dict[int, Decision | ServiceError] = dict(prepared.failures)
-        answers |= zip(questions, map(decision_of, scored.logprobs), strict=True)
-        return Decisions(self.name, [answers[i] for i in sorted(answers)], prepared.n_tokens, scored.n_cached)
 
     async def close(self) -> None:
         """End unfinished answers with an error, stop the engine, free the weights."""

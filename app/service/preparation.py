@@ -12,14 +12,17 @@ from app.chat.prompt import ChatTokens, PromptTokenizer
 from app.chat.template.sandbox import TemplateRejection
 from app.chat.tools import tool_grammar
 from app.config.contexts import Context
-from app.config.settings import Settings, SettingsError
+from app.config.settings import Settings
 from app.engine.cache.prefix_tree import n_shared_tokens
 from app.engine.llama import Vocab
 from app.engine.sampling.grammar import Grammar, GrammarCompiler, GrammarError, enforceable
 from app.engine.sampling.params import SamplingParams
 from app.engine.sampling.watermark import Watermark
 from app.knowledge.chunk import Passage
+from app.service.choices import Choices, check_combination, choices_of
 from app.service.errors import BadRequest, TooLong, UnknownContext
+from app.service.generation import Chosen
+from app.service.limits import TokenLimits
 from app.service.passages import with_passages
 from app.service.prompts import ChatPrompt, Constraint, JSONSchema, Prompt, TextPrompt, ThinkingUse, ToolUse
 from app.service.thinking import template_options
@@ -39,6 +42,8 @@ class Prepared:
         turn_ends: Numbers of tokens at which later prompts may diverge.
         passages: The passages of documents in the prompt, best first.
         n_waiting: New and changed documents that the search did not know.
+        choices: The possible answers, if the context has choices.
+        chosen: Probabilities of the choices, once one of them is drawn.
     """
 
     tokens: list[int]
@@ -46,34 +51,8 @@ class Prepared:
     turn_ends: tuple[int, ...] = ()
     passages: tuple[Passage, ...] = ()
     n_waiting: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLimits:
-    """Maximum tokens of a prompt (``input``), and of prompt plus answer (``total``)."""
-
-    input: int
-    total: int
-
-    @classmethod
-    def of(cls, settings: Settings, n_ctx_sequence: int) -> TokenLimits:
-        """The limits of the settings.
-
-        Raises:
-            SettingsError: A limit exceeds the KV cache of a sequence.
-        """
-        total = n_ctx_sequence if settings.max_total_tokens is None else settings.max_total_tokens
-        if total > n_ctx_sequence:
-            raise SettingsError(
-                f"MAX_TOTAL_TOKENS={total}: should be at most {n_ctx_sequence}, the KV cache of a sequence; "
-                "raise N_CTX or lower MAX_SEQUENCES"
-            )
-        longest = total - 1 if settings.max_input_length is None else settings.max_input_length
-        if longest >= total:
-            raise SettingsError(
-                f"MAX_INPUT_LENGTH={longest}: should be below the maximum length of a request, {total}"
-            )
-        return cls(longest, total)
+    choices: Choices | None = None
+    chosen: Chosen | None = None
 
 
 class Preparation:
@@ -108,9 +87,13 @@ class Preparation:
             ServiceError: The request is rejected.
         """
         context = self.context_of(prompt)
+        if context is not None:
+            check_combination(context, prompt, constraint)
         prompt, chat = self._with_fitting_passages(prompt, context, overrides)
         tokens = chat.tokens
         params = self._params(context, overrides, len(tokens), prompt)
+        if context is not None and context.choices is not None and isinstance(prompt, ChatPrompt):
+            return self._with_choices(context, prompt, overrides, params, chat)
         if isinstance(prompt, ChatPrompt):
             template = self._tokenizer.template
             stop = (*params.stop, *template.stop, *template.thoughts.stop)
@@ -123,6 +106,28 @@ class Preparation:
         if isinstance(prompt, ChatPrompt):
             return Prepared(tokens, params, chat.turn_ends, prompt.passages, prompt.n_waiting)
         return Prepared(tokens, params)
+
+    def _with_choices(
+        self,
+        context: Context,
+        prompt: ChatPrompt,
+        overrides: Mapping[str, Any],
+        params: SamplingParams,
+        chat: ChatTokens,
+    ) -> Prepared:
+        """The answer is one of the choices. Without ``max_tokens`` in the request it is complete."""
+        choices = choices_of(context, self._vocab, self._tokenizer)
+        assert choices is not None
+        room = self._limits.total - len(chat.tokens)
+        if room < choices.n_longest:
+            raise TooLong(
+                f"the request has {len(chat.tokens)} tokens with its context, which leaves no room for a "
+                f"choice of {choices.n_longest}; the limit is {self._limits.total} (N_CTX)",
+                field=prompt.field,
+            )
+        if "max_tokens" not in overrides:
+            params = replace(params, max_tokens=choices.n_longest)
+        return Prepared(chat.tokens, params, chat.turn_ends, prompt.passages, prompt.n_waiting, choices)
 
     def tokens(self, prompt: Prompt) -> list[int]:
         """Tokenize a prompt.
@@ -344,7 +349,9 @@ def in_context(context: Context, messages: Sequence[Message]) -> list[Message]:
     """Prepend the context's turns, unless the messages have a system turn."""
     if any(message.role == "system" for message in messages):
         return list(messages)
-    turns = [Message("system", context.prompt)] if context.prompt else []
+    described = [f"{name}: {text}" for name, text in (context.choices or {}).items() if text]
+    system = "\n".join(part for part in (context.prompt, *described) if part)
+    turns = [Message("system", system)] if system else []
     for example in context.examples:
         turns += [Message("user", example.query), Message("assistant", example.answer)]
     return [*turns, *messages]

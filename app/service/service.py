@@ -20,6 +20,7 @@ from app.engine.reranker import Reranker
 from app.machine.cores import physical_cores
 from app.machine.progress import Stage
 from app.service.admission import Admission, Place
+from app.service.choices import choose
 from app.service.clients import TokenRates, check_model, check_prompt
 from app.service.embedding import Embeddings, embed
 from app.service.errors import BadRequest, Loading, NotOffered
@@ -358,7 +359,10 @@ class Service:
                 prepared = await self.threads.run(prompt.n_characters, prepare)
         if place is not None:
             place.prepared(len(prepared.tokens))
-        generations = model.submit(prepared, n, requested_at, client)
+        if prepared.choices is None:
+            generations = model.submit(prepared, n, requested_at, client)
+        else:
+            generations = await choose(model, prepared, n, requested_at, client)
         self.rates.spend(client, len(prepared.tokens))
         for generation in generations:
             generation.on_tokens = partial(self.rates.spend, client)

@@ -47,6 +47,8 @@ def template_options(use: ThinkingUse, context: Context, support: ThoughtSupport
     budget = context.thinking_budget if use.budget is None else use.budget
     if support.marks is None:
         return TemplateOptions(variables, False, None)
+    if context.choices is not None:  # an answer is one of them, without thoughts
+        return TemplateOptions(variables | switches(False), False, 0)
     if wanted is not None:
         variables = switches(wanted) | variables
     if use.effort is not None:

@@ -31,6 +31,16 @@ def test_a_context_can_have_examples_and_sampling_defaults(file: Path) -> None:
     assert context.sampling() == {"temperature": 0.5, "repetition_penalty": 1.0, "max_tokens": 9}
 
 
+def test_choices_are_names_or_names_with_descriptions(file: Path) -> None:
+    file.write_text(
+        '[contexts.list]\nprompt = "p"\nchoices = ["b", "a"]\n'
+        '[contexts.table]\nprompt = "p"\nchoices = { b = "second", a = "" }\n'
+    )
+    contexts = load_contexts(file)
+    assert contexts["list"].choices == {"b": "", "a": ""}
+    assert contexts["table"].choices == {"b": "second", "a": ""}
+
+
 def test_tables_take_precedence_over_the_short_form(file: Path) -> None:
     file.write_text(
         '[prompt_config]\ncontext_general = "one"\ncontext_sql = "two"\n[contexts.sql]\nprompt = "three"\n'
@@ -55,6 +65,16 @@ def test_tables_take_precedence_over_the_short_form(file: Path) -> None:
             "contexts.x.top_p: Input should be less",
         ),
         ("[contexts.x]\nprompt = ''\nexamples = [{ query = 'q' }]", "contexts.x.examples.0.answer"),
+        (
+            "[contexts.x]\nprompt = ''\nchoices = ['a']",
+            "contexts.x.choices: Dictionary should",
+        ),
+        ("[contexts.x]\nprompt = ''\nchoices = ['a', 'b', 'a']", "contexts.x.choices: Value error, 'a' is"),
+        ("[contexts.x]\nprompt = ''\nchoices = ['a', '']", "String should have at least 1 character"),
+        (
+            "[contexts.x]\nprompt = ''\nchoices = ['a', 'b']\nthinking = true",
+            "contexts.x: Value error, choices cannot be combined with thinking = true",
+        ),
         ("[prompt_config]\nsql = 'x'", 'prompt_config.sql should have the form context_NAME = "prompt"'),
         ("[prompt_config]\ncontext_sql = 1", "prompt_config.context_sql should have the form"),
     ],

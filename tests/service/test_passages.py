@@ -15,8 +15,9 @@ from app.config.settings import SettingsError, load
 from app.engine.llama import Model
 from app.knowledge.chunk import Chunk, Passage
 from app.service import ChatPrompt, TooLong
+from app.service.limits import TokenLimits
 from app.service.passages import quoted, with_passages
-from app.service.preparation import Preparation, TokenLimits
+from app.service.preparation import Preparation
 from tests.conftest import MODEL
 
 QUESTION = Message("user", "When does it open?")

@@ -146,6 +146,7 @@ class ChatAnswer:
         self._generations = generations
         self._sources: list[Source] = [source(passage) for passage in generations[0].sources]
         self._n_waiting = generations[0].n_waiting
+        self._chosen = generations[0].chosen
         self._head = envelope(self.model, "chatcmpl-")
         self._streams = [_ChoiceStream(index, self, one) for index, one in enumerate(generations)]
 
@@ -165,6 +166,9 @@ class ChatAnswer:
             body["sources"] = self._sources
         if self._n_waiting:
             body["sources_waiting"] = self._n_waiting
+        if self._chosen is not None:
+            body["probabilities"] = self._chosen.probabilities
+            body["label_mass"] = self._chosen.label_mass
         return body
 
     def _choice(self, index: int, answer: Collected) -> ChatChoice:
@@ -200,6 +204,12 @@ class ChatAnswer:
             chunks[0]["sources"], self._sources = self._sources, []
         if chunks and self._n_waiting:
             chunks[0]["sources_waiting"], self._n_waiting = self._n_waiting, 0
+        if chunks and self._chosen is not None:
+            chunks[0]["probabilities"], chunks[0]["label_mass"] = (
+                self._chosen.probabilities,
+                self._chosen.label_mass,
+            )
+            self._chosen = None
         return chunks
 
     def last_chunks(self) -> list[ChatCompletionChunk]:

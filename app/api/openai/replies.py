@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from typing_extensions import NotRequired, TypedDict
 
+from app.api.http.choices import LabelMass, Probabilities
 from app.api.http.sources import Source, Waiting
 
 Sources = Annotated[
@@ -121,6 +122,8 @@ class ChatCompletion(Envelope):
     usage: Usage
     sources: NotRequired[Sources]
     sources_waiting: NotRequired[Waiting]
+    probabilities: NotRequired[Probabilities]
+    label_mass: NotRequired[LabelMass]
 
 
 class FunctionDelta(TypedDict):
@@ -167,6 +170,8 @@ class ChatCompletionChunk(Envelope):
     usage: NotRequired[Annotated[Usage | None, Field(description="With `stream_options.include_usage`.")]]
     sources: NotRequired[Sources]
     sources_waiting: NotRequired[Waiting]
+    probabilities: NotRequired[Probabilities]
+    label_mass: NotRequired[LabelMass]
 
 
 # --- completions

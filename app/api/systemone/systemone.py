@@ -11,6 +11,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from app.api.http.admission import place_of
 from app.api.http.body import read_json
+from app.api.http.choices import LabelMass
 from app.api.http.fields import STRICT
 from app.api.http.waiting import while_connected
 from app.service import (
@@ -127,12 +128,6 @@ class SystemOneRequest(BaseModel):
         dict[str, Question], Field(min_length=1, max_length=MOST_QUESTIONS, description="By name.")
     ]
     model: Annotated[str | None, Field(description="Any name. The model of the server answers.")] = None
-
-
-LabelMass = Annotated[
-    float,
-    Field(description="Probability of all options together, before they are scaled to a sum of 1."),
-]
 
 
 class NoulAnswer(TypedDict):

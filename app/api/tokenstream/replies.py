@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from typing_extensions import NotRequired, TypedDict
 
+from app.api.http.choices import LabelMass, Probabilities
 from app.api.http.sources import Source, Waiting
 
 
@@ -20,6 +21,8 @@ class Figures(TypedDict):
     thinking_tokens: Annotated[int, Field(description="Generated tokens of thoughts.")]
     time_to_first_token: Annotated[float, Field(description="Seconds.")]
     tokens_per_second: float
+    probabilities: NotRequired[Probabilities]
+    label_mass: NotRequired[LabelMass]
     sources: NotRequired[
         Annotated[
             list[Source],

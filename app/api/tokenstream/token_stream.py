@@ -141,6 +141,9 @@ def figures(generation: Generation) -> Figures:
         "time_to_first_token": round(generation.time_to_first_token, 6),
         "tokens_per_second": round(generation.tokens_per_second, 2),
     }
+    if generation.chosen is not None:
+        body["probabilities"] = generation.chosen.probabilities
+        body["label_mass"] = generation.chosen.label_mass
     if generation.sources:
         body["sources"] = [source(passage) for passage in generation.sources]
     if generation.n_waiting:

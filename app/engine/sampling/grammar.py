@@ -11,7 +11,7 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,6 +93,38 @@ class Matcher:
     def _check(self) -> None:
         if self._native.is_error():
             raise GrammarError(_in_one_line(self._native.get_error()))
+
+
+class FixedAnswer(Grammar):
+    """A grammar of one text, in one tokenization."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = tuple(tokens)
+
+    def matcher(self) -> Matcher:
+        return _FixedMatcher(self._tokens)
+
+
+class _FixedMatcher(Matcher):
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = tokens
+        self._n_accepted = 0
+
+    def mask(self, logits: Logits) -> None:
+        logits[:] = -np.inf
+        logits[self._tokens[self._n_accepted]] = 0
+
+    def accept(self, token: int) -> None:
+        if token != self._tokens[self._n_accepted]:
+            raise GrammarError(f"token {token} is not the next one of a fixed answer")
+        self._n_accepted += 1
+
+    def forced(self, limit: int) -> list[int]:
+        return list(self._tokens[self._n_accepted : self._n_accepted + limit])
+
+    @property
+    def is_finished(self) -> bool:
+        return self._n_accepted == len(self._tokens)
 
 
 class GrammarCompiler:
