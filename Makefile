@@ -34,7 +34,7 @@ generate: install
 
 ## make install      install only: .venv, pinned packages, llama.cpp built for this CPU, default model
 install: $(VENV)/.packages $(VENV)/.native $(if $(filter on,$(KNOWLEDGE)),$(VENV)/.knowledge) \
-    $(if $(OTLP_ENDPOINT),$(VENV)/.tracing)
+    $(if $(OTLP_ENDPOINT),$(VENV)/.tracing) $(if $(filter on,$(RAY)),$(VENV)/.ray)
 
 ## make rebuild      compile llama.cpp again, for example after a move to another CPU
 rebuild: $(VENV)/.packages
@@ -45,7 +45,7 @@ rebuild: $(VENV)/.packages
 # Tests start hundreds of Python processes, which need compiled modules.
 RUN_TESTS = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest \
     --numprocesses=auto --maxprocesses=4 --dist=worksteal
-TEST_TOOLS := $(addprefix $(VENV)/,.knowledge .tracing .dev .bench .text-generation .llama-index)
+TEST_TOOLS := $(addprefix $(VENV)/,.knowledge .tracing .ray .dev .bench .text-generation .llama-index)
 test: install $(TEST_TOOLS)
 	@$(RUN_TESTS) $(PYTEST)
 
@@ -131,6 +131,10 @@ $(VENV)/.knowledge: requirements/knowledge.txt requirements/embedding-model.txt 
 	@touch $@
 
 # For OTLP_ENDPOINT: OpenTelemetry and its exporter.
+$(VENV)/.ray: requirements/ray.txt | $(VENV)/.packages
+	@$(PIP_INSTALL) -r requirements/ray.txt
+	@touch $@
+
 $(VENV)/.tracing: requirements/tracing.txt | $(VENV)/.packages
 	@$(PIP_INSTALL) -r requirements/tracing.txt
 	@touch $@

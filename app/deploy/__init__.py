@@ -1,0 +1,1 @@
+"""Tokenstream on clusters."""
