@@ -83,6 +83,12 @@ def _install(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(settings: Settings, options: argparse.Namespace) -> int:
+    from app.cli.doctor import doctor
+
+    return doctor(settings, as_json=options.json)
+
+
 def _models(settings: Settings, options: argparse.Namespace) -> int:
     from app.cli.models import list_models
 
@@ -116,12 +122,13 @@ _COMMANDS: dict[str, Callable[[Settings, argparse.Namespace], int]] = {
     "generate": _generate,
     "chat": _chat,
     "install": _install,
+    "doctor": _doctor,
     "models": _models,
     "pull": _pull,
     "rm": _remove,
     "detect-watermark": _detect_watermark,
 }
-_WITHOUT_LIBRARY = frozenset({"install"})
+_WITHOUT_LIBRARY = frozenset({"install", "doctor"})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python native/build.py install --venv .venv    build the wheel or take it from the cache; install it
     python native/build.py probe                   print the usable instruction sets and the build flags
+    python native/build.py compilers               print the compilers
 
 Needs Python 3.10 or newer and a C++ compiler, but no Python packages. Environment variables:
 
@@ -49,11 +50,15 @@ def main(arguments: list[str] | None = None) -> int:
     installing.add_argument("--venv", type=Path, required=True, help="target Python environment")
     installing.add_argument("--rebuild", action="store_true", help="build even if the wheel is in the cache")
     commands.add_parser("probe", help="print the usable instruction sets and the build flags")
+    commands.add_parser("compilers", help="print the compilers")
     chosen = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         if chosen.command == "probe":
             show()
+        elif chosen.command == "compilers":
+            toolchain = find_toolchain()
+            print(f"{toolchain.c.version}\n{toolchain.cxx.version}")
         else:
             install(chosen.venv, rebuild=chosen.rebuild)
     except (BuildError, BuildFlagsError, NoCompilerError) as error:

@@ -47,13 +47,21 @@ def parser() -> argparse.ArgumentParser:
         "the generating server.",
     )
     detect.add_argument("file", nargs="?", type=Path, help="file of the text (default: standard input)")
+    check = _command(
+        commands,
+        "doctor",
+        "check machine, library, model and settings",
+        "Check machine, library, model and settings. Each line has a remedy, if one is needed.\n\n"
+        "Exit status: 0 without failures, 1 with failures; warnings do not count.",
+    )
     models = _command(commands, "models", "list the models that have names")
-    models.add_argument("--json", action="store_true", help="print JSON")
+    for command in (check, models):
+        command.add_argument("--json", action="store_true", help="print JSON")
     pull = _command(commands, "pull", "download models by name")
     remove = _command(commands, "rm", "delete downloaded models by name")
     for command in (pull, remove):
         command.add_argument("names", nargs="+", metavar="NAME", help="a name that `models` lists")
-    for command in (generate, chat, install, detect, models, pull, remove):
+    for command in (generate, chat, install, detect, check, models, pull, remove):
         command.epilog = _ALL_SETTINGS
         flags.add_settings(command, shown=False)
     return top

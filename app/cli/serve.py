@@ -24,6 +24,7 @@ from starlette.applications import Starlette
 from app.api.app import create_app
 from app.api.http.connection import Connection, ConnectionLimits, Connections
 from app.cli.certificate import Certificate, certificate_of
+from app.cli.listening import StartupError, listen
 from app.cli.renewal import Renewal
 from app.config.addresses import split_address
 from app.config.errors import UserError
@@ -46,10 +47,6 @@ _OTHER_FILES = 40
 _OTHER_THREADS = 6
 
 
-class StartupError(UserError):
-    """The server cannot start."""
-
-
 class ThreadFailure(UserError):
     """An exception ended the thread of the engine or of the embedding model."""
 
@@ -68,7 +65,7 @@ def serve(settings: Settings) -> int:
     endpoint = settings.otlp_endpoint
     tracing = Tracing(endpoint, settings.instance_label) if endpoint is not None else None
     certificate = certificate_of(settings)
-    listener = _listen("HTTP_ADDRESS", settings.http_address)
+    listener = listen("HTTP_ADDRESS", settings.http_address)
     start = Start(settings)
     if settings.prometheus_http_address is not None:
         _serve_metrics(settings.prometheus_http_address, start.service.metrics)
@@ -84,22 +81,6 @@ def serve(settings: Settings) -> int:
     return 0
 
 
-def _listen(variable: str, address: str) -> socket.socket:
-    host, port = split_address(address)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise StartupError(
-            f"{variable}={address}: cannot listen there: {error.strerror or error}",
-            remedy=f"stop the process that uses it, or set {variable} to another address",
-        ) from None
-    return listener
-
-
 def _warn_if_open(settings: Settings, listener: socket.socket) -> None:
     if not settings.needs_key and not ip_address(listener.getsockname()[0]).is_loopback:
         logger.warning(
@@ -109,7 +90,7 @@ def _warn_if_open(settings: Settings, listener: socket.socket) -> None:
 
 
 def _serve_metrics(address: str, metrics: Metrics) -> None:
-    _listen("PROMETHEUS_HTTP_ADDRESS", address).close()  # same error message for a taken address
+    listen("PROMETHEUS_HTTP_ADDRESS", address).close()  # same error message for a taken address
     host, port = split_address(address)
     start_http_server(port, host, metrics.registry)
 

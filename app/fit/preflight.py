@@ -231,7 +231,7 @@ def _suspect(number: int, build: dict[str, Any]) -> str:
     if missing:
         model = processor.get("model name", "of unknown model")
         return f"{built_with}; this CPU ({model}) has no {_listed(missing, 'or')}. {rebuild}"
-    if "AMX" in sets and not _kernel_permits_amx():
+    if "AMX" in sets and not kernel_permits_amx():
         return f"{built_with}; the kernel of this machine does not permit AMX. {rebuild}"
     all_present = f"{built_with}{', and this CPU supports all of them' if flags else ''}"
     if "AMX" in sets and number in (signal.SIGSEGV, signal.SIGILL):
@@ -248,7 +248,7 @@ def _listed(names: Iterable[str], conjunction: str) -> str:
     return f"{', '.join(first)} {conjunction} {last}" if first else last
 
 
-def _kernel_permits_amx() -> bool:
+def kernel_permits_amx() -> bool:
     """Request permission for the tile registers, as ggml does. Only Linux on x86-64 requires it."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return True

@@ -23,8 +23,10 @@ __all__ = [
     "bundled_model",
     "hub_token",
     "local_model",
+    "model_here",
     "model_name",
     "model_of_repository",
+    "repository_of",
     "resolve_model",
 ]
 
@@ -73,16 +75,38 @@ def resolve_model(settings: Settings) -> Path:
     wanted = Wanted(settings.model_file)
     if settings.model_repo is not None:
         where = f"MODEL_REPO={settings.model_repo} (revision {settings.model_revision})"
-        repository = Repository(
-            settings.model_repo,
-            folder=settings.models_dir,
-            revision=settings.model_revision,
-            token=hub_token(settings),
-        )
+        repository = repository_of(settings)
         return model_of_repository(repository, wanted, where, instead="MODEL_PATH names a local file")
     if settings.model_file is not None:
         return _model_beside(settings.model_file, settings.models_dir)
     return _default_model()
+
+
+def repository_of(settings: Settings) -> Repository:
+    """MODEL_REPO, which must be set."""
+    assert settings.model_repo is not None
+    return Repository(
+        settings.model_repo,
+        folder=settings.models_dir,
+        revision=settings.model_revision,
+        token=hub_token(settings),
+    )
+
+
+def model_here(settings: Settings) -> Path | None:
+    """The model of the settings without a request to the hub; None if it is not downloaded yet.
+
+    Raises:
+        ModelError: A local file cannot be found or read.
+    """
+    if settings.model_path is not None or settings.model_repo is None:
+        return resolve_model(settings)
+    repository = repository_of(settings)
+    try:
+        first = _choose(repository.files_here(), Wanted(settings.model_file), repository.name)[0]
+    except ModelError:
+        return None  # no file, or none that matches
+    return repository.path_here(first)
 
 
 def model_name(path: Path) -> str:

@@ -49,7 +49,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[s
         )
         monkeypatch.setattr(identity, "MANIFEST", manifest)
         monkeypatch.setattr(identity, "CPUINFO", cpuinfo)
-        monkeypatch.setattr(preflight, "_kernel_permits_amx", lambda: True)
+        monkeypatch.setattr(preflight, "kernel_permits_amx", lambda: True)
 
     return write_machine
 
@@ -147,7 +147,7 @@ def test_a_kernel_that_does_not_permit_amx_is_named(
     machine: Callable[..., None], crash: Crash, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(BUILT_WITH_AMX, AMX_CPU)
-    monkeypatch.setattr(preflight, "_kernel_permits_amx", lambda: False)
+    monkeypatch.setattr(preflight, "kernel_permits_amx", lambda: False)
     crash("__builtin_trap()")
     assert "the kernel of this machine does not permit AMX" in fault()
 
