@@ -88,23 +88,24 @@ class PromptTokenizer:
         return self._chat(rendering, messages, thinking)
 
     def in_parts(
-        self, text: str, *, options: Mapping[str, Any] | None = None
+        self, messages: Sequence[Message], *, options: Mapping[str, Any] | None = None
     ) -> tuple[list[int], Callable[[str], list[int]]]:
-        """Tokenize a user's message whose end differs between prompts. The answer has no thoughts.
+        """Tokenize conversations that differ only in the end of the last message. Answers have no thoughts.
 
         Args:
-            text: The beginning of the message.
+            messages: The common part: with the beginning of the last message, which may be empty.
             options: Other variables of the template.
 
         Returns:
-            The tokens up to the end of the text, and a function from an end to the tokens after them.
+            The tokens of the common part, and a function from an end to the tokens after them.
 
         Raises:
             ValueError: The template does not repeat the message as it is.
             TemplateRejection: The template rejects the message.
         """
         mark = secrets.token_hex(8)
-        rendering, _ = self._rendered([Message("user", text + mark)], (), options, False, False)
+        marked = replace(messages[-1], content=messages[-1].content + mark)
+        rendering, _ = self._rendered([*messages[:-1], marked], (), options, False, False)
         whole, contents = self._text_to_tokenize(rendering)
         at = whole.rfind(mark)
         if at < 0:

@@ -25,7 +25,7 @@ class Example(BaseModel):
     answer: str
 
 
-def _described(choices: Any) -> Any:
+def described(choices: Any) -> Any:
     """A list of names as a table of names without descriptions."""
     if not isinstance(choices, list) or not all(isinstance(name, str) for name in choices):
         return choices
@@ -37,7 +37,8 @@ def _described(choices: Any) -> Any:
 
 MOST_CHOICES = 255
 _Choice = Annotated[str, Field(min_length=1, max_length=200)]
-_Choices = Annotated[dict[_Choice, str], Field(min_length=2, max_length=MOST_CHOICES)]
+ChoiceList = Annotated[list[_Choice], Field(min_length=2, max_length=MOST_CHOICES)]
+Choices = Annotated[dict[_Choice, str], Field(min_length=2, max_length=MOST_CHOICES)]
 
 
 class Context(BaseModel):
@@ -51,7 +52,7 @@ class Context(BaseModel):
 
     prompt: str
     examples: list[Example] = []
-    choices: Annotated[_Choices | None, BeforeValidator(_described)] = None
+    choices: Annotated[Choices | None, BeforeValidator(described)] = None
     knowledge: bool = True
     thinking: bool | None = None
     thinking_budget: Annotated[int, Field(ge=0)] | None = None

@@ -20,7 +20,7 @@ from app.service.answers import (
     token_bytes,
 )
 from app.service.clients import allows_context, client_of_key, with_priority
-from app.service.deciding import decide
+from app.service.deciding import classify, decide
 from app.service.decisions import (
     MOST_OPTIONS,
     MOST_QUESTIONS,
@@ -117,6 +117,7 @@ __all__ = [
     "Vocab",
     "allows_context",
     "best",
+    "classify",
     "client_of_key",
     "collect",
     "decide",

@@ -55,14 +55,13 @@ class Choices:
         return list(prompt[:-1]), Question((prompt[-1],), self.options)
 
 
-def choices_of(context: Context, vocab: Vocab, tokenizer: PromptTokenizer) -> Choices | None:
-    """The choices of a context; None if its answers are free.
+def choices_of(context: Context, vocab: Vocab, tokenizer: PromptTokenizer) -> Choices:
+    """The choices of a context that has some.
 
     Raises:
         BadRequest: A choice has no tokens, or two have the same.
     """
-    if context.choices is None:
-        return None
+    assert context.choices is not None
     names = tuple(context.choices)
     tokens = tuple(tokenizer.reply_tokens(name) for name in names)
     if not all(tokens) or len(set(tokens)) < len(tokens):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+from app.config.contexts import Context
 from app.service.admission import Place
 from app.service.decisions import Content, Decision, DecisionQuestion, Decisions, decision_of, rendered
-from app.service.errors import ServiceError
-from app.service.prompts import TextPrompt
+from app.service.errors import BadRequest, ServiceError
+from app.service.prompts import ChatPrompt, TextPrompt
+from app.service.questions import PreparedQuestions
 from app.telemetry.request import current
 
 if TYPE_CHECKING:
@@ -35,11 +38,74 @@ async def decide(
     Raises:
         ServiceError: No question can be answered.
     """
-    model, record = service.model, current()
-    record.operation, record.model = "decision", model.name
     service.check_permission(place.client, TextPrompt(field=field))  # questions have no context
+    prepare = partial(service.model.questions.prepare, state, questions)
+    return await _answer(service, "decision", prepare, len(rendered(state)), place)
+
+
+async def classify(
+    service: Service,
+    queries: Sequence[str],
+    *,
+    place: Place,
+    context: str | None = None,
+    choices: Mapping[str, str] | None = None,
+    field: str = "queries",
+) -> tuple[Sequence[str], Decisions]:
+    """Classify texts, each with probabilities of the choices of a context.
+
+    Args:
+        service: The service.
+        queries: At least one.
+        place: Of the request.
+        context: Name of a context with choices. None: the default one.
+        choices: Names with descriptions, instead of a context.
+        field: Name of the queries in the request, for error messages.
+
+    Returns:
+        The names of the choices, and the decisions about them.
+
+    Raises:
+        ServiceError: The context has no choices, or a text cannot be classified.
+    """
+    model = service.model
+    if choices is None:
+        prompt = ChatPrompt((), context)
+        service.check_permission(place.client, prompt)
+        of_queries = model.preparation.context_of(prompt)
+        assert of_queries is not None
+        if of_queries.choices is None:
+            raise _without_choices(service, context)
+    else:
+        service.check_permission(place.client, TextPrompt(field="choices"))
+        names = ", ".join(choices)
+        of_queries = Context(prompt=f"Classify the text. Answer with one of: {names}.", choices=dict(choices))
+    assert of_queries.choices is not None
+    prepare = partial(model.questions.prepare_queries, queries, of_queries, field)
+    decisions = await _answer(service, "classification", prepare, sum(map(len, queries)), place)
+    return tuple(of_queries.choices), decisions
+
+
+def _without_choices(service: Service, context: str | None) -> BadRequest:
+    name = service.settings.context_type if context is None else context
+    others = ", ".join(n for n, one in service.contexts.items() if one.choices) or "none"
+    return BadRequest(
+        f"context {name!r} has no choices; contexts with choices: {others}. Or send choices", field="context"
+    )
+
+
+async def _answer(
+    service: Service,
+    operation: str,
+    prepare: Callable[[], PreparedQuestions],
+    n_characters: int,
+    place: Place,
+) -> Decisions:
+    """Prepare questions and answer them."""
+    model, record = service.model, current()
+    record.operation, record.model = operation, model.name
     with record.phase("prepare"):
-        prepared = await service.threads.run(len(rendered(state)), model.questions.prepare, state, questions)
+        prepared = await service.threads.run(n_characters, prepare)
     n_tokens = prepared.n_tokens
     place.prepared(n_tokens)
     record.n_input = n_tokens

@@ -35,11 +35,11 @@ from app.fit.speed import record_speed
 from app.machine.cores import physical_cores
 from app.machine.folders import cache_folder
 from app.machine.progress import Progress
-from app.service.decisions import QuestionPreparation
 from app.service.errors import GenerationFailed, Overloaded, ServiceError, TooLong
 from app.service.generation import Generation
 from app.service.limits import TokenLimits
 from app.service.preparation import Preparation, Prepared
+from app.service.questions import QuestionPreparation
 from app.telemetry.metrics import Metrics
 from app.telemetry.request import current
 from app.weights.model import model_name

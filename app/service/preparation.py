@@ -117,7 +117,6 @@ class Preparation:
     ) -> Prepared:
         """The answer is one of the choices. Without ``max_tokens`` in the request it is complete."""
         choices = choices_of(context, self._vocab, self._tokenizer)
-        assert choices is not None
         room = self._limits.total - len(chat.tokens)
         if room < choices.n_longest:
             raise TooLong(

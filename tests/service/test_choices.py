@@ -16,7 +16,6 @@ from app.service.model import make_tokenizer
 def test_a_choice_that_begins_another_one_is_scored_with_its_end(model: Model) -> None:
     context = Context(prompt="", choices={"lamp": "", "lamp post": "", "sea": ""})
     choices = choices_of(context, model.vocab, make_tokenizer(Settings(), model, None))
-    assert choices is not None
     texts = [b"".join(map(model.vocab.piece, tokens)).decode() for tokens in choices.tokens]
     assert texts == list(choices.names)
     assert [option[-1] == model.vocab.eos for option in choices.options] == [True, False, False]

@@ -1,11 +1,12 @@
-"""Tokenstream's route."""
+"""Tokenstream's routes."""
 
 from __future__ import annotations
 
-from app.api.dialect import Dialect, Operation, Reply, causes
+from app.api.dialect import JSON, Dialect, Operation, Reply, causes
 from app.api.http.errors import ERRORS
 from app.api.http.fields import EXAMPLE_CONVERSATION
 from app.api.http.sources import HEADER, WAITING_HEADER
+from app.api.tokenstream.classify import ClassesReply, ClassifyRequest, ClassReply, classify_texts
 from app.api.tokenstream.replies import Figures
 from app.api.tokenstream.token_stream import TokenStreamRequest, token_stream
 
@@ -51,10 +52,31 @@ _TOKEN_STREAM = Operation(
     errors=causes(400, 404, 408, 413, 415, 422, 429, 500, 501, 503, 504),
 )
 
+_CLASSIFY = Operation(
+    method="POST",
+    path="/classify",
+    endpoint=classify_texts,
+    summary="Classify texts, with the probability of each class",
+    description=(
+        "The classes are the choices of a context, or of the request. Texts are computed together, after "
+        "one common prefix. No token is generated."
+    ),
+    body=ClassifyRequest,
+    examples={
+        "A text": {"query": "The battery lasts for two days!", "context": "classifier"},
+        "Texts, and classes with descriptions": {
+            "queries": ["I was charged twice.", "The app crashes."],
+            "choices": {"billing": "charges and refunds", "technical": "errors and crashes"},
+        },
+    },
+    replies={200: Reply("The class. With `queries`: the classes.", {JSON: ClassReply | ClassesReply})},
+    errors=causes(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+)
+
 DIALECT = Dialect(
     name="Token stream",
-    description="Plain text of an answer to a query.",
+    description="Plain text of an answer to a query, and classes of texts.",
     error=ERRORS,
-    operations=(_TOKEN_STREAM,),
+    operations=(_TOKEN_STREAM, _CLASSIFY),
     schemas=(Figures,),
 )
