@@ -1,5 +1,6 @@
 /** One answer on the page. */
 
+import { showChoices } from "./choices.js";
 import { duration, figuresLine, tokens } from "./figures.js";
 import { showSources } from "./sources.js";
 import { StreamedMarkdown } from "./streamed-markdown.js";
@@ -47,7 +48,7 @@ export class AnswerView {
   begin() {
     this.text.classList.remove("empty");
     if (!this.#answer.text) this.#markdown = new StreamedMarkdown(this.text, this.#markdown.onShown);
-    for (const part of [".remark", ".error", ".retry", ".copy", ".continue", ".again", ".sources"]) this.#show(part, false);
+    for (const part of [".remark", ".error", ".retry", ".copy", ".continue", ".again", ".sources", ".choices"]) this.#show(part, false);
     this.#element.setAttribute("aria-busy", "true");
     this.#startedAt = performance.now();
     this.#timer = setInterval(() => this.#tick(), TICK_MS);
@@ -85,6 +86,7 @@ export class AnswerView {
     this.#element.setAttribute("aria-busy", "false");
     showThoughts(this.#find(".thoughts"), thoughts, thinkingSeconds, false);
     this.#find(".figures").textContent = this.#figures();
+    showChoices(this.#find(".choices"), figures?.probabilities);
     if (figures?.sources) showSources(this.#find(".sources"), figures.sources);
     this.#remark();
     this.#show(".copy", text !== "");
@@ -96,7 +98,7 @@ export class AnswerView {
 
   #figures() {
     const { context, figures, seconds, state } = this.#answer;
-    if (state === "complete") return figuresLine(context, figures);
+    if (state === "complete") return figures ? figuresLine(context, figures) : context; // none: imported
     if (state === "stopped") return `${context} · stopped after ${duration(seconds)}`;
     return `${context} · ${state}`;
   }

@@ -1,6 +1,6 @@
 /** Runs requests for one answer: sends the conversation, waits while the server is busy, and leaves out old turns. */
 
-import { messagesOf, omitMore, turnsToOmit } from "./room.js";
+import { fittingMaxTokens, messagesOf, omitMore, turnsToOmit } from "./room.js";
 import { ask } from "./stream.js";
 import { ThoughtsSplitter } from "./thoughts.js";
 
@@ -21,7 +21,8 @@ import { ThoughtsSplitter } from "./thoughts.js";
  * @returns {Promise<void>} resolves when the answer is complete
  */
 export async function fill({ turns, question, answer, continues, settings, server, signal, on }) {
-  const { system, fields } = settings;
+  const { system } = settings;
+  const fields = { ...settings.fields };
   const begin = performance.now();
   const before = continues ? answer.seconds : 0;
   const request = { text: question.text, context: answer.context, system, room: server.max_total_tokens };
@@ -36,8 +37,11 @@ export async function fill({ turns, question, answer, continues, settings, serve
       answer.figures = await ask(body, (piece) => reader.read(piece), signal);
       return;
     } catch (error) {
-      const more = error.type === "too_long" ? omitMore(turns, answer.omitted) : null;
-      if (more !== null) answer.omitted = more;
+      const isTooLong = error.type === "too_long";
+      const fitting = isTooLong ? fittingMaxTokens(error, request.room) : null;
+      const more = isTooLong ? omitMore(turns, answer.omitted) : null;
+      if (fitting !== null) fields.max_tokens = fitting;
+      else if (more !== null) answer.omitted = more;
       else if (error.type === "overloaded") await wait(error, signal, on.busy);
       else throw error;
     } finally {

@@ -1,22 +1,31 @@
-/** The chat page: connects user actions, the conversation, and the server. */
+/** The chat page: connects the conversation, the server, the drawers and user actions. */
 
 import { Composer } from "./composer.js";
 import { Follower } from "./follow.js";
+import { HistoryDrawer } from "./history-drawer.js";
+import { findConversation, Saver } from "./history-store.js";
 import { connect } from "./server.js";
 import { Session } from "./session.js";
+import { Settings } from "./settings.js";
+import { SettingsDrawer } from "./settings-drawer.js";
 import { say } from "./speech.js";
+import { showInTab } from "./tab.js";
 
+const SHOWN = "tokenstream-conversation"; // id of the conversation in this tab
 const element = (id) => document.getElementById(id);
 const log = element("log");
+const notice = element("notice");
 const follower = new Follower(element("latest"));
-const composer = new Composer({ send: (text) => session.ask(text), changed: update });
 let server = null; // until the model is ready
 
+// The conversation
+
+const saver = new Saver(storageFailed);
 const session = new Session(log, {
-  settings: () => composer.settings(),
+  settings: () => settings.of(server),
   server: () => server,
   changed: update,
-  save: () => {},
+  save: (conversation, now) => saver.save(conversation, now),
   shown: () => follower.toEnd(),
   started: () => {
     composer.focus();
@@ -26,49 +35,103 @@ const session = new Session(log, {
     if (type === "loading" || type === "unauthorized") prepare();
   },
 });
+const settings = new Settings();
+const settingsDrawer = new SettingsDrawer(settings);
+const composer = new Composer(settings, { send: (text) => session.ask(text), changed: update });
+new HistoryDrawer({
+  current: () => session.conversation.id,
+  open: (conversation) => {
+    if (conversation.id === session.conversation.id) return;
+    session.open(conversation);
+    follower.restart();
+    say("Conversation opened.");
+  },
+  renamed: (id, title) => {
+    if (id === session.conversation.id) session.conversation.title = title;
+    update();
+  },
+  deleted: (ids) => {
+    ids.forEach((id) => saver.drop(id));
+    if (ids.includes(session.conversation.id)) session.open();
+  },
+  beforeReading: () => saver.flush(),
+});
 
 function update() {
-  const { isRunning, isEmpty, mayAsk } = session;
+  const { conversation, isRunning, isEmpty, mayAsk } = session;
   log.setAttribute("aria-busy", String(isRunning));
   document.body.classList.toggle("cannot-ask", !mayAsk);
   element("clear").hidden = isEmpty;
   element("welcome").hidden = !isEmpty;
   composer.show({ isRunning, mayAsk, last: session.lastQuestion });
+  showInTab(isRunning, conversation.title);
+  if (isEmpty) sessionStorage.removeItem(SHOWN);
+  else sessionStorage.setItem(SHOWN, conversation.id);
+}
+
+/** Show the conversation that this tab had before it was loaded again. */
+async function restore() {
+  const id = sessionStorage.getItem(SHOWN);
+  const conversation = id && (await findConversation(id).catch(storageFailed));
+  if (!conversation || !session.isEmpty) return;
+  session.open(conversation);
+  follower.restart();
+}
+
+function storageFailed(error) {
+  console.warn(error);
+  show("This browser cannot keep conversations: its storage is full or not allowed.");
+  return null;
+}
+
+// The server
+
+function show(sentence) {
+  if (notice.textContent === sentence) return; // setting it again would announce it again
+  notice.textContent = sentence;
+  notice.hidden = false;
 }
 
 async function prepare() {
-  const notice = element("notice");
   server = null;
   update();
-  const connected = await connect((obstacle) => {
-    if (notice.textContent === obstacle) return; // setting it again would announce it again
-    notice.textContent = obstacle;
-    notice.hidden = false;
-  });
+  const connected = await connect(show);
   if (!notice.hidden) say("The model is ready.");
   notice.hidden = true;
   notice.textContent = "";
   server = connected;
+  settingsDrawer.offer(server);
   composer.offer(server);
   element("model").textContent = element("model").title = server.model;
   element("model").hidden = false;
   update();
 }
 
-function startOver() {
-  session.open();
-  composer.focus();
-  say("New conversation.");
-}
+// User actions
 
 element("stop").addEventListener("click", (event) => {
   if (event.detail < 2) session.stop(); // ignores the second click of a double click on Send
 });
-element("clear").addEventListener("click", startOver);
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !event.isComposing) session.stop();
+element("clear").addEventListener("click", () => {
+  session.open();
+  composer.focus();
+  say("New conversation.");
 });
+document.addEventListener("keydown", (event) => {
+  const isInDrawer = document.querySelector("dialog[open]") !== null;
+  if (event.key === "Escape" && !event.isComposing && !isInDrawer) session.stop();
+});
+for (const drawer of document.querySelectorAll("dialog")) {
+  drawer.addEventListener("click", (event) => {
+    if (event.target === drawer && isOutside(event, drawer.getBoundingClientRect())) drawer.close();
+  });
+}
 
+function isOutside({ clientX: x }, { left, right }) {
+  return x < left || x > right;
+}
+
+await restore();
 update();
 composer.focus();
 prepare();

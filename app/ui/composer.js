@@ -8,12 +8,17 @@ const hasKeyboard = !matchMedia("(pointer: coarse)").matches;
 export class Composer {
   #mayAsk = false;
   #last = "";
-  #withDocuments = []; // contexts that use documents
+  #server = null;
+  #settings;
   #changed;
   #send;
 
-  /** @param {{send: (text: string) => void, changed: () => void}} hooks */
-  constructor({ send: onSend, changed }) {
+  /**
+   * @param {Settings} settings
+   * @param {{send: (text: string) => void, changed: () => void}} hooks
+   */
+  constructor(settings, { send: onSend, changed }) {
+    this.#settings = settings;
     this.#send = onSend;
     this.#changed = changed;
     element("composer").addEventListener("submit", (event) => {
@@ -22,7 +27,9 @@ export class Composer {
     });
     query.addEventListener("keydown", (event) => this.#onKey(event));
     query.addEventListener("input", () => this.#changed());
-    context.addEventListener("change", () => this.#onContext());
+    context.addEventListener("change", () => settings.set("context", context.value));
+    documents.addEventListener("change", () => settings.set("documents", documents.checked));
+    settings.addEventListener("change", () => this.#showSettings());
     element("examples").addEventListener("click", (event) => {
       const button = event.target.closest("button");
       if (!button) return;
@@ -33,17 +40,18 @@ export class Composer {
 
   /** Offer the contexts of a server. */
   offer(server) {
-    const chosen = server.contexts.includes(context.value) ? context.value : server.default;
-    context.replaceChildren(...server.contexts.map((name) => new Option(name, name, false, name === chosen)));
+    this.#server = server;
+    context.replaceChildren(...server.contexts.map((name) => new Option(name, name)));
     context.disabled = false;
-    this.#withDocuments = server.with_documents;
-    this.#onContext();
+    this.#showSettings();
   }
 
-  /** Settings of the next request. */
-  settings() {
-    const fields = !documents.disabled && !documents.checked ? { knowledge: false } : {};
-    return { context: context.value, system: "", fields };
+  #showSettings() {
+    if (!this.#server) return;
+    context.value = this.#settings.contextOn(this.#server);
+    documents.disabled = !this.#server.with_documents.includes(context.value);
+    documents.checked = this.#settings.values.documents;
+    this.#changed();
   }
 
   show({ isRunning, mayAsk, last }) {
@@ -79,11 +87,6 @@ export class Composer {
     if (event.key !== "Enter" || event.shiftKey || composing) return;
     event.preventDefault();
     if (!event.repeat) this.#submit();
-  }
-
-  #onContext() {
-    documents.disabled = !this.#withDocuments.includes(context.value);
-    this.#changed();
   }
 
   #showExamples() {

@@ -21,7 +21,8 @@ export function duration(seconds) {
 export function figuresLine(context, figures) {
   const { generated_tokens: count, tokens_per_second: speed, time_to_first_token: first } = figures;
   const { prompt_tokens: prompt, cached_tokens: cached, sources_waiting: waiting } = figures;
-  const parts = [context, tokens(count)];
+  const parts = [context];
+  if (count !== undefined) parts.push(tokens(count));
   if (speed > 0) parts.push(`${number.format(speed)} tokens/s`);
   if (first > 0) parts.push(`first after ${duration(first)}`);
   if (prompt > 0) parts.push(`prompt ${integer.format(prompt)}, cached ${integer.format(cached ?? 0)}`);

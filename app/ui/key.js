@@ -18,9 +18,12 @@ export function askForKey() {
   const [door, field, notice] = ["door", "key", "notice"].map(element);
   const wasWrong = sessionStorage.getItem(STORED_AS) !== null;
   sessionStorage.removeItem(STORED_AS);
-  notice.textContent = wasWrong ? "Wrong key." : "This server requires a key.";
+  notice.textContent = wasWrong
+    ? "This key is wrong. Enter the key that the operator of this server gave you, not one of another service."
+    : "This server requires a key. Its operator has it.";
   notice.hidden = false;
   element("composer").hidden = true;
+  document.body.classList.add("locked");
   door.hidden = false;
   field.value = "";
   field.focus();
@@ -32,6 +35,7 @@ export function askForKey() {
       sessionStorage.setItem(STORED_AS, String.fromCharCode(...new TextEncoder().encode(field.value)));
       door.removeEventListener("submit", enter);
       door.hidden = true;
+      document.body.classList.remove("locked");
       element("composer").hidden = false;
       resolve();
     };

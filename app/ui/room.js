@@ -57,6 +57,18 @@ export function turnsToOmit(turns, { text, context, system, room, maxTokens }) {
   return omitted;
 }
 
+/**
+ * The maximum of tokens that fits, after the server has rejected a higher one; null if it is too small for an answer.
+ *
+ * @param {{message: string}} error
+ * @param {number} room
+ */
+export function fittingMaxTokens({ message }, room) {
+  const [, count, limit] = /^max_tokens: (\d+) prompt tokens and max_tokens \d+ exceed the limit of (\d+)/.exec(message) ?? [];
+  const fitting = Number(limit) - Number(count);
+  return fitting >= room * LARGEST_ANSWER_SHARE ? fitting : null;
+}
+
 /** Leave out more, after the server has rejected a request as too long; null if nothing is left to omit. */
 export function omitMore(turns, omitted) {
   const left = turns.length - omitted;

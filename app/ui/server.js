@@ -19,14 +19,20 @@ export async function connect(onWait) {
   }
 }
 
+/** The part of the start that the server reports, with its completed share. */
+async function stage(response) {
+  const { stage: name, progress } = await response.json();
+  const share = progress ? ` ${Math.floor(progress * 100)} %` : "";
+  return name ? `The model is still loading: ${name}${share}…` : "The model is still loading…";
+}
+
 async function attempt(onWait) {
   try {
     const isReady = await fetch("/ready", { cache: "no-store" });
     const contexts = isReady.ok ? await fetch("/contexts", { cache: "no-store", headers: authorization() }) : isReady;
     if (contexts.status === 401) return "key";
     if (contexts.ok) return await contexts.json();
-    const loading = contexts.status === 503;
-    onWait(loading ? "The model is still loading…" : `The server answered ${contexts.status}. Trying again…`);
+    onWait(contexts.status === 503 ? await stage(contexts) : `The server answered ${contexts.status}. Trying again…`);
   } catch {
     onWait("The server cannot be reached. Trying again…"); // or the response was cut
   }

@@ -10,6 +10,9 @@ import { explain } from "./words.js";
 
 const SAMPLED_TEMPERATURE = 0.8;
 
+let isLeaving = false; // the browser then breaks the connection
+addEventListener("beforeunload", () => (isLeaving = true));
+
 export class Session {
   #log;
   #hooks;
@@ -20,7 +23,7 @@ export class Session {
 
   /**
    * @param {HTMLElement} log
-   * @param {{settings: () => object, server: () => ?object, changed: () => void, save: (conversation: object) => void,
+   * @param {{settings: () => object, server: () => ?object, changed: () => void, save: (conversation: object, now?: boolean) => void,
    *   shown: () => void, started: () => void, failed: (error: AnswerError) => void}} hooks
    *   settings: of the next request; server: null until it is ready; changed: after each change of the state;
    *   save: the data changed; shown: text was added; failed: after an error
@@ -162,9 +165,11 @@ export class Session {
         if (error?.retryAfter === seconds) say(`${sentence}.`);
       },
     };
+    isLeaving = false;
     answer.state = "running";
     answer.error = "";
     view.answer.begin();
+    save(conversation, true);
     this.#hooks.started();
     changed();
     say("Answering…");
@@ -178,7 +183,7 @@ export class Session {
       const cut = answer.figures.finish_reason === "length" ? "Answer cut at the limit" : "Answer complete";
       say(`${cut}, ${spokenFigures(answer.figures)}.`, view.answer.text.textContent);
     } catch (error) {
-      answer.state = controller.signal.aborted ? "stopped" : "failed";
+      answer.state = controller.signal.aborted ? "stopped" : isLeaving ? "interrupted" : "failed";
       if (answer.state === "failed") answer.error = messageOf(error);
       view.answer.end();
       if (answer.state === "failed") this.#report(error);
@@ -186,7 +191,7 @@ export class Session {
     } finally {
       if (this.#controller === controller) this.#controller = null;
       conversation.updated = Date.now();
-      save(conversation);
+      save(conversation, true);
       if (isShown()) this.#showOmitted();
       changed();
       shown();

@@ -23,9 +23,6 @@ function tooLong(message) {
   const [count, limit] = message.match(/\d+/g) ?? [];
   if (!limit) return withoutSettings(message);
   const [has, room] = [count, limit].map((digits) => integer.format(digits));
-  if (message.startsWith("max_tokens")) {
-    return `The longest answer in the settings does not fit: ${withoutSettings(message)}. Choose a lower maximum.`;
-  }
   return (
     `Too long: the question has ${has} tokens with its context, and there is room for ${room} together with the ` +
     "answer. Shorten it, or send it in parts."

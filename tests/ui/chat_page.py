@@ -37,7 +37,7 @@ class ChatPage:
         self.url = url
         self.sent: list[dict[str, Any]] = []
         self.query = page.get_by_label("Your question")
-        self.context = page.get_by_label("Context")
+        self.context = page.get_by_role("combobox", name="Context", exact=True)
         self.send = page.get_by_role("button", name="Send")
         self.stop = page.get_by_role("button", name="Stop")
         self.clear = page.get_by_role("button", name="New conversation")

@@ -22,11 +22,11 @@ def test_the_page_requires_the_right_key_once_per_tab(
 ) -> None:
     server = start_server(API_KEY=KEY).wait_until()
     page.goto(server.url)
-    expect(page.get_by_text("This server requires a key.")).to_be_visible()
+    expect(page.get_by_text("This server requires a key. Its operator has it.")).to_be_visible()
     expect(page.locator("#composer")).to_be_hidden()
     page.get_by_label("Key", exact=True).fill("wrong")
     page.get_by_label("Key", exact=True).press("Enter")
-    expect(page.get_by_text("Wrong key.")).to_be_visible()
+    expect(page.get_by_text("This key is wrong.")).to_be_visible()
     page.get_by_label("Key", exact=True).fill(KEY)
     page.get_by_role("button", name="Enter").click()
     page.get_by_label("Your question").fill("Where is located Paris ?")

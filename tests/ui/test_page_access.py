@@ -63,12 +63,14 @@ def test_a_conversation_needs_the_keyboard_only(chat: ChatPage) -> None:
     expect(chat.figures(1)).to_contain_text("stopped")
     expect(chat.query).to_be_focused()
     stops = []
-    for key in ("Tab", *["Shift+Tab"] * 6):
+    for key in ("Tab", *["Shift+Tab"] * 8):
         keyboard.press(key)
         stops.append(chat.page.evaluate(FOCUS))
     assert all(outlined for _, outlined in stops)
     of_turn = ["Copy answer 1", "Regenerate answer 1", "Continue answer 1", "Edit question 1"]
-    assert [name for name, _ in stops] == ["context", "query", *of_turn, "clear"]
+    assert [name for name, _ in stops] == ["context", "query", *of_turn, "clear", "Settings", "Conversations"]
+    keyboard.press("Tab")
+    keyboard.press("Tab")
     keyboard.press("Enter")
     expect(chat.log).to_be_empty()
     expect(chat.query).to_be_focused()

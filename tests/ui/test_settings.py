@@ -1,0 +1,166 @@
+"""Settings of requests, words about a missing key, the tab, and probabilities of choices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Locator, Page, Route, expect
+
+from tests.conftest import Server
+from tests.ui.chat_page import ChatPage
+from tests.ui.relay import Relay
+
+QUESTION = "Where is located Paris ?"
+FIGURES: dict[str, Any] = {"finish_reason": "eos_token", "prompt_tokens": 40, "generated_tokens": 8}
+
+
+def drawer(chat: ChatPage) -> Locator:
+    chat.page.locator("#open-settings").click()
+    return chat.page.get_by_role("dialog", name="Settings")
+
+
+def close(chat: ChatPage) -> None:
+    chat.page.keyboard.press("Escape")
+    expect(chat.page.locator("dialog[open]")).to_have_count(0)
+
+
+def test_settings_are_sent_and_remembered(chat: ChatPage) -> None:
+    opened = drawer(chat)
+    opened.get_by_label("Own system text").fill("You only ever say PONG.")
+    for label, value in {"Temperature": "0.7", "Top-p": "0.9", "Maximum tokens": "9", "Seed": "7"}.items():
+        opened.get_by_label(label).fill(value)
+    close(chat)
+    chat.page.reload()
+    expect(chat.page.get_by_role("button", name="Settings, changed")).to_be_visible()
+    expect(chat.context).to_be_enabled()
+    chat.change_requests()
+    chat.ask(QUESTION)
+    chat.wait_until_done()
+    assert chat.sent == [
+        {
+            "messages": [
+                {"role": "system", "content": "You only ever say PONG."},
+                {"role": "user", "content": QUESTION},
+            ],
+            "context": "general",
+            "details": True,
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "max_tokens": 9,
+            "seed": 7,
+        }
+    ]
+    expect(chat.figures(1)).to_contain_text("9 tokens")
+    opened = drawer(chat)
+    opened.get_by_role("button", name="Defaults").click()
+    expect(opened.get_by_label("Temperature")).to_have_value("")
+    close(chat)
+    chat.ask(QUESTION)
+    chat.wait_until_done()
+    assert set(chat.sent[1]) == {"messages", "context", "details"}
+    assert chat.sent[1]["messages"][0]["role"] == "user"
+
+
+def test_the_context_is_shown_with_its_prompt(chat: ChatPage) -> None:
+    prompts = httpx.get(f"{chat.url}/contexts").json()["prompts"]
+    opened = drawer(chat)
+    for name in ("general", "sql"):
+        opened.get_by_label("Context for questions").select_option(name)
+        expect(opened.get_by_text(prompts[name])).to_be_visible()
+    close(chat)
+    expect(chat.context).to_have_value("sql")
+    chat.page.reload()
+    expect(chat.context).to_have_value("sql")
+
+
+@pytest.mark.parametrize(
+    ("label", "value"), [("Temperature", "11"), ("Top-p", "0"), ("Maximum tokens", "5000")]
+)
+def test_an_invalid_setting_is_not_sent(chat: ChatPage, label: str, value: str) -> None:
+    field = drawer(chat).get_by_label(label)
+    field.fill(value)
+    assert field.evaluate("(node) => node.matches(':invalid')")
+    close(chat)
+    expect(chat.page.get_by_role("button", name="Settings", exact=True)).to_be_visible()
+
+
+def test_a_maximum_beyond_the_room_is_reduced(chat: ChatPage, expected_messages: list[str]) -> None:
+    expected_messages.append("status of 422")
+    drawer(chat).get_by_label("Maximum tokens").fill("2040")
+    close(chat)
+    sent: list[Any] = []
+
+    def pass_on(route: Route) -> None:
+        sent.append(route.request.post_data_json["max_tokens"])
+        route.continue_()
+
+    chat.page.route("**/token_stream", pass_on)
+    chat.ask("Say hello.")
+    chat.wait_until_done()
+    expect(chat.errors).to_have_count(0)
+    assert sent[0] == 2040
+    assert 1900 < sent[1] < 2040
+
+
+def test_thinking_is_a_setting_of_models_that_think(page: Page, server_url: str) -> None:
+    page.route("**/contexts", lambda route: route.fulfill(json={**route.fetch().json(), "thinks": True}))
+    chat = ChatPage(page, server_url).open()
+    sent: list[Any] = []
+
+    def answer(route: Route) -> None:
+        sent.append(route.request.post_data_json)
+        route.fulfill(body=f"<think>\nHm.\n</think>\n\nYes.\n\x1e{json.dumps(FIGURES)}")
+
+    chat.fake_answers(answer)
+    drawer(chat).get_by_label("Thoughts before the answer").select_option("Off")
+    close(chat)
+    chat.ask(QUESTION)
+    chat.wait_until_done()
+    assert (sent[0]["enable_thinking"], sent[0]["show_thinking"]) == (False, True)
+    expect(chat.answer(1)).to_have_text("Yes.")
+
+
+def test_probabilities_are_bars(chat: ChatPage) -> None:
+    figures = {**FIGURES, "probabilities": {"negative": 0.03, "positive": 0.912, "neutral": 0.058}}
+    chat.fake_answers(lambda route: route.fulfill(body=f"positive\n\x1e{json.dumps(figures)}"))
+    chat.ask("I love it.")
+    chat.wait_until_done()
+    bars = chat.log.get_by_role("list", name="Probabilities").get_by_role("listitem")
+    expect(bars).to_have_text(["positive 91.2%", "neutral 5.8%", "negative 3%"], use_inner_text=True)
+    widths = bars.locator("meter").evaluate_all("(all) => all.map((meter) => meter.value)")
+    assert widths == [0.912, 0.058, 0.03]
+
+
+def test_the_tab_shows_a_running_answer(page: Page, relay: Relay) -> None:
+    relay.pieces = [b"word "] * 40 + [f"\n\x1e{json.dumps(FIGURES)}".encode()]
+    chat = ChatPage(page, relay.url).open()
+    icon = "document.querySelector('link[rel=icon]').getAttribute('href')"
+    assert (page.title(), page.evaluate(icon)) == ("Tokenstream", "/ui/icon.svg")
+    chat.ask(QUESTION)
+    chat.wait_until_busy()
+    assert page.title() == f"Answering… – {QUESTION} – Tokenstream"
+    assert page.evaluate(icon) == "/ui/icon-running.svg"
+    chat.wait_until_done()
+    assert page.title() == f"{QUESTION} – Tokenstream"
+    assert page.evaluate(icon) == "/ui/icon.svg"
+
+
+def test_a_missing_key_is_asked_for_before_questions(
+    start_server: Callable[..., Server], page: Page, expected_messages: list[str]
+) -> None:
+    expected_messages.append("status of 401")
+    page.goto(start_server(API_KEY="right").wait_until().url)
+    expect(page.get_by_role("heading", name="This server is locked")).to_be_visible()
+    expect(page.get_by_text("What would you like to ask?")).to_be_hidden()
+    page.get_by_label("Key", exact=True).fill("wrong")
+    page.get_by_role("button", name="Enter").click()
+    expect(page.locator("#notice")).to_have_text(
+        "This key is wrong. Enter the key that the operator of this server gave you, not one of another service."
+    )
+    page.get_by_label("Key", exact=True).fill("right")
+    page.get_by_role("button", name="Enter").click()
+    expect(page.get_by_role("heading", name="What would you like to ask?")).to_be_visible()
