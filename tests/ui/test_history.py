@@ -1,4 +1,4 @@
-"""Conversations that the browser keeps: list, search, rename, delete, files, and a reload within an answer."""
+"""Conversations that the browser keeps: list, search, rename, delete, files, and a reload mid-stream."""
 
 from __future__ import annotations
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -124,15 +126,22 @@ def test_thinking_is_a_setting_of_models_that_think(page: Page, server_url: str)
     expect(chat.answer(1)).to_have_text("Yes.")
 
 
-def test_probabilities_are_bars(chat: ChatPage) -> None:
-    figures = {**FIGURES, "probabilities": {"negative": 0.03, "positive": 0.912, "neutral": 0.058}}
-    chat.fake_answers(lambda route: route.fulfill(body=f"positive\n\x1e{json.dumps(figures)}"))
+def test_probabilities_of_choices_are_bars(
+    start_server: Callable[..., Server], page: Page, tmp_path: Path
+) -> None:
+    contexts = tmp_path / "contexts.toml"
+    contexts.write_text("[contexts.general]\nprompt = 'Name the mood.'\nchoices = ['good', 'bad', 'none']\n")
+    chat = ChatPage(page, start_server(CONTEXTS_FILE=str(contexts)).wait_until().url).open()
     chat.ask("I love it.")
     chat.wait_until_done()
     bars = chat.log.get_by_role("list", name="Probabilities").get_by_role("listitem")
-    expect(bars).to_have_text(["positive 91.2%", "neutral 5.8%", "negative 3%"], use_inner_text=True)
+    expect(bars).to_have_count(3)
+    expect(bars.first.locator(".name")).to_have_text((chat.answer(1).text_content() or "").strip())
     widths = bars.locator("meter").evaluate_all("(all) => all.map((meter) => meter.value)")
-    assert widths == [0.912, 0.058, 0.03]
+    assert widths == sorted(widths, reverse=True)
+    assert sum(widths) == pytest.approx(1, abs=0.01)
+    expect(bars.first.locator(".share")).to_have_text(re.compile(r"^[\d.]+%$"))
+    expect(chat.figures(1)).to_contain_text("of the probability")
 
 
 def test_the_tab_shows_a_running_answer(page: Page, relay: Relay) -> None:
@@ -159,7 +168,8 @@ def test_a_missing_key_is_asked_for_before_questions(
     page.get_by_label("Key", exact=True).fill("wrong")
     page.get_by_role("button", name="Enter").click()
     expect(page.locator("#notice")).to_have_text(
-        "This key is wrong. Enter the key that the operator of this server gave you, not one of another service."
+        "This key is wrong. Enter the key that the operator of this server gave you, "
+        "not one of another service."
     )
     page.get_by_label("Key", exact=True).fill("right")
     page.get_by_role("button", name="Enter").click()
