@@ -24,6 +24,8 @@ from app.service.preparation import in_context
 from app.service.prompts import ThinkingUse
 from app.service.thinking import template_options
 
+LABELS = ascii_uppercase  # of options; `python -m bench.bias` compares them with others
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedQuestions:
@@ -55,7 +57,11 @@ class PreparedQuestions:
 class QuestionPreparation:
     """Renders and tokenizes questions for one model. Thread-safe."""
 
-    def __init__(self, vocab: Vocab, tokenizer: PromptTokenizer, limits: TokenLimits) -> None:
+    def __init__(
+        self, vocab: Vocab, tokenizer: PromptTokenizer, limits: TokenLimits, *, labels: str = LABELS
+    ) -> None:
+        """``labels``: characters that stand for options. Without enough of them, names are scored."""
+        self._characters = labels
         self._vocab = vocab
         self._tokenizer = tokenizer
         self._limits = limits
@@ -146,13 +152,13 @@ class QuestionPreparation:
 
     @functools.cached_property
     def _labels(self) -> tuple[tuple[str, int], ...]:
-        """The letters that are one token at the start of a reply, each with its token."""
+        """The labels that are one token at the start of a reply, each with its token."""
         labels: dict[int, str] = {}
-        for letter in ascii_uppercase:
-            reply = self._tokenizer.reply_tokens(letter)
+        for label in self._characters:
+            reply = self._tokenizer.reply_tokens(label)
             if len(reply) == 1:
-                labels.setdefault(reply[0], letter)
-        return tuple((letter, token) for token, letter in labels.items())
+                labels.setdefault(reply[0], label)
+        return tuple((label, token) for token, label in labels.items())
 
     @functools.cached_property
     def _gap(self) -> tuple[str, str]:
@@ -171,7 +177,7 @@ def _asked(question: DecisionQuestion, labels: Sequence[str] | None) -> str:
         return "\n".join([*lines, f"Answer with {' or '.join(o.name for o in question.options)}."])
     marks = ["-"] * len(question.options) if labels is None else [f"{label})" for label in labels]
     lines += [f"{mark} {_described(option)}" for mark, option in zip(marks, question.options, strict=False)]
-    how = "name" if labels is None else "letter"
+    how = "name" if labels is None else "number" if labels[0].isdigit() else "letter"
     return "\n".join([*lines, f"Answer with the {how} of one option."])
 
 

@@ -1,0 +1,166 @@
+"""Ways to decide, and free generation of the same answers by the same model."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+
+import numpy as np
+
+from app.chat.messages import Message
+from app.engine.sampling.params import SamplingParams
+from app.engine.scoring import Question
+from app.service import DecisionQuestion, Model
+from app.service.decisions import QuestionPreparation
+from bench.bias.cases import Case, Task
+from bench.bias.figures import Floats, log_softmax
+
+LABELS = {"letters": ascii_uppercase, "digits": "123456789", "words": ""}  # of options, by form
+UNLISTED = "words, not listed"  # the prompt has no options, so their order has no effect
+FORMS = (*LABELS, UNLISTED)
+
+# States without content. Zhao et al. 2021, Calibrate Before Use, average over these three.
+CONTENT_FREE = ("N/A", "[MASK]", "")
+
+_SAMPLES = 8
+_MAX_TOKENS = 12  # of a generated answer
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How to get probabilities from log-probabilities of labels.
+
+    Attributes:
+        form: One of ``FORMS``.
+        averages: Whether to average the log-probabilities of the given and the reversed order of options.
+        subtracts: Whether to subtract the log-probabilities for states without content.
+    """
+
+    form: str
+    averages: bool
+    subtracts: bool
+
+    @property
+    def name(self) -> str:
+        order = "" if self.form == UNLISTED else ", two orders" if self.averages else ", one order"
+        return f"{self.form}{order}{', less the prior' if self.subtracts else ''}"
+
+
+WAYS = tuple(
+    Way(form, averages, subtracts)
+    for form in FORMS
+    for averages in ((False,) if form == UNLISTED else (False, True))
+    for subtracts in (False, True)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probabilities of options in the given order of options, and in the reversed one.
+
+    Attributes:
+        cases: For each order, a row per case.
+        priors: For each order, a row per case: the mean over the states without content.
+    """
+
+    cases: tuple[Floats, Floats]
+    priors: tuple[Floats, Floats]
+
+    def logprobs(self, way: Way) -> Floats:
+        """Scaled log-probabilities of each case by one way. The form of ``way`` is not read."""
+        orders = [
+            log_softmax(scores - prior if way.subtracts else scores)
+            for scores, prior in zip(self.cases, self.priors, strict=True)
+        ]
+        return log_softmax((orders[0] + orders[1]) / 2) if way.averages else orders[0]
+
+
+class Study:
+    """Decides the cases of tasks with one model."""
+
+    def __init__(self, model: Model) -> None:
+        self._engine, self._vocab, self._tokenizer = model.engine, model.vocab, model.tokenizer
+        self._preparations: Mapping[str, QuestionPreparation] = {
+            form: QuestionPreparation(model.vocab, model.tokenizer, model.limits, labels=labels)
+            for form, labels in LABELS.items()
+        }
+
+    async def scores(self, task: Task, form: str) -> Scores:
+        """Score the options of all cases with labels of one form."""
+        cases = np.array(await asyncio.gather(*(self._score(task, form, case) for case in task.cases)))
+        asked = list(dict.fromkeys(case.instructions for case in task.cases))
+        priors = await asyncio.gather(*(self._prior(task, form, instructions) for instructions in asked))
+        of_cases = np.array([priors[asked.index(case.instructions)] for case in task.cases])
+        return Scores((cases[:, 0], cases[:, 1]), (of_cases[:, 0], of_cases[:, 1]))
+
+    async def _prior(self, task: Task, form: str, instructions: str) -> Floats:
+        free = [Case(text, instructions, 0) for text in CONTENT_FREE]
+        scores = np.array(await asyncio.gather(*(self._score(task, form, case) for case in free)))
+        mean: Floats = np.log(np.exp(log_softmax(scores)).mean(axis=0))
+        return mean
+
+    async def _score(self, task: Task, form: str, case: Case) -> list[list[float]]:
+        """Log-probabilities of the options in two orders, each in the given order."""
+        if form == UNLISTED:
+            [scores] = (await self._engine.score(*self._unlisted(task, case))).logprobs
+            return [scores, scores]
+        prompt, questions = self._prepared(task, form, case)
+        given, turned = (await self._engine.score(prompt, questions)).logprobs
+        return [given, turned[::-1]]
+
+    def _prepared(self, task: Task, form: str, case: Case) -> tuple[list[int], list[Question]]:
+        by_name = task.is_yes_or_no and form == "words"
+        asked = [
+            DecisionQuestion(case.instructions, options, "case", answers_by_name=by_name)
+            for options in (task.options, task.options[::-1])
+        ]
+        prepared = self._preparations[form].prepare(case.text, asked)
+        for failure in prepared.failures.values():
+            raise failure
+        return prepared.prompt, list(prepared.questions.values())
+
+    def _unlisted(self, task: Task, case: Case) -> tuple[list[int], list[Question]]:
+        """A prompt that asks for a word, without the options."""
+        user = Message("user", f"{case.text}\n\nQuestion: {case.instructions}\nAnswer with one word.")
+        prompt = self._tokenizer.chat([user], thinks=False).tokens
+        options = []
+        for option in task.options:
+            reply = self._tokenizer.chat(
+                [user, Message("assistant", option.name)], thinks=False, continue_final=True
+            )
+            options.append((*reply.tokens[len(prompt) :], self._vocab.eos))
+        return prompt[:-1], [Question((prompt[-1],), tuple(options))]
+
+    async def free_answers(self, task: Task) -> tuple[Floats, list[int | None]]:
+        """Generate answers to the prompts with words.
+
+        Returns:
+            Log-probabilities, estimated by samples at temperature 1 with one more for each option, and the
+            options that greedy answers name.
+        """
+        found = await asyncio.gather(*(self._generated(task, case) for case in task.cases))
+        counts = np.array([[samples.count(i) for i in range(len(task.options))] for samples, _ in found])
+        return log_softmax(np.log(counts + 1.0)), [greedy for _, greedy in found]
+
+    async def _generated(self, task: Task, case: Case) -> tuple[list[int | None], int | None]:
+        prompt, (question, _) = self._prepared(task, "words", case)
+        tokens = [*prompt, *question.tokens]
+        all_params = [SamplingParams(max_tokens=_MAX_TOKENS, temperature=0.0)] + [
+            SamplingParams(max_tokens=_MAX_TOKENS, seed=seed) for seed in range(_SAMPLES)
+        ]
+        texts = await asyncio.gather(*(self._text(tokens, params) for params in all_params))
+        greedy, *samples = (named_option([o.name for o in task.options], text) for text in texts)
+        return samples, greedy
+
+    async def _text(self, tokens: Sequence[int], params: SamplingParams) -> str:
+        return "".join([output.text async for output in self._engine.submit(tokens, params)])
+
+
+def named_option(names: Sequence[str], text: str) -> int | None:
+    """Index of the option that a text names first. None: it names no option."""
+    pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    match = re.search(rf"\b(?:{pattern})\b", text, re.IGNORECASE)
+    return None if match is None else [name.lower() for name in names].index(match[0].lower())
