@@ -19,8 +19,10 @@ from bench.bias.cases import Case, Task
 from bench.bias.figures import Floats, log_softmax
 
 LABELS = {"letters": ascii_uppercase, "digits": "123456789", "words": ""}  # of options, by form
-UNLISTED = "words, not listed"  # the prompt has no options, so their order has no effect
-FORMS = (*LABELS, UNLISTED)
+UNLISTED = "words, not listed"  # the prompt has no options
+EXAMPLES = "words, after examples"  # earlier turns have the names of options, as in a context with examples
+FORMS = (*LABELS, UNLISTED, EXAMPLES)
+WITHOUT_ORDER = (UNLISTED, EXAMPLES)
 
 # States without content. Zhao et al. 2021, Calibrate Before Use, average over these three.
 CONTENT_FREE = ("N/A", "[MASK]", "")
@@ -45,14 +47,14 @@ class Way:
 
     @property
     def name(self) -> str:
-        order = "" if self.form == UNLISTED else ", two orders" if self.averages else ", one order"
+        order = "" if self.form in WITHOUT_ORDER else ", two orders" if self.averages else ", one order"
         return f"{self.form}{order}{', less the prior' if self.subtracts else ''}"
 
 
 WAYS = tuple(
     Way(form, averages, subtracts)
     for form in FORMS
-    for averages in ((False,) if form == UNLISTED else (False, True))
+    for averages in ((False,) if form in WITHOUT_ORDER else (False, True))
     for subtracts in (False, True)
 )
 
@@ -104,8 +106,8 @@ class Study:
 
     async def _score(self, task: Task, form: str, case: Case) -> list[list[float]]:
         """Log-probabilities of the options in two orders, each in the given order."""
-        if form == UNLISTED:
-            [scores] = (await self._engine.score(*self._unlisted(task, case))).logprobs
+        if form in WITHOUT_ORDER:
+            [scores] = (await self._engine.score(*self._conversation(task, form, case))).logprobs
             return [scores, scores]
         prompt, questions = self._prepared(task, form, case)
         given, turned = (await self._engine.score(prompt, questions)).logprobs
@@ -122,16 +124,19 @@ class Study:
             raise failure
         return prepared.prompt, list(prepared.questions.values())
 
-    def _unlisted(self, task: Task, case: Case) -> tuple[list[int], list[Question]]:
-        """A prompt that asks for a word, without the options."""
-        user = Message("user", f"{case.text}\n\nQuestion: {case.instructions}\nAnswer with one word.")
-        prompt = self._tokenizer.chat([user], thinks=False).tokens
+    def _conversation(self, task: Task, form: str, case: Case) -> tuple[list[int], list[Question]]:
+        """A prompt that does not describe the options, and their names as replies."""
+        if form == EXAMPLES:
+            messages = _with_examples(task, case)
+        else:
+            asked = f"{case.text}\n\nQuestion: {case.instructions}\nAnswer with one word."
+            messages = [Message("user", asked)]
+        prompt = self._tokenizer.chat(messages, thinks=False).tokens
         options = []
         for option in task.options:
-            reply = self._tokenizer.chat(
-                [user, Message("assistant", option.name)], thinks=False, continue_final=True
-            )
-            options.append((*reply.tokens[len(prompt) :], self._vocab.eos))
+            replied = [*messages, Message("assistant", option.name)]
+            reply = self._tokenizer.chat(replied, thinks=False, continue_final=True).tokens[len(prompt) :]
+            options.append((*reply, self._vocab.eos))
         return prompt[:-1], [Question((prompt[-1],), tuple(options))]
 
     async def free_answers(self, task: Task) -> tuple[Floats, list[int | None]]:
@@ -157,6 +162,17 @@ class Study:
 
     async def _text(self, tokens: Sequence[int], params: SamplingParams) -> str:
         return "".join([output.text async for output in self._engine.submit(tokens, params)])
+
+
+def _with_examples(task: Task, case: Case) -> list[Message]:
+    """A conversation with answers to the examples. The case is its last turn."""
+    names = [option.name for option in task.options]
+    system = f"{task.instructions or 'Is the statement true?'} Answer with {', '.join(names)}."
+    messages = [Message("system", system)]
+    for one in (*task.examples, case):
+        asked = "" if task.instructions else f"\n\n{one.instructions}"
+        messages += [Message("user", one.text + asked), Message("assistant", names[one.right])]
+    return messages[:-1]
 
 
 def named_option(names: Sequence[str], text: str) -> int | None:

@@ -24,7 +24,8 @@ def test_cases_are_many_distinct_and_balanced_in_both_halves() -> None:
             assert len(set(counts.values())) == 1, f"{name}: labels differ in number"
         assert len(halves[0].cases) == len(halves[1].cases)
         n_cases += sum(len(task.cases) for task in halves)
-        everything = [case for task in halves for case in task.cases]
+        everything = [case for task in halves for case in task.cases] + [*halves[0].examples]
+        assert len({case.right for case in halves[0].examples[: len(task.options)]}) == len(task.options)
         assert all(case.text.strip() == case.text != "" for case in everything)
         assert len({(case.text, case.instructions) for case in everything}) == len(everything)
         # A document with several statements is in one half only.
