@@ -16,13 +16,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from app.config.contexts import Context
 from app.config.errors import UserError
 from app.config.settings import load
-from app.service.start import prepare
+from app.service.start import Start
 from bench.bias.cases import TASKS, Half, Task, read_task
 from bench.bias.figures import EDGES, Floats, Outcome, difference
 from bench.bias.ways import FORMS, WAYS, Study, Way
 
+# Contexts that decide a task, with choices in the order of its options.
+SHIPPED = {"sentiment": "classifier"}
 SAMPLED, GREEDY = "free generation, 8 samples", "free generation, greedy"
 
 
@@ -32,6 +35,7 @@ class Measured:
 
     Attributes:
         outcomes: By the name of the way, then by the name of the task.
+        shipped: Of the task that a context of the contexts file decides, in that context.
         greedy: Accuracy of greedy answers in free generation, by task.
         unnamed: Share of greedy answers that name no option, by task.
     """
@@ -39,11 +43,12 @@ class Measured:
     outcomes: dict[str, dict[str, Outcome]]
     greedy: dict[str, float]
     unnamed: dict[str, float]
+    shipped: dict[str, Outcome]
 
 
-async def measure(study: Study, tasks: Sequence[Task]) -> Measured:
+async def measure(study: Study, tasks: Sequence[Task], contexts: Mapping[str, Context]) -> Measured:
     """Decide all cases by each way, and generate the answers freely."""
-    made = Measured({name: {} for name in (*(way.name for way in WAYS), SAMPLED)}, {}, {})
+    made = Measured({name: {} for name in (*(way.name for way in WAYS), SAMPLED)}, {}, {}, {})
     for task in tasks:
         right = [case.right for case in task.cases]
         for form in FORMS:
@@ -56,6 +61,8 @@ async def measure(study: Study, tasks: Sequence[Task]) -> Measured:
         made.outcomes[SAMPLED][task.name] = Outcome.of(logprobs, right)
         made.greedy[task.name] = sum(a == b for a, b in zip(greedy, right, strict=True)) / len(right)
         made.unnamed[task.name] = greedy.count(None) / len(right)
+        if (context := contexts.get(SHIPPED.get(task.name, ""))) is not None:
+            made.shipped[task.name] = Outcome.of(await study.classes(task, context), right)
         print(f"{task.name}: answers generated", file=sys.stderr, flush=True)
     return made
 
@@ -93,6 +100,14 @@ def report(made: Measured, tasks: Sequence[Task]) -> str:
         _bins(together),
     ]
     return "\n\n".join(parts)
+
+
+def _shipped(outcomes: Mapping[str, Outcome]) -> str:
+    rows = (
+        [name, SHIPPED[name], *(f"{v:.2f}" for v in (o.accuracy, o.log_loss, o.calibration_error))]
+        for name, o in outcomes.items()
+    )
+    return _table(["task", "context", "accuracy", "log loss, nats", "expected calibration error"], rows)
 
 
 def _served(task: Task) -> Way:
@@ -133,10 +148,10 @@ async def run(names: Sequence[str], half: Half, most_cases: int | None) -> str:
     tasks = [read_task(name, half) for name in names]
     if most_cases is not None:
         tasks = [replace(task, cases=task.cases[:: -(-len(task.cases) // most_cases)]) for task in tasks]
-    start = prepare(load())
+    start = Start(load())
     try:
         await start.load(warm=())
-        return report(await measure(Study(start.service.model), tasks), tasks)
+        return report(await measure(Study(start.service.model), tasks, start.service.contexts), tasks)
     finally:
         await start.service.close()
 

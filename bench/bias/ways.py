@@ -11,16 +11,17 @@ from string import ascii_uppercase
 import numpy as np
 
 from app.chat.messages import Message
+from app.config.contexts import Context, Example
 from app.engine.sampling.params import SamplingParams
 from app.engine.scoring import Question
 from app.service import DecisionQuestion, Model
-from app.service.decisions import QuestionPreparation
+from app.service.questions import QuestionPreparation
 from bench.bias.cases import Case, Task
 from bench.bias.figures import Floats, log_softmax
 
 LABELS = {"letters": ascii_uppercase, "digits": "123456789", "words": ""}  # of options, by form
 UNLISTED = "words, not listed"  # the prompt has no options
-EXAMPLES = "words, after examples"  # earlier turns have the names of options, as in a context with examples
+EXAMPLES = "words, after examples"  # in a context with choices and examples, as of `/classify`
 FORMS = (*LABELS, UNLISTED, EXAMPLES)
 WITHOUT_ORDER = (UNLISTED, EXAMPLES)
 
@@ -107,7 +108,8 @@ class Study:
     async def _score(self, task: Task, form: str, case: Case) -> list[list[float]]:
         """Log-probabilities of the options in two orders, each in the given order."""
         if form in WITHOUT_ORDER:
-            [scores] = (await self._engine.score(*self._conversation(task, form, case))).logprobs
+            prepared = self._unlisted(task, case) if form == UNLISTED else self._in_context(task, case)
+            [scores] = (await self._engine.score(*prepared)).logprobs
             return [scores, scores]
         prompt, questions = self._prepared(task, form, case)
         given, turned = (await self._engine.score(prompt, questions)).logprobs
@@ -124,20 +126,27 @@ class Study:
             raise failure
         return prepared.prompt, list(prepared.questions.values())
 
-    def _conversation(self, task: Task, form: str, case: Case) -> tuple[list[int], list[Question]]:
-        """A prompt that does not describe the options, and their names as replies."""
-        if form == EXAMPLES:
-            messages = _with_examples(task, case)
-        else:
-            asked = f"{case.text}\n\nQuestion: {case.instructions}\nAnswer with one word."
-            messages = [Message("user", asked)]
-        prompt = self._tokenizer.chat(messages, thinks=False).tokens
-        options = []
-        for option in task.options:
-            replied = [*messages, Message("assistant", option.name)]
-            reply = self._tokenizer.chat(replied, thinks=False, continue_final=True).tokens[len(prompt) :]
-            options.append((*reply, self._vocab.eos))
-        return prompt[:-1], [Question((prompt[-1],), tuple(options))]
+    def _unlisted(self, task: Task, case: Case) -> tuple[list[int], list[Question]]:
+        """A prompt that asks for a word, and the names of options as replies."""
+        asked = f"{case.text}\n\nQuestion: {case.instructions}\nAnswer with one word."
+        prompt = self._tokenizer.chat([Message("user", asked)], thinks=False).tokens
+        end = self._vocab.eos
+        replies = tuple((*self._tokenizer.reply_tokens(option.name), end) for option in task.options)
+        return prompt[:-1], [Question((prompt[-1],), replies)]
+
+    def _in_context(self, task: Task, case: Case) -> tuple[list[int], list[Question]]:
+        return self._classified(case_text(task, case), context_of(task))
+
+    def _classified(self, text: str, context: Context) -> tuple[list[int], list[Question]]:
+        prepared = self._preparations["words"].prepare_queries([text], context, "case")
+        return prepared.prompt, list(prepared.questions.values())
+
+    async def classes(self, task: Task, context: Context) -> Floats:
+        """Scaled log-probabilities of the choices of a context, in their order."""
+        found = await asyncio.gather(
+            *(self._engine.score(*self._classified(case.text, context)) for case in task.cases)
+        )
+        return log_softmax(np.array([one.logprobs[0] for one in found]))
 
     async def free_answers(self, task: Task) -> tuple[Floats, list[int | None]]:
         """Generate answers to the prompts with words.
@@ -164,15 +173,19 @@ class Study:
         return "".join([output.text async for output in self._engine.submit(tokens, params)])
 
 
-def _with_examples(task: Task, case: Case) -> list[Message]:
-    """A conversation with answers to the examples. The case is its last turn."""
+def context_of(task: Task) -> Context:
+    """A context with the options of a task as choices, and with its examples."""
     names = [option.name for option in task.options]
-    system = f"{task.instructions or 'Is the statement true?'} Answer with {', '.join(names)}."
-    messages = [Message("system", system)]
-    for one in (*task.examples, case):
-        asked = "" if task.instructions else f"\n\n{one.instructions}"
-        messages += [Message("user", one.text + asked), Message("assistant", names[one.right])]
-    return messages[:-1]
+    return Context(
+        prompt=f"{task.instructions or 'Is the statement true?'} Answer with {', '.join(names)}.",
+        choices=dict.fromkeys(names, ""),
+        examples=[Example(query=case_text(task, one), answer=names[one.right]) for one in task.examples],
+    )
+
+
+def case_text(task: Task, case: Case) -> str:
+    """The text of a case, with its question if each case has its own."""
+    return case.text if task.instructions else f"{case.text}\n\n{case.instructions}"
 
 
 def named_option(names: Sequence[str], text: str) -> int | None:
