@@ -163,6 +163,11 @@ class ModelSettings(BaseSettings):
         "Speculative decoding by prompt lookup: repeated text is drafted, and one step verifies several "
         "tokens.",
     )
+    prefill_ahead: Literal["on", "off"] = setting(
+        "on",
+        "Prefill of the next turn while no request runs, if its prompt does not continue the last answer: "
+        "templates drop thoughts, and passages are only in the last turn.",
+    )
     matmul: Literal["auto", "ggml"] = setting(
         "auto",
         "Kernels of matrix products. `auto`: Tokenstream's for supported weight formats, else ggml's.",

@@ -81,7 +81,7 @@ class AsyncEngine:
     @property
     def n_unfinished(self) -> int:
         """Number of running and waiting requests."""
-        return len(self._answers)
+        return sum(not sequence.is_background for sequence in self._answers)
 
     @property
     def decode_seconds(self) -> float:
@@ -202,6 +202,17 @@ class AsyncEngine:
         sequence = Sequence(list(prefix), is_context=True)
         await self._compute(sequence)
         return len(prefix) - sequence.n_cached
+
+    async def prefill_ahead(self, prefix: Tokens[int]) -> None:
+        """Compute a prefix that a later prompt may have. A request that arrives ends the computation.
+
+        No effect beside other requests, and if a prompt with the prefix would be too long.
+
+        Raises:
+            EngineError: The engine is closed, or the computation failed.
+        """
+        if len(prefix) < self.n_ctx_sequence:
+            await self._compute(Sequence(list(prefix), is_background=True))
 
     async def _compute(self, sequence: Sequence) -> None:
         computation = Computation()

@@ -115,7 +115,16 @@ class Engine:
         return not self._scheduler.n_running and not self._scheduler.n_waiting
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. A context that is on disk is loaded and finishes at once."""
+        """Queue a sequence. A context that is on disk is loaded and finishes at once.
+
+        A sequence in the background ends when another one is added, or at once beside others.
+        """
+        if sequence.is_background and not self.is_idle:
+            self._ends.append((sequence, None))
+            return
+        for other in self._scheduler.running:
+            if other.is_background:
+                self._end(other, None)
         try:
             is_loaded = sequence.is_context and self._cache.load_context(sequence.prompt)
         except Exception as error:
@@ -129,6 +138,9 @@ class Engine:
 
     def cancel(self, sequence: Sequence) -> None:
         """End a sequence and free its slot. No effect on a finished sequence."""
+        self._end(sequence, EngineError("the answer was cancelled"))
+
+    def _end(self, sequence: Sequence, result: EngineError | None) -> None:
         if sequence not in self._scheduler:
             return
         try:
@@ -136,7 +148,7 @@ class Engine:
         except Exception as error:
             self._fail(sequence, error)
         else:
-            self._ends.append((sequence, EngineError("the answer was cancelled")))
+            self._ends.append((sequence, result))
 
     def step(self) -> None:
         """Compute one batch. A fault ends only the affected sequences.
@@ -161,7 +173,7 @@ class Engine:
         """Return and clear the results and the report since the last call."""
         report = replace(
             self._report,
-            running=self._scheduler.n_running,
+            running=sum(not s.is_background for s in self._scheduler.running),
             waiting=self._scheduler.n_waiting,
             running_cells=sum(s.n_computed for s in self._scheduler.running),
             idle_cells=self._cache.n_idle,
@@ -290,7 +302,8 @@ class Engine:
 
     def _note(self, work: list[Work], seconds: float) -> None:
         prefill = [piece for piece in work if not piece.decodes]
-        first = [piece.sequence for piece in work if not piece.sequence.has_begun]
+        begun = [piece.sequence for piece in work if not piece.sequence.has_begun]
+        first = [sequence for sequence in begun if not sequence.is_background]
         n_prefill = sum(p.n_tokens for p in prefill)
         hits: dict[Tier, int] = {}
         for sequence in first:

@@ -255,8 +255,10 @@ class Scheduler:
     # --- the plan of a step
 
     def _chunk(self) -> int:
-        n_decoding = sum(s.is_decoding for s in self.running)
-        return self._pacing.chunk(n_decoding, self._limits.prefill_chunk)
+        running = self.running
+        if any(s.is_background for s in running):
+            return MIN_CHUNK  # a request that arrives waits for the end of the step
+        return self._pacing.chunk(sum(s.is_decoding for s in running), self._limits.prefill_chunk)
 
     def _plan(self) -> Iterator[Work]:
         running = self.running

@@ -35,6 +35,7 @@ class Sequence:
     Attributes:
         prompt: Token ids. Other sequences may share this prefix.
         is_context: The prompt is a shared prefix: computed and cached.
+        is_background: It is computed only while no other sequence runs or waits, and ends early otherwise.
         client: Origin of the request.
         checkpoints: Lengths of the prompt after which a state is saved, in order, if it cannot be truncated.
         tokens: The prompt and the tokens after it.
@@ -53,6 +54,7 @@ class Sequence:
     prompt: list[int]
     _: KW_ONLY
     is_context: bool = False
+    is_background: bool = False
     client: Client = LOCAL
     checkpoints: list[int] = field(default_factory=list)
     tokens: list[int] = field(init=False)

@@ -63,6 +63,7 @@ class Generation:
         finish_reason: None until the answer is complete.
         is_over: Whether the answer is complete or has failed.
         on_tokens: Called with the number of tokens of each step.
+        on_end: Called when the answer is complete.
     """
 
     def __init__(
@@ -76,16 +77,19 @@ class Generation:
         *,
         logs_text: bool = False,
     ) -> None:
-        """``logs_text``: keep the text for the request's log line."""
+        """``logs_text``: the text is part of the request's log line."""
         self._answer = answer
         self._metrics = metrics
         self._requested_at = requested_at
         self.first_token_at: float | None = None
         self.last_token_at: float | None = None
-        self._texts: list[str] | None = [] if logs_text else None
+        self._logs_text = logs_text
+        self._texts: list[str] = []
+        self._thoughts: list[str] = []
         self._has_failed = False
         self.is_over = False
         self.on_tokens: Callable[[int], None] | None = None
+        self.on_end: Callable[[Generation], None] | None = None
         self.prompt: Sequence[int] = answer.sequence.prompt
         self.sources = sources
         self.n_waiting = n_waiting
@@ -97,6 +101,21 @@ class Generation:
     @property
     def n_prompt(self) -> int:
         return len(self.prompt)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens of the prompt and of the complete answer."""
+        return self._answer.sequence.tokens
+
+    @property
+    def text(self) -> str:
+        """The answer so far, without thoughts."""
+        return "".join(self._texts)
+
+    @property
+    def thought(self) -> str:
+        """The thoughts so far."""
+        return "".join(self._thoughts)
 
     @property
     def stopped_by(self) -> str | None:
@@ -146,12 +165,14 @@ class Generation:
             self._metrics.on_first_token(self.time_to_first_token)
         else:
             self._metrics.engine.on_tokens(now - before, len(outputs))
-        if self._texts is not None:
-            self._texts += [output.text for output in outputs]
+        self._texts += [output.text for output in outputs]
+        self._thoughts += [output.thought for output in outputs]
         self.finish_reason = outputs[-1].finish_reason
         if self.finish_reason is not None:
             self.is_over = True
             self._metrics.on_answer(now - self._requested_at)
+            if self.on_end is not None:
+                self.on_end(self)
 
     @property
     def time_to_first_token(self) -> float:
@@ -193,7 +214,7 @@ class Generation:
     @property
     def logged_text(self) -> str | None:
         """The text so far; None if it is not logged."""
-        return None if self._texts is None else "".join(self._texts)
+        return self.text if self._logs_text else None
 
     @property
     def duration(self) -> float:

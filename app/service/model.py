@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from app.fit.speed import record_speed
 from app.machine.cores import physical_cores
 from app.machine.folders import cache_folder
 from app.machine.progress import Progress
+from app.service.ahead import PrefillAhead
 from app.service.errors import GenerationFailed, Overloaded, ServiceError, TooLong
 from app.service.generation import Generation
 from app.service.limits import TokenLimits
@@ -119,6 +121,9 @@ class Model:
             self.vocab = self._weights.vocab
             self.preparation = Preparation(settings, contexts, self.vocab, self.tokenizer, self.limits)
             self.questions = QuestionPreparation(self.vocab, self.tokenizer, self.limits)
+            self._ahead = (
+                PrefillAhead(self.engine, self.preparation) if settings.prefill_ahead == "on" else None
+            )
             self.refused: dict[str, str] = {}
             stack.pop_all()
 
@@ -220,6 +225,8 @@ class Model:
             if isinstance(error, RequestTooLong | QueueFull | EngineError):
                 raise _as_service_error(error) from error
             raise
+        if self._ahead is not None and prepared.conversation is not None and n == 1:
+            generations[0].on_end = partial(self._ahead.note, prepared.conversation)
         record.answers += generations
         record.params = _params_of(params)
         return generations
@@ -247,6 +254,8 @@ class Model:
     async def close(self) -> None:
         """End unfinished answers with an error, stop the engine, free the weights."""
         self._metrics.engine.on_end()
+        if self._ahead is not None:
+            await self._ahead.close()
         await self.engine.close()  # first: its thread reads the weights
         self._record_speed()
         self.tokenizer.template.close()

@@ -11,6 +11,7 @@ from app.chat.messages import Message, Tool
 from app.chat.prompt import ChatTokens, PromptTokenizer
 from app.chat.template.sandbox import TemplateRejection
 from app.chat.tools import tool_grammar
+from app.chat.tools.format import ToolFormat
 from app.config.contexts import Context
 from app.config.settings import Settings
 from app.engine.cache.prefix_tree import n_shared_tokens
@@ -44,6 +45,7 @@ class Prepared:
         n_waiting: New and changed documents that the search did not know.
         choices: The possible answers, if the context has choices.
         chosen: Probabilities of the choices, once one of them is drawn.
+        conversation: The conversation that the answer ends. None: a text, or the answer continues a message.
     """
 
     tokens: list[int]
@@ -53,6 +55,7 @@ class Prepared:
     n_waiting: int = 0
     choices: Choices | None = None
     chosen: Chosen | None = None
+    conversation: ChatPrompt | None = None
 
 
 class Preparation:
@@ -94,18 +97,25 @@ class Preparation:
         params = self._params(context, overrides, len(tokens), prompt)
         if context is not None and context.choices is not None and isinstance(prompt, ChatPrompt):
             return self._with_choices(context, prompt, overrides, params, chat)
-        if isinstance(prompt, ChatPrompt):
-            template = self._tokenizer.template
-            stop = (*params.stop, *template.stop, *template.thoughts.stop)
-            params = replace(params, stop=stop, thinking=chat.thinking)
-            if prompt.tools is not None:
-                params = self._with_tools(prompt, params, constraint)
-                return Prepared(tokens, params, chat.turn_ends, prompt.passages, prompt.n_waiting)
-        if constraint is not None:
+        if isinstance(prompt, TextPrompt):
+            if constraint is not None:
+                params = replace(params, grammar=self._grammar(constraint))
+            return Prepared(tokens, params)
+        template = self._tokenizer.template
+        stop = (*params.stop, *template.stop, *template.thoughts.stop)
+        params = replace(params, stop=stop, thinking=chat.thinking)
+        if prompt.tools is not None:
+            params = self._with_tools(prompt, params, constraint)
+        elif constraint is not None:
             params = replace(params, grammar=self._grammar(constraint))
-        if isinstance(prompt, ChatPrompt):
-            return Prepared(tokens, params, chat.turn_ends, prompt.passages, prompt.n_waiting)
-        return Prepared(tokens, params)
+        return Prepared(
+            tokens,
+            params,
+            chat.turn_ends,
+            prompt.passages,
+            prompt.n_waiting,
+            conversation=None if prompt.continues else prompt,
+        )
 
     def _with_choices(
         self,
@@ -152,6 +162,29 @@ class Preparation:
             for question in ("Why", "7", "(b)")
         )
         return first[: min(n_shared_tokens(first, other) for other in others)]
+
+    def next_turn(self, prompt: ChatPrompt, text: str, thought: str) -> list[int]:
+        """The tokens at the start of every prompt that continues a conversation after an answer.
+
+        Some clients send the thoughts of the answer, others do not.
+
+        Raises:
+            BadRequest: The chat template rejects the next turn.
+        """
+        turns = [
+            (Message("assistant", text, thoughts=thought), Message("user", "Why")),
+            (Message("assistant", text), Message("user", "7")),
+        ]
+        first, second = (
+            self._chat(replace(prompt, messages=(*prompt.messages, *turn), passages=())) for turn in turns
+        )
+        n_shared = n_shared_tokens(first.tokens, second.tokens)
+        # Memory that cannot be truncated needs a place where tokens do not depend on the following text.
+        return first.tokens[: max((end for end in first.turn_ends if end <= n_shared), default=n_shared)]
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        return self._tokenizer.template.tool_format
 
     def context_of(self, prompt: Prompt) -> Context | None:
         """The context of a conversation; a text has none.
