@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from jsonschema import ValidationError
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.routing import Route
 
@@ -105,6 +106,8 @@ def test_stop_can_be_a_string_or_a_list() -> None:
     stop = DOCUMENT["components"]["schemas"]["TokenStreamRequest"]["properties"]["stop"]
     CHECKER.validate(stop, "\n")
     CHECKER.validate(stop, ["\n", "."])
+    with pytest.raises(ValidationError):
+        CHECKER.validate(stop, 5)
 
 
 # --- the server

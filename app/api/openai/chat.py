@@ -14,6 +14,7 @@ from app.api.http.problems import naming
 from app.api.http.sources import Source, knowledge_use, source
 from app.api.openai.answers import chat_logprobs, envelope, finish_reason, usage
 from app.api.openai.events import event_stream
+from app.api.openai.messages import AllowedToolsChoice, ChatMessage, NamedToolChoice
 from app.api.openai.replies import (
     AssistantMessage,
     ChatChoice,
@@ -25,7 +26,7 @@ from app.api.openai.replies import (
     MessageDelta,
     Usage,
 )
-from app.api.openai.requests import AllowedToolsChoice, ChatMessage, ChatRequest, NamedToolChoice
+from app.api.openai.requests import ChatRequest
 from app.chat.messages import Message, Tool, ToolCall
 from app.service import (
     AnswerReader,

@@ -15,125 +15,20 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from app.api.http.fields import MOST_CHOICES, SamplingFields, StopString, ThinkingFields, check_distinct
 from app.api.http.ignored import ignore
 from app.api.http.sources import KnowledgeField
+from app.api.openai.messages import (
+    AllowedToolsChoice,
+    ChatMessage,
+    FunctionDefinition,
+    FunctionName,
+    NamedToolChoice,
+    Part,
+    ToolDefinition,
+)
 from app.service import Effort, ThinkingUse
 
 ROUTE = "OpenAI"
 MOST_TOKENS = 2**31 - 1  # of an answer; the room for it is less
 _MOST_TOP_LOGPROBS = 20
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-
-class TextPart(_Part):
-    """A text part of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-class FunctionCall(_Part):
-    """A function and its arguments."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-    arguments: Annotated[str, Field(description="A JSON object as text.")]
-
-
-class MessageToolCall(_Part):
-    """A tool call of the assistant."""
-
-    id: Annotated[str, Field(min_length=1, max_length=256)]
-    type: Literal["function"] = "function"
-    function: FunctionCall
-
-
-class ChatMessage(BaseModel):
-    """A message of a conversation."""
-
-    # Clients return all fields of an assistant's message, such as annotations.
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart] | None = None
-    name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = None
-    tool_calls: list[MessageToolCall] | None = None
-    function_call: Annotated[FunctionCall | None, Field(description="Older form of `tool_calls`.")] = None
-    tool_call_id: str | None = None
-    reasoning_content: Annotated[str | None, Field(description="The assistant's thoughts.")] = None
-    reasoning: Annotated[str | None, Field(description="Same as `reasoning_content`.")] = None
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> ChatMessage:
-        if self.content is None and self.role != "assistant":
-            raise ValueError("content is required")
-        if self.calls and self.role != "assistant":
-            raise ValueError("tool_calls belong to the assistant")
-        if self.role == "function" and self.name is None:
-            raise ValueError("name is required")
-        if self.role == "tool" and self.tool_call_id is None:
-            raise ValueError("tool_call_id is required")
-        return self
-
-    @property
-    def calls(self) -> list[MessageToolCall]:
-        """The tool calls. A call in the older form has the id of its name, as its result has."""
-        older = self.function_call
-        return self.tool_calls or ([MessageToolCall(id=older.name, function=older)] if older else [])
-
-    @property
-    def thoughts(self) -> str:
-        return self.reasoning_content or self.reasoning or ""
-
-    @property
-    def text(self) -> str:
-        """The content as one text."""
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
-
-
-class FunctionDefinition(_Part):
-    """A function that the model may call."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class ToolDefinition(_Part):
-    """A tool. Only functions are supported."""
-
-    type: Literal["function"]
-    function: FunctionDefinition
-
-
-class FunctionName(_Part):
-    """The function to call."""
-
-    name: str
-
-
-class NamedToolChoice(_Part):
-    """The tool that the model must call."""
-
-    type: Literal["function"] = "function"
-    function: FunctionName
-
-
-class AllowedTools(_Part):
-    """The tools that the model may call."""
-
-    mode: Literal["auto", "required"] = "auto"
-    tools: list[NamedToolChoice]
-
-
-class AllowedToolsChoice(_Part):
-    """A restriction to some of the tools."""
-
-    type: Literal["allowed_tools"]
-    allowed_tools: AllowedTools
 
 
 class JSONSchemaFormat(BaseModel):
@@ -147,7 +42,7 @@ class JSONSchemaFormat(BaseModel):
     strict: bool | None = None
 
 
-class ResponseFormat(_Part):
+class ResponseFormat(Part):
     """Format of the answer. The types ``json`` and ``regex`` and the field ``value`` are TGI's."""
 
     model_config = ConfigDict(extra="ignore", strict=True, populate_by_name=True)
@@ -184,7 +79,7 @@ _VALUES: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-class StreamOptions(_Part):
+class StreamOptions(Part):
     """Additional data in a stream."""
 
     include_usage: bool | None = None

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from app.engine.cache.kv_state import (
     CacheFigures,
@@ -21,17 +21,13 @@ from app.engine.cache.kv_state import (
     State,
     StateStore,
 )
+from app.engine.cache.prefix_lookup import PrefixLookup
 from app.engine.cache.prefix_tree import PrefixTree
 from app.engine.cache.saved_states import SavedStates
 from app.engine.sequence import Sequence
 
 logger = logging.getLogger("tokenstream.cache")
 
-# Cost of bringing a prefix into a slot, in units of prefilled tokens. A copy takes about 5 µs per token each
-# way, prefill 500 to 10,000 µs (docs/engine.md). So costs only decide between similar prefixes.
-_COST_OF_RESTORING = 4
-_COST_OF_COPYING = 8
-_COST_OF_READING = 24
 # Minimum number of new tokens that justifies a copy.
 _MIN_TO_SAVE = 16
 # Of a sequence that is cut to a checkpoint, the minimum part that justifies a copy of the whole: an eighth.
@@ -78,11 +74,13 @@ class PrefixCache:
     _tree: PrefixTree[Resident | Saved] = field(default_factory=PrefixTree)
     _residents: dict[int, Resident] = field(default_factory=dict)  # in the order of assignment
     _saved: SavedStates = field(init=False)
+    _lookup: PrefixLookup = field(init=False)
     _n_changes: int = 0  # of residents
 
     def __post_init__(self) -> None:
         has_files = self.files is not None
         self._saved = SavedStates(self._tree, self.kind, self.budget, has_files=has_files)
+        self._lookup = PrefixLookup(self._tree, self.memory, self.kind)
 
     @property
     def figures(self) -> CacheFigures:
@@ -96,42 +94,8 @@ class PrefixCache:
     # --- lookup
 
     def lookup(self, tokens: Tokens[int], slot: int | None = None) -> Prefix:
-        """Find the longest known prefix of a prompt. The last token is excluded: its logits are needed.
-
-        Args:
-            tokens: The prompt.
-            slot: The target slot; its contents need no copy. None: any slot.
-        """
-        best, best_score = Prefix(), 0
-        n_expected, expected_from = 0, None
-        for depth, item in self._tree.matches(tokens):
-            n_shared = min(depth, len(tokens) - 1)
-            if n_shared <= best_score:
-                break  # matches come in descending order
-            n_usable = self._usable(item, n_shared, slot)
-            score = n_usable - self._cost(item, slot)
-            if score > best_score:
-                holder = None
-                if isinstance(item, Saved) and item.is_partial:
-                    holder = self._holder(tokens[:n_usable], slot)
-                    if holder is None:
-                        continue
-                    score -= self._cost(holder, slot)
-                if score > best_score:
-                    best, best_score = Prefix(n_usable, item, holder), score
-            if isinstance(item, Resident) and item.sequence and item.n_computed < n_shared > n_expected:
-                n_expected, expected_from = n_shared, item.sequence
-        return replace(best, n_expected=n_expected, expected_from=expected_from)
-
-    def _holder(self, tokens: Tokens[int], slot: int | None) -> Resident | Saved | None:
-        """The item that can most cheaply bring keys and values of these tokens into a slot."""
-        holders: list[Resident | Saved] = []
-        for depth, item in self._tree.matches(tokens):
-            if depth < len(tokens):
-                break
-            if item.n_held >= depth:
-                holders.append(item)
-        return min(holders, key=lambda item: self._cost(item, slot), default=None)
+        """The longest known prefix of a prompt; see ``PrefixLookup.longest``."""
+        return self._lookup.longest(tokens, slot)
 
     def slot_with(self, tokens: Tokens[int], free: Iterable[int]) -> int | None:
         """The free slot with the longest known prefix of the prompt, if any."""
@@ -150,23 +114,6 @@ class PrefixCache:
         """Number of tokens of a finished sequence in a slot."""
         resident = self._residents.get(slot)
         return len(resident.tokens) if resident and resident.sequence is None else 0
-
-    def _usable(self, item: Resident | Saved, n_shared: int, slot: int | None) -> int:
-        n_tokens = item.n_computed if isinstance(item, Resident) else len(item.tokens)
-        if self.kind.truncatable:
-            return min(n_tokens, n_shared)
-        if n_tokens <= n_shared:
-            return n_tokens
-        if isinstance(item, Resident) and item.sequence is None and slot in (None, item.slot):
-            return n_shared if self.memory.can_truncate(item.slot, n_shared) else 0
-        return 0
-
-    def _cost(self, item: Resident | Saved, slot: int | None) -> int:
-        if isinstance(item, Saved):
-            return _COST_OF_RESTORING if item.state is not None else _COST_OF_READING
-        if item.sequence is None and slot in (None, item.slot):
-            return 0
-        return _COST_OF_COPYING
 
     # --- slots
 
@@ -322,7 +269,7 @@ class PrefixCache:
         n_known = n_kept if self.kind.truncatable else 0
         for depth, item in self._tree.matches(resident.tokens):
             if item is not resident and not (isinstance(item, Saved) and item.is_partial):
-                n_known = max(n_known, self._usable(item, depth, _ELSEWHERE))
+                n_known = max(n_known, self._lookup.usable(item, depth, _ELSEWHERE))
                 if n_known >= depth:
                     break
         n_lost = resident.n_computed - n_known
