@@ -1,6 +1,7 @@
 /** The chat page: connects the conversation, the server, the drawers and user actions. */
 
 import { Composer } from "./composer.js";
+import { DocumentsDrawer } from "./documents-drawer.js";
 import { Follower } from "./follow.js";
 import { HistoryDrawer } from "./history-drawer.js";
 import { findConversation, Saver } from "./history-store.js";
@@ -37,6 +38,7 @@ const session = new Session(log, {
 });
 const settings = new Settings();
 const settingsDrawer = new SettingsDrawer(settings);
+const documentsDrawer = new DocumentsDrawer();
 const composer = new Composer(settings, { send: (text) => session.ask(text), changed: update });
 new HistoryDrawer({
   current: () => session.conversation.id,
@@ -101,6 +103,7 @@ async function prepare() {
   notice.textContent = "";
   server = connected;
   settingsDrawer.offer(server);
+  documentsDrawer.offer(server);
   composer.offer(server);
   element("model").textContent = element("model").title = server.model;
   element("model").hidden = false;
