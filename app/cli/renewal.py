@@ -1,4 +1,4 @@
-"""Files that a running server reads again: keys and the TLS certificate."""
+"""Files that a running server reads again: keys, the TLS certificate, contexts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from app.cli.certificate import Certificate
 from app.config.errors import UserError
-from app.config.keys import Keys
 from app.machine.watched_files import WatchedFiles
+from app.service import Service
 
 logger = logging.getLogger("tokenstream")
 
@@ -17,8 +17,10 @@ logger = logging.getLogger("tokenstream")
 class Renewal:
     """Reads changed files again. An invalid file is reported, and the previous contents remain in use."""
 
-    def __init__(self, keys: Keys, certificate: Certificate | None) -> None:
-        self._files: list[WatchedFiles] = []
+    def __init__(self, service: Service, certificate: Certificate | None) -> None:
+        keys = service.keys
+        # Contexts alone do not change the effect of SIGHUP: the end of the terminal ends the process.
+        self._files = [WatchedFiles([service.settings.contexts_file], service.reload_contexts)]
         self._is_requested = False
         if keys.path is not None:
             self._watch(WatchedFiles([keys.path], _reporting(keys.reload, "keys of API_KEYS")))

@@ -119,7 +119,7 @@ class _Server(uvicorn.Server):
         self._start = start
         self._tracing = tracing
         self._service = start.service
-        self._renewal = Renewal(self._service.keys, certificate)
+        self._renewal = Renewal(self._service, certificate)
         settings = self._service.settings
         config = uvicorn.Config(
             create_app(self._service, self._lifespan, tracing),
@@ -185,6 +185,7 @@ class _Server(uvicorn.Server):
             self._fail(StartupError(f"the start failed: {type(error).__name__}: {error}"))
         else:
             self._announce()
+            await self._service.compile_constraints()
 
     def _fail(self, error: UserError) -> None:
         """Shut down. ``serve`` then raises the error."""

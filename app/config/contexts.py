@@ -36,6 +36,7 @@ def described(choices: Any) -> Any:
 
 
 MOST_CHOICES = 255
+_StopString = Annotated[str, Field(min_length=1, max_length=256)]
 _Choice = Annotated[str, Field(min_length=1, max_length=200)]
 ChoiceList = Annotated[list[_Choice], Field(min_length=2, max_length=MOST_CHOICES)]
 Choices = Annotated[dict[_Choice, str], Field(min_length=2, max_length=MOST_CHOICES)]
@@ -46,6 +47,7 @@ class Context(BaseModel):
 
     The sampling fields take precedence over the settings. ``knowledge``, ``thinking`` and ``thinking_budget``
     are defaults of requests. With ``choices``, each answer is one of these names. The values describe them.
+    ``regex``, ``json_schema`` or ``grammar`` constrain answers of requests without own constraint.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -62,6 +64,15 @@ class Context(BaseModel):
     top_k: Annotated[int, Field(ge=0)] | None = None
     repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     repeat_last_n: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    stop: Annotated[list[_StopString], Field(max_length=16)] = []
+    regex: Annotated[str, Field(min_length=1)] | None = None
+    json_schema: dict[str, Any] | None = None
+    grammar: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _chooses_without_thoughts(self) -> Context:
@@ -69,15 +80,25 @@ class Context(BaseModel):
             raise ValueError("choices cannot be combined with thinking = true")
         return self
 
+    @model_validator(mode="after")
+    def _has_one_constraint(self) -> Context:
+        found = [name for name in _CONSTRAINTS if getattr(self, name) is not None]
+        if len(found) > 1:
+            raise ValueError(f"{' and '.join(found)} cannot be combined")
+        return self
+
     def sampling(self) -> dict[str, Any]:
         """Sampling defaults of the context, with the field names of SamplingParams."""
         fields = self.model_dump(exclude=_NOT_SAMPLING, exclude_none=True)
+        if self.stop:
+            fields["stop"] = tuple(self.stop)
         if "repeat_penalty" in fields:
             fields["repetition_penalty"] = fields.pop("repeat_penalty")
         return fields
 
 
-_NOT_SAMPLING = {"prompt", "examples", "choices", "knowledge", "thinking", "thinking_budget"}
+_CONSTRAINTS = ("choices", "regex", "json_schema", "grammar")
+_NOT_SAMPLING = {"prompt", "examples", "stop", "knowledge", "thinking", "thinking_budget", *_CONSTRAINTS}
 
 
 def load_contexts(path: Path) -> Mapping[str, Context]:

@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import json
 import logging
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
@@ -17,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from app.chat.prompt import PromptTokenizer
-from app.chat.template.sandbox import TemplateRejection
 from app.chat.template.template import choose_template, wrapping_template
-from app.config.contexts import Context, ContextsError
+from app.config.contexts import Context
 from app.config.settings import Settings
 from app.engine import llama, thoughts
 from app.engine.answer import EngineError, QueueFull, RequestTooLong
@@ -35,8 +33,8 @@ from app.fit.memory_plan import MemoryPlan, make_plan
 from app.fit.speed import record_speed
 from app.machine.cores import physical_cores
 from app.machine.folders import cache_folder
-from app.machine.progress import Progress
 from app.service.ahead import PrefillAhead
+from app.service.contexts import warm
 from app.service.errors import GenerationFailed, Overloaded, ServiceError, TooLong
 from app.service.generation import Generation
 from app.service.limits import TokenLimits
@@ -94,7 +92,6 @@ class Model:
         """
         self._settings = settings
         self._metrics = metrics
-        self._contexts = contexts
         plan = memory_plan(settings, path)
         logger.info("%s", plan)
         with ExitStack() as stack:
@@ -138,7 +135,7 @@ class Model:
         metrics: Metrics,
         lock: AbstractContextManager[None] | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
-        warm: Collection[str] | None = None,
+        warmed: Collection[str] | None = None,
     ) -> Model:
         """Load a model, start its engine and prefill contexts.
 
@@ -150,10 +147,10 @@ class Model:
             metrics: Receives a report of every engine step and answer.
             lock: Lock shared with other computations on the same cores.
             on_failure: Called on the event loop if the engine thread ends with an exception.
-            warm: Names of the contexts to prefill; None: all.
+            warmed: Names of the contexts to prefill; None: all.
 
         Raises:
-            ContextsError: A context exceeds the input limit.
+            ContextsError: A context exceeds the input limit, or its constraint is invalid.
             Exception: See the constructor.
         """
         opening = asyncio.ensure_future(
@@ -179,7 +176,7 @@ class Model:
         try:
             model.engine.start()
             metrics.engine.on_start(model.n_ctx, model.kv_bytes)
-            await model._warm(contexts if warm is None else warm)
+            await model._warm({name: contexts[name] for name in (contexts if warmed is None else warmed)})
         except BaseException:
             await model.close()
             raise
@@ -270,45 +267,17 @@ class Model:
             except OSError as error:
                 logger.debug("the measured speed is not kept: %s", error)
 
-    async def _warm(self, names: Collection[str]) -> None:
-        """Prefill the common prefix of each context, if the prefix cache is on."""
-        started = time.perf_counter()
-        is_cached = self._settings.prefix_cache_mb != 0
-        n_tokens = n_computed = 0
-        progress = Progress(logger, "prefilling contexts")
-        for n_done, name in enumerate(names):
-            progress.report(n_done / len(names))
-            try:
-                prefix = await asyncio.to_thread(self.preparation.common_prefix, self._contexts[name])
-            except TemplateRejection as error:
-                self.refused[name] = str(error)
-                logger.error(
-                    "%s: the chat template rejects context %r (%s), so its requests are rejected. "
-                    "Change its prompt or examples, or set another template (TOKENIZER_REPO, TGICHAT_*)",
-                    self._settings.contexts_file,
-                    name,
-                    error,
-                )
-                continue
-            if len(prefix) >= self.limits.input:
-                raise ContextsError(
-                    f"{self._settings.contexts_file}: context {name!r} has {len(prefix)} tokens, too many "
-                    f"for a prompt of at most {self.limits.input}; shorten the context, or raise N_CTX or "
-                    "MAX_INPUT_LENGTH"
-                )
-            if prefix and is_cached:
-                n_tokens += len(prefix)
-                n_computed += await self.engine.warm(prefix)
-        if not is_cached:
-            logger.info("contexts are not prefilled at start: PREFIX_CACHE_MB=0")
-            return
-        logger.info(
-            "%d contexts of %d tokens are warm after %.1f s: %d prefilled, the others loaded",
-            len(names) - len(self.refused),
-            n_tokens,
-            time.perf_counter() - started,
-            n_computed,
-        )
+    async def _warm(self, contexts: Mapping[str, Context]) -> None:
+        """Prefill contexts, and log those that the chat template rejects."""
+        self.refused = await warm(contexts, self.preparation, self.engine, self._settings)
+        for name, reason in self.refused.items():
+            logger.error(
+                "%s: the chat template rejects context %r (%s), so its requests are rejected. "
+                "Change its prompt or examples, or set another template (TOKENIZER_REPO, TGICHAT_*)",
+                self._settings.contexts_file,
+                name,
+                reason,
+            )
 
 
 def memory_plan(settings: Settings, path: Path) -> MemoryPlan:

@@ -16,16 +16,24 @@ from app.config.contexts import Context
 from app.config.settings import Settings
 from app.engine.cache.prefix_tree import n_shared_tokens
 from app.engine.llama import Vocab
-from app.engine.sampling.grammar import Grammar, GrammarCompiler, GrammarError, enforceable
+from app.engine.sampling.grammar import GrammarError
 from app.engine.sampling.params import SamplingParams
 from app.engine.sampling.watermark import Watermark
 from app.knowledge.chunk import Passage
 from app.service.choices import Choices, check_combination, choices_of
+from app.service.constraints import Constraints, enforced_schema
 from app.service.errors import BadRequest, TooLong, UnknownContext
 from app.service.generation import Chosen
 from app.service.limits import TokenLimits
 from app.service.passages import with_passages
-from app.service.prompts import ChatPrompt, Constraint, JSONSchema, Prompt, TextPrompt, ThinkingUse, ToolUse
+from app.service.prompts import (
+    ChatPrompt,
+    Constraint,
+    Prompt,
+    TextPrompt,
+    ThinkingUse,
+    ToolUse,
+)
 from app.service.thinking import template_options
 
 logger = logging.getLogger("tokenstream.service")
@@ -73,8 +81,8 @@ class Preparation:
         self._contexts = contexts
         self._vocab = vocab
         self._tokenizer = tokenizer
-        self._limits = limits
-        self._grammars = GrammarCompiler(vocab)
+        self.limits = limits
+        self.constraints = Constraints(vocab)
 
     def prepare(
         self, prompt: Prompt, overrides: Mapping[str, Any], constraint: Constraint | None = None
@@ -99,7 +107,7 @@ class Preparation:
             return self._with_choices(context, prompt, overrides, params, chat)
         if isinstance(prompt, TextPrompt):
             if constraint is not None:
-                params = replace(params, grammar=self._grammar(constraint))
+                params = replace(params, grammar=self.constraints.grammar(constraint))
             return Prepared(tokens, params)
         template = self._tokenizer.template
         stop = (*params.stop, *template.stop, *template.thoughts.stop)
@@ -107,7 +115,7 @@ class Preparation:
         if prompt.tools is not None:
             params = self._with_tools(prompt, params, constraint)
         elif constraint is not None:
-            params = replace(params, grammar=self._grammar(constraint))
+            params = replace(params, grammar=self.constraints.grammar(constraint))
         return Prepared(
             tokens,
             params,
@@ -127,11 +135,11 @@ class Preparation:
     ) -> Prepared:
         """The answer is one of the choices. Without ``max_tokens`` in the request it is complete."""
         choices = choices_of(context, self._vocab, self._tokenizer)
-        room = self._limits.total - len(chat.tokens)
+        room = self.limits.total - len(chat.tokens)
         if room < choices.n_longest:
             raise TooLong(
                 f"the request has {len(chat.tokens)} tokens with its context, which leaves no room for a "
-                f"choice of {choices.n_longest}; the limit is {self._limits.total} (N_CTX)",
+                f"choice of {choices.n_longest}; the limit is {self.limits.total} (N_CTX)",
                 field=prompt.field,
             )
         if "max_tokens" not in overrides:
@@ -195,10 +203,11 @@ class Preparation:
         if isinstance(prompt, TextPrompt):
             return None
         name = self._settings.context_type if prompt.context is None else prompt.context
-        if name not in self._contexts:
+        context = self._contexts.get(name)
+        if context is None:
             known = ", ".join(self._contexts)
             raise UnknownContext(f"context {name!r} is not defined; defined are: {known}", field="context")
-        return self._contexts[name]
+        return context
 
     # --- tokens
 
@@ -210,7 +219,7 @@ class Preparation:
             return prompt, ChatTokens(self._text_tokens(prompt))
         chat = self._chat(prompt)
         longest = (context.max_tokens if context else None) or self._settings.model_max_token
-        limits = self._limits
+        limits = self.limits
         room = min(overrides.get("max_tokens", longest), limits.total // 2)
         while prompt.passages and len(chat.tokens) > min(limits.input, limits.total - room):
             prompt = replace(prompt, passages=prompt.passages[:-1])
@@ -270,7 +279,7 @@ class Preparation:
         self, context: Context | None, overrides: Mapping[str, Any], n_prompt: int, prompt: Prompt
     ) -> SamplingParams:
         """Merge sampling parameters: the request overrides the context, which overrides the settings."""
-        limits, field = self._limits, prompt.field
+        limits, field = self.limits, prompt.field
         room = limits.total - n_prompt
         if room < min(1, overrides.get("max_tokens", 1)):
             raise TooLong(
@@ -316,16 +325,6 @@ class Preparation:
 
     # --- constraints
 
-    def _grammar(self, constraint: Constraint) -> Grammar:
-        if isinstance(constraint, JSONSchema):
-            schema = _enforceable(constraint.schema, constraint.field, exact=constraint.strict)
-        try:
-            if isinstance(constraint, JSONSchema):
-                return self._grammars.json_schema(schema, exact=False)
-            return self._grammars.regex(constraint.pattern)
-        except GrammarError as error:
-            raise BadRequest(f"cannot be enforced: {error}", field=constraint.field) from error
-
     def _with_tools(
         self, prompt: ChatPrompt, params: SamplingParams, constraint: Constraint | None
     ) -> SamplingParams:
@@ -339,7 +338,7 @@ class Preparation:
         choice = "required" if use.must_call else "auto"
         lark = tool_grammar(tool_format, tools, choice=choice, parallel=use.parallel, special_tokens=special)
         try:
-            grammar = self._grammars.lark(lark)
+            grammar = self.constraints.grammars.lark(lark)
         except GrammarError as error:
             raise self._rejected_tool(enforced, error) from error
         visible = frozenset(special[text] for text in tool_format.markers(special))
@@ -349,7 +348,7 @@ class Preparation:
         """Find the rejected tool: the error of the common grammar does not name it."""
         for index, tool in enumerate(tools):
             try:
-                self._grammars.json_schema(tool.schema, exact=False)
+                self.constraints.grammars.json_schema(tool.schema, exact=False)
             except GrammarError as reason:
                 return BadRequest(f"cannot be enforced: {reason}", field=f"tools.{index}.function.parameters")
         return BadRequest(f"cannot be enforced: {error}", field="tools")
@@ -358,23 +357,11 @@ class Preparation:
 def _enforceable_tool(use: ToolUse, index: int) -> Tool:
     """A tool with the schema that the grammar enforces."""
     tool, field = use.tools[index], f"tools.{index}.function.parameters"
-    schema = _enforceable(tool.schema, field, exact=tool.name in use.strict, tool=tool.name)
+    schema = enforced_schema(tool.schema, field, exact=tool.name in use.strict, tool=tool.name)
     try:
         return replace(tool, parameters=schema)
     except ValueError as error:  # rewriting adds levels
         raise BadRequest(f"cannot be enforced: {error}", field=field) from error
-
-
-def _enforceable(schema: Any, field: str, *, exact: bool, tool: str | None = None) -> Any:
-    """The schema that the grammar enforces. A looser one is logged."""
-    of_tool = f"tool {tool!r}: " if tool else ""
-    try:
-        found = enforceable(schema, exact=exact)
-    except GrammarError as error:
-        raise BadRequest(f"{of_tool}cannot be enforced: {error}", field=field) from error
-    if found.losses:
-        logger.info("%s: %sthe answer is not constrained by %s", field, of_tool, found.lost)
-    return found.schema
 
 
 def in_context(context: Context, messages: Sequence[Message]) -> list[Message]:

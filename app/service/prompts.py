@@ -160,4 +160,12 @@ class Regex:
     field: str
 
 
-Constraint = JSONSchema | Regex
+@dataclass(frozen=True, slots=True)
+class Lark:
+    """The whole answer is a text of a grammar, in llguidance's dialect of Lark."""
+
+    grammar: str
+    field: str
+
+
+Constraint = JSONSchema | Regex | Lark

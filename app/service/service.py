@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
@@ -22,6 +23,8 @@ from app.machine.progress import Stage
 from app.service.admission import Admission, Place
 from app.service.choices import choose
 from app.service.clients import TokenRates, check_model, check_prompt
+from app.service.constraints import effective
+from app.service.contexts import ContextsFile, LiveContexts
 from app.service.embedding import Embeddings, embed
 from app.service.errors import BadRequest, Loading, NotOffered
 from app.service.generation import Generation
@@ -36,6 +39,9 @@ from app.weights.tokenizer import TokenizerRepo
 
 if TYPE_CHECKING:
     from app.knowledge.knowledge import Knowledge
+
+
+logger = logging.getLogger("tokenstream.service")
 
 
 class Service:
@@ -59,7 +65,8 @@ class Service:
             KeysError: API_KEYS is invalid.
         """
         self.settings = settings
-        self.contexts = contexts
+        self.contexts = LiveContexts(contexts)
+        self._contexts_file = ContextsFile(settings, self.contexts)
         self.metrics = metrics
         if settings.context_type not in contexts:
             raise SettingsError(
@@ -160,7 +167,7 @@ class Service:
             metrics=self.metrics,
             lock=lock if self._retrieval or self._reranker else None,
             on_failure=self._engine_failed,
-            warm=warm,
+            warmed=warm,
         )
         try:
             # After the model has measured its kernels, because indexing uses all cores.
@@ -170,6 +177,19 @@ class Service:
             await model.close()
             raise
         self._model = model
+        self._contexts_file.loaded(model)
+
+    def reload_contexts(self) -> None:
+        """Read CONTEXTS_FILE again, in the background."""
+        self._contexts_file.reload(self._model)
+
+    async def compile_constraints(self) -> None:
+        """Compile the constraints of the contexts. The first use of one would take a second more."""
+        for name, context in list(self.contexts.items()):
+            try:
+                await self.threads.compile(self.model.preparation.constraints.compile, context)
+            except BadRequest as error:
+                logger.error("requests of context %r are rejected: %s", name, error)
 
     async def _load_embedder_and_reranker(
         self, embedding_model: Path | None, rerank_model: Path | None, lock: FairLock
@@ -211,6 +231,7 @@ class Service:
 
     async def close(self) -> None:
         """Stop the engine and free the models. A part that fails does not keep the others open."""
+        await self._contexts_file.close()
         model, self._model = self._model, None
         async with AsyncExitStack() as parts:
             for part in (self._reranker, self._retrieval):
@@ -348,6 +369,7 @@ class Service:
         if place is not None:
             place.reserve(n)
         prompt = await self._with_passages(prompt, model)
+        constraint = effective(prompt, model.preparation.context_of(prompt), constraint)
         is_constrained = constraint is not None or (
             isinstance(prompt, ChatPrompt) and prompt.tools is not None
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -107,3 +109,51 @@ def test_unusable_files_end_the_start(
     assert server.process.wait(60) == 2
     assert message in server.output()
     assert len(server.output().strip().splitlines()) == 1
+
+
+GENERAL = '[contexts.general]\nprompt = "You are a helpful assistant. {}"\n'
+PIRATE = '[contexts.pirate]\nprompt = "You are a pirate. {}"\n'.format("Talk about the sea. " * 20)
+
+
+def test_changed_contexts_are_prefilled_beside_streams_and_broken_ones_are_reported(
+    start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    file = tmp_path / "contexts.toml"
+    file.write_text(GENERAL.format("Be short."))
+    folders = {"CONTEXTS_FILE": str(file), "CACHE_DIR": str(tmp_path / "cache")}
+    server = start_server(**folders, LOG_LEVEL="info").wait_until()
+
+    def contexts() -> dict[str, Any]:
+        return httpx.get(f"{server.url}/contexts").json()
+
+    def ask(**fields: Any) -> str:
+        body = {"query": "Where is located Paris ?", "max_tokens": 8, "details": True} | fields
+        answer = httpx.post(f"{server.url}/token_stream", json=body, timeout=60)
+        return answer.text
+
+    story = {"query": "Tell me a story.", "max_tokens": 1500, "ignore_eos": True}
+    with httpx.stream("POST", f"{server.url}/token_stream", json=story, timeout=120) as stream:
+        parts = stream.iter_text()
+        next(parts)
+        file.write_text(GENERAL.format("Be short.") + PIRATE)
+        until(lambda: contexts()["contexts"] == ["general", "pirate"])
+        assert next(parts)  # the stream goes on
+    figures = json.loads(ask(context="pirate").rpartition("\x1e")[2])
+    assert figures["cached_tokens"] > 80  # its prefix was prefilled before the first request
+
+    file.write_text(GENERAL.format("Be long.") + "regex = '(a'\n")
+    until(lambda: contexts()["problem"] is not None)
+    assert "context 'general': regex cannot be enforced" in contexts()["problem"]
+    ready = httpx.get(f"{server.url}/ready")
+    assert (ready.status_code, ready.json()["contexts_problem"]) == (200, contexts()["problem"])
+    assert contexts()["contexts"] == ["general", "pirate"]
+    assert contexts()["prompts"]["general"] == "You are a helpful assistant. Be short."
+
+    file.write_text(GENERAL.format("Be long."))
+    until(lambda: contexts()["problem"] is None)
+    assert contexts()["prompts"] == {"general": "You are a helpful assistant. Be long."}
+    assert httpx.get(f"{server.url}/ready").json() == {"status": "ready"}
+    assert "not defined" in ask(context="pirate")
+    assert server.stop() == 0
+    assert "the previous contexts stay in use: " in server.output()
+    assert "(changed or new: pirate; removed: none)" in server.output()

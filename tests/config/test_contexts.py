@@ -75,6 +75,10 @@ def test_tables_take_precedence_over_the_short_form(file: Path) -> None:
             "[contexts.x]\nprompt = ''\nchoices = ['a', 'b']\nthinking = true",
             "contexts.x: Value error, choices cannot be combined with thinking = true",
         ),
+        (
+            "[contexts.x]\nprompt = ''\nregex = 'a'\ngrammar = 'start: \"a\"'",
+            "contexts.x: Value error, regex and grammar cannot be combined",
+        ),
         ("[prompt_config]\nsql = 'x'", 'prompt_config.sql should have the form context_NAME = "prompt"'),
         ("[prompt_config]\ncontext_sql = 1", "prompt_config.context_sql should have the form"),
     ],

@@ -27,6 +27,8 @@ async def ready(request: Request) -> Response:
     service: Service = request.app.state.service
     if service.is_ready:
         body: Ready = {"status": "ready"}
+        if service.contexts.problem is not None:
+            body["contexts_problem"] = service.contexts.problem
         return JSONResponse(body)
     if service.failure is not None:
         return _failed(service.failure)
@@ -69,5 +71,6 @@ async def contexts(request: Request) -> Response:
         "max_total_tokens": service.model.limits.total if service.is_ready else 0,
         "thinks": service.is_ready and service.model.tokenizer.template.thoughts.marks is not None,
         "refused": dict(service.refused_contexts),
+        "problem": service.contexts.problem,
     }
     return JSONResponse(body)

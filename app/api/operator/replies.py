@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 
 class Contexts(TypedDict):
@@ -31,6 +31,10 @@ class Contexts(TypedDict):
         dict[str, str],
         Field(description="Contexts rejected by the chat template, with its error messages."),
     ]
+    problem: Annotated[
+        str | None,
+        Field(description="Why a change of CONTEXTS_FILE is not in use; null: the file is in use."),
+    ]
 
 
 class Health(TypedDict):
@@ -43,6 +47,9 @@ class Ready(TypedDict):
     """The model is loaded and its contexts are prefilled."""
 
     status: Literal["ready"]
+    contexts_problem: NotRequired[
+        Annotated[str, Field(description="Why a change of CONTEXTS_FILE is not in use.")]
+    ]
 
 
 class Loading(TypedDict):

@@ -145,13 +145,31 @@ class GrammarCompiler:
         Raises:
             GrammarError: The schema is invalid, or has an unsupported keyword.
         """
-        schema = enforceable(schema, exact=exact).schema
-        text = json.dumps({} if schema is True else schema)
-        try:
-            grammar = LLMatcher.grammar_from_json_schema(text, overrides=_JSON_STYLE)
-        except ValueError as error:
-            raise GrammarError(_in_one_line(str(error))) from error
-        return self._compile(grammar)
+        return self._compile(_of_json_schema(schema, exact=exact))
+
+    def check_json_schema(self, schema: Mapping[str, Any] | bool) -> None:
+        """Check a JSON Schema, without the vocabulary.
+
+        Raises:
+            GrammarError: The schema is invalid, or has an unsupported keyword.
+        """
+        _check_syntax(_of_json_schema(schema, exact=True))
+
+    def check_regex(self, pattern: str) -> None:
+        """Check the syntax of a regular expression, without the vocabulary.
+
+        Raises:
+            GrammarError: The expression is invalid.
+        """
+        _check_syntax(LLMatcher.grammar_from_regex(pattern))
+
+    def check_lark(self, grammar: str) -> None:
+        """Check the syntax of a grammar, without the vocabulary.
+
+        Raises:
+            GrammarError: The grammar is invalid.
+        """
+        _check_syntax(LLMatcher.grammar_from_lark(grammar))
 
     def regex(self, pattern: str) -> Grammar:
         """Compile a regular expression; it matches whole texts.
@@ -228,6 +246,20 @@ class _Tokens:
 
     def __call__(self, text: str) -> list[int]:
         return self._vocab.tokenize(text, parse_special=False)
+
+
+def _of_json_schema(schema: Mapping[str, Any] | bool, *, exact: bool) -> str:
+    schema = enforceable(schema, exact=exact).schema
+    text = json.dumps({} if schema is True else schema)
+    try:
+        return LLMatcher.grammar_from_json_schema(text, overrides=_JSON_STYLE)
+    except ValueError as error:
+        raise GrammarError(_in_one_line(str(error))) from error
+
+
+def _check_syntax(grammar: str) -> None:
+    if reason := LLMatcher.validate_grammar(grammar):
+        raise GrammarError(_in_one_line(reason))
 
 
 def _in_one_line(message: str) -> str:

@@ -1,0 +1,159 @@
+"""The contexts of a running server: prefilled at start, and read again after a change of their file."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from app.chat.template.sandbox import TemplateRejection
+from app.config.contexts import Context, ContextsError, load_contexts
+from app.config.errors import UserError
+from app.config.settings import Settings
+from app.engine.answer import EngineError
+from app.engine.async_engine import AsyncEngine
+from app.machine.progress import Progress
+from app.service.errors import BadRequest
+from app.service.preparation import Preparation
+
+if TYPE_CHECKING:
+    from app.service.model import Model
+
+logger = logging.getLogger("tokenstream.service")
+
+
+class LiveContexts(Mapping[str, Context]):
+    """The contexts by name. All parts of the service share this object, and see a replacement at once.
+
+    Attributes:
+        problem: Why the current contents of the file are not in use; None: they are.
+    """
+
+    def __init__(self, contexts: Mapping[str, Context]) -> None:
+        self._current = contexts
+        self.problem: str | None = None
+
+    def __getitem__(self, name: str) -> Context:
+        return self._current[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._current)
+
+    def __len__(self) -> int:
+        return len(self._current)
+
+    def replace(self, contexts: Mapping[str, Context]) -> None:
+        self._current = contexts
+        self.problem = None
+
+
+async def warm(
+    contexts: Mapping[str, Context], preparation: Preparation, engine: AsyncEngine, settings: Settings
+) -> dict[str, str]:
+    """Check contexts, and prefill their common prefixes if the prefix cache is on.
+
+    Returns:
+        The contexts that the chat template rejects, with its error messages.
+
+    Raises:
+        ContextsError: A context exceeds the input limit, or its constraint is invalid.
+    """
+    started = time.perf_counter()
+    is_cached = settings.prefix_cache_mb != 0
+    n_tokens = n_computed = 0
+    refused: dict[str, str] = {}
+    progress = Progress(logger, "prefilling contexts")
+    for n_done, (name, context) in enumerate(contexts.items()):
+        progress.report(n_done / len(contexts))
+        place = f"{settings.contexts_file}: context {name!r}"
+        try:
+            preparation.constraints.check(context)
+            prefix = await asyncio.to_thread(preparation.common_prefix, context)
+        except BadRequest as error:
+            raise ContextsError(f"{place}: {error}") from error
+        except TemplateRejection as error:
+            refused[name] = str(error)
+            continue
+        if len(prefix) >= preparation.limits.input:
+            raise ContextsError(
+                f"{place} has {len(prefix)} tokens, too many for a prompt of at most "
+                f"{preparation.limits.input}; shorten the context, or raise N_CTX or MAX_INPUT_LENGTH"
+            )
+        if prefix and is_cached:
+            n_tokens += len(prefix)
+            n_computed += await engine.warm(prefix)
+    if not is_cached:
+        logger.info("contexts are not prefilled at start: PREFIX_CACHE_MB=0")
+        return refused
+    logger.info(
+        "%d contexts of %d tokens are warm after %.1f s: %d prefilled, the others loaded",
+        len(contexts) - len(refused),
+        n_tokens,
+        time.perf_counter() - started,
+        n_computed,
+    )
+    return refused
+
+
+class ContextsFile:
+    """Reads CONTEXTS_FILE again. An invalid file is reported, and the previous contexts remain in use."""
+
+    def __init__(self, settings: Settings, contexts: LiveContexts) -> None:
+        self._settings = settings
+        self._contexts = contexts
+        self._task: asyncio.Task[None] | None = None
+        self._is_requested = False
+
+    def reload(self, model: Model | None) -> None:
+        """Read the file again, after the reading that runs. Without a model: when `loaded` is called."""
+        self._is_requested = True
+        if model is not None and (self._task is None or self._task.done()):
+            self._task = asyncio.get_running_loop().create_task(self._reload(model))
+
+    def loaded(self, model: Model) -> None:
+        """Read the file again if that was requested while the model was loaded."""
+        if self._is_requested:
+            self.reload(model)
+
+    async def close(self) -> None:
+        """End a running reading."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _reload(self, model: Model) -> None:
+        while self._is_requested:
+            self._is_requested = False
+            try:
+                await self._read(model)
+            except (UserError, EngineError) as error:
+                self._contexts.problem = str(error)
+                logger.error("the previous contexts stay in use: %s", error)
+            except Exception as error:
+                self._contexts.problem = f"{type(error).__name__}: {error}"
+                logger.exception("the previous contexts stay in use: reading them failed unexpectedly")
+
+    async def _read(self, model: Model) -> None:
+        path, default = self._settings.contexts_file, self._settings.context_type
+        contexts = await asyncio.to_thread(load_contexts, path)
+        if default not in contexts:
+            raise ContextsError(f"{path}: CONTEXT_TYPE={default} should be one of {', '.join(contexts)}")
+        changed = {name: context for name, context in contexts.items() if self._contexts.get(name) != context}
+        # Before they are used: requests of the previous ones go on, and the first request finds its prefix.
+        refused = await warm(changed, model.preparation, model.engine, self._settings)
+        for name, context in changed.items():
+            try:
+                await asyncio.to_thread(model.preparation.constraints.compile, context)
+            except BadRequest as error:
+                raise ContextsError(f"{path}: context {name!r}: {error}") from error
+        if refused:
+            name, reason = next(iter(refused.items()))
+            raise ContextsError(f"{path}: the chat template rejects context {name!r} ({reason})")
+        removed = [name for name in self._contexts if name not in contexts]
+        self._contexts.replace(contexts)
+        for name in (*changed, *removed):
+            model.refused.pop(name, None)
+        names = f"changed or new: {', '.join(changed) or 'none'}; removed: {', '.join(removed) or 'none'}"
+        logger.info("read again: contexts of %s (%s)", path, names)
