@@ -96,6 +96,13 @@ def _models(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
+def _quantize(settings: Settings, options: argparse.Namespace) -> int:
+    from app.cli.models import quantize
+
+    quantize(settings, options.output)
+    return 0
+
+
 def _pull(settings: Settings, options: argparse.Namespace) -> int:
     from app.cli.models import pull
 
@@ -124,6 +131,7 @@ _COMMANDS: dict[str, Callable[[Settings, argparse.Namespace], int]] = {
     "install": _install,
     "doctor": _doctor,
     "models": _models,
+    "quantize": _quantize,
     "pull": _pull,
     "rm": _remove,
     "detect-watermark": _detect_watermark,

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import tempfile
 from pathlib import Path
 
-import llama_cpp.llama_cpp as lib
-
-from app.engine.llama import start_backend
+from app.engine.llama import quantization
+from app.machine.cores import physical_cores
 from bench.client import BenchError
 from bench.native import CACHE
 
 MODELS = CACHE / "models"
-
-_FILE_TYPES = {
-    "Q4_0": lib.LLAMA_FTYPE_MOSTLY_Q4_0,
-    "Q4_1": lib.LLAMA_FTYPE_MOSTLY_Q4_1,
-    "Q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0,
-    "Q4_K_M": lib.LLAMA_FTYPE_MOSTLY_Q4_K_M,
-    "Q5_K_M": lib.LLAMA_FTYPE_MOSTLY_Q5_K_M,
-    "IQ4_XS": lib.LLAMA_FTYPE_MOSTLY_IQ4_XS,
-}
 
 
 def requantized(source: Path, file_type: str) -> Path:
@@ -51,10 +40,10 @@ def quantize(source: Path, target: Path, file_type: str) -> None:
     Raises:
         BenchError: llama.cpp cannot quantize the model.
     """
-    start_backend()
-    params = lib.llama_model_quantize_default_params()
-    params.ftype = _FILE_TYPES[file_type]
-    params.allow_requantize = True
-    code = lib.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
-    if code:
-        raise BenchError(f"{source} cannot be quantized: llama_model_quantize returned {code}")
+    threads = physical_cores()
+    try:
+        quantization.quantize(
+            source, target, file_type.lower(), n_threads=threads, on_progress=lambda _: None
+        )
+    except quantization.QuantizationError as error:
+        raise BenchError(f"{source} cannot be quantized: {error}") from error

@@ -1,4 +1,4 @@
-"""``tokenstream models``, ``pull`` and ``rm``: models by name."""
+"""``tokenstream models``, ``pull``, ``rm`` and ``quantize``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from app.config import settings as settings_table
 from app.config.errors import UserError
 from app.config.named_models import NamedModel, load_named_models, named_model
 from app.config.settings import Settings
+from app.engine.llama.gguf import read_header
 from app.fit.speed import expected_speed, memory_bandwidth, memory_of, recorded_speed
 from app.machine.cores import physical_cores
 from app.machine.memory import available_memory
 from app.weights.errors import readable_size
-from app.weights.model import bundled_model, resolve_model
+from app.weights.model import bundled_model, resolve_model, source_model
+from app.weights.quantized import write_quantized
 from app.weights.repository import Repository
 
 _LEGEND = """\
@@ -78,6 +80,29 @@ def _path_of(settings: Settings, model: NamedModel) -> Path | None:
     assert model.file is not None
     repository = Repository(model.repository, folder=settings.models_dir, revision=model.revision)
     return repository.path_here(model.file)
+
+
+def quantize(settings: Settings, output: Path | None) -> None:
+    """Convert the model to the format of QUANTIZE, and print the path of the file.
+
+    Args:
+        settings: The model and the format.
+        output: The file to write. None: the place where `serve` finds it.
+
+    Raises:
+        UserError: QUANTIZE is not set, or the model cannot be found or converted.
+    """
+    if settings.quantize is None:
+        raise settings_table.SettingsError("QUANTIZE is not set: name a format, such as --quantize q8_0")
+    if output is None:
+        print(resolve_model(settings))
+        return
+    if output.exists():
+        raise settings_table.SettingsError(f"--output {output}: the file exists; name another one")
+    source = source_model(settings)
+    n_threads = settings.model_threads or physical_cores()
+    write_quantized(source, output, settings.quantize, n_threads=n_threads, header=read_header(source))
+    print(output)
 
 
 def pull(settings: Settings, names: Sequence[str]) -> None:

@@ -57,11 +57,19 @@ def parser() -> argparse.ArgumentParser:
     models = _command(commands, "models", "list the models that have names")
     for command in (check, models):
         command.add_argument("--json", action="store_true", help="print JSON")
+    quantize = _command(
+        commands,
+        "quantize",
+        "convert the model to another number format",
+        "Convert the model to the number format of --quantize, and print the path of the file. `serve` with\n"
+        "the same settings uses it.",
+    )
+    quantize.add_argument("--output", type=Path, help="file to write (default: a folder in MODELS_DIR)")
     pull = _command(commands, "pull", "download models by name")
     remove = _command(commands, "rm", "delete downloaded models by name")
     for command in (pull, remove):
         command.add_argument("names", nargs="+", metavar="NAME", help="a name that `models` lists")
-    for command in (generate, chat, install, detect, check, models, pull, remove):
+    for command in (generate, chat, install, detect, check, quantize, models, pull, remove):
         command.epilog = _ALL_SETTINGS
         flags.add_settings(command, shown=False)
     return top

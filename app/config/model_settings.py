@@ -12,6 +12,11 @@ from app.config.setting import setting
 from app.machine.folders import cache_folder
 from app.machine.installation import IS_WHEEL, shipped
 
+QuantizedFormat = Literal[
+    "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0",
+    "iq4_nl", "iq4_xs", "q3_k_m", "q2_k", "f16", "bf16",
+]  # fmt: skip
+
 
 def _models_folder() -> Path:
     here = Path("models")
@@ -71,6 +76,11 @@ class ModelSettings(BaseSettings):
     tgichat_ass_post: str | None = setting(None, "Text after each assistant message.")
     tgichat_sys_pre: str | None = setting(None, "Text before the system message.")
     tgichat_sys_post: str | None = setting(None, "Text after the system message.")
+    quantize: QuantizedFormat | None = setting(
+        None,
+        "Number format to convert the model to. The first start writes the file, later starts use it.",
+        shown="as in the model file",
+    )
     models_dir: Path = setting(
         _models_folder,
         "Folder for downloaded models, in the layout of Hugging Face's cache.",

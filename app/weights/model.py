@@ -12,9 +12,11 @@ from pathlib import Path
 
 from app.config.settings import Settings
 from app.engine.llama.gguf import ModelFileError, read_header
+from app.machine.cores import physical_cores
 from app.machine.installation import INSTALL
 from app.weights.errors import FileNotInRepository, ModelError
 from app.weights.kinds import unsuitable
+from app.weights.quantized import quantized
 from app.weights.repository import Repository
 
 __all__ = [
@@ -65,11 +67,23 @@ def resolve_model(settings: Settings) -> Path:
     package.
 
     Returns:
-        The GGUF file, checked to be complete; for a split model, the first part.
+        The GGUF file, checked to be complete; for a split model, the first part. With QUANTIZE, the file in
+        this format.
 
     Raises:
-        ModelError: The model cannot be found, downloaded or read.
+        ModelError: The model cannot be found, downloaded, read or converted.
     """
+    source = source_model(settings)
+    if settings.quantize is None:
+        return source
+    n_threads = settings.model_threads or physical_cores()
+    return quantized(
+        source, settings.quantize, settings.models_dir, n_threads=n_threads, name=model_name(source)
+    )
+
+
+def source_model(settings: Settings) -> Path:
+    """The model of the settings as it is published. See `resolve_model`."""
     if settings.model_path is not None:
         return local_model(settings.model_path, "MODEL_PATH")
     wanted = Wanted(settings.model_file)
@@ -100,7 +114,7 @@ def model_here(settings: Settings) -> Path | None:
         ModelError: A local file cannot be found or read.
     """
     if settings.model_path is not None or settings.model_repo is None:
-        return resolve_model(settings)
+        return source_model(settings)
     repository = repository_of(settings)
     try:
         first = _choose(repository.files_here(), Wanted(settings.model_file), repository.name)[0]

@@ -41,14 +41,23 @@ class Header:
     Attributes:
         values: Metadata by key, without arrays.
         n_tensors: Number of tensors in the file.
+        n_weights: Number of their elements.
+        n_bytes: Their size.
     """
 
     values: Mapping[str, Any]
     n_tensors: int
+    n_weights: int
+    n_bytes: int
 
     @property
     def architecture(self) -> str:
         return str(self.values.get("general.architecture", ""))
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether most weights have less than 16 bits."""
+        return self.n_bytes * 8 < self.n_weights * 15
 
     def of_architecture(self, key: str) -> Any:
         """A value of the architecture, such as ``context_length``; None if it is missing."""
@@ -68,7 +77,9 @@ def read_header(path: Path) -> Header:
         size = native_function("gguf_get_tensor_size", ctypes.c_size_t, _HANDLE, ctypes.c_int64)
         tensors = native_function("gguf_get_n_tensors", ctypes.c_int64, _HANDLE)(gguf)
         needed += max((offset(gguf, i) + size(gguf, i) for i in range(tensors)), default=0)
-        header = Header(dict(_values(gguf)), tensors)
+        sizes = [int(size(gguf, i)) for i in range(tensors)]
+        n_weights = sum(_n_weights(gguf, i, n_bytes) for i, n_bytes in enumerate(sizes))
+        header = Header(dict(_values(gguf)), tensors, n_weights, sum(sizes))
     found = path.stat().st_size
     if found < needed:
         raise ModelFileError(f"it is cut off: {found:,} bytes of at least {needed:,}")
@@ -90,6 +101,12 @@ def _opened(path: Path) -> Iterator[Any]:
         yield gguf
     finally:
         native_function("gguf_free", None, _HANDLE)(gguf)
+
+
+def _n_weights(gguf: Any, index: int, n_bytes: int) -> int:
+    kind = native_function("gguf_get_tensor_type", ctypes.c_int, _HANDLE, ctypes.c_int64)(gguf, index)
+    in_block = int(native_function("ggml_blck_size", ctypes.c_int64, ctypes.c_int)(kind))
+    return in_block * n_bytes // int(native_function("ggml_type_size", ctypes.c_size_t, ctypes.c_int)(kind))
 
 
 def _values(gguf: Any) -> Iterator[tuple[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,16 +82,30 @@ class _Layout(ctypes.Structure):
 
 # Warnings and errors of llama.cpp are logged at level debug. The last error is kept for error messages.
 _last_error = ""
+_listener: Callable[[str], None] | None = None
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: bytes, _user_data: object) -> None:
     global _last_error
     line = text.decode("utf-8", "replace").rstrip("\n")
+    if _listener is not None:
+        _listener(line)
     if level in (3, 4) and line:  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR
         if level == 4:
             _last_error = line
         logger.debug("%s", line)
+
+
+@contextmanager
+def set_log_listener(listener: Callable[[str], None]) -> Iterator[None]:
+    """Pass all log lines of llama.cpp to a function while the block runs."""
+    global _listener
+    _listener = listener
+    try:
+        yield
+    finally:
+        _listener = None
 
 
 _started = False

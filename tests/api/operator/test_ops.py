@@ -33,6 +33,7 @@ def test_contexts_are_listed_with_model_and_knowledge(server_url: str) -> None:
         "max_total_tokens": 2048,
         "thinks": False,
         "refused": {},
+        "problem": None,
     }
 
 
