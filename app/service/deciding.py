@@ -114,4 +114,10 @@ async def _answer(
     scored = await model.score(prepared.prompt, list(asked.values()), place.client)
     answers: dict[int, Decision | ServiceError] = dict(prepared.failures)
     answers |= zip(asked, map(decision_of, scored.logprobs), strict=True)
-    return Decisions(model.name, [answers[i] for i in sorted(answers)], n_tokens, scored.n_cached)
+    return Decisions(
+        model.name,
+        [answers[i] for i in sorted(answers)],
+        n_tokens,
+        scored.n_cached,
+        max(len(prepared.prompt) - scored.n_cached, 0),
+    )

@@ -74,12 +74,14 @@ class Decisions:
         answers: For each question, its decision, or the reason why there is none.
         n_input: Tokens of the state, once, and of all questions.
         n_cached: Of these, tokens from the prefix cache.
+        n_written: Tokens of the state that the prefix cache got.
     """
 
     model: str
     answers: list[Decision | ServiceError]
     n_input: int
     n_cached: int
+    n_written: int
 
 
 def rendered(content: Content) -> str:

@@ -345,7 +345,7 @@ class RefusalAnswer(TypedDict):
 
 
 class InputDetails(TypedDict):
-    """Tokens from the prefix cache, and tokens that it got."""
+    """Tokens from the prefix cache, and tokens of the input that it got."""
 
     cached_tokens: int
     cache_write_tokens: int
@@ -389,7 +389,7 @@ async def decisions(request: Request) -> Response:
             answers.append(question.answer(decision))
     usage: DecisionUsage = {
         "input_tokens": made.n_input,
-        "input_tokens_details": {"cached_tokens": made.n_cached, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": made.n_cached, "cache_write_tokens": made.n_written},
         "output_tokens": 0,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": made.n_input,

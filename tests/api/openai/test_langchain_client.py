@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI
+from langchain_openai.decisions import Choice, OpenAIDecisions, Predicate, Score
 from pydantic import BaseModel, SecretStr
 
 
@@ -39,3 +40,27 @@ def test_structured_output_is_parsed(
 ) -> None:
     mood = chat.with_structured_output(Mood, method=method).invoke("How does 'I love it' feel?")
     assert isinstance(mood, Mood)
+
+
+@pytest.mark.filterwarnings("ignore:The class `OpenAIDecisions` is in beta")
+@pytest.mark.anyio
+async def test_decisions_have_typed_answers(server_url: str) -> None:
+    decisions = OpenAIDecisions(base_url=f"{server_url}/v1", api_key=SecretStr("none"), model="any")
+    questions = {
+        "urgent": Predicate(instructions="Is this request urgent?"),
+        "team": Choice(
+            instructions="Which team?", choices={"billing": "Payments.", "technical": None, True: None}
+        ),
+        "anger": Score(instructions="How angry is it?", levels=["calm", "angry"]),
+    }
+    conversation = [SystemMessage("Support."), HumanMessage("I was charged twice."), AIMessage("Sorry!")]
+    first = decisions.invoke({"input": "I was charged twice.", "questions": questions})
+    second = await decisions.ainvoke({"input": conversation, "questions": questions})
+    for response in (first, second):
+        assert 0 < response.predicates["urgent"].probability < 1
+        team, anger = response.choices["team"], response.scores["anger"]
+        assert team.probabilities.keys() == {"billing", "technical", True}
+        assert team.choice == max(team.probabilities, key=team.probabilities.__getitem__)
+        assert anger.legend == {0: "calm", 1: "angry"}
+        assert anger.score == pytest.approx(anger.probabilities[1])
+        assert response.usage.output_tokens == 0
