@@ -13,6 +13,7 @@ from app.engine.answer import EngineError, RequestTooLong
 from app.engine.async_engine import AsyncEngine
 from app.engine.llama import Batch, Context, Model
 from app.engine.sampling.logprobs import logprobs_of
+from app.engine.sampling.params import SamplingParams
 from app.engine.scoring import Question, ScoringSequence
 from tests.engine.conftest import Reports
 from tests.engine.engine_calls import LONG, assert_nothing_runs, chat, submit, until_idle
@@ -76,6 +77,19 @@ async def test_memory_that_cannot_be_truncated_returns_to_the_end_of_the_prompt(
             np.testing.assert_allclose(logprobs, exact, atol=0.15)
         assert isinstance(engine._observer, Reports)
         assert engine._observer.prompt_tokens < 2 * len(prompt)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_answer_after_its_scored_options_continues_from_the_prompt(
+    tiny_model: TinyModel, kind: Kind
+) -> None:
+    prompt = [token % 200 + 3 for token in STATE]
+    async with engine_of(Model(tiny_model(kind))) as engine:
+        question = Question(tuple(prompt[-1:]), ((11,), (12,)))
+        await engine.score(prompt[:-1], [question], checkpoints=[len(prompt) - 1])
+        answer = engine.submit(prompt, SamplingParams(max_tokens=2, temperature=0))
+        assert len([output async for output in answer]) <= 2
+        assert answer.n_cached == len(prompt) - 1
 
 
 async def test_questions_beside_an_answer_and_equal_questions_do_not_change_each_other(
