@@ -20,12 +20,12 @@ from app.weights.model import resolve_model
 from bench import goals, plot, results
 from bench.client import BenchError
 from bench.goals import OPENVINO, PEER, PEER_FLASH_OFF, PIP_PEER
+from bench.load import Scale
 from bench.native import BUILD_ERRORS
 from bench.peer import pip_peer, same_peer
 from bench.random_model import random_model
 from bench.servers import OPENVINO_PYTHON
 from bench.suite import WORKLOADS, Suite
-from bench.workloads import Scale
 
 VARIANTS = tuple(dict.fromkeys(name for workload in WORKLOADS.values() for name in workload.variants))
 

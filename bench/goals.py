@@ -141,6 +141,24 @@ def _bare(results: Results) -> Row:
     return Row("decode of 8, streamed: tokens/s", ours, bare, "bare loop", ours / bare, 0.92)
 
 
+def _prefill_of_decisions(results: Results) -> Row:
+    ours, bare = (results["decide"][name]["prefill"] for name in (OURS, BARE))
+    goal = "16 questions, new state: prompt tokens/s"
+    return Row(goal, ours, bare, "bare loop", ours / bare, 0.8)
+
+
+def _decisions_on_a_known_state(results: Results) -> Row:
+    figures = results["decide"][OURS]
+    again, first = figures["again_per_second"], figures["first_per_second"]
+    return Row("16 questions, known state: decisions/s", again, first, "new state", again / first, 1.5)
+
+
+def _decisions_beside_streams(results: Results) -> Row:
+    ours, prompts = (results[name][OURS]["gap_p99"] for name in ("decide-beside", "long"))
+    goal = "decisions among 6 streams: inter-token p99 in ms"
+    return Row(goal, ours, prompts, "long prompts", ours / prompts, 1.1, at_least=False)
+
+
 def _memory(results: Results) -> Row:
     ours = results["memory"][OURS]["after_mb"]
     peer = min(results["memory"][name]["after_mb"] for name in (PEER, PEER_FLASH_OFF))
@@ -223,6 +241,11 @@ GOALS: tuple[Callable[[Results], Row], ...] = (
     to_peer("chat: TTFT p50 of turns 2 to 5 in ms", "chat", "later_ttft_p50", 0.7, at_least=False),
     to_peer("one prompt, 8 answers: tokens/s", "several", "tokens_per_second", 2.0),
     _bare,
+    _prefill_of_decisions,
+    to_peer("16 questions, new state: decisions/s", "decide", "first_per_second", 3.0),
+    _decisions_on_a_known_state,
+    _decisions_beside_streams,
+    to_peer("texts in a context: classes/s", "classify", "per_second", 4.0),
     _memory,
     _restart,
     _idle,

@@ -20,6 +20,16 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Scale of a load: ``share`` of its requests, with a minimum that keeps every client busy."""
+
+    share: float
+
+    def n(self, requests: int, at_least: int) -> int:
+        return max(at_least, round(requests * self.share))
+
+
+@dataclass(frozen=True)
 class Load:
     """Timings of a number of requests, and the wall time of all of them."""
 

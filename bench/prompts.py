@@ -27,10 +27,11 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Context:
-    """A named context. Its prompt becomes the system message."""
+    """A named context. Its prompt becomes the system message; ``choices``: the only possible answers."""
 
     name: str
     prompt: str
+    choices: tuple[str, ...] = ()
 
 
 PLAIN = Context("plain", "You are a helpful assistant.")

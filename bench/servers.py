@@ -90,6 +90,16 @@ class Server(ABC):
         self._requests.append(request)
         return request.timing
 
+    async def post(self, route: str, body: dict[str, Any]) -> Any:
+        """Post a JSON body and return the JSON of the response.
+
+        Raises:
+            BenchError: The request failed.
+        """
+        timing = Timing()
+        await exchange(self.url, route, body, timing)
+        return json.loads(b"".join(part for _, part in timing.received))
+
     def check(self) -> None:
         """Check the token counts of all prompts and answers.
 
@@ -143,7 +153,11 @@ class Tokenstream(Server):
         setup = self.setup
         contexts_file = setup.scratch / "contexts.toml"
         # A JSON string of plain words is also a TOML string.
-        tables = (f"[contexts.{c.name}]\nprompt = {json.dumps(c.prompt)}\n" for c in setup.contexts)
+        tables = (
+            f"[contexts.{c.name}]\nprompt = {json.dumps(c.prompt)}\n"
+            + (f"choices = {json.dumps(c.choices)}\n" if c.choices else "")
+            for c in setup.contexts
+        )
         contexts_file.write_text("".join(tables))
         return {
             "MODEL_PATH": str(setup.model),

@@ -11,27 +11,27 @@ from typing import Any
 
 import uvloop
 
-from bench import workloads
+from bench import decisions, workloads
 from bench.client import BenchError
 from bench.goals import BARE, GGML, NO_SPECULATION, OPENVINO, OURS, PEER, PEER_FLASH_OFF, PIP_PEER
-from bench.load import Figures, Rounds, medians_by_variant
+from bench.load import Figures, Rounds, Scale, medians_by_variant
 from bench.peer import Peer
 from bench.process import printed_figures
-from bench.prompts import PLAIN, Prompts, Texts
+from bench.prompts import PLAIN, Context, Prompts, Texts
 from bench.servers import LlamaServer, OpenVINO, Server, Setup, Tokenstream
-from bench.workloads import Scale
 
 _ALL = (OURS, NO_SPECULATION, PEER, PEER_FLASH_OFF, OPENVINO)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A load, its variants, and options of their servers."""
+    """A load, its variants, and options of their servers. ``bare``: arguments of ``bench.bare``."""
 
     run: Callable[[Server, Texts, Scale], Coroutine[Any, Any, Figures]]
     variants: tuple[str, ...] = _ALL
-    has_topics: bool = False
+    contexts: Callable[[Prompts], tuple[Context, ...]] = lambda _: (PLAIN,)
     keep_prefixes: bool = True
+    bare: Callable[[Path, int], tuple[object, ...]] = lambda model, n_threads: ("decode", model, n_threads)
 
 
 WORKLOADS = {
@@ -40,14 +40,21 @@ WORKLOADS = {
     "unique-8": Workload(workloads.unique(8), (*_ALL, GGML, PIP_PEER)),
     "unique-16": Workload(workloads.unique(16)),
     "shared": Workload(workloads.shared, (*_ALL, GGML, PIP_PEER)),
-    "contexts": Workload(workloads.contexts, (*_ALL, GGML), has_topics=True),
+    "contexts": Workload(workloads.contexts, (*_ALL, GGML), contexts=workloads.topics),
     "long": Workload(workloads.long),
     "copy": Workload(workloads.copy),
     "chat": Workload(workloads.chat),
     "several": Workload(workloads.several),
     "decode": Workload(workloads.decode, (OURS, BARE)),
+    "decide": Workload(
+        decisions.decide,
+        (OURS, PEER, PEER_FLASH_OFF, BARE),
+        bare=lambda model, n_threads: ("prefill", model, n_threads, decisions.PREFILLED),
+    ),
+    "decide-beside": Workload(workloads.decide_beside, (OURS,)),
+    "classify": Workload(decisions.classify, (OURS, PEER, PEER_FLASH_OFF), contexts=decisions.classes),
     "memory": Workload(workloads.memory, (OURS, GGML, PEER, PEER_FLASH_OFF, OPENVINO), keep_prefixes=False),
-    "restart": Workload(workloads.restart, (OURS,), has_topics=True),
+    "restart": Workload(workloads.restart, (OURS,), contexts=workloads.topics),
     "idle": Workload(workloads.idle, (OURS, PEER)),
 }
 
@@ -91,7 +98,7 @@ class Suite:
         print(title, file=sys.stderr, flush=True)
         try:
             if variant == BARE:
-                figures = self._bare()
+                figures = self._bare(WORKLOADS[name])
             else:
                 figures = self._served(WORKLOADS[name], variant, Texts(prompts, f"{name} {number}"), prompts)
         except BenchError as error:
@@ -100,8 +107,9 @@ class Suite:
             return
         self.rounds.setdefault(name, {}).setdefault(variant, []).append(figures)
 
-    def _bare(self) -> Figures:
-        return printed_figures([sys.executable, "-m", "bench.bare", str(self.model), str(self.n_threads)])
+    def _bare(self, workload: Workload) -> Figures:
+        arguments = map(str, workload.bare(self.model, self.n_threads))
+        return printed_figures([sys.executable, "-m", "bench.bare", *arguments])
 
     def _served(self, workload: Workload, variant: str, texts: Texts, prompts: Prompts) -> Figures:
         """Run a workload on a new server process."""
@@ -109,7 +117,7 @@ class Suite:
             setup = Setup(
                 model=self.model,
                 prompts=prompts,
-                contexts=workloads.topics(prompts) if workload.has_topics else (PLAIN,),
+                contexts=workload.contexts(prompts),
                 scratch=Path(scratch),
                 n_threads=self.n_threads,
                 keep_prefixes=workload.keep_prefixes,

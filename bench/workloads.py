@@ -7,32 +7,23 @@ import difflib
 import itertools
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from app.chat.messages import Message
+from bench import decisions
 from bench.client import BenchError, Timing
-from bench.load import Figures, parallel, percentile, run_load, wave_rate
+from bench.load import Figures, Scale, parallel, percentile, run_load, wave_rate
 from bench.prompts import PLAIN, Context, Prompts, Question, Texts
 from bench.servers import Server
 
+T = TypeVar("T")
 _PROMPT = 135  # tokens of a typical prompt
 _PREFIX = 700  # tokens of a long prefix, such as a context
 _QUESTION = 12  # tokens of a short question after it
 _ANSWER = 48  # tokens
 _CONCURRENCY = 8
 _IDLE = 20.0  # seconds
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Scale of a load: ``share`` of its requests, with a minimum that keeps every client busy."""
-
-    share: float
-
-    def n(self, requests: int, at_least: int) -> int:
-        return max(at_least, round(requests * self.share))
 
 
 def topics(prompts: Prompts) -> tuple[Context, ...]:
@@ -75,9 +66,41 @@ async def contexts(server: Server, texts: Texts, scale: Scale) -> Figures:
 
 async def long(server: Server, texts: Texts, scale: Scale) -> Figures:
     """Prompts of 900 tokens, sent one after another while six answers stream."""
+    long_ones = [texts.question(900) for _ in range(scale.n(12, 2))]
+
+    async def ask_all() -> list[Timing]:
+        return [await server.ask(question, 16) for question in long_ones]
+
+    timings, figures, tokens = await _beside_streams(server, texts, ask_all)
+    tokens += sum(t.prompt_tokens + t.generated_tokens for t in timings)
+    return {
+        "gap_p50": figures["gap_p50"],
+        "gap_p99": figures["gap_p99"],
+        "all_tokens_per_second": tokens / figures["seconds"],
+        "long_ttft_p50": 1e3 * median(t.ttft for t in timings),
+    }
+
+
+async def decide_beside(server: Server, texts: Texts, scale: Scale) -> Figures:
+    """Questions about new states while six answers stream."""
+
+    async def ask_all() -> None:
+        for _ in range(scale.n(6, 2)):
+            await decisions.ask(server, texts, texts.text(decisions.STATE))
+
+    return (await _beside_streams(server, texts, ask_all))[1]
+
+
+async def _beside_streams(
+    server: Server, texts: Texts, work: Callable[[], Coroutine[Any, Any, T]]
+) -> tuple[T, Figures, int]:
+    """Work while six answers stream.
+
+    Returns:
+        The result, the inter-token latency and the time of the work, and the number of streamed tokens.
+    """
     streams = [Timing() for _ in range(6)]
     questions = [texts.question(_PROMPT) for _ in streams]
-    long_ones = [texts.question(900) for _ in range(scale.n(12, 2))]
     tasks = [
         asyncio.create_task(server.ask(question, 1800, timing))
         for question, timing in zip(questions, streams, strict=True)
@@ -87,13 +110,13 @@ async def long(server: Server, texts: Texts, scale: Scale) -> Figures:
     await asyncio.wait(first_done, return_when=asyncio.FIRST_COMPLETED)
     _check_streaming(tasks)
     started = time.perf_counter()
-    timings = [await server.ask(question, 16) for question in long_ones]
+    result = await work()
     ended = time.perf_counter()
     _check_streaming(tasks)
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
-    tokens = sum(t.prompt_tokens + t.generated_tokens for t in timings)
+    tokens = 0
     gaps: list[float] = []
     for timing in streams:
         server.read(timing)
@@ -101,20 +124,18 @@ async def long(server: Server, texts: Texts, scale: Scale) -> Figures:
         # A cancelled stream has no token counts, so the tokens of its text are counted.
         tokens += round(server.setup.prompts.n_tokens(timing.text) * n_during / len(timing.pieces_at))
         gaps += [1e3 * (b - a) for a, b in itertools.pairwise(timing.pieces_at) if started < b <= ended]
-    return {
+    figures = {
         "gap_p50": percentile(gaps, 0.5),
         "gap_p99": percentile(gaps, 0.99),
-        "all_tokens_per_second": tokens / (ended - started),
-        "long_ttft_p50": 1e3 * median(t.ttft for t in timings),
+        "seconds": ended - started,
     }
+    return result, figures, tokens
 
 
 def _check_streaming(tasks: list[asyncio.Task[Timing]]) -> None:
     for task in tasks:
         if task.done():
-            raise BenchError(
-                f"a stream ended before the last long prompt: {task.exception() or task.result()}"
-            )
+            raise BenchError(f"a stream ended before the work beside it: {task.exception() or task.result()}")
 
 
 async def copy(server: Server, texts: Texts, scale: Scale) -> Figures:

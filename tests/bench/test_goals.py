@@ -42,6 +42,12 @@ RESULTS: dict[str, dict[str, Figures]] = {
         }.items()
     },
     "decode": {OURS: {"rate_of_8": 400.0}, BARE: {"rate_of_8": 400.0}},
+    "decide": {
+        name: {"first_per_second": 30.0, "again_per_second": 60.0, "prefill": 1500.0}
+        for name in (OURS, PEER, PEER_FLASH_OFF, BARE)
+    },
+    "decide-beside": {OURS: {"gap_p99": 90.0}},
+    "classify": {name: {"per_second": 50.0} for name in (OURS, PEER, PEER_FLASH_OFF)},
     "memory": {name: {"after_mb": 900.0} for name in (OURS, GGML, PEER, PEER_FLASH_OFF)},
     "restart": {OURS: {"restarted_ttft": 30.0, "warm_ttft": 20.0}},
     "idle": {OURS: {"core_share": 0.004}, PEER: {"core_share": 0.0}},

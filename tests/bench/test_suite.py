@@ -12,10 +12,9 @@ from bench import __main__ as command_line
 from bench import results
 from bench.client import BenchError
 from bench.goals import NO_SPECULATION, OURS, PEER, PEER_FLASH_OFF
-from bench.load import Figures
+from bench.load import Figures, Scale
 from bench.prompts import Prompts, Texts
 from bench.suite import WORKLOADS, Suite, Workload
-from bench.workloads import Scale
 from tests.conftest import MODEL
 
 
