@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from app.engine.llama import Batch, Context, Model
-from tests.tiny_models import KINDS, WINDOW, Kind, TinyModel
+from tests.tiny_models import HYBRIDS, KINDS, WINDOW, Kind, TinyModel
 
 PROMPT = [1000 + 37 * i for i in range(200)]
 
@@ -46,7 +46,7 @@ class Run:
         return len(self.context.save_sequence(0))
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[*KINDS, *HYBRIDS])
 def kind(request: pytest.FixtureRequest) -> Kind:
     return request.param  # type: ignore[no-any-return]
 
@@ -104,14 +104,14 @@ def test_a_recurrent_state_has_one_size(run: Run) -> None:
     assert run.state_size(10) == run.state_size(200)
 
 
-@pytest.mark.parametrize("kind", ["hybrid"], indirect=True)
+@pytest.mark.parametrize("kind", ["hybrid", *HYBRIDS], indirect=True)
 def test_a_hybrid_state_has_a_fixed_part_and_a_part_per_token(run: Run) -> None:
     ten, twenty, thirty = (run.state_size(n) for n in (10, 20, 30))
     assert thirty - twenty == twenty - ten > 0
     assert ten > twenty - ten
 
 
-@pytest.mark.parametrize("kind", ["recurrent", "hybrid"], indirect=True)
+@pytest.mark.parametrize("kind", ["recurrent", "hybrid", *HYBRIDS], indirect=True)
 def test_recurrent_and_hybrid_states_cannot_be_truncated(run: Run) -> None:
     run.fresh(PROMPT)
     with pytest.raises(ValueError, match="cannot be truncated"):

@@ -23,7 +23,7 @@ from app.engine.llama import Context, Model, Vocab
 from app.engine.sampling.params import SamplingParams
 from tests.engine.conftest import Reports
 from tests.engine.test_engine_memory_kinds import KINDS, engine_of, n_prefilled
-from tests.tiny_models import Kind, TinyModel
+from tests.tiny_models import HYBRIDS, Kind, TinyModel
 
 pytestmark = pytest.mark.anyio
 
@@ -96,7 +96,7 @@ class Agent:
         return tokens
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *HYBRIDS])
 async def test_an_agent_prefills_little_more_than_its_new_tokens(
     tiny_model: TinyModel, tokenizer: PromptTokenizer, kind: Kind
 ) -> None:
