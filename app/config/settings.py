@@ -53,6 +53,11 @@ class Settings(ModelSettings):
     knowledge_follow_links: Literal["on", "off"] = setting(
         "off", "Follow symbolic links that lead out of DATA_PATH. Links within it are always followed."
     )
+    knowledge_uploads: Literal["on", "off"] = setting(
+        "off",
+        "Accept documents of clients: `PUT /v1/knowledge/documents/{name}` stores them in `uploads/` below "
+        "DATA_PATH, and the web page has an upload.",
+    )
     knowledge_file_seconds: float = setting(
         20.0, "CPU time limit for reading one document. It is skipped beyond.", unit="seconds", gt=0, le=3600
     )

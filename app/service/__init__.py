@@ -7,6 +7,7 @@ from app.engine.llama import Vocab
 from app.engine.sampling.logprobs import Logprobs
 from app.engine.sequence import FinishReason
 from app.knowledge.chunk import Passage
+from app.knowledge.reading.reader import MOST_BYTES
 from app.service.admission import Place
 from app.service.answers import (
     AnswerReader,
@@ -62,10 +63,14 @@ from app.service.prompts import (
 from app.service.rerank import Ranking
 from app.service.retrieval import list_documents, required_knowledge, search_documents
 from app.service.service import Service
+from app.service.uploads import FOLDER as UPLOADS
+from app.service.uploads import TooLarge, store_upload
 
 __all__ = [
+    "MOST_BYTES",
     "MOST_OPTIONS",
     "MOST_QUESTIONS",
+    "UPLOADS",
     "AnswerReader",
     "ArgumentsDelta",
     "BadRequest",
@@ -111,6 +116,7 @@ __all__ = [
     "ThinkingUse",
     "ThoughtDelta",
     "TokenLimits",
+    "TooLarge",
     "TooLong",
     "ToolUse",
     "UnknownContext",
@@ -127,6 +133,7 @@ __all__ = [
     "required_knowledge",
     "search_documents",
     "shown",
+    "store_upload",
     "token_bytes",
     "with_priority",
 ]

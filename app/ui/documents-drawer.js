@@ -2,6 +2,7 @@
 
 import { counted } from "./figures.js";
 import { authorization } from "./key.js";
+import { acceptDrops, upload } from "./upload.js";
 
 const READ_AGAIN_MS = 2000;
 const STATES = { indexed: "Indexed", waiting: "Waiting", skipped: "Skipped" };
@@ -10,8 +11,17 @@ const element = (id) => document.getElementById(id);
 export class DocumentsDrawer {
   #drawer = element("knowledge");
   #timer = 0;
+  #accepts = false;
 
   constructor() {
+    acceptDrops(
+      () => this.#accepts,
+      (files) => this.#upload(files),
+    );
+    element("add").addEventListener("change", ({ target }) => {
+      this.#upload([...target.files]);
+      target.value = "";
+    });
     element("open-documents").addEventListener("click", () => {
       this.#drawer.showModal();
       this.read();
@@ -21,7 +31,23 @@ export class DocumentsDrawer {
   /** Offer the documents of a server, if it has a knowledge base. */
   offer(server) {
     element("open-documents").hidden = !server.knowledge;
+    this.#accepts = server.uploads;
+    element("uploads").hidden = !server.uploads;
     if (server.knowledge) this.read();
+  }
+
+  /** Store files one after the other, and tell which were not. */
+  async #upload(files) {
+    if (!this.#drawer.open) this.#drawer.showModal();
+    const sentences = [];
+    for (const file of files) {
+      element("upload-notice").textContent = `Adding ${file.name}…`;
+      const problem = await upload(file);
+      if (problem) sentences.push(`${file.name}: ${problem}`);
+    }
+    const added = files.length - sentences.length;
+    element("upload-notice").textContent = [`${counted(added, "document")} added.`, ...sentences].join(" ");
+    this.read();
   }
 
   /** Read the state, again and again while documents wait or the drawer is open. */

@@ -72,6 +72,34 @@ def test_a_server_without_documents_has_no_drawer(chat: ChatPage) -> None:
     expect(chat.page.get_by_role("button", name="Documents")).to_have_count(0)
 
 
+def test_dropped_documents_are_indexed(
+    start_server: Callable[..., Server], page: Page, tmp_path: Path, expected_messages: list[str]
+) -> None:
+    expected_messages.append("status of 400")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    paths = {"DATA_PATH": str(folder), "KNOWLEDGE_INDEX": str(tmp_path / "index")}
+    server = start_server(KNOWLEDGE="on", KNOWLEDGE_UPLOADS="on", **paths).wait_until()
+    ChatPage(page, server.url).open()
+    page.evaluate("""() => {
+      const transfer = new DataTransfer();
+      transfer.items.add(new File(['# Wren\\n\\nThe Wren Bridge opens at 06:25.'], 'wren bridge.md'));
+      transfer.items.add(new File(['MZ'], 'virus.exe'));
+      for (const kind of ['dragover', 'drop'])
+        document.body.dispatchEvent(
+          new DragEvent(kind, {dataTransfer: transfer, bubbles: true, cancelable: true}));
+    }""")
+    opened = page.get_by_role("dialog", name="Documents")
+    notice = opened.locator("#upload-notice")
+    expect(notice).to_contain_text("1 document added. virus.exe: name: 'virus.exe' should end with one of")
+    expect(opened.get_by_text("1 of 1 document indexed.")).to_be_visible(timeout=20_000)
+    expect(opened.get_by_role("listitem")).to_contain_text("uploads/wren bridge.md")
+    assert [path.name for path in (folder / "uploads").iterdir()] == ["wren bridge.md"]
+    file = {"name": "more.txt", "mimeType": "text/plain", "buffer": b"The bridge is blue."}
+    opened.locator("#add").set_input_files(files=[file])  # type: ignore[list-item]
+    expect(opened.get_by_text("2 of 2 documents indexed.")).to_be_visible(timeout=20_000)
+
+
 @pytest.mark.parametrize("width", [320])
 def test_the_header_fits_with_all_buttons(page: Page, server_url: str, width: int) -> None:
     page.route("**/contexts", lambda route: route.fulfill(json={**route.fetch().json(), "knowledge": True}))

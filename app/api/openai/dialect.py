@@ -208,6 +208,19 @@ _KNOWLEDGE_STATE = Operation(
     errors=causes(500, 501, 503),
 )
 
+_UPLOAD = Operation(
+    method="PUT",
+    path="/v1/knowledge/documents/{name}",
+    endpoint=knowledge.upload,
+    group=_KNOWLEDGE,
+    summary="Store a document",
+    description="The body is the file. It is stored in `uploads/` below DATA_PATH, instead of an old version.",
+    parameters={"name": "File name without path: .txt, .md, .html, .pdf or .docx."},
+    replies={201: Reply("The document is stored. It is indexed soon.", {JSON: knowledge.StoredDocument})},
+    errors=causes(408, 500, 501, 503)
+    | {400: "The name is not allowed.", 413: "The document is larger than the knowledge base reads."},
+    is_served=lambda settings: settings.knowledge_uploads == "on",
+)
 _SEARCH = Operation(
     method="POST",
     path="/v1/knowledge/search",
@@ -249,6 +262,7 @@ DIALECT = Dialect(
         *map(_without_version, (_CHAT, _COMPLETIONS, _EMBEDDINGS, _MODELS, _MODEL)),
         _KNOWLEDGE_STATE,
         _SEARCH,
+        _UPLOAD,
     ),
     groups={_KNOWLEDGE: "Documents for answers."},
 )

@@ -1,20 +1,33 @@
-"""``/v1/knowledge``: list and search the documents of the knowledge base."""
+"""``/v1/knowledge``: list, search and store the documents of the knowledge base."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
+import anyio
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
+from app.api.dialect import Problem
 from app.api.http.body import read_json
+from app.api.http.problems import ApiError
 from app.api.http.sources import Source, source
 from app.api.http.waiting import while_connected
-from app.service import Service, list_documents, required_knowledge, search_documents
+from app.service import (
+    MOST_BYTES,
+    UPLOADS,
+    Service,
+    TooLarge,
+    list_documents,
+    required_knowledge,
+    search_documents,
+    store_upload,
+)
 
 
 class SearchRequest(BaseModel):
@@ -70,6 +83,13 @@ class Document(TypedDict):
     waiting_since: Annotated[
         float | None, Field(description="Time of its first change that is not indexed, in s since 1970.")
     ]
+
+
+class StoredDocument(TypedDict):
+    """A document that was stored."""
+
+    name: Annotated[str, Field(description="Path below DATA_PATH.")]
+    bytes: int
 
 
 class Counts(TypedDict):
@@ -134,6 +154,39 @@ async def state(request: Request) -> Response:
         ],
     }
     return JSONResponse(body)
+
+
+async def upload(request: Request) -> Response:
+    service = _service(request)
+    required_knowledge(service.knowledge)
+    name = request.path_params["name"]
+    try:
+        size = await store_upload(service.settings.data_path, name, _parts(request))
+    except TooLarge:
+        message = f"the document is larger than {MOST_BYTES} bytes"
+        raise ApiError(Problem(413, "body_too_large", message)) from None
+    stored: StoredDocument = {"name": f"{UPLOADS}/{name}", "bytes": size}
+    return JSONResponse(stored, 201)
+
+
+async def _parts(request: Request) -> AsyncIterator[bytes]:
+    """The parts of a body. Each must arrive within READ_TIMEOUT.
+
+    Raises:
+        ApiError: 408 a part did not arrive in time.
+    """
+    seconds = _service(request).settings.read_timeout
+    stream = request.stream()
+    while True:
+        with anyio.move_on_after(seconds) as limit:
+            part = await anext(stream, None)
+        if limit.cancelled_caught:
+            message = f"no part of the body arrived in {seconds:g} s (READ_TIMEOUT)"
+            raise ApiError(Problem(408, "read_timeout", message))
+        if part is None:
+            break
+        yield part
+    request.state.is_body_read = True
 
 
 def _service(request: Request) -> Service:

@@ -64,6 +64,7 @@ async def contexts(request: Request) -> Response:
         "contexts": list(service.contexts),
         "model": service.model_name,
         "knowledge": has_knowledge,
+        "uploads": has_knowledge and service.settings.knowledge_uploads == "on",
         "with_documents": with_documents if has_knowledge else [],
         "prompts": {
             name: context.prompt for name, context in service.contexts.items() if allows_context(client, name)

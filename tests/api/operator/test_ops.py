@@ -29,6 +29,7 @@ def test_contexts_are_listed_with_model_and_knowledge(server_url: str) -> None:
         "contexts": ["general", "sql", "classifier", "math"],
         "model": "SmolLM2-135M-Instruct.Q4_1",
         "knowledge": False,
+        "uploads": False,
         "with_documents": [],
         "max_total_tokens": 2048,
         "thinks": False,
