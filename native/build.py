@@ -6,8 +6,8 @@
 
 Needs Python 3.10 or newer and a C++ compiler, but no Python packages. Environment variables:
 
+    GPU                      cuda, vulkan or metal: a library that also computes on a GPU.
     LLAMA_BUILD_FLAGS        CMake definitions. They take precedence over the probes' results.
-                             GPU: "-DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native".
                              Without AMX: "-DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF".
                              llama.cpp's -march=native: "-DGGML_NATIVE=ON".
                              OpenMP, off by default: "-DGGML_OPENMP=ON".

@@ -43,8 +43,12 @@ _READ_BY_CMAKE = (
 _WITHOUT_EFFECT = ("CMAKE_ARGS", "CMAKE_BUILD_PARALLEL_LEVEL")
 
 
+# Values of GPU, with ggml's option.
+_GPU_OPTIONS = {"cuda": "GGML_CUDA", "vulkan": "GGML_VULKAN", "metal": "GGML_METAL"}
+
+
 class BuildFlagsError(ValueError):
-    """LLAMA_BUILD_FLAGS is invalid."""
+    """LLAMA_BUILD_FLAGS or GPU is invalid."""
 
 
 @dataclass(frozen=True)
@@ -95,19 +99,19 @@ class Plan:
 def make_plan(
     requirements: Path, toolchain: Toolchain, findings: Findings, environment: Mapping[str, str] = os.environ
 ) -> Plan:
-    """Derive a build from the probes' findings and LLAMA_BUILD_FLAGS.
+    """Derive a build from the probes' findings, GPU and LLAMA_BUILD_FLAGS.
 
     LLAMA_BUILD_FLAGS holds CMake definitions (``-DNAME=VALUE``). Each takes precedence over a probed one.
 
     Raises:
-        BuildFlagsError: LLAMA_BUILD_FLAGS holds anything but CMake definitions.
+        BuildFlagsError: LLAMA_BUILD_FLAGS holds anything but CMake definitions, or GPU is unknown.
         ValueError: ``requirements`` does not pin llama-cpp-python.
     """
     source = requirements.read_text()
     pinned = re.search(r"^llama[-_]cpp[-_]python==([\w.]+)", source, re.MULTILINE)
     if not pinned:
         raise ValueError(f"{requirements} does not pin llama-cpp-python")
-    wanted = _definitions(environment.get("LLAMA_BUILD_FLAGS", ""))
+    wanted = _gpu(environment.get("GPU", "")) | _definitions(environment.get("LLAMA_BUILD_FLAGS", ""))
     chosen = _chosen(findings)
     effective = {**_options(chosen), **{name: _is_on(value) for name, value in wanted.items()}}
     probed = not findings.unprobed
@@ -135,6 +139,14 @@ def make_plan(
         build_environment=tuple(sorted(pair for pair in environment.items() if _is_read_by_cmake(pair[0]))),
         cpu_identity=cpu.identity() if native else "",
     )
+
+
+def _gpu(name: str) -> dict[str, str]:
+    if not name:
+        return {}
+    if name.lower() not in _GPU_OPTIONS:
+        raise BuildFlagsError(f"GPU={name}: should be one of {', '.join(_GPU_OPTIONS)}")
+    return {_GPU_OPTIONS[name.lower()]: "ON"}
 
 
 def _is_read_by_cmake(variable: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import NamedTuple
 
 from app.config.contexts import load_contexts
 from app.config.settings import Settings
-from app.engine.llama import ModelLoadError, start_matmul
+from app.engine.llama import ModelLoadError, start_matmul, supports_gpu
 from app.fit import preflight
 from app.machine.background import in_background
 from app.machine.cores import physical_cores
+from app.machine.installation import IS_WHEEL, REBUILD, install_with
 from app.machine.progress import report_stage, reported_to
 from app.service import retrieval
 from app.service.service import Service
@@ -21,6 +23,8 @@ from app.weights.embedding import resolve_embedding_model, resolve_rerank_model
 from app.weights.errors import ModelError
 from app.weights.model import resolve_model
 from app.weights.tokenizer import TokenizerRepo, load_tokenizer_repo
+
+logger = logging.getLogger("tokenstream.service")
 
 
 class Files(NamedTuple):
@@ -45,6 +49,7 @@ class Start:
         Raises:
             UserError: A setting or the contexts file cannot be used.
         """
+        settings = _without_missing_gpu(settings)
         contexts = load_contexts(settings.contexts_file)
         self.service = Service(settings, contexts, Metrics(settings.instance_label))
         retrieval.check(settings)
@@ -95,6 +100,19 @@ def prepare(settings: Settings) -> Files:
     )
     start_matmul(enabled=settings.matmul == "auto")
     return files
+
+
+def _without_missing_gpu(settings: Settings) -> Settings:
+    """The settings with MODEL_GPU_LAYERS=0 if the library is not built for a GPU, or finds none."""
+    if settings.model_gpu_layers == 0 or supports_gpu():
+        return settings
+    logger.warning(
+        "MODEL_GPU_LAYERS=%d has no effect: the library is not built for a GPU, or finds none. "
+        "The CPU computes all layers. To build it for a GPU: %s",
+        settings.model_gpu_layers,
+        install_with("GPU", "cuda") if not IS_WHEEL else f"GPU=cuda {REBUILD}",
+    )
+    return settings.model_copy(update={"model_gpu_layers": 0})
 
 
 @contextmanager

@@ -321,9 +321,12 @@ def _choose(files: Sequence[str], wanted: Wanted, where: str) -> list[str]:
     """Parts of the only model among ``files`` that matches ``wanted``."""
     models = _models(files)
     if not models:
-        raise ModelError(
-            f"{where} contains no GGUF file: choose one that does; their names often end in GGUF"
-        )
+        advice = "choose one that does; their names often end in GGUF"
+        if any(file.endswith(".safetensors") for file in files):
+            advice += (
+                ". Or convert it with llama.cpp's convert_hf_to_gguf.py, and name the file by MODEL_PATH"
+            )
+        raise ModelError(f"{where} contains no GGUF file: {advice}")
     matching = _matching(models, wanted.file)
     if not matching:
         raise ModelError(f"{wanted} matches nothing in {where}; GGUF files there: {_listed(models)}")

@@ -51,6 +51,19 @@ def test_usable_instruction_sets_are_on_and_all_others_off(requirements: Path) -
     assert not found.repaired_tile_loadconfig
 
 
+@pytest.mark.parametrize(("gpu", "option"), [("cuda", "CUDA"), ("Vulkan", "VULKAN"), ("metal", "METAL")])
+def test_a_gpu_is_an_option_of_the_build(requirements: Path, gpu: str, option: str) -> None:
+    found = make_plan(requirements, GCC, ALL, {"GPU": gpu, "LLAMA_BUILD_FLAGS": "-DGGML_AVX2=OFF"})
+    assert options(found)[f"GGML_{option}"] == "ON"
+    assert options(found)["GGML_AVX2"] == "OFF"
+    assert found.key != make_plan(requirements, GCC, ALL, {"LLAMA_BUILD_FLAGS": "-DGGML_AVX2=OFF"}).key
+
+
+def test_an_unknown_gpu_is_an_error(requirements: Path) -> None:
+    with pytest.raises(BuildFlagsError, match="GPU=rocm: should be one of cuda, vulkan, metal"):
+        make_plan(requirements, GCC, ALL, {"GPU": "rocm"})
+
+
 def test_avx_vnni_is_on_only_without_avx512_vnni(requirements: Path) -> None:
     assert options(make_plan(requirements, GCC, ALL, {}))["GGML_AVX_VNNI"] == "OFF"
     assert options(make_plan(requirements, GCC, findings_of("AVX2", "AVX_VNNI"), {}))["GGML_AVX_VNNI"] == "ON"

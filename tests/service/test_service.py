@@ -252,6 +252,13 @@ async def test_the_name_of_a_split_model_has_no_part_number(service: Service, tm
     assert service.model_name == "tiny"
 
 
+def test_layers_on_a_missing_gpu_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    settings = load(None, model_gpu_layers=-1, contexts_file=ROOT / "config/prompt_config.toml")
+    assert start.Start(settings).service.settings.model_gpu_layers == 0
+    assert "MODEL_GPU_LAYERS=-1 has no effect" in caplog.text
+    assert "make install GPU=cuda" in caplog.text
+
+
 @pytest.mark.anyio
 async def test_main_gpu_applies_to_preflight_and_memory_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     received: dict[str, int] = {}

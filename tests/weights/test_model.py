@@ -150,7 +150,9 @@ def test_several_models_of_a_repository_are_listed(resolve: Resolve, fake_hub: F
 
 def test_a_repository_without_gguf_files_is_rejected(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"model.safetensors": b"\x08"})
-    assert f"MODEL_REPO={REPO} (revision main) contains no GGUF file" in resolve(MODEL_REPO=REPO).error
+    error = resolve(MODEL_REPO=REPO).error
+    assert f"MODEL_REPO={REPO} (revision main) contains no GGUF file" in error
+    assert "Or convert it with llama.cpp's convert_hf_to_gguf.py, and name the file by" in error
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="model.safetensors").error
     assert error == "MODEL_FILE=model.safetensors is not a GGUF file; GGUF files there: none"
     assert not fake_hub.gets()

@@ -23,6 +23,7 @@ from app.engine.llama.native import (
     native_function,
     start_backend,
     start_matmul,
+    supports_gpu,
 )
 from app.engine.llama.sampler import Logits, NoTokenError, Sampler, mask_logits, top_tokens
 
@@ -52,6 +53,7 @@ __all__ = [
     "smoke_decode",
     "start_backend",
     "start_matmul",
+    "supports_gpu",
     "top_tokens",
 ]
 

@@ -199,6 +199,12 @@ def _first_difference(layouts: Mapping[str, int]) -> str | None:
     return None
 
 
+def supports_gpu() -> bool:
+    """Whether the library is built for a GPU, and finds one."""
+    start_backend()
+    return bool(lib.llama_supports_gpu_offload())
+
+
 def attention_calls() -> int | None:
     """Attention operations that native/flash_attention.cpp has computed in this process.
 
