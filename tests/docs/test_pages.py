@@ -75,6 +75,7 @@ def test_variables_are_settings(page: Path) -> None:
         | _ALSO_READ
         | _OF_THE_BUILD
         | _OF_MAKE
+        | _OF_RAY
         | _OF_OPENTELEMETRY
     )
     shell = " ".join(command for command in commands(page) if command.startswith(("make ", "docker ")))
