@@ -93,7 +93,8 @@ class PromptTokenizer:
         """Tokenize conversations that differ only in the end of the last message. Answers have no thoughts.
 
         Args:
-            messages: The common part: with the beginning of the last message, which may be empty.
+            messages: The common part, with the beginning of the last message. It is empty, or ends where a
+                token ends, such as with a line break.
             options: Other variables of the template.
 
         Returns:
@@ -110,16 +111,26 @@ class PromptTokenizer:
         at = whole.rfind(mark)
         if at < 0:
             raise ValueError("the chat template changes the text of messages")
-        behind, after = at + len(mark), whole[at + len(mark) :]
-        before = self._tokens(whole[:at], [(begin, min(end, at)) for begin, end in contents if begin < at])
-        later = [(max(begin, behind) - behind, end - behind) for begin, end in contents if end > behind]
+        cut = at if messages[-1].content else self._behind_special(whole[:at], contents)
+        behind = at + len(mark)
+        tail, tail_contents = whole[cut:at], _within(contents, cut, at)
+        after, after_contents = whole[behind:], _within(contents, behind, len(whole))
 
         def rest(end: str) -> list[int]:
-            n = len(end)
-            spans = [(0, n), *((n + begin, n + stop) for begin, stop in later)]
-            return self._tokens(end + after, spans, begins=False)
+            n = len(tail) + len(end)
+            spans = [
+                *tail_contents,
+                (len(tail), n),
+                *((n + first, n + last) for first, last in after_contents),
+            ]
+            return self._tokens(tail + end + after, spans, begins=cut == 0)
 
-        return before, rest
+        return self._tokens(whole[:cut], _within(contents, 0, cut)) if cut else [], rest
+
+    def _behind_special(self, text: str, contents: Sequence[Span]) -> int:
+        """The end of the last special token in the markup. Tokens behind it do not depend on those before."""
+        touches = _touching(contents)
+        return max((m.end() for m in self._pattern.finditer(text) if not touches(*m.span())), default=0)
 
     def _rendered(
         self,
@@ -289,6 +300,11 @@ class PromptTokenizer:
         if is_first or not self._anchor:
             return self._vocab.tokenize(text, parse_special=parse_special)
         return self._vocab.tokenize(_ANCHOR + text, parse_special=parse_special)[len(self._anchor) :]
+
+
+def _within(contents: Sequence[Span], begin: int, end: int) -> list[Span]:
+    """The parts of contents from ``begin`` to ``end``, relative to ``begin``."""
+    return [(max(a, begin) - begin, min(b, end) - begin) for a, b in contents if a < end and b > begin]
 
 
 def _continued(rendering: Rendering, content: str) -> Rendering:

@@ -64,8 +64,11 @@ def choices_of(context: Context, vocab: Vocab, tokenizer: PromptTokenizer) -> Ch
     assert context.choices is not None
     names = tuple(context.choices)
     tokens = tuple(tokenizer.reply_tokens(name) for name in names)
-    if not all(tokens) or len(set(tokens)) < len(tokens):
-        raise BadRequest("a choice of the context has no tokens, or those of another one", field="context")
+    for index, (name, one) in enumerate(zip(names, tokens, strict=True)):
+        if not one or one in tokens[:index]:
+            raise BadRequest(
+                f"the choice {name!r} has no tokens, or those of another choice", field="choices"
+            )
     # Without its end, a choice would include the probability of the choices that begin with it.
     begins = {one[:n] for one in tokens for n in range(1, len(one))}
     options = tuple((*one, vocab.eos) if one in begins and vocab.eos >= 0 else one for one in tokens)

@@ -58,7 +58,7 @@ async def warm(
         The contexts that the chat template rejects, with its error messages.
 
     Raises:
-        ContextsError: A context exceeds the input limit, or its constraint is invalid.
+        ContextsError: A context exceeds the input limit, or its constraint or a choice is invalid.
     """
     started = time.perf_counter()
     is_cached = settings.prefix_cache_mb != 0
@@ -69,7 +69,7 @@ async def warm(
         progress.report(n_done / len(contexts))
         place = f"{settings.contexts_file}: context {name!r}"
         try:
-            preparation.constraints.check(context)
+            preparation.check(context)
             prefix = await asyncio.to_thread(preparation.common_prefix, context)
         except BadRequest as error:
             raise ContextsError(f"{place}: {error}") from error

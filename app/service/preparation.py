@@ -146,6 +146,16 @@ class Preparation:
             params = replace(params, max_tokens=choices.n_longest)
         return Prepared(chat.tokens, params, chat.turn_ends, prompt.passages, prompt.n_waiting, choices)
 
+    def check(self, context: Context) -> None:
+        """Check the constraint and the choices of a context.
+
+        Raises:
+            BadRequest: The constraint is invalid, or a choice has no tokens.
+        """
+        self.constraints.check(context)
+        if context.choices is not None:
+            choices_of(context, self._vocab, self._tokenizer)
+
     def tokens(self, prompt: Prompt) -> list[int]:
         """Tokenize a prompt.
 

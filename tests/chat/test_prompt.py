@@ -51,6 +51,21 @@ def test_a_conversation_without_control_tokens_is_tokenized_as_by_llama_cpp(
     )
 
 
+@pytest.mark.parametrize(
+    "source", [None, sample_templates.MISTRAL, sample_templates.LLAMA_2, sample_templates.GEMMA]
+)
+@pytest.mark.parametrize("beginning", ["", "A lamp burns here.\n"])
+def test_parts_have_the_tokens_of_whole_prompts(
+    source: str | None, beginning: str, vocab_model: Model, make: Make
+) -> None:
+    tokenizer = make(source or vocab_model.chat_template)
+    earlier = [Message("user", "One?"), Message("assistant", "Two <|im_end|>")]
+    before, rest = tokenizer.in_parts([*earlier, Message("user", beginning)])
+    for end in ("Which lamp?", "\u00e9t\u00e9 <|im_start|> 7", "(b)"):
+        whole = tokenizer.tokens([*earlier, Message("user", beginning + end)])
+        assert before + rest(end) == whole
+
+
 def test_only_a_control_token_in_a_content_is_tokenized_separately(
     tokenizer: PromptTokenizer, vocab: Vocab
 ) -> None:

@@ -10,6 +10,7 @@ from app.config.contexts import Context
 from app.config.settings import Settings
 from app.engine.llama import Model
 from app.service.choices import choices_of, drawn
+from app.service.errors import BadRequest
 from app.service.model import make_tokenizer
 
 
@@ -19,6 +20,12 @@ def test_a_choice_that_begins_another_one_is_scored_with_its_end(model: Model) -
     texts = [b"".join(map(model.vocab.piece, tokens)).decode() for tokens in choices.tokens]
     assert texts == list(choices.names)
     assert [option[-1] == model.vocab.eos for option in choices.options] == [True, False, False]
+
+
+def test_a_choice_without_tokens_is_named(model: Model) -> None:
+    context = Context(prompt="", choices={"lamp": "", "\x04": ""})  # the vocabulary lacks this byte
+    with pytest.raises(BadRequest, match=r"choice '\\x04' has no tokens"):
+        choices_of(context, model.vocab, make_tokenizer(Settings(), model, None))
 
 
 def test_draws_follow_the_probabilities_at_the_temperature() -> None:
