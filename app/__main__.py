@@ -76,6 +76,15 @@ def _chat(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
+def _classify(settings: Settings, options: argparse.Namespace) -> int:
+    import asyncio
+
+    from app.cli.classify import classify
+
+    asyncio.run(classify(settings, options.texts, options.context, options.choices, as_json=options.json))
+    return 0
+
+
 def _install(settings: Settings, options: argparse.Namespace) -> int:
     from app.cli.install import install
 
@@ -128,6 +137,7 @@ _COMMANDS: dict[str, Callable[[Settings, argparse.Namespace], int]] = {
     "serve": _serve,
     "generate": _generate,
     "chat": _chat,
+    "classify": _classify,
     "install": _install,
     "doctor": _doctor,
     "models": _models,

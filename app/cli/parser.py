@@ -30,6 +30,15 @@ def parser() -> argparse.ArgumentParser:
     _add_sampling(generate)
     chat = _command(commands, "chat", "hold a conversation in the terminal")
     _add_sampling(chat)
+    classify = _command(
+        commands,
+        "classify",
+        "print the classes of texts",
+        "Print the class of each text. Without texts, each line of standard input is one.",
+    )
+    classify.add_argument("texts", nargs="*", metavar="TEXT", help="a text to classify")
+    classify.add_argument("--context", help="name of a context with choices (default: CONTEXT_TYPE)")
+    classify.add_argument("--choices", help="names separated by commas, instead of a context")
     install = _command(
         commands,
         "install",
@@ -55,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "Exit status: 0 without failures, 1 with failures; warnings do not count.",
     )
     models = _command(commands, "models", "list the models that have names")
-    for command in (check, models):
+    for command in (check, models, classify):
         command.add_argument("--json", action="store_true", help="print JSON")
     quantize = _command(
         commands,
@@ -69,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     remove = _command(commands, "rm", "delete downloaded models by name")
     for command in (pull, remove):
         command.add_argument("names", nargs="+", metavar="NAME", help="a name that `models` lists")
-    for command in (generate, chat, install, detect, check, quantize, models, pull, remove):
+    for command in (generate, chat, classify, install, detect, check, quantize, models, pull, remove):
         command.epilog = _ALL_SETTINGS
         flags.add_settings(command, shown=False)
     return top
