@@ -77,6 +77,7 @@ def test_variables_are_settings(page: Path) -> None:
         | _OF_MAKE
         | _OF_RAY
         | _OF_OPENTELEMETRY
+        | _OF_RAY
     )
     shell = " ".join(command for command in commands(page) if command.startswith(("make ", "docker ")))
     named = {
