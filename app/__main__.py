@@ -15,7 +15,7 @@ from app.config import flags
 from app.config import settings as settings_table
 from app.config.errors import UserError
 from app.config.settings import Settings
-from app.fit import preflight
+from app.fit import builds
 from app.telemetry import logs
 
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = settings_table.load(**overrides)
         logs.configure(settings.log_level, settings.log_format)
         if options.command not in _WITHOUT_LIBRARY:
-            preflight.check_library()
+            builds.choose(settings.native_build)
         return _COMMANDS[options.command](settings, options)
     except UserError as error:
         if settings is not None and settings.log_format == "json":
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-# Commands are imported after check_library(), because they load the native library.
+# Commands are imported after builds.choose(), because they load the native library.
 
 
 def _serve(settings: Settings, _options: argparse.Namespace) -> int:

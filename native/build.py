@@ -1,6 +1,9 @@
 """Build llama-cpp-python for this CPU and install it.
 
     python native/build.py install --venv .venv    build the wheel or take it from the cache; install it
+    python native/build.py install --venv .venv --wheels builds.zip
+                                                   install the builds of an archive, from a path or URL
+    python native/build.py wheels builds.zip       build for CPUs of several generations, into an archive
     python native/build.py probe                   print the usable instruction sets and the build flags
     python native/build.py compilers               print the compilers
 
@@ -23,6 +26,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +35,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import cpu
+import portable
 from compilers import NoCompilerError, find_toolchain
 from plan import BuildFlagsError, Plan, make_plan
 from probe import INSTRUCTION_SETS, Findings, probe
@@ -37,7 +43,6 @@ from steps import BuildError, duration
 from wheels import Builder, Wheel, cache_folder, obtain
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements"
-MANIFEST = "native-build.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,6 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     installing = commands.add_parser("install", help="build and install llama-cpp-python")
     installing.add_argument("--venv", type=Path, required=True, help="target Python environment")
     installing.add_argument("--rebuild", action="store_true", help="build even if the wheel is in the cache")
+    installing.add_argument("--wheels", metavar="ARCHIVE", help="path or URL of an archive of builds")
+    making = commands.add_parser("wheels", help="build for CPUs of several generations")
+    making.add_argument("archive", type=Path)
     commands.add_parser("probe", help="print the usable instruction sets and the build flags")
     commands.add_parser("compilers", help="print the compilers")
     chosen = parser.parse_args(arguments)
@@ -59,6 +67,10 @@ def main(arguments: list[str] | None = None) -> int:
         elif chosen.command == "compilers":
             toolchain = find_toolchain()
             print(f"{toolchain.c.version}\n{toolchain.cxx.version}")
+        elif chosen.command == "wheels":
+            make_wheels(chosen.archive)
+        elif chosen.wheels:
+            install_builds(chosen.venv, chosen.wheels)
         else:
             install(chosen.venv, rebuild=chosen.rebuild)
     except (BuildError, BuildFlagsError, NoCompilerError) as error:
@@ -110,17 +122,59 @@ def install(venv: Path, *, rebuild: bool) -> None:
         NoCompilerError: No usable compiler is found.
         BuildFlagsError: LLAMA_BUILD_FLAGS is invalid.
     """
-    python = venv / "bin" / "python"
-    if not python.exists():
-        raise BuildError(f"{venv} is not a Python environment; create it with: python3 -m venv {venv}")
+    python = _python(venv)
     if os.environ.get("CMAKE_ARGS"):
         print("warning: CMAKE_ARGS is ignored; set LLAMA_BUILD_FLAGS to CMake definitions", file=sys.stderr)
     plan, _ = _plan()
     folder = cache_folder() / plan.key
     wheel = obtain(folder, Builder(plan, REQUIREMENTS, folder / "build.log"), rebuild=rebuild)
     _pip_install(python, wheel.path)
-    _write_manifest(venv / MANIFEST, plan, wheel)
+    # The chosen build takes precedence over this one.
+    shutil.rmtree(venv / portable.FOLDER, ignore_errors=True)
+    unfinished = (venv / portable.MANIFEST).with_suffix(".tmp")
+    unfinished.write_text(_manifest(plan, wheel), encoding="utf-8")
+    unfinished.replace(venv / portable.MANIFEST)
     print(_summary(plan, wheel))
+
+
+def make_wheels(archive: Path) -> None:
+    """Build for CPUs of several generations. LLAMA_BUILD_FLAGS applies to each build.
+
+    Raises:
+        BuildError: A build fails, or this machine is not x86-64.
+        NoCompilerError: No usable compiler is found.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        raise BuildError(f"builds for several CPUs exist for x86-64 only, not {platform.machine()}")
+    toolchain = find_toolchain()
+    builds = {}
+    for name in portable.BUILDS:
+        plan = make_plan(REQUIREMENTS / "native.txt", toolchain, portable.findings(name))
+        folder = cache_folder() / plan.key
+        wheel = obtain(folder, Builder(plan, REQUIREMENTS, folder / "build.log"))
+        print(f"{name}: {_summary(plan, wheel)}")
+        builds[name] = (wheel.path, _manifest(plan, wheel))
+    portable.write_archive(archive, builds)
+    print(f"{archive}: {archive.stat().st_size / 1e6:.0f} MB")
+
+
+def install_builds(venv: Path, source: str) -> None:
+    """Install the builds of an archive.
+
+    Raises:
+        BuildError: The archive cannot be read, or the installation fails.
+    """
+    python = _python(venv)
+    names = portable.install_archive(source, venv, lambda wheel: _pip_install(python, wheel))
+    (venv / portable.MANIFEST).unlink(missing_ok=True)
+    print(f"builds {', '.join(names)} installed; the server chooses one at start")
+
+
+def _python(venv: Path) -> Path:
+    python = venv / "bin" / "python"
+    if not python.exists():
+        raise BuildError(f"{venv} is not a Python environment; create it with: python3 -m venv {venv}")
+    return python
 
 
 def _plan() -> tuple[Plan, Findings]:
@@ -145,8 +199,8 @@ def _pip_install(python: Path, wheel: Path) -> None:
         raise BuildError(f"pip failed to install {wheel}:\n{(result.stderr or result.stdout).strip()}")
 
 
-def _write_manifest(path: Path, plan: Plan, wheel: Wheel) -> None:
-    """Record the build. After a crash, the server compares the instruction sets with the CPU."""
+def _manifest(plan: Plan, wheel: Wheel) -> str:
+    """A record of the build, as JSON. The server compares the instruction sets with the CPU."""
     built_at = datetime.fromtimestamp(wheel.path.stat().st_mtime, timezone.utc)
     manifest = {
         "library": "llama-cpp-python",
@@ -160,9 +214,7 @@ def _write_manifest(path: Path, plan: Plan, wheel: Wheel) -> None:
         "cpu": cpu.model(),
         "built_at": built_at.isoformat(timespec="seconds"),
     }
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    return json.dumps(manifest, indent=2) + "\n"
 
 
 def _summary(plan: Plan, wheel: Wheel) -> str:

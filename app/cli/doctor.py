@@ -13,7 +13,7 @@ from pathlib import Path
 
 from app.config.errors import UserError
 from app.config.settings import Settings
-from app.fit import preflight
+from app.fit import builds
 from app.fit.identity import cpu, manifest
 from app.fit.machine_checks import Finding, check_machine, failure, ok, warning
 from app.machine.folders import cache_folder
@@ -38,7 +38,7 @@ def doctor(settings: Settings, *, as_json: bool) -> int:
 
 def _findings(settings: Settings) -> Iterator[Finding]:
     yield _check_compiler()
-    library = _check_library()
+    library = _check_library(settings)
     yield library
     yield from check_machine(cpu(), manifest(), settings.model_threads)
     if library.status == "ok":
@@ -66,10 +66,10 @@ def _check_compiler() -> Finding:
     return warning("compiler", reason, "the library cannot be compiled again without it")
 
 
-def _check_library() -> Finding:
+def _check_library(settings: Settings) -> Finding:
     try:
-        preflight.check_library()
-    except preflight.NativeLibraryError as error:
+        builds.choose(settings.native_build)
+    except UserError as error:
         return failure("library", str(error))
     facts = manifest()
     return ok("library", f"{facts.get('library', 'llama-cpp-python')} {facts.get('version', '')} loads")

@@ -178,6 +178,11 @@ class ModelSettings(BaseSettings):
         "Prefill of the next turn while no request runs, if its prompt does not continue the last answer: "
         "templates drop thoughts, and passages are only in the last turn.",
     )
+    native_build: str = setting(
+        "auto",
+        "Build of the native library, if several are installed (docs/build.md). `auto`: the fastest that "
+        "works on this CPU.",
+    )
     matmul: Literal["auto", "ggml"] = setting(
         "auto",
         "Kernels of matrix products. `auto`: Tokenstream's for supported weight formats, else ggml's.",

@@ -15,6 +15,8 @@ from typing import Any
 
 logger = logging.getLogger("tokenstream.preflight")
 
+# Folder of another build of the library; also read by llama_cpp.
+LIBRARY_VARIABLE = "LLAMA_CPP_LIB_PATH"
 MANIFEST = Path(sys.prefix) / "native-build.json"  # written by native/build.py
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -55,7 +57,7 @@ def _fingerprint(path: Path) -> tuple[str, int, int]:
 
 def library_files() -> list[Path]:
     """The native libraries of llama_cpp, found without importing it."""
-    folder = os.environ.get("LLAMA_CPP_LIB_PATH")
+    folder = os.environ.get(LIBRARY_VARIABLE)
     if folder is None:
         spec = importlib.util.find_spec("llama_cpp")
         if spec is None or spec.origin is None:
@@ -73,14 +75,22 @@ def model_files(model_path: Path) -> list[Path]:
     return sorted(path for path in model_path.parent.iterdir() if pattern.fullmatch(path.name))
 
 
+def own_manifest() -> Path | None:
+    """The manifest in the folder LLAMA_CPP_LIB_PATH, if it has one."""
+    folder = os.environ.get(LIBRARY_VARIABLE)
+    path = Path(folder or "") / MANIFEST.name
+    return path if folder and path.exists() else None
+
+
 def manifest() -> dict[str, Any]:
     """The build manifest of native/build.py; empty for other libraries."""
+    path = own_manifest() or MANIFEST
     try:
-        facts = json.loads(MANIFEST.read_text(encoding="utf-8"))
+        facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        logger.debug("cannot read %s: %s", MANIFEST, error)
+        logger.debug("cannot read %s: %s", path, error)
         return {}
     return facts if isinstance(facts, dict) else {}
 

@@ -22,7 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from app.config.errors import UserError
-from app.fit.identity import check_key, cpu, library_files, manifest, model_files
+from app.fit.identity import (
+    LIBRARY_VARIABLE,
+    check_key,
+    cpu,
+    library_files,
+    manifest,
+    model_files,
+    own_manifest,
+)
 from app.machine.folders import cache_folder
 from app.machine.installation import INSTALL, REBUILD, ROOT, rebuild_with
 
@@ -218,8 +226,8 @@ def _explain_crash(number: int, stderr: str, when: str, *, uses_gpu: bool) -> st
 def _suspect(number: int, build: dict[str, Any]) -> str:
     """Name the likely cause, such as an instruction set, and a remedy."""
     rebuild = f"Build it for this machine: {REBUILD}."
-    other_folder = os.environ.get("LLAMA_CPP_LIB_PATH")
-    if other_folder:
+    other_folder = os.environ.get(LIBRARY_VARIABLE)
+    if other_folder and own_manifest() is None:
         return f"It comes from LLAMA_CPP_LIB_PATH={other_folder} and may be built for another CPU: unset it."
     sets: dict[str, list[str]] = build.get("cpuinfo_flags", {})
     if not sets:

