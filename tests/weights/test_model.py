@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.config import settings
+from app.machine import installation
 from app.weights import model as hub
 from tests.weights.hub_driver import Resolve
 from tests.weights.hub_server import REPO, TINY, FakeHub, closed_port, split_gguf
@@ -23,6 +24,7 @@ def test_the_default_model_is_in_a_package_and_needs_no_hub(resolve: Resolve) ->
 
 
 def test_the_error_for_the_missing_package_of_the_default_model_has_the_command(monkeypatch) -> None:
+    monkeypatch.setattr(installation, "DEFAULT_PACKAGE", "llm_not_installed")
     monkeypatch.setattr(hub, "DEFAULT_PACKAGE", "llm_not_installed")
     with pytest.raises(hub.ModelError, match="llm_not_installed is not installed: run `make install`"):
         hub.resolve_model(settings.load(None))
