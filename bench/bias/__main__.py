@@ -35,7 +35,7 @@ class Measured:
 
     Attributes:
         outcomes: By the name of the way, then by the name of the task.
-        shipped: Of the task that a context of the contexts file decides, in that context.
+        shipped: Of tasks that a context of the contexts file decides, in that context.
         greedy: Accuracy of greedy answers in free generation, by task.
         unnamed: Share of greedy answers that name no option, by task.
     """
@@ -62,7 +62,9 @@ async def measure(study: Study, tasks: Sequence[Task], contexts: Mapping[str, Co
         made.greedy[task.name] = sum(a == b for a, b in zip(greedy, right, strict=True)) / len(right)
         made.unnamed[task.name] = greedy.count(None) / len(right)
         if (context := contexts.get(SHIPPED.get(task.name, ""))) is not None:
-            made.shipped[task.name] = Outcome.of(await study.classes(task, context), right)
+            plain, less_prior = await study.classes(task, context)
+            made.shipped[task.name] = Outcome.of(plain, right)
+            made.shipped[f"{task.name}, less the prior"] = Outcome.of(less_prior, right)
         print(f"{task.name}: answers generated", file=sys.stderr, flush=True)
     return made
 
@@ -98,13 +100,18 @@ def report(made: Measured, tasks: Sequence[Task]) -> str:
     parts += [
         _differences(together, {"guessing": guessed, "decisions as served": served.losses}),
         _bins(together),
+        _shipped(made.shipped),
     ]
     return "\n\n".join(parts)
 
 
 def _shipped(outcomes: Mapping[str, Outcome]) -> str:
     rows = (
-        [name, SHIPPED[name], *(f"{v:.2f}" for v in (o.accuracy, o.log_loss, o.calibration_error))]
+        [
+            name,
+            SHIPPED[name.partition(",")[0]],
+            *(f"{v:.2f}" for v in (o.accuracy, o.log_loss, o.calibration_error)),
+        ]
         for name, o in outcomes.items()
     )
     return _table(["task", "context", "accuracy", "log loss, nats", "expected calibration error"], rows)

@@ -141,12 +141,15 @@ class Study:
         prepared = self._preparations["words"].prepare_queries([text], context, "case")
         return prepared.prompt, list(prepared.questions.values())
 
-    async def classes(self, task: Task, context: Context) -> Floats:
-        """Scaled log-probabilities of the choices of a context, in their order."""
+    async def classes(self, task: Task, context: Context) -> tuple[Floats, Floats]:
+        """Scaled log-probabilities of the choices of a context, and the same less the prior."""
+        texts = [*(case.text for case in task.cases), *CONTENT_FREE]
         found = await asyncio.gather(
-            *(self._engine.score(*self._classified(case.text, context)) for case in task.cases)
+            *(self._engine.score(*self._classified(text, context)) for text in texts)
         )
-        return log_softmax(np.array([one.logprobs[0] for one in found]))
+        logprobs = log_softmax(np.array([one.logprobs[0] for one in found]))
+        cases, free = logprobs[: len(task.cases)], logprobs[len(task.cases) :]
+        return cases, log_softmax(cases - np.log(np.exp(free).mean(axis=0)))
 
     async def free_answers(self, task: Task) -> tuple[Floats, list[int | None]]:
         """Generate answers to the prompts with words.

@@ -74,3 +74,4 @@ def test_the_study_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
         losses = [float(cell) for cell in rows[1].split("|")[2:-1]]
         assert len(losses) == 3  # two tasks and their mean
         assert all(0 < loss < 50 for loss in losses)
+    assert any(line.startswith("| sentiment | classifier |") for line in lines)
