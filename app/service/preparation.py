@@ -142,6 +142,7 @@ class Preparation:
                 f"choice of {choices.n_longest}; the limit is {self.limits.total} (N_CTX)",
                 field=prompt.field,
             )
+        params = replace(params, stop=())  # a stop string would truncate a choice
         if "max_tokens" not in overrides:
             params = replace(params, max_tokens=choices.n_longest)
         return Prepared(chat.tokens, params, chat.turn_ends, prompt.passages, prompt.n_waiting, choices)

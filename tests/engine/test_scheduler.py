@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.engine.cache.kv_state import MemoryKind
 from app.engine.client import Client
+from app.engine.scoring import Question, ScoringSequence
 from app.engine.sequence import Sequence
 from tests.engine.cache.fake_memory import sequence
 from tests.engine.scheduler_rig import MB, FixedDraft, Rig
@@ -46,6 +48,33 @@ def test_chunks_are_small_beside_a_decoding_sequence() -> None:
         [(0, 1, True), (1, 5, True)],
         [(0, 1, True), (1, 1, True)],
     ]
+
+
+def test_questions_have_the_chunks_of_prompts_beside_a_decoding_sequence() -> None:
+    rig = Rig(chunk=100)
+    rig.add(sequence(5))
+    rig.step()
+    questions = tuple(Question((*range(n, n + 14),), ((1,), (2, 3, 4))) for n in (50, 70))
+    asked = ScoringSequence([*range(25)], questions=questions)
+    rig.add(asked)
+    sizes = []
+    while asked in rig.scheduler:
+        decoding, piece = rig.scheduler.schedule()
+        assert (decoding.n_tokens, decoding.decodes, piece.decodes) == (1, True, False)
+        sizes.append(piece.n_tokens)
+        asked.n_computed += piece.n_tokens
+        assert asked.slot is not None
+        rig.memory.slots[asked.slot] = asked.tokens[: asked.n_computed]
+        asked.read(np.zeros((piece.n_outputs, 100), np.float32))
+        if asked.n_pending:
+            continue
+        if (n_shared := asked.advance()) is None:
+            rig.scheduler.remove(asked)
+        else:
+            rig.cache.rewind(asked, n_shared)
+    # The prompt with the first question and two tokens of its longer option, then the second question.
+    assert sizes == [10, 10, 10, 10, 1, 10, 6]
+    assert asked.logprobs == [[pytest.approx(-np.log(100)), pytest.approx(-3 * np.log(100))]] * 2
 
 
 class TestOrder:
