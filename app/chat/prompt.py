@@ -8,6 +8,7 @@ contains such a character is tokenized separately, as plain text.
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import re
 import secrets
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.chat.messages import Message, Tool
-from app.chat.template.sandbox import Rendering
+from app.chat.template.sandbox import Rendering, TemplateRejection
 from app.chat.template.template import ChatTemplate
 from app.chat.tools.format import special_pattern
 from app.chat.turn_ends import turn_ends
@@ -243,6 +244,22 @@ class PromptTokenizer:
     def reply_tokens(self, text: str) -> tuple[int, ...]:
         """Token ids of a text at the start of an answer, all of it content."""
         return tuple(self._text_part(text, False))
+
+    def natural_reply(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text at the start of an answer, with the space that the template puts before it."""
+        return self.reply_tokens(self._reply_space + text)
+
+    @functools.cached_property
+    def _reply_space(self) -> str:
+        """The space that the template puts between the prompt and an answer, as in ``[/INST] Yes``."""
+        question, mark = [Message("user", "A or B?")], secrets.token_hex(8)
+        try:
+            before = self.template.render(question).text
+            whole = self.template.render([*question, Message("assistant", mark)]).text
+        except TemplateRejection:
+            return ""  # no prompt with an answer exists
+        space = whole[len(before) : max(whole.find(mark), 0)] if whole.startswith(before) else ""
+        return space if not space.strip(" ") else ""
 
     def markup_tokens(self, text: str) -> list[int]:
         """Token ids of a text in which special tokens' texts become those tokens."""

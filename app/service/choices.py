@@ -38,7 +38,7 @@ class Choices:
     Attributes:
         names: Their texts.
         tokens: Their tokens.
-        options: The same, with the end of the turn where another one begins with them.
+        options: Their tokens as the model writes them, and the end of the turn where another one begins so.
     """
 
     names: tuple[str, ...]
@@ -48,7 +48,7 @@ class Choices:
     @property
     def n_longest(self) -> int:
         """Tokens of the longest one."""
-        return max(map(len, self.options))
+        return max(map(len, (*self.tokens, *self.options)))
 
     def scored(self, prompt: Sequence[int]) -> tuple[list[int], Question]:
         """A prompt and its answers as a question. The last token of the prompt is the question."""
@@ -70,8 +70,9 @@ def choices_of(context: Context, vocab: Vocab, tokenizer: PromptTokenizer) -> Ch
                 f"the choice {name!r} has no tokens, or those of another choice", field="choices"
             )
     # Without its end, a choice would include the probability of the choices that begin with it.
-    begins = {one[:n] for one in tokens for n in range(1, len(one))}
-    options = tuple((*one, vocab.eos) if one in begins and vocab.eos >= 0 else one for one in tokens)
+    natural = [tokenizer.natural_reply(name) for name in names]
+    begins = {one[:n] for one in natural for n in range(1, len(one))}
+    options = tuple((*one, vocab.eos) if one in begins and vocab.eos >= 0 else one for one in natural)
     return Choices(names, tokens, options)
 
 

@@ -144,7 +144,7 @@ class QuestionPreparation:
 
     def _reply(self, name: str, question: DecisionQuestion) -> tuple[int, ...]:
         """The tokens of a reply. If it may begin a longer one, the end of the turn is part of it."""
-        reply = self._tokenizer.reply_tokens(name)
+        reply = self._tokenizer.natural_reply(name)
         if not reply:
             raise BadRequest(f"option {name!r} has no tokens", field=question.field)
         end = () if question.answers_by_name or self._vocab.eos < 0 else (self._vocab.eos,)

@@ -66,6 +66,14 @@ def test_parts_have_the_tokens_of_whole_prompts(
         assert before + rest(end) == whole
 
 
+def test_a_natural_reply_has_the_space_of_the_template(vocab: Vocab, make: Make) -> None:
+    def written_by(source: str) -> bytes:
+        return b"".join(map(vocab.piece, make(source).natural_reply("Yes")))
+
+    assert written_by(sample_templates.LLAMA_2) == b" Yes"
+    assert [written_by(getattr(sample_templates, n)) for n in ("CHATML", "MISTRAL", "GEMMA")] == [b"Yes"] * 3
+
+
 def test_only_a_control_token_in_a_content_is_tokenized_separately(
     tokenizer: PromptTokenizer, vocab: Vocab
 ) -> None:
