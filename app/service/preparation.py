@@ -242,22 +242,26 @@ class Preparation:
         assert context is not None
         tools = prompt.tools.tools if prompt.tools else ()
         options = template_options(prompt.thinking, context, self._tokenizer.template.thoughts)
-        try:
-            chat = self._tokenizer.chat(
-                with_passages(
-                    in_context(context, prompt.messages),
-                    prompt.passages,
-                    self._settings.model_prompt_template,
-                ),
-                tools=tools,
-                options=options.variables,
-                thinks=options.thinks,
-                continue_final=prompt.continues,
-            )
-        except TemplateRejection as error:
+        messages = with_passages(
+            in_context(context, prompt.messages), prompt.passages, self._settings.model_prompt_template
+        )
+        rejection: TemplateRejection | None = None
+        for turns in (messages, with_one_system_turn(messages)):
+            try:
+                chat = self._tokenizer.chat(
+                    turns,
+                    tools=tools,
+                    options=options.variables,
+                    thinks=options.thinks,
+                    continue_final=prompt.continues,
+                )
+                break
+            except TemplateRejection as error:
+                rejection = rejection or error
+        else:
             raise BadRequest(
-                f"the model's chat template rejects the messages: {error}", field=prompt.field
-            ) from error
+                f"the model's chat template rejects the messages: {rejection}", field=prompt.field
+            ) from rejection
         if chat.thinking is None:
             return chat
         return replace(chat, thinking=replace(chat.thinking, budget=options.budget))
@@ -373,6 +377,14 @@ def _enforceable_tool(use: ToolUse, index: int) -> Tool:
         return replace(tool, parameters=schema)
     except ValueError as error:  # rewriting adds levels
         raise BadRequest(f"cannot be enforced: {error}", field=field) from error
+
+
+def with_one_system_turn(messages: Sequence[Message]) -> list[Message]:
+    """The messages for templates with one system turn. Later system turns are user turns at their places."""
+    n_system = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
+    system = "\n\n".join(message.content for message in messages[:n_system])
+    later = [replace(m, role="user") if m.role == "system" else m for m in messages[n_system:]]
+    return [*([Message("system", system)] if n_system else []), *later]
 
 
 def in_context(context: Context, messages: Sequence[Message]) -> list[Message]:

@@ -89,7 +89,7 @@ def _message(index: int, message: ChatMessage) -> Message:
     calls = []
     for i, call in enumerate(message.calls):
         with naming(f"{place}.tool_calls.{i}.function.arguments"):
-            calls.append(ToolCall(call.id, call.function.name, call.function.arguments))
+            calls.append(ToolCall(call.id, call.function.name, call.function.arguments or "{}"))
     role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
     call_id = message.name if message.role == "function" else message.tool_call_id
     with naming(place):

@@ -80,7 +80,7 @@ def constraint_of(body: ResponsesRequest) -> Constraint | None:
 def _assistant(item: InputItem) -> Message:
     if item.type == "message":
         return Message("assistant", text_of(item.content))
-    return Message("assistant", "", (ToolCall(item.call_id or "", item.name or "", item.arguments or ""),))
+    return Message("assistant", "", (ToolCall(item.call_id or "", item.name or "", item.arguments or "{}"),))
 
 
 def _add_assistant(turns: list[Message], new: Message, *, is_new: bool) -> None:

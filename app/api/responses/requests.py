@@ -36,6 +36,8 @@ _HARMLESS = frozenset(
         "user",
     }
 )
+# They would change the answer.
+_UNSUPPORTED = {"conversation": "the items, or previous_response_id", "prompt": "instructions and input"}
 
 
 class _Fields(BaseModel):
@@ -181,6 +183,9 @@ class ResponsesRequest(SamplingFields, ThinkingFields):
     def _fits(self) -> ResponsesRequest:
         if not self.input and self.previous_response_id is None:
             raise ValueError("input: is required")
+        for name, instead in _UNSUPPORTED.items():
+            if (self.model_extra or {}).get(name) is not None:
+                raise ValueError(f"{name}: is not supported; send {instead}")
         check_distinct(tool.name for tool in self.tools or () if tool.type == "function")
         for name in sorted((self.model_extra or {}).keys() - _HARMLESS):
             warn_once(ROUTE, f"the field {name[:64]!r}")

@@ -289,6 +289,18 @@ def test_fields_without_effect_are_accepted(client: openai.OpenAI) -> None:
         },
         {
             "messages": [
+                *MESSAGES,
+                {
+                    "role": "assistant",
+                    "tool_calls": [
+                        {"id": "c", "type": "function", "function": {"name": "now", "arguments": ""}}
+                    ],
+                },
+                {"role": "tool", "tool_call_id": "c", "content": "noon"},
+            ]
+        },
+        {
+            "messages": [
                 {
                     "role": "user",
                     "content": [{"type": "text", "text": "Hello", "cache_control": {"type": "ephemeral"}}],

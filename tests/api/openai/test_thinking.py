@@ -56,6 +56,21 @@ def test_thoughts_are_separate_in_whole_answers_and_streams(thinker: openai.Open
     assert (thought, answer) == (message.reasoning_content, message.content)
 
 
+def test_several_system_messages_are_accepted_by_a_template_with_one(thinker: openai.OpenAI) -> None:
+    system, developer = {"role": "system", "content": "Be brief."}, {"role": "developer", "content": "Rhyme."}
+    joined = {"role": "system", "content": "Be brief.\n\nRhyme."}
+    asked = [ask(thinker, messages=[*turns, *QUESTION]) for turns in ([system, developer], [joined])]
+    assert asked[0].usage.prompt_tokens == asked[1].usage.prompt_tokens
+    assert asked[0].choices[0].message == asked[1].choices[0].message
+    later = ask(thinker, messages=[system, *QUESTION, developer])
+    assert (
+        later.usage.prompt_tokens
+        == ask(
+            thinker, messages=[system, *QUESTION, {"role": "user", "content": "Rhyme."}]
+        ).usage.prompt_tokens
+    )
+
+
 def test_a_schema_and_tools_hold_after_the_thought(thinker: openai.OpenAI) -> None:
     form: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": SCHEMA}}
     message = ask(thinker, extra_body=BUDGET, response_format=form).choices[0].message

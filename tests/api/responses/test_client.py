@@ -147,6 +147,8 @@ def test_instructions_are_the_system_message_of_one_response(client: openai.Open
             "tools.0.function.parameters",
         ),
         ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"conversation": "conv_1"}, "conversation"),
+        ({"prompt": {"id": "pmpt_1"}}, "prompt"),
     ],
 )
 def test_errors_name_the_field(fields: dict[str, Any], param: str, client: openai.OpenAI) -> None:
