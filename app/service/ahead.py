@@ -23,7 +23,8 @@ from app.service.prompts import ChatPrompt
 
 logger = logging.getLogger("tokenstream.service")
 
-# Idle seconds before a prefill. Programs send the next turn earlier.
+# Seconds after an answer before a prefill, and between checks of a busy server. Programs send the next turn
+# earlier.
 _IDLE_SECONDS = 0.5
 # Minimum tokens that the next turn would prefill again.
 _MIN_TOKENS = 32
@@ -70,9 +71,10 @@ class PrefillAhead:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
+        await asyncio.sleep(_IDLE_SECONDS)
         while self._turns:
-            await asyncio.sleep(_IDLE_SECONDS)
             if self._engine.n_unfinished:
+                await asyncio.sleep(_IDLE_SECONDS)
                 continue
             turn = self._turns.pop()
             try:
