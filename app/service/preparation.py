@@ -102,7 +102,7 @@ class Preparation:
             check_combination(context, prompt, constraint)
         prompt, chat = self._with_fitting_passages(prompt, context, overrides)
         tokens = chat.tokens
-        params = self._params(context, overrides, len(tokens), prompt)
+        params = self._params(context, overrides, len(tokens), prompt, constraint)
         if context is not None and context.choices is not None and isinstance(prompt, ChatPrompt):
             return self._with_choices(context, prompt, overrides, params, chat)
         if isinstance(prompt, TextPrompt):
@@ -291,7 +291,12 @@ class Preparation:
     # --- parameters
 
     def _params(
-        self, context: Context | None, overrides: Mapping[str, Any], n_prompt: int, prompt: Prompt
+        self,
+        context: Context | None,
+        overrides: Mapping[str, Any],
+        n_prompt: int,
+        prompt: Prompt,
+        constraint: Constraint | None,
     ) -> SamplingParams:
         """Merge sampling parameters: the request overrides the context, which overrides the settings."""
         limits, field = self.limits, prompt.field
@@ -326,7 +331,9 @@ class Preparation:
             "repetition_penalty": settings.repeat_penalty,
             "repeat_last_n": settings.repeat_last_n,
         } | (context.sampling() if context else {})
-        if isinstance(prompt, ChatPrompt) and prompt.passages:
+        if constraint is not None or _has_own_rules(prompt):
+            merged["repetition_penalty"] = 1.0
+        elif isinstance(prompt, ChatPrompt) and prompt.passages:
             merged["repetition_penalty"] = min(merged["repetition_penalty"], _QUOTING_PENALTY)
         merged |= overrides
         merged["max_tokens"] = min(merged["max_tokens"], room)
@@ -385,6 +392,13 @@ def with_one_system_turn(messages: Sequence[Message]) -> list[Message]:
     system = "\n\n".join(message.content for message in messages[:n_system])
     later = [replace(m, role="user") if m.role == "system" else m for m in messages[n_system:]]
     return [*([Message("system", system)] if n_system else []), *later]
+
+
+def _has_own_rules(prompt: Prompt) -> bool:
+    """Whether tools or a system turn of the request determine the form of the answer."""
+    if not isinstance(prompt, ChatPrompt):
+        return False
+    return prompt.tools is not None or any(message.role == "system" for message in prompt.messages)
 
 
 def in_context(context: Context, messages: Sequence[Message]) -> list[Message]:

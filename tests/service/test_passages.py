@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from app.chat.messages import Message
+from app.chat.messages import Message, Tool
 from app.chat.prompt import PromptTokenizer
 from app.chat.template.template import choose_template
 from app.config.contexts import Context
 from app.config.settings import SettingsError, load
 from app.engine.llama import Model
 from app.knowledge.chunk import Chunk, Passage
-from app.service import ChatPrompt, TooLong
+from app.service import ChatPrompt, JSONSchema, TextPrompt, TooLong, ToolUse
 from app.service.limits import TokenLimits
 from app.service.passages import quoted, with_passages
 from app.service.preparation import Preparation
@@ -145,3 +145,19 @@ def test_passages_reduce_the_repetition_penalty_of_the_context(model: Model) -> 
     assert prepare.prepare(ChatPrompt((QUESTION,)), {}).params.repetition_penalty == 1.15
     assert prepare.prepare(prompt, {}).params.repetition_penalty == 1.05
     assert prepare.prepare(prompt, {"repetition_penalty": 1.2}).params.repetition_penalty == 1.2
+
+
+def test_grammars_and_own_system_turns_have_no_default_penalty(model: Model) -> None:
+    prepare = preparation(model)
+    own = ChatPrompt((Message("system", "Answer in JSON."), QUESTION))
+    tool = ToolUse((Tool("look_up", None, {}),))
+    for prompt, constraint in (
+        (own, None),
+        (ChatPrompt((QUESTION,)), JSONSchema({"type": "object"}, "response_format")),
+        (TextPrompt("Count."), JSONSchema({"type": "object"}, "grammar")),
+        (ChatPrompt((QUESTION,), tools=tool), None),
+    ):
+        assert prepare.prepare(prompt, {}, constraint).params.repetition_penalty == 1.0
+        given = prepare.prepare(prompt, {"repetition_penalty": 1.2}, constraint)
+        assert given.params.repetition_penalty == 1.2
+    assert prepare.prepare(TextPrompt("Count."), {}).params.repetition_penalty == 1.1
