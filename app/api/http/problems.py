@@ -102,6 +102,8 @@ def _one(error: Any) -> str:
         return f"{field}: unknown field"
     if error["type"] == "missing":
         return f"{field}: is required"
+    if error["type"] in ("too_long", "string_too_long") and error["ctx"]["max_length"] == 0:
+        return f"{field}: is not supported"
     message = (
         error["msg"].removeprefix("Value error, ").replace("Input ", "").replace(" after validation", "")
     )

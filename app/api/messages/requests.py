@@ -53,10 +53,20 @@ def system_text(system: str | list[TextBlock] | None) -> str:
 
 
 class ResultBlock(_Fields):
-    """A block of a tool's result."""
+    """A block of a tool's result. An image or a document does not end the conversation of an agent."""
 
-    type: Literal["text"]
-    text: str
+    type: Annotated[
+        str, Field(description="The model is told that blocks of other types than text are missing.")
+    ]
+    text: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The text for the model."""
+        if self.type == "text":
+            return self.text
+        warn_once(ROUTE, f"a block of type {self.type!r} in the result of a tool")
+        return f"[{self.type} is missing: the model reads only text]"
 
 
 class ContentBlock(_Fields):
@@ -85,7 +95,7 @@ class ContentBlock(_Fields):
     def result(self) -> str:
         """The text of a tool's result."""
         if isinstance(self.content, list):
-            return "\n".join(block.text for block in self.content)
+            return "\n".join(block.shown for block in self.content)
         return self.content or ""
 
 

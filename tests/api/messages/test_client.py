@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import KEY, Server
 
 QUESTION: list[Any] = [{"role": "user", "content": "Where is located Paris ?"}]
+IMAGE: Any = {"type": "base64", "media_type": "image/png", "data": "QQ=="}
 CITY: dict[str, Any] = {
     "type": "object",
     "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
@@ -85,12 +86,14 @@ def test_a_call_and_its_result(client: anthropic.Anthropic) -> None:
     result: Any = {
         "type": "tool_result",
         "tool_use_id": call.id,
-        "content": [{"type": "text", "text": "Sunny."}],
+        "content": [{"type": "text", "text": "Sunny."}, {"type": "image", "source": IMAGE}],
         "cache_control": {"type": "ephemeral"},
     }
     history = [*QUESTION, {"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}]
     later = client.messages.create(**fields(messages=history, tools=tools))
     assert later.usage.output_tokens > 0
+    with pytest.raises(anthropic.BadRequestError, match="type 'image': should be one of text"):
+        client.messages.create(**fields(messages=[{"role": "user", "content": [result["content"][1]]}]))
 
 
 def test_structured_output(client: anthropic.Anthropic) -> None:

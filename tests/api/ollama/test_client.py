@@ -198,7 +198,7 @@ def test_a_request_without_a_prompt_tells_that_the_model_is_loaded(client: ollam
     ("fields", "message"),
     [
         ({"messages": [{"role": "robot", "content": "a"}]}, "messages.0.role: should be 'system', 'user'"),
-        ({"messages": [{"role": "user", "content": "a", "images": ["QQ=="]}]}, "messages.0.images"),
+        ({"messages": [{"role": "user", "content": "a", "images": ["QQ=="]}]}, "messages.0.images: is not"),
         ({"messages": QUESTION, "options": {"temperature": -1}}, "options.temperature: should be"),
         ({"messages": QUESTION, "format": {"type": "nothing"}}, "format: cannot be enforced"),
         ({"messages": QUESTION, "format": "xml"}, "format: should be"),
