@@ -175,8 +175,8 @@ class ModelSettings(BaseSettings):
     )
     prefill_ahead: Literal["on", "off"] = setting(
         "on",
-        "Prefill of the next turn while no request runs, if its prompt does not continue the last answer: "
-        "templates drop thoughts, and passages are only in the last turn.",
+        "Prefill of the next turn while no request runs, if its prompt does not continue the last answer, as "
+        "with templates that drop past thoughts.",
     )
     native_build: str = setting(
         "auto",

@@ -1,7 +1,7 @@
 """Prefills the beginning of a conversation's next turn while the server is idle.
 
-Many templates drop the thoughts of past turns, and passages of documents are only in the last turn. Then the
-next prompt is no continuation of the last answer, and would prefill that answer again.
+Many templates drop the thoughts of past turns, and MODEL_PROMPT_TEMPLATE puts passages only into the last
+turn. Then the next prompt is no continuation of the last answer, and would prefill that answer again.
 """
 
 from __future__ import annotations

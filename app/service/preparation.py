@@ -35,6 +35,7 @@ from app.service.prompts import (
     ToolUse,
 )
 from app.service.thinking import template_options
+from app.service.turns import in_context, with_one_system_turn
 
 logger = logging.getLogger("tokenstream.service")
 
@@ -185,11 +186,14 @@ class Preparation:
     def next_turn(self, prompt: ChatPrompt, text: str, thought: str) -> list[int]:
         """The tokens at the start of every prompt that continues a conversation after an answer.
 
-        Some clients send the thoughts of the answer, others do not.
+        Some clients send the thoughts of the answer, others do not. Empty: passages precede the conversation,
+        and the next search may find others.
 
         Raises:
             BadRequest: The chat template rejects the next turn.
         """
+        if prompt.passages and self._settings.model_prompt_template is None:
+            return []
         turns = [
             (Message("assistant", text, thoughts=thought), Message("user", "Why")),
             (Message("assistant", text), Message("user", "7")),
@@ -386,28 +390,8 @@ def _enforceable_tool(use: ToolUse, index: int) -> Tool:
         raise BadRequest(f"cannot be enforced: {error}", field=field) from error
 
 
-def with_one_system_turn(messages: Sequence[Message]) -> list[Message]:
-    """The messages for templates with one system turn. Later system turns are user turns at their places."""
-    n_system = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
-    system = "\n\n".join(message.content for message in messages[:n_system])
-    later = [replace(m, role="user") if m.role == "system" else m for m in messages[n_system:]]
-    return [*([Message("system", system)] if n_system else []), *later]
-
-
 def _has_own_rules(prompt: Prompt) -> bool:
     """Whether tools or a system turn of the request determine the form of the answer."""
     if not isinstance(prompt, ChatPrompt):
         return False
     return prompt.tools is not None or any(message.role == "system" for message in prompt.messages)
-
-
-def in_context(context: Context, messages: Sequence[Message]) -> list[Message]:
-    """Prepend the context's turns, unless the messages have a system turn."""
-    if any(message.role == "system" for message in messages):
-        return list(messages)
-    described = [f"{name}: {text}" for name, text in (context.choices or {}).items() if text]
-    system = "\n".join(part for part in (context.prompt, *described) if part)
-    turns = [Message("system", system)] if system else []
-    for example in context.examples:
-        turns += [Message("user", example.query), Message("assistant", example.answer)]
-    return [*turns, *messages]

@@ -20,9 +20,9 @@ from app.service.choices import choices_of
 from app.service.decisions import Content, DecisionQuestion, Option, rendered
 from app.service.errors import BadRequest, ServiceError, TooLong
 from app.service.limits import TokenLimits
-from app.service.preparation import in_context
 from app.service.prompts import ThinkingUse
 from app.service.thinking import template_options
+from app.service.turns import in_context
 
 LABELS = ascii_uppercase  # of options; `python -m bench.bias` compares them with others
 

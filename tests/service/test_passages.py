@@ -31,6 +31,15 @@ BRIDGE = passage("The bridge opens at 06:25.", heading="Callowmere › Bridges",
 FERRY = passage("The ferry sails at seven.", file="a.txt")
 
 
+@pytest.mark.parametrize(("template", "is_known"), [(None, False), ("{context} {query}", True)])
+def test_the_next_turn_after_passages_in_the_system_turn_is_unknown(
+    model: Model, template: str | None, is_known: bool
+) -> None:
+    prepared = preparation(model, model_prompt_template=template)
+    tokens = prepared.next_turn(ChatPrompt((QUESTION,), passages=(BRIDGE,)), "At six.", "")
+    assert ("At six." in "".join(model.vocab.piece(t).decode() for t in tokens)) == is_known
+
+
 def test_passages_follow_the_system_message() -> None:
     [system, question] = with_passages([Message("system", "Be brief."), QUESTION], [BRIDGE], None)
     assert question == QUESTION
