@@ -215,9 +215,10 @@ def simulate(
         else:
             if request.context not in preferences:
                 preferences[request.context] = by_preference(str(request.context), list(by_name))
-            preferred = [name for name in preferences[request.context][:8] if by_name[name].is_up]
-            loads = {name: by_name[name].load for name in preferred}
-            server = by_name[chosen(preferred, loads, slack=4)] if preferred else router.choice(up)
+            home = next((name for name in preferences[request.context] if by_name[name].is_up), up[0].name)
+            # The least loaded of a sample: of all would take too long with many servers.
+            names = [home, *(server.name for server in router.sample(up, min(len(up), 16)))]
+            server = by_name[chosen(names, {name: by_name[name].load for name in names}, slack=4)]
         server.submit(request)
 
     frequencies = list(itertools.accumulate(1 / (i + 1) for i in range(traffic.n_contexts)))
