@@ -72,6 +72,7 @@ class Engine:
         self._service = start.service
         self._app = create_app(self._service)
         await start.load()
+        await self._service.compile_constraints()
 
     def check_health(self) -> None:
         """Raise if the engine has failed: Serve replaces the replica."""
