@@ -17,7 +17,7 @@ from app.api.tgi.errors import ERRORS as TGI
 from app.config.settings import load
 from tests.conftest import ROOT
 
-SETTINGS = load(env_file=None)
+SETTINGS = load(env_file=None, knowledge_uploads="on")
 TABLE = route_table(SETTINGS)
 
 

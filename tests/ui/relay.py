@@ -65,7 +65,8 @@ class Relay:
         request.send_header("content-type", "text/plain; charset=utf-8")
         request.send_header("transfer-encoding", "chunked")
         request.end_headers()
-        for piece in [*self.pieces, b""]:  # an empty chunk ends the body
+        pieces = [piece for piece in self.pieces if piece != b""]
+        for piece in [*pieces, b""]:  # an empty chunk ends the body
             if piece is CUT:
                 request.close_connection = True
                 return

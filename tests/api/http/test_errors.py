@@ -32,7 +32,9 @@ def allowed_methods() -> dict[str, set[str]]:
 @pytest.mark.parametrize("method", ["PUT", "OPTIONS"])
 async def test_405_names_all_methods_of_the_path(method: str) -> None:
     service = Service(
-        load(env_file=None), load_contexts(ROOT / "config" / "prompt_config.toml"), Metrics("test")
+        load(env_file=None, knowledge_uploads="on"),
+        load_contexts(ROOT / "config" / "prompt_config.toml"),
+        Metrics("test"),
     )
     transport = httpx.ASGITransport(create_app(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
