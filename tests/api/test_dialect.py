@@ -71,7 +71,9 @@ def test_open_operations_and_files_need_no_key() -> None:
 
 
 def test_metrics_on_another_address_are_no_route() -> None:
-    elsewhere = route_table(load(env_file=None, prometheus_http_address="127.0.0.1:9"))
+    elsewhere = route_table(
+        load(env_file=None, knowledge_uploads="on", prometheus_http_address="127.0.0.1:9")
+    )
     paths = {route.path for route in TABLE.routes} - {route.path for route in elsewhere.routes}
     assert paths == {"/metrics"}
 

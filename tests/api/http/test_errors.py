@@ -39,6 +39,8 @@ async def test_405_names_all_methods_of_the_path(method: str) -> None:
     transport = httpx.ASGITransport(create_app(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         for path, methods in allowed_methods().items():
+            if method in methods:
+                continue
             response = await client.request(method, path)
             assert response.status_code == 405, path
             assert set(response.headers["allow"].split(", ")) == methods, path
