@@ -49,6 +49,7 @@ _SCOPE = (
     "query_string",
     "root_path",
     "headers",
+    "client",
 )
 
 
