@@ -1,8 +1,10 @@
 """``python -m bench.bias``: how right and how well calibrated decisions are, by labels, order and prior.
 
 Prints Markdown tables. The model is that of the settings. Choose by the half for development. Look at the
-held-out half once. A way replaces that of the service by two conditions on the cases for development. Its log
-loss is lower than those of guessing and of the service, each by two standard errors. Its accuracy is not lower.
+held-out half once.
+
+A way replaces that of the service by two conditions on the cases for development. Its log loss is lower
+than those of guessing and of the service, each by two standard errors. Its accuracy is not lower.
 """
 
 from __future__ import annotations
