@@ -14,9 +14,9 @@ from pathlib import Path
 from app.config.errors import UserError
 from app.config.settings import Settings
 from app.fit import builds
-from app.fit.identity import cpu, manifest
 from app.fit.machine_checks import Finding, check_machine, failure, ok, warning
 from app.machine.folders import cache_folder
+from app.machine.identity import cpu, manifest
 from app.machine.installation import ROOT
 
 _LEAST_SPACE = 1_000_000_000  # bytes

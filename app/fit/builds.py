@@ -13,7 +13,7 @@ from pathlib import Path
 
 from app.config.errors import UserError
 from app.fit import preflight
-from app.fit.identity import LIBRARY_VARIABLE, cpu
+from app.machine.identity import LIBRARY_VARIABLE, cpu
 from app.machine.installation import INSTALL, bundled_model
 
 logger = logging.getLogger("tokenstream.builds")

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from app.config.errors import UserError
-from app.fit.identity import (
+from app.machine.folders import cache_folder
+from app.machine.identity import (
     LIBRARY_VARIABLE,
     check_key,
     cpu,
@@ -31,7 +32,6 @@ from app.fit.identity import (
     model_files,
     own_manifest,
 )
-from app.machine.folders import cache_folder
 from app.machine.installation import INSTALL, REBUILD, ROOT, rebuild_with
 
 logger = logging.getLogger("tokenstream.preflight")

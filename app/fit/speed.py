@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from app.fit.identity import check_key
 from app.machine.folders import cache_folder
+from app.machine.identity import check_key
 
 # Memory of a process with a model, without measurement: repacked weights with KV and prefix cache at their
 # smallest, and Python with its packages.

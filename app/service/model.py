@@ -28,11 +28,11 @@ from app.engine.engine import EngineOptions
 from app.engine.sampling import grammar, params, samplers, thinking
 from app.engine.sampling.params import SamplingParams
 from app.engine.scoring import Question, ScoringSequence
-from app.fit.identity import identity
 from app.fit.memory_plan import MemoryPlan, make_plan
 from app.fit.speed import record_speed
 from app.machine.cores import physical_cores
 from app.machine.folders import cache_folder
+from app.machine.identity import identity
 from app.service.ahead import PrefillAhead
 from app.service.contexts import warm
 from app.service.errors import GenerationFailed, Overloaded, ServiceError, TooLong

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from app.fit import builds, identity, preflight
+from app.fit import builds, preflight
+from app.machine import identity
 
 Install = Callable[[str, str], Path]
 

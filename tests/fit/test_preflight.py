@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from app.engine.llama import ModelLoadError
-from app.fit import identity, preflight
+from app.fit import preflight
+from app.machine import identity
 from tests.conftest import MODEL, ROOT
 
 AMX_CPU = "avx2 avx512f avx512_vnni amx_tile amx_int8"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from app.fit.identity import model_files
+from app.machine.identity import model_files
 
 
 def test_the_files_of_a_split_model_are_all_its_parts(tmp_path: Path) -> None:
