@@ -178,6 +178,72 @@ class Server:
             self.running = [r for r in self.running if r.n_generated < r.n_answer]
 
 
+class Simulation:
+    """A cluster with a router, a source of requests, and failures."""
+
+    def __init__(self, n_servers: int, routing: str, machine: Machine, traffic: Traffic, seed: int) -> None:
+        self.env = simpy.Environment()
+        self.requests: list[Request] = []
+        self.n_repeated = 0
+        self._routing, self._traffic = routing, traffic
+        self._random, self._router = random.Random(seed), random.Random(seed + 1)
+        self.servers = [Server(f"s{i}", self.env, machine, traffic, self._repeat) for i in range(n_servers)]
+        self._by_name = {server.name: server for server in self.servers}
+        self._preferences: dict[int, list[str]] = {}
+        self.env.process(self._arrive())
+        self.env.process(self._break_down())
+
+    def forget_figures(self) -> None:
+        """Set the counters of all servers to zero."""
+        for server in self.servers:
+            server.n_hits = server.n_lookups = server.n_tokens = 0
+
+    def _repeat(self, request: Request) -> None:
+        self.n_repeated += 1
+        request.n_generated = 0
+        self._route(request)
+
+    def _route(self, request: Request) -> None:
+        up = [server for server in self.servers if server.is_up] or self.servers
+        if self._routing == "random":
+            server = self._router.choice(up)
+        elif self._routing == "least loaded":
+            server = min(self._router.sample(up, min(len(up), 2)), key=lambda one: one.load)
+        else:
+            server = self._near_prefix(request, up)
+        server.submit(request)
+
+    def _near_prefix(self, request: Request, up: list[Server]) -> Server:
+        if request.context not in self._preferences:
+            self._preferences[request.context] = by_preference(str(request.context), list(self._by_name))
+        preferred = self._preferences[request.context]
+        home = next((name for name in preferred if self._by_name[name].is_up), up[0].name)
+        # The least loaded of a sample: of all would take too long with many servers.
+        names = [home, *(server.name for server in self._router.sample(up, min(len(up), 16)))]
+        loads = {name: self._by_name[name].load for name in names}
+        return self._by_name[chosen(names, loads, slack=4)]
+
+    def _arrive(self) -> Iterator[simpy.Event]:
+        traffic, rng = self._traffic, self._random
+        frequencies = list(itertools.accumulate(1 / (i + 1) for i in range(traffic.n_contexts)))
+        mean = 1 / (traffic.rate * len(self.servers))
+        shape = 1 / traffic.burstiness**2
+        while True:
+            yield self.env.timeout(rng.gammavariate(shape, mean / shape))
+            (context,) = rng.choices(range(traffic.n_contexts), cum_weights=frequencies)
+            length = 1 + min(int(rng.expovariate(1 / traffic.answer)), 20 * traffic.answer)
+            self.requests.append(Request(context, length, self.env.now))
+            self._route(self.requests[-1])
+
+    def _break_down(self) -> Iterator[simpy.Event]:
+        rate = len(self.servers) / (self._traffic.hours_to_failure * 3600)
+        while True:
+            yield self.env.timeout(self._random.expovariate(rate))
+            server = self._random.choice(self.servers)
+            if server.is_up:
+                self.env.process(server.fail())
+
+
 def simulate(
     n_servers: int, routing: str, machine: Machine, traffic: Traffic, n_requests: int = 150, seed: int = 0
 ) -> Outcome:
@@ -192,61 +258,13 @@ def simulate(
         seed: Of arrivals, contexts, lengths and failures.
     """
     seconds = n_requests / traffic.rate
-    env, rng, router = simpy.Environment(), random.Random(seed), random.Random(seed + 1)
-    requests: list[Request] = []
-    n_repeated = 0
-
-    def repeat(request: Request) -> None:
-        nonlocal n_repeated
-        n_repeated += 1
-        request.n_generated = 0
-        route(request)
-
-    servers = [Server(f"s{i}", env, machine, traffic, repeat) for i in range(n_servers)]
-    by_name = {server.name: server for server in servers}
-    preferences: dict[int, list[str]] = {}
-
-    def route(request: Request) -> None:
-        up = [server for server in servers if server.is_up] or servers
-        if routing == "random":
-            server = router.choice(up)
-        elif routing == "least loaded":
-            server = min(router.sample(up, min(len(up), 2)), key=lambda one: one.load)
-        else:
-            if request.context not in preferences:
-                preferences[request.context] = by_preference(str(request.context), list(by_name))
-            home = next((name for name in preferences[request.context] if by_name[name].is_up), up[0].name)
-            # The least loaded of a sample: of all would take too long with many servers.
-            names = [home, *(server.name for server in router.sample(up, min(len(up), 16)))]
-            server = by_name[chosen(names, {name: by_name[name].load for name in names}, slack=4)]
-        server.submit(request)
-
-    frequencies = list(itertools.accumulate(1 / (i + 1) for i in range(traffic.n_contexts)))
-
-    def arrive() -> Iterator[simpy.Event]:
-        mean = 1 / (traffic.rate * n_servers)
-        shape = 1 / traffic.burstiness**2
-        while True:
-            yield env.timeout(rng.gammavariate(shape, mean / shape))
-            (context,) = rng.choices(range(traffic.n_contexts), cum_weights=frequencies)
-            length = 1 + min(int(rng.expovariate(1 / traffic.answer)), 20 * traffic.answer)
-            requests.append(Request(context, length, env.now))
-            route(requests[-1])
-
-    def break_down() -> Iterator[simpy.Event]:
-        while True:
-            yield env.timeout(rng.expovariate(n_servers / (traffic.hours_to_failure * 3600)))
-            server = rng.choice(servers)
-            if server.is_up:
-                env.process(server.fail())
-
-    env.process(arrive())
-    env.process(break_down())
-    env.run(until=seconds / 2)
-    for server in servers:
-        server.n_hits = server.n_lookups = server.n_tokens = 0
-    env.run(until=seconds)
-    return _outcome(n_servers, routing, servers, requests, n_repeated, seconds)
+    simulation = Simulation(n_servers, routing, machine, traffic, seed)
+    simulation.env.run(until=seconds / 2)
+    simulation.forget_figures()
+    simulation.env.run(until=seconds)
+    return _outcome(
+        n_servers, routing, simulation.servers, simulation.requests, simulation.n_repeated, seconds
+    )
 
 
 def capacity(

@@ -15,6 +15,18 @@ def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     top = argparse.ArgumentParser(prog="tokenstream", description="Serve a GGUF model on plain CPUs.")
     commands = top.add_subparsers(dest="command", required=True)
+    _add_serve(commands)
+    _add_answers(commands)
+    _add_setup(commands)
+    _add_models(commands)
+    for name, command in commands.choices.items():
+        if name != "serve":
+            command.epilog = _ALL_SETTINGS
+            flags.add_settings(command, shown=False)
+    return top
+
+
+def _add_serve(commands: Any) -> None:
     serve = _command(
         commands,
         "serve",
@@ -25,11 +37,13 @@ def parser() -> argparse.ArgumentParser:
     )
     serve.usage = "tokenstream serve [--SETTING VALUE …]"
     flags.add_settings(serve, shown=True)
+
+
+def _add_answers(commands: Any) -> None:
     generate = _command(commands, "generate", "stream one answer to the terminal")
     generate.add_argument("--prompt", required=True, help="the question")
     _add_sampling(generate)
-    chat = _command(commands, "chat", "hold a conversation in the terminal")
-    _add_sampling(chat)
+    _add_sampling(_command(commands, "chat", "hold a conversation in the terminal"))
     classify = _command(
         commands,
         "classify",
@@ -39,6 +53,18 @@ def parser() -> argparse.ArgumentParser:
     classify.add_argument("texts", nargs="*", metavar="TEXT", help="a text to classify")
     classify.add_argument("--context", help="name of a context with choices (default: CONTEXT_TYPE)")
     classify.add_argument("--choices", help="names separated by commas, instead of a context")
+    _add_json(classify)
+    detect = _command(
+        commands,
+        "detect-watermark",
+        "test whether a text carries a watermark",
+        "Test whether a text was generated with `watermark`. The model and WATERMARK_GAMMA must be those of "
+        "the generating server.",
+    )
+    detect.add_argument("file", nargs="?", type=Path, help="file of the text (default: standard input)")
+
+
+def _add_setup(commands: Any) -> None:
     install = _command(
         commands,
         "install",
@@ -48,14 +74,6 @@ def parser() -> argparse.ArgumentParser:
         "OTLP_ENDPOINT install the packages that they need. LLAMA_BUILD_FLAGS has CMake definitions.",
     )
     install.add_argument("--rebuild", action="store_true", help="compile even if a build is cached")
-    detect = _command(
-        commands,
-        "detect-watermark",
-        "test whether a text carries a watermark",
-        "Test whether a text was generated with `watermark`. The model and WATERMARK_GAMMA must be those of "
-        "the generating server.",
-    )
-    detect.add_argument("file", nargs="?", type=Path, help="file of the text (default: standard input)")
     check = _command(
         commands,
         "doctor",
@@ -63,9 +81,11 @@ def parser() -> argparse.ArgumentParser:
         "Check machine, library, model and settings. Each line has a remedy, if one is needed.\n\n"
         "Exit status: 0 without failures, 1 with failures; warnings do not count.",
     )
-    models = _command(commands, "models", "list the models that have names")
-    for command in (check, models, classify):
-        command.add_argument("--json", action="store_true", help="print JSON")
+    _add_json(check)
+
+
+def _add_models(commands: Any) -> None:
+    _add_json(_command(commands, "models", "list the models that have names"))
     quantize = _command(
         commands,
         "quantize",
@@ -78,10 +98,10 @@ def parser() -> argparse.ArgumentParser:
     remove = _command(commands, "rm", "delete downloaded models by name")
     for command in (pull, remove):
         command.add_argument("names", nargs="+", metavar="NAME", help="a name that `models` lists")
-    for command in (generate, chat, classify, install, detect, check, quantize, models, pull, remove):
-        command.epilog = _ALL_SETTINGS
-        flags.add_settings(command, shown=False)
-    return top
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _command(commands: Any, name: str, summary: str, description: str = "") -> argparse.ArgumentParser:
