@@ -13,6 +13,7 @@ from app.config.settings import Settings
 from app.engine.llama.gguf import ModelFileError, read_header
 from app.machine.cores import physical_cores
 from app.machine.installation import DEFAULT_PACKAGE, INSTALL, bundled_model
+from app.weights import conversion
 from app.weights.errors import FileNotInRepository, ModelError
 from app.weights.kinds import unsuitable
 from app.weights.quantized import quantized
@@ -166,8 +167,11 @@ def local_model(path: Path, variable: str) -> Path:
     """
     path = path.expanduser()
     if path.is_dir():
-        there = _listed(_models(file.name for file in path.glob("*.gguf")))
-        raise ModelError(f"{variable}={path} is a folder; name a GGUF file: {there}")
+        files = [file.name for file in path.iterdir()]
+        models = _models(files)
+        if not models and conversion.is_convertible(files):
+            raise ModelError(f"{variable}={path} has no GGUF file: {conversion.of_folder(path, variable)}")
+        raise ModelError(f"{variable}={path} is a folder; name a GGUF file: {_listed(models)}")
     parts = [path.with_name(part) for part in _parts(path.name)]
     missing = next((part for part in parts if not part.is_file()), None)
     if missing and path.is_file():
@@ -176,7 +180,9 @@ def local_model(path: Path, variable: str) -> Path:
         )
     if missing:
         raise ModelError(f"{variable}={path}: no such file")
-    _check(parts, variable, f"{variable}={path}", "name another file")
+    is_other_format = conversion.is_convertible([path.name])
+    advice = conversion.of_folder(path.parent, variable) if is_other_format else "name another file"
+    _check(parts, variable, f"{variable}={path}", advice)
     return parts[0]
 
 
@@ -222,6 +228,8 @@ def model_of_repository(repository: Repository, wanted: Wanted, where: str, *, i
     except FileNotInRepository as error:
         files = repository.files()
         there = f"GGUF files there: {_listed(_models(files))}"
+        if not _models(files) and conversion.is_convertible(files):
+            there += f"; {_conversion_of(repository)}"
         if file in files and error.file != file:
             raise ModelError(f"{wanted}: its part {error.file} is not in {where}") from None
         problem = "is not a GGUF file" if file in files else f"is not in {where}"
@@ -234,9 +242,19 @@ def _chosen_files(repository: Repository, wanted: Wanted, where: str) -> list[st
             return _choose(repository.files_here(), wanted, where)
     files = repository.files()
     try:
+        if not _models(files) and conversion.is_convertible(files):
+            how = _conversion_of(repository)
+            raise ModelError(
+                f"{where} contains safetensors and no GGUF file: choose a repository whose name ends in "
+                f"GGUF, or {how}"
+            )
         return _choose(files, wanted, where)
     except ModelError as error:
         raise repository.failure or error from None
+
+
+def _conversion_of(repository: Repository) -> str:
+    return conversion.of_repository(repository.name, repository.revision, repository.variable)
 
 
 def _fetch_checked(repository: Repository, files: Sequence[str]) -> Path:
@@ -311,12 +329,9 @@ def _choose(files: Sequence[str], wanted: Wanted, where: str) -> list[str]:
     """Parts of the only model among ``files`` that matches ``wanted``."""
     models = _models(files)
     if not models:
-        advice = "choose one that does; their names often end in GGUF"
-        if any(file.endswith(".safetensors") for file in files):
-            advice += (
-                ". Or convert it with llama.cpp's convert_hf_to_gguf.py, and name the file by MODEL_PATH"
-            )
-        raise ModelError(f"{where} contains no GGUF file: {advice}")
+        raise ModelError(
+            f"{where} contains no GGUF file: choose one that does; their names often end in GGUF"
+        )
     matching = _matching(models, wanted.file)
     if not matching:
         raise ModelError(f"{wanted} matches nothing in {where}; GGUF files there: {_listed(models)}")
