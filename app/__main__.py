@@ -16,6 +16,7 @@ from app.config import settings as settings_table
 from app.config.errors import UserError
 from app.config.settings import Settings
 from app.fit import builds
+from app.machine import numa
 from app.telemetry import logs
 
 
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = settings_table.load(**overrides)
         logs.configure(settings.log_level, settings.log_format)
         if options.command not in _WITHOUT_LIBRARY:
+            numa.pin(numa.place(settings.model_threads, enabled=settings.numa == "auto"))
             builds.choose(settings.native_build)
         return _COMMANDS[options.command](settings, options)
     except UserError as error:

@@ -40,7 +40,7 @@ def _findings(settings: Settings) -> Iterator[Finding]:
     yield _check_compiler()
     library = _check_library(settings)
     yield library
-    yield from check_machine(cpu(), manifest(), settings.model_threads)
+    yield from check_machine(cpu(), manifest(), settings.model_threads, on_one_node=settings.numa == "auto")
     if library.status == "ok":
         # Imported only now: a broken library may crash at import.
         yield from _guarded("model", lambda: _check_model(settings))

@@ -101,6 +101,11 @@ class ModelSettings(BaseSettings):
         le=512,
         shown="number of physical cores, or the CPU quota if that is lower",
     )
+    numa: Literal["auto", "off"] = setting(
+        "auto",
+        "Place of the threads on machines with several NUMA nodes. `auto`: one node, unless MODEL_THREADS or "
+        "the CPU quota exceeds its cores. `off`: all nodes.",
+    )
     model_gpu_layers: int = setting(
         0,
         "Layers to offload to a GPU; -1 offloads all. Requires a library built for a GPU.",

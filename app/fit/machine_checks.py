@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.fit.preflight import kernel_permits_amx
+from app.machine import numa
 from app.machine.cores import physical_cores
 from app.machine.installation import REBUILD
 from app.machine.memory import available_memory, machine_memory
@@ -55,7 +56,12 @@ def failure(check: str, detail: str, remedy: str = "") -> Finding:
 
 
 def check_machine(
-    cpu: Mapping[str, str], manifest: Mapping[str, Any], n_threads: int | None, sys: Path = Path("/sys")
+    cpu: Mapping[str, str],
+    manifest: Mapping[str, Any],
+    n_threads: int | None,
+    sys: Path = Path("/sys"),
+    *,
+    on_one_node: bool = True,
 ) -> Iterator[Finding]:
     """Check the machine.
 
@@ -64,12 +70,14 @@ def check_machine(
         manifest: Build manifest of the native library.
         n_threads: MODEL_THREADS.
         sys: The sys file system.
+        on_one_node: Whether NUMA is ``auto``.
     """
     yield _check_cpu(cpu, manifest)
     yield _check_amx(cpu)
     yield _check_huge_pages(sys)
     yield _check_governor(sys)
     yield _check_cores(n_threads)
+    yield _check_numa(numa.place(n_threads, enabled=on_one_node, sys=sys))
     yield _check_memory()
 
 
@@ -140,6 +148,14 @@ def _check_cores(n_threads: int | None) -> Finding:
         remedy = f"unset MODEL_THREADS, or set it to {cores}"
         return warning(check, f"MODEL_THREADS={n_threads} exceeds {detail}", remedy)
     return ok(check, detail)
+
+
+def _check_numa(placement: numa.Placement) -> Finding:
+    check = "NUMA"
+    if len(placement.nodes) > 1 and placement.chosen is None and placement.reason != numa.OFF:
+        most = max(node.n_cores for node in placement.nodes)
+        return warning(check, str(placement), f"compare the speed with MODEL_THREADS={most}")
+    return ok(check, str(placement))
 
 
 def _check_memory() -> Finding:

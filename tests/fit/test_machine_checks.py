@@ -8,6 +8,8 @@ import pytest
 
 from app.fit import machine_checks
 from app.fit.machine_checks import Finding, check_machine
+from app.machine import numa
+from tests.machine.test_numa import XEON, tree
 
 ZEN_4 = {"model name": "AMD EPYC", "flags": "avx2 avx512f avx512_vnni avx512_bf16"}
 FLAGS = {
@@ -100,3 +102,16 @@ def test_more_threads_than_cores_are_a_warning(monkeypatch: pytest.MonkeyPatch, 
     assert [(each.status, each.remedy) for each in cores] == [
         ("warning", "unset MODEL_THREADS, or set it to 2")
     ]
+
+
+@pytest.mark.parametrize(("n_threads", "status"), [(None, "ok"), (16, "ok"), (17, "warning")])
+def test_threads_on_several_nodes_are_a_warning(
+    n_threads: int | None, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(numa, "usable_cpus", lambda: frozenset(range(64)))
+    monkeypatch.setattr(numa, "cpu_quota", lambda: None)
+    sys = tree(tmp_path, XEON)
+    [finding] = [each for each in check_machine({}, {}, n_threads, sys) if each.check == "NUMA"]
+    assert finding.status == status
+    assert finding.detail.startswith("2 nodes: node 0 (16 cores, 92.2 GB free), node 1 ")
+    assert finding.remedy == ("compare the speed with MODEL_THREADS=16" if status == "warning" else "")

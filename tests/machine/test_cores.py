@@ -24,7 +24,7 @@ def test_the_cpu_quota_of_a_cgroup_is_read(tmp_path: Path, file: str, text: str,
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
     (tmp_path / file).write_text(text)
-    assert cores._cpu_quota(tmp_path) == cpus
+    assert cores.cpu_quota(tmp_path) == cpus
 
 
 def test_there_is_at_least_one_core() -> None:
