@@ -97,6 +97,8 @@ def quantize(settings: Settings, output: Path | None) -> None:
     if output is None:
         print(resolve_model(settings))
         return
+    if settings.quantize == "auto":
+        raise settings_table.SettingsError("QUANTIZE=auto: should be a format, if --output names a file")
     if output.exists():
         raise settings_table.SettingsError(f"--output {output}: the file exists; name another one")
     source = source_model(settings)

@@ -28,10 +28,6 @@ _PROCESS = 96 * _MIB
 # llama.cpp needs 350 bytes per vocabulary entry; Python may also cache its text.
 _BYTES_PER_VOCABULARY_ENTRY = 512
 
-# KVOptions.type: Q8_0 where native/flash_attention.cpp computes with it, else f16. Q8_0 needs half the memory
-# and changes perplexity by less than 0.1 % (docs/engine.md).
-AUTO_KV_TYPE = "auto"
-
 _GRAIN = 256  # tokens; llama.cpp rounds each sequence's KV cache up to a multiple of this
 # Tokens per sequence, unless more are configured: room for a long prompt and its answer.
 _MAX_SEQUENCE_TOKENS = 4096
@@ -125,8 +121,7 @@ def make_plan(
     """
     model = SimulatedModel(path, gpu_layers=gpu_layers, main_gpu=main_gpu)
     try:
-        if kv.type == AUTO_KV_TYPE:
-            kv = replace(kv, type="q8_0" if kv.flash_attention is not False and model.packs_kv() else "f16")
+        kv = model.resolved(kv)
         planner = _Planner(
             model,
             EngineOptions(n_ctx=_GRAIN, max_sequences=1, n_threads=n_threads, kv=kv),

@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from app.machine.identity import LIBRARY_VARIABLE
+
 _RECEIVE_BYTES = 1 << 18  # about the size of a socket buffer
 _MAX_BYTES = 256 << 20
 
@@ -285,7 +287,10 @@ def _end(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
 
 def _environment() -> dict[str, str]:
     """The environment without tokens and keys."""
-    kept = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV")
+    kept = (
+        *("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV"),
+        LIBRARY_VARIABLE,
+    )
     environment = {name: os.environ[name] for name in kept if name in os.environ}
     return environment | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
 

@@ -13,7 +13,9 @@ from app.config.settings import Settings
 from app.engine.llama.gguf import ModelFileError, read_header
 from app.machine.cores import physical_cores
 from app.machine.installation import DEFAULT_PACKAGE, INSTALL, bundled_model
+from app.measure.measurer import Trial
 from app.weights import conversion
+from app.weights.auto_format import fastest_format
 from app.weights.errors import FileNotInRepository, ModelError
 from app.weights.kinds import unsuitable
 from app.weights.quantized import quantized
@@ -75,6 +77,8 @@ def resolve_model(settings: Settings) -> Path:
     source = source_model(settings)
     if settings.quantize is None:
         return source
+    if settings.quantize == "auto":
+        return fastest_format(Trial.of(settings, source), settings.models_dir, model_name(source))
     n_threads = settings.model_threads or physical_cores()
     return quantized(
         source, settings.quantize, settings.models_dir, n_threads=n_threads, name=model_name(source)

@@ -26,7 +26,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RESERVE = 1.3
 
 
-def quantized(source: Path, file_type: str, folder: Path, *, n_threads: int, name: str) -> Path:
+def quantized(
+    source: Path, file_type: str, folder: Path, *, n_threads: int, name: str, tells_loss: bool = True
+) -> Path:
     """The model of ``source`` in another format. It is written at the first call.
 
     Args:
@@ -35,6 +37,7 @@ def quantized(source: Path, file_type: str, folder: Path, *, n_threads: int, nam
         folder: MODELS_DIR.
         n_threads: Compute threads.
         name: Name of the model.
+        tells_loss: Whether to log the effect of a second quantization.
 
     Returns:
         ``source`` if it has this format, else a file in ``folder``.
@@ -47,15 +50,21 @@ def quantized(source: Path, file_type: str, folder: Path, *, n_threads: int, nam
     if current == file_type:
         logger.info("%s has the format %s already", source.name, file_type)
         return source
-    stem = _FORMAT_IN_NAME.sub("", name)
-    target = folder / FOLDER / _key(source, file_type) / f"{stem}.{file_type.upper()}.gguf"
-    if target.is_file():
-        return target
-    write_quantized(source, target, file_type, n_threads=n_threads, header=header)
+    target = target_of(source, file_type, folder, name)
+    if not target.is_file():
+        write_quantized(source, target, file_type, n_threads=n_threads, header=header, tells_loss=tells_loss)
     return target
 
 
-def write_quantized(source: Path, target: Path, file_type: str, *, n_threads: int, header: Header) -> None:
+def target_of(source: Path, file_type: str, folder: Path, name: str) -> Path:
+    """Place of the model in another format; see `quantized`."""
+    stem = _FORMAT_IN_NAME.sub("", name)
+    return folder / FOLDER / _key(source, file_type) / f"{stem}.{file_type.upper()}.gguf"
+
+
+def write_quantized(
+    source: Path, target: Path, file_type: str, *, n_threads: int, header: Header, tells_loss: bool = True
+) -> None:
     """Write a model in another format. Another process that writes it is waited for.
 
     Raises:
@@ -72,7 +81,8 @@ def write_quantized(source: Path, target: Path, file_type: str, *, n_threads: in
                 return
             unfinished.unlink(missing_ok=True)
             _check_space(header, target, file_type, what)
-            _tell_loss(source, header, file_type)
+            if tells_loss:
+                _tell_loss(source, header, file_type)
             operation = f"quantizing {source.name} to {file_type}"
             report_stage(operation, 0.0)
             progress = Progress(logger, operation)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from app.engine.engine import EngineOptions
 from app.engine.llama import Batch, Context, KVOptions, Model, ModelLoadError, attention_calls, simulation
-from app.engine.llama.simulation import ContextMemory, SimulatedModel
+from app.engine.llama.simulation import AUTO_KV_TYPE, ContextMemory, SimulatedModel
 from app.fit import memory_plan
-from app.fit.memory_plan import AUTO_KV_TYPE, MemoryPlan, MemoryPlanError, make_plan
+from app.fit.memory_plan import MemoryPlan, MemoryPlanError, make_plan
 from tests.conftest import MODEL, ROOT
 from tests.tiny_models import KINDS, Kind, TinyModel
 
