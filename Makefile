@@ -17,7 +17,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run generate install rebuild wheels test test-quick test-build soak fuzz audit lint bench bench-kernels image clean
+.PHONY: help run generate install rebuild wheels test test-quick test-build soak fuzz audit lint bench bench-kernels image image-test clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -45,8 +45,9 @@ rebuild: $(VENV)/.packages
 
 ## make wheels       compile llama.cpp for CPUs of four generations, into native-builds.zip;
 ##                   make install WHEELS=native-builds.zip installs them, from a path or a URL
+##                   MACHINES='x86_64 aarch64' also compiles for ARM CPUs, with a cross compiler
 wheels:
-	@$(PYTHON) native/build.py wheels native-builds.zip
+	@$(PYTHON) native/build.py wheels native-builds.zip $(MACHINES:%=--machine %)
 
 ## make test         run all tests; tests of the web page need Chromium. PYTEST='-k name' passes options
 # Tests start hundreds of Python processes, which need compiled modules.
@@ -110,6 +111,10 @@ bench-kernels: install $(VENV)/.bench $(VENV)/.openvino
 BUILDER ?= docker
 image:
 	@$(BUILDER) build --build-arg LLAMA_BUILD_FLAGS --build-arg KNOWLEDGE --build-arg OTLP_ENDPOINT --tag tokenstream .
+
+## make image-test   build the image with buildah and run it, as root; needs mmdebstrap too
+image-test: install $(VENV)/.dev wheels
+	@WHEELS=native-builds.zip $(BIN)/python -m pytest -q -s tests/deploy/image.py
 
 ## make clean        remove .venv and caches, but not models
 clean:

@@ -26,11 +26,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -57,6 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
     installing.add_argument("--wheels", metavar="ARCHIVE", help="path or URL of an archive of builds")
     making = commands.add_parser("wheels", help="build for CPUs of several generations")
     making.add_argument("archive", type=Path)
+    machines = list(dict.fromkeys(build.machine for build in portable.BUILDS.values()))
+    making.add_argument(
+        *("--machine", "-m"),
+        action="append",
+        choices=machines,
+        help="another one needs a cross compiler; may be repeated (default: this machine)",
+    )
     commands.add_parser("probe", help="print the usable instruction sets and the build flags")
     commands.add_parser("compilers", help="print the compilers")
     chosen = parser.parse_args(arguments)
@@ -68,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
             toolchain = find_toolchain()
             print(f"{toolchain.c.version}\n{toolchain.cxx.version}")
         elif chosen.command == "wheels":
-            make_wheels(chosen.archive)
+            make_wheels(chosen.archive, chosen.machine or [portable.this_machine()])
         elif chosen.wheels:
             install_builds(chosen.venv, chosen.wheels)
         else:
@@ -132,28 +139,36 @@ def install(venv: Path, *, rebuild: bool) -> None:
     # The chosen build takes precedence over this one.
     shutil.rmtree(venv / portable.FOLDER, ignore_errors=True)
     unfinished = (venv / portable.MANIFEST).with_suffix(".tmp")
-    unfinished.write_text(_manifest(plan, wheel), encoding="utf-8")
+    flags = {name: INSTRUCTION_SETS[name].cpuinfo for name in plan.instruction_sets}
+    unfinished.write_text(_manifest(plan, wheel, flags), encoding="utf-8")
     unfinished.replace(venv / portable.MANIFEST)
-    print(_summary(plan, wheel))
+    print(f"{_summary(plan, wheel)}; installed")
 
 
-def make_wheels(archive: Path) -> None:
+def make_wheels(archive: Path, machines: Sequence[str]) -> None:
     """Build for CPUs of several generations. LLAMA_BUILD_FLAGS applies to each build.
 
+    Args:
+        archive: The file to write.
+        machines: Such as x86_64.
+
     Raises:
-        BuildError: A build fails, or this machine is not x86-64.
+        BuildError: A build fails, or a machine has no builds.
         NoCompilerError: No usable compiler is found.
     """
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        raise BuildError(f"builds for several CPUs exist for x86-64 only, not {platform.machine()}")
-    toolchain = find_toolchain()
+    toolchains = {machine: portable.find_compilers(machine) for machine in machines}
     builds = {}
-    for name in portable.BUILDS:
-        plan = make_plan(REQUIREMENTS / "native.txt", toolchain, portable.findings(name))
+    for name, build in portable.BUILDS.items():
+        if build.machine not in toolchains:
+            continue
+        plan = build.plan(REQUIREMENTS / "native.txt", toolchains[build.machine])
         folder = cache_folder() / plan.key
-        wheel = obtain(folder, Builder(plan, REQUIREMENTS, folder / "build.log"))
+        tag = f"linux-{build.machine}" if portable.is_foreign(build.machine) else ""
+        wheel = obtain(folder, Builder(plan, REQUIREMENTS, folder / "build.log", tag))
         print(f"{name}: {_summary(plan, wheel)}")
-        builds[name] = (wheel.path, _manifest(plan, wheel))
+        builds[name] = (wheel.path, _manifest(plan, wheel, build.cpuinfo_flags()))
+    if not builds:
+        raise BuildError(f"there are no builds for several CPUs of {', '.join(machines)}")
     portable.write_archive(archive, builds)
     print(f"{archive}: {archive.stat().st_size / 1e6:.0f} MB")
 
@@ -199,8 +214,8 @@ def _pip_install(python: Path, wheel: Path) -> None:
         raise BuildError(f"pip failed to install {wheel}:\n{(result.stderr or result.stdout).strip()}")
 
 
-def _manifest(plan: Plan, wheel: Wheel) -> str:
-    """A record of the build, as JSON. The server compares the instruction sets with the CPU."""
+def _manifest(plan: Plan, wheel: Wheel, cpuinfo_flags: Mapping[str, Sequence[str]]) -> str:
+    """A record of the build, as JSON. The server compares the flags with those of the CPU."""
     built_at = datetime.fromtimestamp(wheel.path.stat().st_mtime, timezone.utc)
     manifest = {
         "library": "llama-cpp-python",
@@ -208,7 +223,7 @@ def _manifest(plan: Plan, wheel: Wheel) -> str:
         "key": plan.key,
         "flags": plan.cmake_args,
         "instruction_sets": plan.instruction_sets,
-        "cpuinfo_flags": {name: INSTRUCTION_SETS[name].cpuinfo for name in plan.instruction_sets},
+        "cpuinfo_flags": cpuinfo_flags,
         "repaired_tile_loadconfig": plan.repaired_tile_loadconfig,
         "compiler": plan.toolchain.cxx.version,
         "cpu": cpu.model(),
@@ -220,7 +235,7 @@ def _manifest(plan: Plan, wheel: Wheel) -> str:
 def _summary(plan: Plan, wheel: Wheel) -> str:
     sets = " ".join(plan.instruction_sets) or "instruction sets chosen by llama.cpp"
     origin = "taken from the cache" if wheel.seconds is None else f"built in {duration(wheel.seconds)}"
-    return f"llama-cpp-python {plan.version} {origin} and installed, with {sets}"
+    return f"llama-cpp-python {plan.version} {origin}, with {sets}"
 
 
 if __name__ == "__main__":

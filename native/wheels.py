@@ -91,11 +91,13 @@ class Builder:
         plan: The build plan.
         requirements: Folder with ``build.txt`` (build tools) and ``native.txt`` (llama-cpp-python).
         log: Output of pip and the compilers.
+        platform: Python's name of the platform of the wheel; empty: this one.
     """
 
     plan: Plan
     requirements: Path
     log: Path
+    platform: str = ""
 
     def __call__(self, destination: Path) -> None:
         """Build a wheel in ``destination``.
@@ -108,13 +110,15 @@ class Builder:
         include = f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={CMAKE_INCLUDE}"
         with build_tools(self.requirements, self.plan.toolchain, self.log) as tools:
             tools.pip(
-                "Compiling llama.cpp for this CPU",
+                f"Compiling llama.cpp for {self.platform or 'this CPU'}",
                 *("wheel", "--verbose", "--no-build-isolation", "--no-deps", "--no-cache-dir"),
                 *("--no-binary", "llama-cpp-python", "--require-hashes"),
                 *("-r", str(self.requirements / "native.txt"), "--wheel-dir", str(destination)),
                 minutes=math.ceil(_CORE_MINUTES / jobs),
                 CMAKE_ARGS=shlex.join([*self.plan.cmake_args, include]),
                 CMAKE_BUILD_PARALLEL_LEVEL=str(jobs),
+                # Read by sysconfig.get_platform().
+                **({"_PYTHON_HOST_PLATFORM": self.platform} if self.platform else {}),
             )
 
 

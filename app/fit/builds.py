@@ -13,7 +13,7 @@ from pathlib import Path
 
 from app.config.errors import UserError
 from app.fit import preflight
-from app.machine.identity import LIBRARY_VARIABLE, cpu
+from app.machine.identity import LIBRARY_VARIABLE, cpu, cpu_flags
 from app.machine.installation import INSTALL, bundled_model
 
 logger = logging.getLogger("tokenstream.builds")
@@ -49,7 +49,7 @@ def choose(wanted: str) -> None:
         _test(installed[wanted])
         logger.info("native build: %s", wanted)
         return
-    flags = set(cpu().get("flags", "").split())
+    flags = cpu_flags(cpu())
     reasons = []
     for name, folder in installed.items():
         missing = sorted(_needed(folder) - flags)

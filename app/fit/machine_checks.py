@@ -12,6 +12,7 @@ from typing import Any, Literal
 from app.fit.preflight import kernel_permits_amx
 from app.machine import numa
 from app.machine.cores import physical_cores
+from app.machine.identity import cpu_flags
 from app.machine.installation import REBUILD
 from app.machine.memory import available_memory, machine_memory
 
@@ -83,7 +84,7 @@ def check_machine(
 
 def _check_cpu(cpu: Mapping[str, str], manifest: Mapping[str, Any]) -> Finding:
     check, model = "CPU", cpu.get("model name", platform.machine())
-    flags, sets = set(cpu.get("flags", "").split()), manifest.get("instruction_sets", [])
+    flags, sets = cpu_flags(cpu), manifest.get("instruction_sets", [])
     if not flags or not sets:
         return ok(check, f"{model}; llama.cpp chose its instruction sets")
     needed: Mapping[str, list[str]] = manifest.get("cpuinfo_flags", {})

@@ -27,6 +27,7 @@ from app.machine.identity import (
     LIBRARY_VARIABLE,
     check_key,
     cpu,
+    cpu_flags,
     library_files,
     manifest,
     model_files,
@@ -233,8 +234,8 @@ def _suspect(number: int, build: dict[str, Any]) -> str:
     if not sets:
         return f"It may be built for another CPU. {rebuild}"
     processor = cpu()
-    flags = processor.get("flags", "").split()
-    missing = [name for name, needed in sets.items() if flags and not set(needed) <= set(flags)]
+    flags = cpu_flags(processor)
+    missing = [name for name, needed in sets.items() if flags and not set(needed) <= flags]
     built_with = f"It is built with {_listed(sets, 'and')}"
     if missing:
         model = processor.get("model name", "of unknown model")

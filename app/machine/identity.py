@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def check_key(model_path: Path | None, n_gpu_layers: int, main_gpu: int, matmul:
         "cpu": [
             platform.machine(),
             processor.get("model name"),
-            processor.get("flags") or processor.get("Features"),
+            sorted(cpu_flags(processor)),
         ],
         "kernel": platform.release(),
         "model": [_fingerprint(part) for part in model_files(model_path)] if model_path else None,
@@ -103,3 +104,8 @@ def cpu() -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in first.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def cpu_flags(processor: Mapping[str, str]) -> set[str]:
+    """The instruction sets of a processor of /proc/cpuinfo, on x86-64 or ARM."""
+    return set((processor.get("flags") or processor.get("Features", "")).split())

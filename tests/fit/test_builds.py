@@ -75,6 +75,14 @@ def test_the_build_with_the_most_instruction_sets_of_this_cpu_is_chosen(install:
     assert identity.library_files()[0].parent == best
 
 
+def test_flags_of_an_arm_cpu_decide_too(install: Install) -> None:
+    identity.CPUINFO.write_text("processor\t: 0\nFeatures\t: asimdhp asimddp\n")
+    install("i8mm", "asimdhp asimddp i8mm")
+    best = install("dotprod", "asimdhp asimddp")
+    builds.choose("auto")
+    assert os.environ[identity.LIBRARY_VARIABLE] == str(best)
+
+
 def test_a_build_that_crashes_is_passed_over(install: Install, caplog: pytest.LogCaptureFixture) -> None:
     works = install("old", "sse4_2")
     break_library(install("new", "sse4_2 avx2"))

@@ -47,6 +47,7 @@ def found(name: str, cpu: dict[str, str], manifest: dict[str, object], sys: Path
             "warning",
             "AMD EPYC has AVX512, AVX512_VNNI, AVX512_BF16, which the lib",
         ),
+        ({"Features": "asimd"}, ("AVX2",), "failure", "lacks AVX2"),
         ({}, (), "ok", "llama.cpp chose its instruction sets"),
     ],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import portable
 import pytest
+from compilers import NoCompilerError, find_toolchain
 from probe import INSTRUCTION_SETS
 from steps import BuildError
 
@@ -22,15 +23,20 @@ def write_wheel(path: Path, **libraries: str) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+
+
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """Two builds with a common library."""
+    """Two builds with a common library, and one for another machine."""
     wheels = {
         name: (
             write_wheel(tmp_path / f"{name}.whl", llama="common", cpu=f"for {name}", cpu_0=f"for {name}"),
             name,
         )
-        for name in ("avx2", "avx512")
+        for name in ("avx2", "avx512", "i8mm")
     }
     path = tmp_path / "builds.zip"
     portable.write_archive(path, wheels)
@@ -90,8 +96,42 @@ def test_other_files_are_rejected_and_change_nothing(tmp_path: Path, name: str, 
     assert [path.name for path in (tmp_path / "venv").iterdir()] == [portable.FOLDER]
 
 
-def test_each_build_has_the_sets_of_the_build_before() -> None:
-    usable = [set(portable.findings(name).usable) for name in portable.BUILDS]
-    assert all(older < newer for older, newer in itertools.pairwise(usable))
-    for sets in usable:
-        assert all(set(INSTRUCTION_SETS[name].needs) <= sets for name in sets)
+def test_builds_of_another_machine_are_passed_over(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    (tmp_path / "venv").mkdir()
+    assert portable.install_archive(str(archive), tmp_path / "venv", lambda _: None) == ["i8mm"]
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    with pytest.raises(BuildError, match="none of the builds for riscv64"):
+        portable.install_archive(str(archive), tmp_path / "venv", lambda _: None)
+
+
+@pytest.mark.parametrize("machine", [portable.X86_64, portable.AARCH64])
+def test_each_build_has_the_sets_of_the_build_before(machine: str) -> None:
+    builds = [build for build in portable.BUILDS.values() if build.machine == machine]
+    assert len(builds) > 1
+    assert all(set(older.sets) < set(newer.sets) for older, newer in itertools.pairwise(builds))
+    assert all(build.findings().usable == build.sets for build in builds if machine == portable.X86_64)
+    for build in builds:
+        assert set(build.cpuinfo_flags()) == set(build.sets)
+        assert all(set(INSTRUCTION_SETS[name].needs) <= set(build.sets) for name in build.findings().usable)
+
+
+def test_plans_for_another_machine_name_it(tmp_path: Path) -> None:
+    requirements = tmp_path / "native.txt"
+    requirements.write_text("llama-cpp-python==0.3.36")
+    toolchain = find_toolchain()
+    flags = {"LLAMA_BUILD_FLAGS": "-DGGML_LTO=ON"}
+    plans = {name: portable.BUILDS[name].plan(requirements, toolchain, flags) for name in ("dotprod", "i8mm")}
+    assert plans["i8mm"].instruction_sets == ("FP16", "DOTPROD", "I8MM")
+    assert "-DGGML_CPU_ARM_ARCH=armv8.2-a+fp16+dotprod+i8mm" in plans["i8mm"].cmake_args
+    assert {"-DCMAKE_SYSTEM_PROCESSOR=aarch64", "-DGGML_NATIVE=OFF", "-DGGML_LTO=ON"} <= set(
+        plans["i8mm"].cmake_args
+    )
+    assert plans["i8mm"].key != plans["dotprod"].key
+
+
+def test_a_missing_cross_compiler_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NoCompilerError, match=r"aarch64-linux-gnu-gcc.*apt install g\+\+-aarch64-linux-gnu"):
+        portable.find_compilers(portable.AARCH64, {"PATH": str(tmp_path)})
