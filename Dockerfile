@@ -7,7 +7,8 @@
 # built with --build-arg KNOWLEDGE=on answers from documents mounted on /srv/tokenstream/data. See docs/docker.md.
 #
 # The image has builds of llama.cpp for x86-64 CPUs of four generations; the server chooses one at start. With
-# --build-arg BUILDS=this it has one build, for the CPU that builds the image: a quarter of the time.
+# --build-arg BUILDS=this it has one build, for the CPU that builds the image: a quarter of the time. With
+# --build-arg WHEELS=URL it has the builds of an archive of `make wheels`, and nothing is compiled.
 
 ARG BASE=debian:trixie-slim
 
@@ -15,7 +16,7 @@ FROM ${BASE} AS builder
 
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates g++ make python3 python3-venv \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 
 WORKDIR /srv/tokenstream
 
@@ -28,13 +29,21 @@ ARG LLAMA_BUILD_FLAGS=""
 ARG KNOWLEDGE=""
 ARG OTLP_ENDPOINT=""
 ARG BUILDS=all
+ARG WHEELS=""
 RUN --mount=type=cache,target=/root/.cache \
-    if [ "$BUILDS" = all ] && [ "$(uname -m)" = x86_64 ]; \
-    then make wheels && make install WHEELS=native-builds.zip && rm native-builds.zip; \
-    else make install; fi
+    case "$WHEELS$BUILDS-$(uname -m)" in \
+    all-x86_64 | all-aarch64) make wheels && make install WHEELS=native-builds.zip && rm native-builds.zip ;; \
+    *) make install ;; \
+    esac
 
-# pip is not needed at run time.
-RUN .venv/bin/python -m pip uninstall --quiet --yes pip
+# Not needed at run time: pip, other copies of the native library, tests, source maps, debug symbols.
+RUN .venv/bin/python -m pip uninstall --quiet --yes pip \
+    && cd .venv/lib/python3*/site-packages \
+    && rm -rf lib include bin \
+    && if [ -d ../../../native-builds ]; then rm -rf llama_cpp/lib; fi \
+    && find . -type d -name tests -prune -exec rm -rf {} + \
+    && find . -name '*.map' -delete \
+    && strip --strip-debug uvloop/*.so hf_xet/*.so
 
 # Readable for the server's user, independent of the umask of the checkout. Compiled here, because this user
 # cannot write .pyc files.
@@ -55,7 +64,7 @@ LABEL org.opencontainers.image.title="Tokenstream" \
 
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates libstdc++6 python3 \
-    && rm -rf /var/lib/apt/lists/* \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
     && useradd --uid 10001 --user-group --create-home --shell /usr/sbin/nologin tokenstream \
     && install --directory --owner=10001 --group=10001 /srv/tokenstream/models
 

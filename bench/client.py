@@ -6,13 +6,16 @@ import asyncio
 import itertools
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
 import httptools
 
 _TIMEOUT = 900.0  # seconds for one answer
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class BenchError(Exception):
@@ -81,7 +84,9 @@ class _Stream(asyncio.Protocol):
             self.done.set_exception(BenchError(f"the stream ended early: {error}"))
 
 
-async def exchange(url: str, path: str, fields: dict[str, Any], timing: Timing) -> None:
+async def exchange(
+    url: str, path: str, fields: dict[str, Any], timing: Timing, headers: Mapping[str, str] = NO_HEADERS
+) -> None:
     """Post ``fields`` as JSON and receive the answer into ``timing``. Cancellation closes the connection.
 
     Raises:
@@ -93,7 +98,9 @@ async def exchange(url: str, path: str, fields: dict[str, Any], timing: Timing) 
     body = json.dumps(fields).encode()
     head = (
         f"POST {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        + "\r\n"
     )
     transport, stream = await asyncio.get_running_loop().create_connection(
         lambda: _Stream(timing), parts.hostname, parts.port

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.client import BenchError, Timing, exchange
+from bench.client import NO_HEADERS, BenchError, Timing, exchange
 from bench.process import ServerProcess, free_port
 from bench.prompts import Context, Prompts, Question
 
@@ -90,14 +90,14 @@ class Server(ABC):
         self._requests.append(request)
         return request.timing
 
-    async def post(self, route: str, body: dict[str, Any]) -> Any:
+    async def post(self, route: str, body: dict[str, Any], headers: Mapping[str, str] = NO_HEADERS) -> Any:
         """Post a JSON body and return the JSON of the response.
 
         Raises:
             BenchError: The request failed.
         """
         timing = Timing()
-        await exchange(self.url, route, body, timing)
+        await exchange(self.url, route, body, timing, headers)
         return json.loads(b"".join(part for _, part in timing.received))
 
     def check(self) -> None:
