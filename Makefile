@@ -109,8 +109,9 @@ bench-kernels: install $(VENV)/.bench $(VENV)/.openvino
 
 ## make image        build the container image with docker, or with BUILDER=podman
 BUILDER ?= docker
+IMAGE_ARGUMENTS := BASE BUILDS WHEELS LLAMA_BUILD_FLAGS KNOWLEDGE OTLP_ENDPOINT
 image:
-	@$(BUILDER) build --build-arg LLAMA_BUILD_FLAGS --build-arg KNOWLEDGE --build-arg OTLP_ENDPOINT --tag tokenstream .
+	@$(BUILDER) build $(IMAGE_ARGUMENTS:%=--build-arg %) --tag tokenstream .
 
 ## make image-test   build the image with buildah and run it, as root; needs mmdebstrap too
 image-test: install $(VENV)/.dev wheels

@@ -42,8 +42,12 @@ class RayServe(Tokenstream):
         return [sys.executable, "-m", "bench.replicas", "serve", *map(str, arguments)]
 
     def environment(self) -> Mapping[str, str]:
-        """Settings of replicas and of Ray, whose processes start slowly on a busy machine."""
-        ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+        """Settings of replicas and of Ray, whose processes have a niceness of 15 by default."""
+        ray = {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+            "RAY_worker_niceness": "0",
+        }
         return {**super().environment(), **ray}
 
 

@@ -10,6 +10,7 @@ import functools
 import http.server
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.fit.identity import cpu, cpu_flags
 from app.machine.folders import cache_folder
 from tests.conftest import ROOT, free_port
 
@@ -37,7 +39,7 @@ COMPILERS = ("cc", "gcc", "c++", "g++", "make", "ld", "as")
 # In namespaces of its own: the image read-only, with volumes for models and temporary files.
 START = """
 mount --bind {root} {root} && mount -o remount,bind,ro {root}
-mount -t proc proc {root}/proc && mount --rbind /dev {root}/dev
+mount -t proc proc {root}/proc && mount --bind {cpuinfo} {root}/proc/cpuinfo && mount --rbind /dev {root}/dev
 mount -t tmpfs -o mode=1777 tmp {root}/tmp && mount -t tmpfs -o uid={user} models {root}{work}/models
 exec env -i {variables} chroot --userspec={user}:{user} {root} sh -c 'cd {work} && exec "$@"' sh {command}
 """
@@ -77,11 +79,21 @@ class Image:
         )
         return int(used.split()[0])
 
-    def run(self, command: list[str], folder: Path, **settings: str) -> subprocess.Popen[bytes]:
-        """Start a command as the image's user, with the image's variables."""
+    def run(
+        self, command: list[str], folder: Path, cpuinfo: str = "/proc/cpuinfo", **settings: str
+    ) -> subprocess.Popen[bytes]:
+        """Start a command as the image's user, with the image's variables.
+
+        Args:
+            command: Program and arguments.
+            folder: Its output is appended to the file ``log``.
+            cpuinfo: A file that stands for /proc/cpuinfo.
+            settings: More variables.
+        """
         variables = [*self.config["Env"], *(f"{name}={value}" for name, value in settings.items())]
         script = START.format(
             root=self.root,
+            cpuinfo=cpuinfo,
             user=self.config["User"].partition(":")[0],
             work=self.config["WorkingDir"],
             variables=" ".join(map(repr, variables)),
@@ -210,6 +222,26 @@ def test_the_health_check_follows_the_server(image: Image, url: str, tmp_path: P
     address = url.removeprefix("http://")
     assert image.run(command, tmp_path, HTTP_ADDRESS=address).wait(60) == 0, (tmp_path / "log").read_text()
     assert image.run(command, tmp_path, HTTP_ADDRESS=f"127.0.0.1:{free_port()}").wait(60) != 0
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86-64")
+def test_an_older_cpu_gets_an_older_build(image: Image, tmp_path: Path) -> None:
+    """The CPU has only the flags of a build."""
+    choose = "from app.fit import builds; builds.choose('auto')"
+    script = f"import os; {choose}; print(os.environ['LLAMA_CPP_LIB_PATH'])"
+    for folder in image.root.glob("srv/tokenstream/.venv/native-builds/*"):
+        needed = [
+            flag
+            for flags in json.loads((folder / "native-build.json").read_text())["cpuinfo_flags"].values()
+            for flag in flags
+        ]
+        if not set(needed) <= cpu_flags(cpu()):
+            continue
+        masked = tmp_path / folder.name
+        masked.write_text(f"processor\t: 0\nflags\t\t: {' '.join(needed)}\n")
+        process = image.run(["python", "-c", script], tmp_path, str(masked))
+        assert process.wait(300) == 0, (tmp_path / "log").read_text()
+        assert (tmp_path / "log").read_text().split()[-1].endswith(f"/{folder.name}")
 
 
 def test_the_image_is_small(image: Image) -> None:

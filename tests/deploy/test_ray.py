@@ -41,7 +41,10 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "signal.sigwait([signal.SIGTERM])\n"
         "serve.shutdown(); ray.shutdown()\n"
     )
-    environment = clean_environment(PYTHONPATH=str(ROOT), RAY_USAGE_STATS_ENABLED="0")
+    # The default niceness is 15: on a busy machine, Serve gives up before its processes have started.
+    environment = clean_environment(
+        PYTHONPATH=str(ROOT), RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0"
+    )
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, str(script)], stdout=log, stderr=log, env=environment, cwd=ROOT
