@@ -6,7 +6,7 @@
 # Mount /srv/tokenstream/config for other contexts and /srv/tokenstream/models to keep downloaded models. An image
 # built with --build-arg KNOWLEDGE=on answers from documents mounted on /srv/tokenstream/data. See docs/docker.md.
 #
-# The image has builds of llama.cpp for x86-64 CPUs of four generations; the server chooses one at start. With
+# The image has builds of llama.cpp for CPUs of several generations; the server chooses one at start. With
 # --build-arg BUILDS=this it has one build, for the CPU that builds the image: a quarter of the time. With
 # --build-arg WHEELS=URL it has the builds of an archive of `make wheels`, and nothing is compiled.
 

@@ -26,8 +26,8 @@ from typing import Any
 import httpx
 import pytest
 
-from app.fit.identity import cpu, cpu_flags
 from app.machine.folders import cache_folder
+from app.machine.identity import cpu, cpu_flags
 from tests.conftest import ROOT, free_port
 
 SUITE = "trixie"
