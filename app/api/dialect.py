@@ -24,7 +24,7 @@ NDJSON = "application/x-ndjson"
 # Causes of error statuses that all dialects share.
 CAUSES = {
     400: "The body is not valid JSON.",
-    404: "The context does not exist.",
+    404: "The context or the model does not exist.",
     408: "The body did not arrive within READ_TIMEOUT.",
     413: "The body is longer than MAX_BODY_BYTES.",
     415: "The Content-Type is missing, or not application/json.",
@@ -33,7 +33,7 @@ CAUSES = {
     429: "MAX_CONCURRENT_REQUESTS requests are running or waiting.",
     500: "Internal server error.",
     501: "The server was started without an embedding model or knowledge base.",
-    503: "The model is loading.",
+    503: "The model is loading, or cannot be loaded.",
     504: "REQUEST_TIMEOUT has passed.",
 }
 
@@ -53,6 +53,7 @@ Kind = Literal[
     "http",
     "internal",
     "knowledge",
+    "load_failed",
     "loading",
     "malformed_json",
     "method_not_allowed",

@@ -76,8 +76,8 @@ def _check_library(settings: Settings) -> Finding:
 
 
 def _check_model(settings: Settings) -> Iterator[Finding]:
+    from app.service.files import readable_load_errors
     from app.service.model import memory_plan
-    from app.service.start import readable_load_errors
     from app.weights.errors import readable_size
     from app.weights.model import model_here
 

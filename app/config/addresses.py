@@ -1,4 +1,4 @@
-"""Types of settings: addresses, host names, origins of web pages."""
+"""Types of settings: lists, addresses, host names, origins of web pages."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ def _check_origin(origin: str) -> str:
     return origin
 
 
+Entries = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Hosts = Annotated[tuple[Annotated[str, AfterValidator(_check_host)], ...], NoDecode, BeforeValidator(_split)]
 Origins = Annotated[
     tuple[Annotated[str, AfterValidator(_check_origin)], ...], NoDecode, BeforeValidator(_split)

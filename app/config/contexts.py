@@ -47,7 +47,8 @@ class Context(BaseModel):
 
     The sampling fields take precedence over the settings. ``knowledge``, ``thinking`` and ``thinking_budget``
     are defaults of requests. With ``choices``, each answer is one of these names. The values describe them.
-    ``regex``, ``json_schema`` or ``grammar`` constrain answers of requests without own constraint.
+    ``regex``, ``json_schema`` or ``grammar`` constrain answers of requests without own constraint. ``model``
+    is one of MODELS; it answers requests that name no model.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -55,6 +56,7 @@ class Context(BaseModel):
     prompt: str
     examples: list[Example] = []
     choices: Annotated[Choices | None, BeforeValidator(described)] = None
+    model: Annotated[str, Field(min_length=1)] | None = None
     knowledge: bool = True
     thinking: bool | None = None
     thinking_budget: Annotated[int, Field(ge=0)] | None = None
@@ -98,7 +100,16 @@ class Context(BaseModel):
 
 
 _CONSTRAINTS = ("choices", "regex", "json_schema", "grammar")
-_NOT_SAMPLING = {"prompt", "examples", "stop", "knowledge", "thinking", "thinking_budget", *_CONSTRAINTS}
+_NOT_SAMPLING = {
+    "prompt",
+    "examples",
+    "stop",
+    "model",
+    "knowledge",
+    "thinking",
+    "thinking_budget",
+    *_CONSTRAINTS,
+}
 
 
 def load_contexts(path: Path) -> Mapping[str, Context]:

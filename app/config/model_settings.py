@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import AliasChoices, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.config.addresses import Entries
 from app.config.setting import setting
 from app.machine.folders import cache_folder
 from app.machine.installation import IS_WHEEL, shipped
@@ -44,6 +45,38 @@ class ModelSettings(BaseSettings):
         "over MODEL_PATH, MODEL_REPO, MODEL_FILE and MODEL_REVISION. `tokenstream models` lists the names.",
         also="FEATURE",
         validation_alias=AliasChoices("MODEL", "FEATURE"),
+    )
+    models: Entries = setting(
+        (),
+        "Models to serve by name, separated by commas, instead of MODEL (docs/models.md). Each is a name in "
+        "MODELS_FILE, the path of a GGUF file, or `NAME=` and one of these. The first one answers requests "
+        "without a model.",
+        shown="the model of MODEL",
+    )
+    models_pinned: Entries = setting(
+        (),
+        "Names of MODELS that are loaded at start and never unloaded, separated by commas; `all` for all.",
+        shown="none",
+    )
+    models_at_start: Entries = setting(
+        (),
+        "More names of MODELS that are loaded at start, separated by commas; `all` for all. Others are "
+        "loaded by their first request.",
+        shown="the first one",
+    )
+    models_memory: int | None = setting(
+        None,
+        "Memory of all loaded models. For another model, the least recently used ones are unloaded.",
+        unit="MB",
+        ge=1,
+        shown="the free memory of the machine or container",
+    )
+    idle_unload: float | None = setting(
+        None,
+        "Time without a request after which one of MODELS is unloaded. Its next request loads it again.",
+        unit="seconds",
+        gt=0,
+        shown="never",
     )
     models_file: Path = setting(
         lambda: shipped("config/models.toml"),

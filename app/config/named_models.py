@@ -92,8 +92,8 @@ def load_named_models(path: Path) -> Mapping[str, NamedModel]:
     return found
 
 
-def named_model(name: str, path: Path) -> NamedModel:
-    """A model of MODELS_FILE.
+def named_model(name: str, path: Path, *, variable: str = "MODEL") -> NamedModel:
+    """A model of MODELS_FILE; ``variable``: the setting that names it.
 
     Raises:
         NamedModelError: The name is not defined, or the file is invalid.
@@ -104,5 +104,6 @@ def named_model(name: str, path: Path) -> NamedModel:
     close = difflib.get_close_matches(name, models, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise NamedModelError(
-        f"MODEL={name}: {hint}It should be the path of a GGUF file, or a name of {path}: {', '.join(models)}"
+        f"{variable}={name}: {hint}It should be the path of a GGUF file, or a name of {path}: "
+        f"{', '.join(models)}"
     )

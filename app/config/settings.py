@@ -237,8 +237,13 @@ def load(env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
     return settings if settings.model is None else with_model(settings, settings.model)
 
 
-def with_model(settings: Settings, name: str) -> Settings:
+def with_model(settings: Settings, name: str, *, variable: str = "MODEL") -> Settings:
     """The settings with another MODEL. Its defaults apply to settings that are not set.
+
+    Args:
+        settings: The settings.
+        name: A name in MODELS_FILE, or the path of a GGUF file.
+        variable: The setting that has the name, for error messages.
 
     Raises:
         NamedModelError: The name is unknown, or MODELS_FILE is invalid.
@@ -246,7 +251,7 @@ def with_model(settings: Settings, name: str) -> Settings:
     """
     if name.lower().endswith(".gguf") or Path(name).expanduser().is_file():
         return settings.model_copy(update={"model": name, "model_path": Path(name)})
-    model = named_model(name, settings.models_file)
+    model = named_model(name, settings.models_file, variable=variable)
     given = {field: getattr(settings, field) for field in settings.model_fields_set}
     return _validated(None, **model.defaults() | given | model.overrides() | {"model": name})
 

@@ -3,6 +3,7 @@
 from app.chat.tools import ArgumentsDelta, CallDelta, ContentDelta, Delta
 from app.engine.answer import Output
 from app.engine.client import Client
+from app.engine.embedder import Embedder
 from app.engine.llama import Vocab
 from app.engine.sampling.logprobs import Logprobs
 from app.engine.sequence import FinishReason
@@ -38,12 +39,14 @@ from app.service.errors import (
     Forbidden,
     GenerationFailed,
     KnowledgeFailed,
+    LoadFailed,
     Loading,
     NotOffered,
     Overloaded,
     ServiceError,
     TooLong,
     UnknownContext,
+    UnknownModel,
 )
 from app.service.generation import Chosen, Generation, Step, receive
 from app.service.limits import TokenLimits
@@ -63,6 +66,7 @@ from app.service.prompts import (
 from app.service.rerank import Ranking
 from app.service.retrieval import list_documents, required_knowledge, search_documents
 from app.service.service import Service
+from app.service.slots import ModelFacts, Slot, State
 from app.service.uploads import FOLDER as UPLOADS
 from app.service.uploads import TooLarge, store_upload
 
@@ -87,6 +91,7 @@ __all__ = [
     "Decisions",
     "Delta",
     "Effort",
+    "Embedder",
     "Embeddings",
     "FinishReason",
     "Forbidden",
@@ -96,9 +101,11 @@ __all__ = [
     "JSONSchema",
     "KnowledgeFailed",
     "KnowledgeUse",
+    "LoadFailed",
     "Loading",
     "Logprobs",
     "Model",
+    "ModelFacts",
     "NotOffered",
     "Option",
     "Output",
@@ -111,6 +118,8 @@ __all__ = [
     "Regex",
     "Service",
     "ServiceError",
+    "Slot",
+    "State",
     "Step",
     "TextPrompt",
     "ThinkingUse",
@@ -120,6 +129,7 @@ __all__ = [
     "TooLong",
     "ToolUse",
     "UnknownContext",
+    "UnknownModel",
     "Vocab",
     "allows_context",
     "best",

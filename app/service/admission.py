@@ -7,9 +7,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from app.engine.client import Client
 from app.service.errors import Overloaded
+
+if TYPE_CHECKING:
+    from app.service.model import Model
+    from app.service.slots import Slot
 
 # An estimate for a body that is not tokenized yet.
 _BYTES_PER_TOKEN = 4
@@ -122,11 +127,18 @@ class Admission:
 
 
 class Place:
-    """Places of one request, and its prompt tokens that wait. Leave it at the end of the response."""
+    """Places of one request, and its prompt tokens that wait. Leave it at the end of the response.
+
+    Attributes:
+        client: Origin of the request.
+        models: The models that the request uses. They stay loaded until the end of the response.
+    """
 
     def __init__(self, admission: Admission, client: Client) -> None:
         self._admission = admission
         self.client = client
+        self.models: dict[Slot, Model] = {}
+        self._releases: list[Callable[[], None]] = []
         self._n_places = 0
         self._n_bytes = 0
         self._n_tokens = 0
@@ -176,9 +188,17 @@ class Place:
         self._admission.weigh(-self._n_tokens, self._n_tokens)
         self._n_tokens = 0
 
+    def hold(self, slot: Slot, model: Model, release: Callable[[], None]) -> None:
+        """Use a model until the end of the response, which calls ``release``."""
+        self.models[slot] = model
+        self._releases.append(release)
+
     def leave(self) -> None:
-        """Give all places back."""
+        """Give all places and models back."""
         self.begin()
+        while self._releases:
+            self._releases.pop()()
+        self.models.clear()
         if self._n_places:
             self._admission.free(self.client, self._n_places)
             self._n_places = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.chat.tools import CallDelta, ToolCallParser
@@ -48,9 +49,11 @@ class PrefillAhead:
     A request that arrives ends the prefill before the next step; the computed part stays in the prefix cache.
     """
 
-    def __init__(self, engine: AsyncEngine, preparation: Preparation) -> None:
+    def __init__(self, engine: AsyncEngine, preparation: Preparation, is_busy: Callable[[], bool]) -> None:
+        """``is_busy``: whether a request runs or waits."""
         self._engine = engine
         self._preparation = preparation
+        self._is_busy = is_busy
         self._turns: deque[_Turn] = deque(maxlen=_MOST_WAITING)
         self._task: asyncio.Task[None] | None = None
         self._threads = full_pool(1, "ahead")
@@ -73,7 +76,7 @@ class PrefillAhead:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(_IDLE_SECONDS)
         while self._turns:
-            if self._engine.n_unfinished:
+            if self._is_busy():
                 await asyncio.sleep(_IDLE_SECONDS)
                 continue
             turn = self._turns.pop()

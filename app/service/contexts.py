@@ -15,11 +15,12 @@ from app.config.settings import Settings
 from app.engine.answer import EngineError
 from app.engine.async_engine import AsyncEngine
 from app.machine.progress import Progress
-from app.service.errors import BadRequest
+from app.service.errors import BadRequest, UnknownModel
 from app.service.preparation import Preparation
 
 if TYPE_CHECKING:
     from app.service.model import Model
+    from app.service.models import Models
 
 logger = logging.getLogger("tokenstream.service")
 
@@ -100,22 +101,39 @@ async def warm(
 class ContextsFile:
     """Reads CONTEXTS_FILE again. An invalid file is reported, and the previous contexts remain in use."""
 
-    def __init__(self, settings: Settings, contexts: LiveContexts) -> None:
+    def __init__(self, settings: Settings, contexts: LiveContexts, models: Models) -> None:
         self._settings = settings
         self._contexts = contexts
+        self._models = models
+        self._is_started = False
         self._task: asyncio.Task[None] | None = None
         self._is_requested = False
 
-    def reload(self, model: Model | None) -> None:
-        """Read the file again, after the reading that runs. Without a model: when `loaded` is called."""
+    def reload(self) -> None:
+        """Read the file again, after the reading that runs. Before the end of the start: then."""
         self._is_requested = True
-        if model is not None and (self._task is None or self._task.done()):
-            self._task = asyncio.get_running_loop().create_task(self._reload(model))
+        if self._is_started and (self._task is None or self._task.done()):
+            self._task = asyncio.get_running_loop().create_task(self._reload())
 
-    def loaded(self, model: Model) -> None:
-        """Read the file again if that was requested while the model was loaded."""
+    def started(self) -> None:
+        """Read the file again if that was requested before the end of the start."""
+        self._is_started = True
         if self._is_requested:
-            self.reload(model)
+            self.reload()
+
+    def check_models(self, contexts: Mapping[str, Context]) -> None:
+        """Check that the models of contexts are served.
+
+        Raises:
+            ContextsError: One is not.
+        """
+        for name, context in contexts.items():
+            try:
+                self._models.find(context.model)
+            except UnknownModel as error:
+                raise ContextsError(
+                    f"{self._settings.contexts_file}: context {name!r}: model: {error} (MODELS)"
+                ) from None
 
     async def close(self) -> None:
         """End a running reading."""
@@ -123,11 +141,11 @@ class ContextsFile:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def _reload(self, model: Model) -> None:
+    async def _reload(self) -> None:
         while self._is_requested:
             self._is_requested = False
             try:
-                await self._read(model)
+                await self._read()
             except (UserError, EngineError) as error:
                 self._contexts.problem = str(error)
                 logger.error("the previous contexts stay in use: %s", error)
@@ -135,13 +153,34 @@ class ContextsFile:
                 self._contexts.problem = f"{type(error).__name__}: {error}"
                 logger.exception("the previous contexts stay in use: reading them failed unexpectedly")
 
-    async def _read(self, model: Model) -> None:
+    async def _read(self) -> None:
         path, default = self._settings.contexts_file, self._settings.context_type
         contexts = await asyncio.to_thread(load_contexts, path)
         if default not in contexts:
             raise ContextsError(f"{path}: CONTEXT_TYPE={default} should be one of {', '.join(contexts)}")
+        self.check_models(contexts)
         changed = {name: context for name, context in contexts.items() if self._contexts.get(name) != context}
-        # Before they are used: requests of the previous ones go on, and the first request finds its prefix.
+        for slot in self._models.slots:
+            if slot.is_open:  # others check and prefill their contexts when they are loaded
+                lease = await self._models.acquire(slot)
+                try:
+                    await self._use(lease.model, self._models.contexts_of(slot, changed))
+                finally:
+                    self._models.release(slot, lease)
+        removed = [name for name in self._contexts if name not in contexts]
+        self._contexts.replace(contexts)
+        for model in (slot.model for slot in self._models.slots if slot.model is not None):
+            for name in (*changed, *removed):
+                model.refused.pop(name, None)
+        names = f"changed or new: {', '.join(changed) or 'none'}; removed: {', '.join(removed) or 'none'}"
+        logger.info("read again: contexts of %s (%s)", path, names)
+
+    async def _use(self, model: Model, changed: Mapping[str, Context]) -> None:
+        """Prefill contexts and compile their constraints before they are used.
+
+        So requests of the previous ones go on, and the first request finds its prefix.
+        """
+        path = self._settings.contexts_file
         refused = await warm(changed, model.preparation, model.engine, self._settings)
         for name, context in changed.items():
             try:
@@ -151,9 +190,3 @@ class ContextsFile:
         if refused:
             name, reason = next(iter(refused.items()))
             raise ContextsError(f"{path}: the chat template rejects context {name!r} ({reason})")
-        removed = [name for name in self._contexts if name not in contexts]
-        self._contexts.replace(contexts)
-        for name in (*changed, *removed):
-            model.refused.pop(name, None)
-        names = f"changed or new: {', '.join(changed) or 'none'}; removed: {', '.join(removed) or 'none'}"
-        logger.info("read again: contexts of %s (%s)", path, names)

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 from app.config.contexts import Context
 from app.service.admission import Place
+from app.service.clients import check_model, check_prompt
 from app.service.decisions import Content, Decision, DecisionQuestion, Decisions, decision_of, rendered
 from app.service.errors import BadRequest, ServiceError
-from app.service.prompts import ChatPrompt, TextPrompt
+from app.service.prompts import ChatPrompt, Prompt, TextPrompt
 from app.service.questions import PreparedQuestions
 from app.telemetry.request import current
 
 if TYPE_CHECKING:
+    from app.service.model import Model
     from app.service.service import Service
 
 
@@ -24,6 +26,7 @@ async def decide(
     questions: Sequence[DecisionQuestion],
     *,
     place: Place,
+    model: str | None = None,
     field: str = "state",
 ) -> Decisions:
     """Answer questions about a state, each with probabilities of its options.
@@ -33,14 +36,16 @@ async def decide(
         state: The text or JSON that all questions are about. It is prefilled once.
         questions: At least one.
         place: Of the request.
+        model: Name of the model. None: the default.
         field: Name of the state in the request, for error messages.
 
     Raises:
         ServiceError: No question can be answered.
     """
-    service.check_permission(place.client, TextPrompt(field=field))  # questions have no context
-    prepare = partial(service.model.questions.prepare, state, questions)
-    return await _answer(service, "decision", prepare, len(rendered(state)), place)
+    # Questions have no context.
+    used = await _permitted_model(service, TextPrompt(field=field, model=model), place, "decision")
+    prepare = partial(used.questions.prepare, state, questions)
+    return await _answer(service, used, prepare, len(rendered(state)), place)
 
 
 async def classify(
@@ -48,6 +53,7 @@ async def classify(
     queries: Sequence[str],
     *,
     place: Place,
+    model: str | None = None,
     context: str | None = None,
     choices: Mapping[str, str] | None = None,
     field: str = "queries",
@@ -58,6 +64,7 @@ async def classify(
         service: The service.
         queries: At least one.
         place: Of the request.
+        model: Name of the model. None: that of the context, else the default.
         context: Name of a context with choices. None: the default one.
         choices: Names with descriptions, instead of a context.
         field: Name of the queries in the request, for error messages.
@@ -68,22 +75,31 @@ async def classify(
     Raises:
         ServiceError: The context has no choices, or a text cannot be classified.
     """
-    model = service.model
     if choices is None:
-        prompt = ChatPrompt((), context)
-        service.check_permission(place.client, prompt)
-        of_queries = model.preparation.context_of(prompt)
+        prompt = ChatPrompt((), context, model=model)
+        used = await _permitted_model(service, prompt, place, "classification")
+        of_queries = used.preparation.context_of(prompt)
         assert of_queries is not None
         if of_queries.choices is None:
             raise _without_choices(service, context)
     else:
-        service.check_permission(place.client, TextPrompt(field="choices"))
+        text = TextPrompt(field="choices", model=model)
+        used = await _permitted_model(service, text, place, "classification")
         names = ", ".join(choices)
         of_queries = Context(prompt=f"Classify the text. Answer with one of: {names}.", choices=dict(choices))
     assert of_queries.choices is not None
-    prepare = partial(model.questions.prepare_queries, queries, of_queries, field)
-    decisions = await _answer(service, "classification", prepare, sum(map(len, queries)), place)
+    prepare = partial(used.questions.prepare_queries, queries, of_queries, field)
+    decisions = await _answer(service, used, prepare, sum(map(len, queries)), place)
     return tuple(of_queries.choices), decisions
+
+
+async def _permitted_model(service: Service, prompt: Prompt, place: Place, operation: str) -> Model:
+    """The model of a request; ``prompt``: its model and context."""
+    slot, record = service.slot_of(prompt), current()
+    record.operation, record.model = operation, slot.name
+    check_model(place.client, slot.name)
+    check_prompt(place.client, prompt, service.settings.context_type)
+    return await service.use(slot, place)
 
 
 def _without_choices(service: Service, context: str | None) -> BadRequest:
@@ -96,14 +112,13 @@ def _without_choices(service: Service, context: str | None) -> BadRequest:
 
 async def _answer(
     service: Service,
-    operation: str,
+    model: Model,
     prepare: Callable[[], PreparedQuestions],
     n_characters: int,
     place: Place,
 ) -> Decisions:
     """Prepare questions and answer them."""
-    model, record = service.model, current()
-    record.operation, record.model = operation, model.name
+    record = current()
     with record.phase("prepare"):
         prepared = await service.threads.run(n_characters, prepare)
     n_tokens = prepared.n_tokens

@@ -17,6 +17,10 @@ class Loading(ServiceError):
     """The model is not loaded yet."""
 
 
+class LoadFailed(ServiceError):
+    """The model of the request cannot be loaded."""
+
+
 class NotOffered(ServiceError):
     """The request needs a feature that is not enabled."""
 
@@ -27,6 +31,10 @@ class Forbidden(ServiceError):
 
 class UnknownContext(ServiceError):
     """The request names an undefined context."""
+
+
+class UnknownModel(ServiceError):
+    """The request names a model that is not served."""
 
 
 class BadRequest(ServiceError):

@@ -7,13 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from app.engine.answer import Answer, Output, Result
 from app.engine.sampling.logprobs import Logprobs
 from app.engine.sequence import FinishReason
 from app.knowledge.chunk import Passage
 from app.service.errors import GenerationFailed
-from app.telemetry.metrics import Metrics
+from app.telemetry.metrics import ModelMetrics
+
+if TYPE_CHECKING:
+    from app.service.model import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class Generation:
     """An answer in progress. ``receive`` passes its steps on; ``close`` cancels it.
 
     Attributes:
+        model: The model that generates it.
         prompt: Tokens of the prompt.
         sources: Passages of documents in the prompt, best first.
         n_waiting: New and changed documents that the search did not know.
@@ -69,15 +74,17 @@ class Generation:
     def __init__(
         self,
         answer: Answer,
-        metrics: Metrics,
+        metrics: ModelMetrics,
         requested_at: float,
         sources: Sequence[Passage] = (),
         n_waiting: int = 0,
         chosen: Chosen | None = None,
         *,
+        model: Model,
         logs_text: bool = False,
     ) -> None:
         """``logs_text``: the text is part of the request's log line."""
+        self.model = model
         self._answer = answer
         self._metrics = metrics
         self._requested_at = requested_at

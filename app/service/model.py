@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -36,13 +36,13 @@ from app.machine.identity import identity
 from app.service.ahead import PrefillAhead
 from app.service.contexts import warm
 from app.service.errors import GenerationFailed, Overloaded, ServiceError, TooLong
+from app.service.files import ModelFiles
 from app.service.generation import Generation
 from app.service.limits import TokenLimits
 from app.service.preparation import Preparation, Prepared
 from app.service.questions import QuestionPreparation
-from app.telemetry.metrics import Metrics
+from app.telemetry.metrics import ModelMetrics
 from app.telemetry.request import current
-from app.weights.model import model_name
 from app.weights.tokenizer import TokenizerRepo, check_vocabulary
 
 logger = logging.getLogger("tokenstream.service")
@@ -50,11 +50,28 @@ logger = logging.getLogger("tokenstream.service")
 _MAX_STATE_FILES = 2_000_000_000  # bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Common:
+    """Parts that all models of a process share.
+
+    Attributes:
+        contexts: The contexts by name.
+        lock: Held during each step of an engine. None: nothing else computes on the same cores.
+        on_failure: Called on the event loop if the engine thread ends with an exception.
+        is_busy: Whether a request runs or waits.
+    """
+
+    contexts: Mapping[str, Context]
+    lock: AbstractContextManager[None] | None
+    on_failure: Callable[[BaseException], None]
+    is_busy: Callable[[], bool]
+
+
 class Model:
     """A loaded model.
 
     Attributes:
-        name: The file's name without suffix and part number.
+        name: Its name in requests.
         fingerprint: Identifies the model file, the native library and the sampling code.
         created: Modification time of the model file, in seconds since 1970.
         description: Architecture, size and quantization.
@@ -73,41 +90,39 @@ class Model:
 
     def __init__(
         self,
-        path: Path,
-        tokenizer_repo: TokenizerRepo | None,
+        name: str,
+        files: ModelFiles,
         settings: Settings,
-        contexts: Mapping[str, Context],
+        plan: MemoryPlan,
+        common: Common,
         *,
-        metrics: Metrics,
-        lock: AbstractContextManager[None] | None = None,
-        on_failure: Callable[[BaseException], None] | None = None,
+        metrics: ModelMetrics,
     ) -> None:
         """Load the weights and reserve the KV cache; blocking. ``load`` calls this in a thread.
 
         Raises:
             ModelLoadError: llama.cpp cannot load the model, or memory is insufficient.
-            ModelError: The vocabulary of ``tokenizer_repo`` differs from the model's.
-            MemoryPlanError: The configured sizes exceed the available memory.
+            ModelError: The vocabulary of the tokenizer's repository differs from the model's.
             SettingsError: A configured token limit exceeds the KV cache.
         """
+        path = files.path
+        self.name = name
         self._settings = settings
         self._metrics = metrics
-        plan = memory_plan(settings, path)
         logger.info("%s", plan)
         with ExitStack() as stack:
             self._weights = llama.Model(
                 path, gpu_layers=settings.model_gpu_layers, main_gpu=settings.main_gpu
             )
             stack.callback(self._weights.close)
-            self.tokenizer = make_tokenizer(settings, self._weights, tokenizer_repo)
+            self.tokenizer = make_tokenizer(settings, self._weights, files.tokenizer_repo)
             stack.callback(self.tokenizer.template.close)
             options = engine_options(settings, plan, self._weights)
-            self.engine = AsyncEngine(self._weights, options, metrics, lock, on_failure)
+            self.engine = AsyncEngine(self._weights, options, metrics, common.lock, common.on_failure)
             # Its thread is not running yet: asyncio.run() does not wait.
             stack.callback(lambda: asyncio.run(self.engine.close()))
             _log_model(self._weights, self.engine)
             self.limits = TokenLimits.of(settings, self.engine.n_ctx_sequence)
-            self.name = model_name(path)
             self.fingerprint = fingerprint(path, options.kv)
             self.created = int(path.stat().st_mtime)
             self.description = self._weights.description
@@ -116,10 +131,12 @@ class Model:
             self.n_ctx = plan.n_ctx
             self.kv_bytes = plan.kv
             self.vocab = self._weights.vocab
-            self.preparation = Preparation(settings, contexts, self.vocab, self.tokenizer, self.limits)
+            self.preparation = Preparation(settings, common.contexts, self.vocab, self.tokenizer, self.limits)
             self.questions = QuestionPreparation(self.vocab, self.tokenizer, self.limits)
             self._ahead = (
-                PrefillAhead(self.engine, self.preparation) if settings.prefill_ahead == "on" else None
+                PrefillAhead(self.engine, self.preparation, common.is_busy)
+                if settings.prefill_ahead == "on"
+                else None
             )
             self.refused: dict[str, str] = {}
             stack.pop_all()
@@ -127,43 +144,32 @@ class Model:
     @classmethod
     async def load(
         cls,
-        path: Path,
-        tokenizer_repo: TokenizerRepo | None,
+        name: str,
+        files: ModelFiles,
         settings: Settings,
-        contexts: Mapping[str, Context],
+        plan: MemoryPlan,
+        common: Common,
         *,
-        metrics: Metrics,
-        lock: AbstractContextManager[None] | None = None,
-        on_failure: Callable[[BaseException], None] | None = None,
-        warmed: Collection[str] | None = None,
+        metrics: ModelMetrics,
+        warmed: Collection[str],
     ) -> Model:
         """Load a model, start its engine and prefill contexts.
 
         Args:
-            path: A GGUF file; for a split model, its first part.
-            tokenizer_repo: Replaces the chat template and special tokens of the GGUF file.
+            name: Its name in requests.
+            files: Its files.
             settings: Sizes, limits and sampling defaults.
-            contexts: The contexts by name.
+            plan: Its memory.
+            common: Parts that all models share.
             metrics: Receives a report of every engine step and answer.
-            lock: Lock shared with other computations on the same cores.
-            on_failure: Called on the event loop if the engine thread ends with an exception.
-            warmed: Names of the contexts to prefill; None: all.
+            warmed: Names of the contexts to prefill.
 
         Raises:
             ContextsError: A context exceeds the input limit, or its constraint is invalid.
             Exception: See the constructor.
         """
         opening = asyncio.ensure_future(
-            asyncio.to_thread(
-                cls,
-                path,
-                tokenizer_repo,
-                settings,
-                contexts,
-                metrics=metrics,
-                lock=lock,
-                on_failure=on_failure,
-            )
+            asyncio.to_thread(cls, name, files, settings, plan, common, metrics=metrics)
         )
         try:
             model = await asyncio.shield(opening)
@@ -176,7 +182,7 @@ class Model:
         try:
             model.engine.start()
             metrics.engine.on_start(model.n_ctx, model.kv_bytes)
-            await model._warm({name: contexts[name] for name in (contexts if warmed is None else warmed)})
+            await model._warm({name: common.contexts[name] for name in warmed})
         except BaseException:
             await model.close()
             raise
@@ -213,6 +219,7 @@ class Model:
                         prepared.passages,
                         prepared.n_waiting,
                         prepared.chosen,
+                        model=self,
                         logs_text=record.logs_content,
                     )
                 )
@@ -269,6 +276,8 @@ class Model:
 
     async def _warm(self, contexts: Mapping[str, Context]) -> None:
         """Prefill contexts, and log those that the chat template rejects."""
+        if not contexts:
+            return
         self.refused = await warm(contexts, self.preparation, self.engine, self._settings)
         for name, reason in self.refused.items():
             logger.error(
@@ -280,8 +289,13 @@ class Model:
             )
 
 
-def memory_plan(settings: Settings, path: Path) -> MemoryPlan:
+def memory_plan(settings: Settings, path: Path, available: int | None = None) -> MemoryPlan:
     """Plan the memory of a model with the settings' sizes.
+
+    Args:
+        settings: The sizes.
+        path: A GGUF file; for a split model, its first part.
+        available: Bytes that it may use. None: what this process may use.
 
     Raises:
         MemoryPlanError: The configured sizes exceed the available memory.
@@ -295,6 +309,7 @@ def memory_plan(settings: Settings, path: Path) -> MemoryPlan:
         gpu_layers=settings.model_gpu_layers,
         main_gpu=settings.main_gpu,
         n_threads=settings.model_threads or physical_cores(),
+        available=available,
     )
 
 

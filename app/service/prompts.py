@@ -69,6 +69,7 @@ class ChatPrompt:
     Attributes:
         messages: The turns. If none is a system turn, the context's turns precede them.
         context: Name of the context; None: the default.
+        model: Name of the model; None: that of the context, else the default.
         tools: Tools that the model may call.
         continues: Whether the answer continues the last message, an assistant message.
         field: Name of the request's field, for error messages.
@@ -89,6 +90,7 @@ class ChatPrompt:
     n_waiting: int = 0
     thinking: ThinkingUse = ThinkingUse()
     reduces_max_tokens: bool = True
+    model: str | None = None
 
     @property
     def n_characters(self) -> int:
@@ -112,6 +114,7 @@ class TextPrompt:
         tokens: Token ids instead of the text.
         truncate: Number of last tokens to keep; None: all.
         suffix: Text after the gap to fill in; None: no gap.
+        model: Name of the model; None: the default.
         field: Name of the request's field, for error messages.
         reduces_max_tokens: Whether a ``max_tokens`` beyond the room is reduced. Otherwise it is rejected.
     """
@@ -122,6 +125,7 @@ class TextPrompt:
     suffix: str | None = None
     field: str = "prompt"
     reduces_max_tokens: bool = True
+    model: str | None = None
 
     @property
     def n_characters(self) -> int:

@@ -1,40 +1,40 @@
-"""The operations of all dialects: generate, tokenize, embed, rerank."""
+"""The operations of all dialects: generate and tokenize; the start and the end of all models."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from app.config.contexts import Context
 from app.config.keys import Keys
 from app.config.settings import Settings, SettingsError
-from app.engine.client import LOCAL, Client
+from app.engine.client import LOCAL
 from app.engine.embedder import Embedder
 from app.engine.fair_lock import FairLock
-from app.engine.reranker import Reranker
-from app.machine.cores import physical_cores
 from app.machine.progress import Stage
 from app.service.admission import Admission, Place
 from app.service.choices import choose
 from app.service.clients import TokenRates, check_model, check_prompt
 from app.service.constraints import effective
 from app.service.contexts import ContextsFile, LiveContexts
-from app.service.embedding import Embeddings, embed
-from app.service.errors import BadRequest, Loading, NotOffered
+from app.service.encoders import Encoders
+from app.service.errors import BadRequest, Loading
+from app.service.files import ModelFiles
 from app.service.generation import Generation
 from app.service.model import Model
+from app.service.models import Models
 from app.service.prompts import ChatPrompt, Constraint, Prompt, TextPrompt
-from app.service.rerank import Ranking, open_reranker, rank, rank_by_cosine
-from app.service.retrieval import Retrieval, with_found
+from app.service.retrieval import with_found
+from app.service.slots import Slot
 from app.service.threads import PreparingThreads
 from app.telemetry.metrics import Metrics
 from app.telemetry.request import RequestRecord, current
+from app.weights.served import ServedModel, served_models
 from app.weights.tokenizer import TokenizerRepo
 
 if TYPE_CHECKING:
@@ -45,34 +45,46 @@ logger = logging.getLogger("tokenstream.service")
 
 
 class Service:
-    """A model, its contexts, and optionally an embedding model with a knowledge base.
+    """Models, their contexts, and optionally an embedding model with a knowledge base and a reranker.
 
     Attributes:
+        models: The models by name.
         keys: Keys of API_KEYS.
         rates: Tokens per minute of these keys.
         threads: Threads that prepare prompts.
         admission: Places of all requests except embedding requests.
         embedding_admission: Places of embedding requests.
-        stage: Current part of the start, until the model is loaded.
-        failure: Error message of the engine's or the embedding model's failed thread; None while both run.
+        stage: Current part of the start, until it is complete.
+        failure: Error message of a failed thread: of an engine, the embedding model or the reranker. None
+            while all run.
     """
 
-    def __init__(self, settings: Settings, contexts: Mapping[str, Context], metrics: Metrics) -> None:
-        """Create a service without loading a model.
+    def __init__(
+        self,
+        settings: Settings,
+        contexts: Mapping[str, Context],
+        metrics: Metrics,
+        served: Sequence[ServedModel] = (),
+    ) -> None:
+        """Create a service without loading a model; ``served``: its models. Default: the one of the settings.
 
         Raises:
             SettingsError: CONTEXT_TYPE is not defined.
+            ContextsError: A context names an unknown model.
             KeysError: API_KEYS is invalid.
         """
         self.settings = settings
         self.contexts = LiveContexts(contexts)
-        self._contexts_file = ContextsFile(settings, self.contexts)
         self.metrics = metrics
         if settings.context_type not in contexts:
             raise SettingsError(
                 f"CONTEXT_TYPE={settings.context_type}: should be one of {', '.join(contexts)}"
                 f" (defined in {settings.contexts_file})"
             )
+        served = served or served_models(settings)
+        self.models = Models(served, settings, self.contexts, metrics, self._fail)
+        self._contexts_file = ContextsFile(settings, self.contexts, self.models)
+        self._contexts_file.check_models(contexts)
         places = settings.max_concurrent_requests, settings.max_waiting_tokens
         self.admission, self.embedding_admission = Admission(*places), Admission(*places)
         self.keys = Keys(settings.api_keys.get_secret_value() if settings.api_keys else "", contexts)
@@ -80,56 +92,76 @@ class Service:
         self.failure: str | None = None
         self.stage = Stage("starting")
         self._on_failure: Callable[[str], None] | None = None
-        self._model: Model | None = None
-        self._retrieval: Retrieval | None = None
-        self._reranker: Reranker | None = None
+        self._is_started = False
+        self._encoders = Encoders(settings, metrics, self.rates, self._fail)
         self.threads = PreparingThreads()
 
     @property
     def is_ready(self) -> bool:
-        """Whether the model is loaded, and no thread has failed."""
-        return self._model is not None and self.failure is None
+        """Whether the start is complete, and no thread has failed."""
+        return self._is_started and self.failure is None
+
+    def check_started(self) -> None:
+        """Check that the start is complete.
+
+        Raises:
+            Loading: It is not.
+        """
+        if not self._is_started:
+            raise Loading("the model is still loading; GET /ready responds 200 when it is loaded")
 
     @property
     def model(self) -> Model:
-        """The loaded model.
+        """The default model.
 
         Raises:
-            Loading: The model is not loaded yet.
+            Loading: It is not loaded.
         """
-        if self._model is None:
-            raise Loading("the model is still loading; GET /ready responds 200 when it is loaded")
-        return self._model
+        self.check_started()
+        if (model := self.models.default.model) is None:
+            raise Loading(f"model {self.model_name} is not loaded; its next request loads it")
+        return model
 
     @property
     def model_name(self) -> str:
-        """The model's name; empty until it is loaded."""
-        return self._model.name if self._model else ""
+        """The default model's name; empty until it is known."""
+        return self.models.default.name if self._is_started or self.models.are_several else ""
 
     @property
     def refused_contexts(self) -> Mapping[str, str]:
-        """Contexts rejected by the chat template, with its error messages."""
-        return self._model.refused if self._model else {}
+        """Contexts rejected by the chat template of their model, with its error messages."""
+        models = (slot.model for slot in self.models.slots)
+        return {name: why for model in models if model for name, why in model.refused.items()}
 
     @property
     def n_unfinished(self) -> int:
         """Number of running and waiting requests."""
-        return self._model.engine.n_unfinished if self._model else 0
+        return self.models.n_unfinished
+
+    @property
+    def encoders(self) -> Encoders:
+        """The embedding model and the reranker.
+
+        Raises:
+            Loading: The start is not complete.
+        """
+        self.check_started()
+        return self._encoders
 
     @property
     def knowledge(self) -> Knowledge | None:
         """The knowledge base; None if it is off or not loaded yet."""
-        return self._retrieval.knowledge if self._retrieval else None
+        return self._encoders.knowledge
 
     @property
     def embedder(self) -> Embedder | None:
         """The embedding model; None if it is off or not loaded yet."""
-        return self._retrieval.embedder if self._retrieval else None
+        return self._encoders.embedder
 
     @property
     def embedding_name(self) -> str | None:
         """The embedding model's name; None without one."""
-        return self._retrieval.embedder.name if self._retrieval else None
+        return self.embedder.name if self.embedder else None
 
     async def load(
         self,
@@ -141,11 +173,11 @@ class Service:
         warm: Collection[str] | None = None,
         on_failure: Callable[[str], None] | None = None,
     ) -> None:
-        """Load the models, start the engine and prefill contexts.
+        """Load the models of the start, start their engines and prefill contexts.
 
         Args:
-            path: A GGUF file; for a split model, its first part.
-            tokenizer_repo: Replaces the chat template and special tokens of the GGUF file.
+            path: GGUF file of the default model; for a split model, its first part.
+            tokenizer_repo: Replaces the chat template and special tokens of that file.
             embedding_model: A GGUF file.
             rerank_model: A GGUF file.
             warm: Names of the contexts to prefill; None: all.
@@ -153,75 +185,42 @@ class Service:
 
         Raises:
             ModelLoadError: llama.cpp cannot load a model, or memory is insufficient.
-            UserError: The settings, the contexts or the tokenizer do not fit the model.
+            UserError: The settings, the contexts or the tokenizer do not fit a model.
         """
         self._on_failure = on_failure
         lock = FairLock()
-        # Before the model, whose memory plan counts the remaining memory.
-        await self._load_embedder_and_reranker(embedding_model, rerank_model, lock)
-        model = await Model.load(
-            path,
-            tokenizer_repo,
-            self.settings,
-            self.contexts,
-            metrics=self.metrics,
-            lock=lock if self._retrieval or self._reranker else None,
-            on_failure=self._engine_failed,
-            warmed=warm,
-        )
+        # Before the models, whose memory plans count the remaining memory.
+        await self._encoders.load(embedding_model, rerank_model, lock)
+        is_shared = self.models.are_several or not self._encoders.are_off
         try:
-            # After the model has measured its kernels, because indexing uses all cores.
-            if self._retrieval is not None:
-                await self._retrieval.index()
+            files = ModelFiles(path, tokenizer_repo)
+            await self.models.start(files, lock=lock if is_shared else None, warm=warm)
+            # After the models have measured their kernels, because indexing uses all cores.
+            await self._encoders.index()
         except BaseException:
-            await model.close()
+            await self.models.close()
             raise
-        self._model = model
-        self._contexts_file.loaded(model)
+        self._is_started = True
+        self._contexts_file.started()
 
     def reload_contexts(self) -> None:
         """Read CONTEXTS_FILE again, in the background."""
-        self._contexts_file.reload(self._model)
+        self._contexts_file.reload()
 
     async def compile_constraints(self) -> None:
         """Compile the constraints of the contexts. The first use of one would take a second more."""
-        for name, context in list(self.contexts.items()):
-            try:
-                await self.threads.compile(self.model.preparation.constraints.compile, context)
-            except BadRequest as error:
-                logger.error("requests of context %r are rejected: %s", name, error)
-
-    async def _load_embedder_and_reranker(
-        self, embedding_model: Path | None, rerank_model: Path | None, lock: FairLock
-    ) -> None:
-        """Load the embedding model with its knowledge base, and the reranker, if they are on."""
-        loop = asyncio.get_running_loop()
-
-        def failed(model: str, error: BaseException) -> None:
-            with suppress(RuntimeError):  # the loop is closed: the process is ending
-                loop.call_soon_threadsafe(self._fail, f"the {model} failed: {error}")
-
-        if embedding_model is not None:
-            on_failure = partial(failed, "embedding model")
-            self._retrieval = await asyncio.to_thread(
-                Retrieval, self.settings, embedding_model, self.metrics, lock, on_failure
-            )
-        if rerank_model is not None:
-            self._reranker = await asyncio.to_thread(
-                open_reranker,
-                rerank_model,
-                n_threads=self.settings.model_threads or physical_cores(),
-                lock=lock,
-                on_failure=partial(failed, "reranker"),
-            )
+        for slot in self.models.slots:
+            for name, context in self.models.contexts_of(slot, self.contexts).items():
+                if slot.model is None:
+                    break
+                try:
+                    await self.threads.compile(slot.model.preparation.constraints.compile, context)
+                except BadRequest as error:
+                    logger.error("requests of context %r are rejected: %s", name, error)
 
     def on_stage(self, stage: Stage) -> None:
         """Record the current part of the start."""
         self.stage = stage
-
-    def _engine_failed(self, error: BaseException) -> None:
-        self.metrics.engine.on_end()
-        self._fail(f"the engine failed: {error}")
 
     def _fail(self, message: str) -> None:
         if self.failure is None:
@@ -230,109 +229,56 @@ class Service:
                 self._on_failure(message)
 
     async def close(self) -> None:
-        """Stop the engine and free the models. A part that fails does not keep the others open."""
+        """Stop the engines and free the models. A part that fails does not keep the others open."""
         await self._contexts_file.close()
-        model, self._model = self._model, None
+        self._is_started = False
         async with AsyncExitStack() as parts:
-            for part in (self._reranker, self._retrieval):
-                if part is not None:
-                    parts.push_async_callback(asyncio.to_thread, part.close)
-            if model is not None:
-                parts.push_async_callback(model.close)
+            parts.push_async_callback(self._encoders.close)
+            parts.push_async_callback(self.models.close)
             parts.push_async_callback(self.threads.close)  # first: they read the models
 
-    async def embed(
-        self,
-        inputs: Sequence[str | Sequence[int]],
-        *,
-        field: str = "input",
-        truncate: Literal["left", "right"] | None = None,
-        normalize: bool = True,
-        client: Client = LOCAL,
-    ) -> Embeddings:
-        """Embed texts, or tokens of the embedding model.
+    # --- requests
 
-        Args:
-            inputs: The texts or token lists.
-            field: Name of the request's field, for error messages.
-            truncate: Side at which long texts are truncated. None: reject them.
-            normalize: Whether to scale vectors to length 1.
-            client: Origin of the request.
+    def slot_of(self, prompt: Prompt) -> Slot:
+        """The model that a prompt names, else that of its context, else the default one.
 
         Raises:
-            NotOffered: The server has no embedding model.
-            BadRequest: An input is empty, too long, or holds tokens of another vocabulary.
-            GenerationFailed: The computation failed.
+            Loading: The start is not complete.
+            UnknownModel: No model has the name.
         """
-        record = current()
-        record.operation = "embeddings"
-        _ = self.model  # raises Loading while models are loading
-        if self._retrieval is None:
-            raise NotOffered(
-                "there is no embedding model; start the server with KNOWLEDGE=on or EMBEDDING_MODEL"
-            )
-        embedder = self._retrieval.embedder
-        check_model(client, embedder.name)
-        record.model = embedder.name
-        with record.phase("embed"):
-            made = await embed(embedder, inputs, field=field, truncate=truncate, normalize=normalize)
-        record.n_input = made.n_tokens
-        self.rates.spend(client, made.n_tokens)
-        return made
+        self.check_started()
+        name = prompt.model
+        if name is None and isinstance(prompt, ChatPrompt):
+            context = self.settings.context_type if prompt.context is None else prompt.context
+            name = self.contexts[context].model if context in self.contexts else None
+        return self.models.find(name)
 
-    async def rerank(
-        self,
-        query: str,
-        documents: Sequence[str],
-        *,
-        field: str = "documents",
-        truncate: bool = True,
-        client: Client = LOCAL,
-    ) -> Ranking:
-        """Rank documents by their relevance to a query.
-
-        Args:
-            query: The query.
-            documents: The documents, at least one.
-            field: Name of the documents in the request, for error messages.
-            truncate: Whether to drop the ends of long texts. If not, they are rejected.
-            client: Origin of the request.
+    async def use(self, slot: Slot, place: Place | None) -> Model:
+        """The loaded model of a request. It stays loaded until the request leaves its place.
 
         Raises:
-            NotOffered: The server has no reranker.
-            TooLong: A text is too long.
-            GenerationFailed: The computation failed.
+            Forbidden: The client's key does not allow the model.
+            LoadFailed: It cannot be loaded.
         """
-        record, settings = current(), self.settings
-        record.operation = "rerank"
-        _ = self.model  # raises Loading while models are loading
-        if self._reranker is not None:
-            check_model(client, self._reranker.name)
-            ranking = await rank(self._reranker, query, documents, field=field, truncate=truncate)
-        elif self._retrieval is not None and settings.rerank_with_embeddings == "on":
-            embedder = self._retrieval.embedder
-            check_model(client, embedder.name)
-            prefixes = settings.embedding_query_prefix, settings.embedding_passage_prefix
-            ranking = await rank_by_cosine(
-                embedder, query, documents, prefixes=prefixes, field=field, truncate=truncate
-            )
-        else:
-            raise NotOffered(
-                "there is no reranker; start the server with RERANK_MODEL, or with an embedding model and "
-                "RERANK_WITH_EMBEDDINGS=on"
-            )
-        record.model, record.n_input = ranking.model, ranking.n_tokens
-        self.rates.spend(client, ranking.n_tokens)
-        return ranking
+        if place is None:
+            lease = await self.models.acquire(slot)
+            self.models.release(slot, lease)  # unfinished requests keep it loaded too
+            return lease.model
+        if (model := place.models.get(slot)) is not None:
+            return model
+        check_model(place.client, slot.name)
+        lease = await self.models.acquire(slot)
+        place.hold(slot, lease.model, partial(self.models.release, slot, lease))
+        return lease.model
 
-    async def tokens(self, prompt: Prompt, client: Client = LOCAL) -> list[int]:
-        """Tokenize a prompt of a client, with its context and passages.
+    async def tokens(self, prompt: Prompt, place: Place | None = None) -> list[int]:
+        """Tokenize a prompt, with its context and passages; ``place``: of the request.
 
         Raises:
             ServiceError: The prompt cannot be tokenized.
         """
-        model = self.model
-        self.check_permission(client, prompt)
+        model = await self.use(self.slot_of(prompt), place)
+        check_prompt(LOCAL if place is None else place.client, prompt, self.settings.context_type)
         prompt = await self._with_passages(prompt, model)
         return await self.threads.run(prompt.n_characters, model.preparation.tokens, prompt)
 
@@ -359,15 +305,17 @@ class Service:
         """
         requested_at, record = time.perf_counter(), current()
         self._describe(prompt, record)
-        model = self.model
-        record.model = model.name
+        slot = self.slot_of(prompt)
+        record.model = slot.name
         most = self.settings.max_concurrent_requests
         if n > most:
             raise BadRequest(f"{n} answers exceed MAX_CONCURRENT_REQUESTS ({most})", field="n")
         client = LOCAL if place is None else place.client
-        self.check_permission(client, prompt)
+        check_model(client, slot.name)
+        check_prompt(client, prompt, self.settings.context_type)
         if place is not None:
             place.reserve(n)
+        model = await self.use(slot, place)
         prompt = await self._with_passages(prompt, model)
         constraint = effective(prompt, model.preparation.context_of(prompt), constraint)
         is_constrained = constraint is not None or (
@@ -390,15 +338,6 @@ class Service:
             generation.on_tokens = partial(self.rates.spend, client)
         return generations
 
-    def check_permission(self, client: Client, prompt: Prompt) -> None:
-        """Check that a client may use the model and the context of a prompt.
-
-        Raises:
-            Forbidden: Its key does not allow one of them.
-        """
-        check_model(client, self.model.name)
-        check_prompt(client, prompt, self.settings.context_type)
-
     async def _with_passages(self, prompt: Prompt, model: Model) -> Prompt:
         """Add passages from the knowledge base, if the prompt or its context requests them."""
         if not isinstance(prompt, ChatPrompt):
@@ -406,9 +345,9 @@ class Service:
         context = model.preparation.context_of(prompt)
         by_default = context is not None and context.knowledge
         if self.knowledge is None:
-            return await with_found(prompt, None, self._reranker, by_default=by_default)
+            return await with_found(prompt, None, self._encoders.reranker, by_default=by_default)
         with current().phase("retrieval") as facts:
-            found = await with_found(prompt, self.knowledge, self._reranker, by_default=by_default)
+            found = await with_found(prompt, self.knowledge, self._encoders.reranker, by_default=by_default)
             facts["passages"] = len(found.passages)
         return found
 

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
 from app.config.contexts import load_contexts
 from app.config.settings import Settings
-from app.engine.llama import ModelLoadError, start_matmul, supports_gpu
-from app.fit import preflight
+from app.engine.llama import supports_gpu
 from app.machine.background import in_background
-from app.machine.cores import physical_cores
 from app.machine.installation import IS_WHEEL, REBUILD, install_with
 from app.machine.progress import report_stage, reported_to
 from app.service import retrieval
+from app.service.files import find_model, preflight_model, readable_load_errors
 from app.service.service import Service
 from app.telemetry.metrics import Metrics
 from app.weights.embedding import resolve_embedding_model, resolve_rerank_model
-from app.weights.errors import ModelError
-from app.weights.model import resolve_model
-from app.weights.tokenizer import TokenizerRepo, load_tokenizer_repo
+from app.weights.served import served_models
+from app.weights.tokenizer import TokenizerRepo
 
 logger = logging.getLogger("tokenstream.service")
 
@@ -51,7 +48,9 @@ class Start:
         """
         settings = _without_missing_gpu(settings)
         contexts = load_contexts(settings.contexts_file)
-        self.service = Service(settings, contexts, Metrics(settings.instance_label))
+        served = served_models(settings)
+        names = [model.name for model in served] if len(served) > 1 else []
+        self.service = Service(settings, contexts, Metrics(settings.instance_label, names), served)
         retrieval.check(settings)
 
     async def load(
@@ -71,34 +70,32 @@ class Start:
         """
         with readable_load_errors(), reported_to(self.service.on_stage):
             # Not a thread of the loop: a download cannot be interrupted, and the loop waits for its threads.
-            files = await in_background(lambda: prepare(self.service.settings))
+            first = self.service.models.default.settings
+            files = await in_background(lambda: prepare(self.service.settings, first))
             report_stage("loading the model")
             await self.service.load(*files, warm=warm, on_failure=on_failure)
 
 
-def prepare(settings: Settings) -> Files:
+def prepare(settings: Settings, model_settings: Settings | None = None) -> Files:
     """Find or download the models, and run the preflight; blocking.
+
+    Args:
+        settings: The settings of the server.
+        model_settings: Those of the first model. None: the same.
 
     Raises:
         UserError: A file or the native library cannot be used.
         ModelLoadError: llama.cpp rejects the model.
     """
-    report_stage("searching the model")
+    of_model = model_settings or settings
+    found = find_model(of_model)
     files = Files(
-        resolve_model(settings),
-        load_tokenizer_repo(settings),
+        found.path,
+        found.tokenizer_repo,
         resolve_embedding_model(settings) if settings.embeds else None,
         resolve_rerank_model(settings),
     )
-    report_stage("testing the model")
-    preflight.check(
-        files.model,
-        n_threads=settings.model_threads or physical_cores(),
-        n_gpu_layers=settings.model_gpu_layers,
-        main_gpu=settings.main_gpu,
-        matmul=settings.matmul == "auto",
-    )
-    start_matmul(enabled=settings.matmul == "auto")
+    preflight_model(of_model, found.path)
     return files
 
 
@@ -113,12 +110,3 @@ def _without_missing_gpu(settings: Settings) -> Settings:
         install_with("GPU", "cuda") if not IS_WHEEL else f"GPU=cuda {REBUILD}",
     )
     return settings.model_copy(update={"model_gpu_layers": 0})
-
-
-@contextmanager
-def readable_load_errors() -> Iterator[None]:
-    """Convert the engine's ModelLoadError to a UserError."""
-    try:
-        yield
-    except ModelLoadError as error:
-        raise ModelError(str(error)) from error

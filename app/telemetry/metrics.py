@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -14,7 +15,7 @@ from prometheus_client import (
     ProcessCollector,
 )
 
-from app.telemetry.engine_metrics import EngineMetrics
+from app.telemetry.engine_metrics import EngineFigures, EngineMetrics
 
 if TYPE_CHECKING:
     from app.engine.report import StepReport
@@ -37,21 +38,32 @@ _REASONS = {
 class Metrics:
     """Metrics of one process, all with the label ``instance``.
 
-    Names without a counterpart in the seeds are those of vLLM without its prefix, if it has the metric.
+    With several models, those of engines and answers have the label ``model`` too. Names without a
+    counterpart in the seeds are those of vLLM without its prefix, if it has the metric.
     """
 
-    def __init__(self, instance: str) -> None:
+    def __init__(self, instance: str, models: Sequence[str] = ()) -> None:
+        """``models``: names of the models, if there are several."""
+        self._instance = instance
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        self.engine = EngineMetrics(instance)
-        self.registry.register(self.engine)
-        self._instance = instance
+        engines = EngineMetrics(instance, models)
+        self.registry.register(engines)
+        self.models = {name: ModelMetrics(self, name, figures) for name, figures in engines.engines.items()}
+        self._has_models = bool(models)
 
         def histogram(name: str, doc: str, buckets: tuple[float, ...]) -> Histogram:
             metric = Histogram(name, doc, ["instance"], buckets=buckets, registry=self.registry)
             return metric.labels(instance)
+
+        def histogram_of_model(name: str, doc: str, buckets: tuple[float, ...]) -> Histogram:
+            labels = ["instance", "model"] if models else ["instance"]
+            metric = Histogram(name, doc, labels, buckets=buckets, registry=self.registry)
+            for model in models or [""]:
+                metric.labels(*self._labels(model))
+            return metric
 
         def gauge(name: str, doc: str) -> Gauge:
             return Gauge(name, doc, ["instance"], registry=self.registry).labels(instance)
@@ -60,28 +72,29 @@ class Metrics:
             metric = Counter(name, doc, ["instance", *labels], registry=self.registry)
             return metric if labels else metric.labels(instance)
 
-        self._response = histogram(
+        self._response = histogram_of_model(
             "inference_response_duration",
             "Seconds from a request to the end of its answer, including tokenization.",
             _ANSWER_BUCKETS,
         )
-        self._first_token = histogram(
+        self._first_token = histogram_of_model(
             "time_to_first_token_duration", "Seconds from a request to the first token.", _ANSWER_BUCKETS
         )
-        self._queue = histogram(
+        self._queue = histogram_of_model(
             "request_queue_time_seconds", "Time of an answer in the queue.", _QUEUE_BUCKETS
         )
-        self._prefill = histogram(
+        self._prefill = histogram_of_model(
             "request_prefill_time_seconds", "Time from a slot to the first token.", _QUEUE_BUCKETS
         )
-        self._decode = histogram(
+        self._decode = histogram_of_model(
             "request_decode_time_seconds", "Time from the first token to the last.", _QUEUE_BUCKETS
         )
         self._requests = counter(
             "http_requests", "Requests by result.", "method", "route", "status", "key", "model"
         )
         self._rejected = counter("rejected_requests", "Rejected and failed requests.", "reason")
-        self._finished = counter("request_success", "Ended answers.", "finished_reason")
+        of_model = ("model",) if models else ()
+        self._finished = counter("request_success", "Ended answers.", *of_model, "finished_reason")
 
         self._lookup = histogram(
             "embedding_duration",
@@ -95,17 +108,16 @@ class Metrics:
         self._indexed_chunks = counter("indexed_chunks", "Passages indexed since the start.")
         self._skipped_files = counter("skipped_files", "Skipped files since the start, repetitions included.")
 
-    def on_step(self, report: StepReport) -> None:
-        """Record an engine step."""
-        self.engine.on_step(report)
+    def _labels(self, model: str) -> tuple[str, ...]:
+        return (self._instance, model) if self._has_models else (self._instance,)
 
-    def on_first_token(self, seconds: float) -> None:
+    def on_first_token(self, model: str, seconds: float) -> None:
         """Record the TTFT of a request."""
-        self._first_token.observe(seconds)
+        self._first_token.labels(*self._labels(model)).observe(seconds)
 
-    def on_answer(self, seconds: float) -> None:
+    def on_answer(self, model: str, seconds: float) -> None:
         """Record the duration of a complete answer."""
-        self._response.observe(seconds)
+        self._response.labels(*self._labels(model)).observe(seconds)
 
     def on_request(self, record: RequestRecord) -> None:
         """Record a request at its end."""
@@ -120,16 +132,16 @@ class Metrics:
         if record.error is not None:
             self._rejected.labels(self._instance, record.error).inc()
         for answer in record.answers:
-            self._on_end(answer)
+            self._on_end(self._labels(record.model or ""), answer)
 
-    def _on_end(self, answer: AnswerFigures) -> None:
-        self._finished.labels(self._instance, _REASONS[answer.outcome]).inc()
+    def _on_end(self, labels: Sequence[str], answer: AnswerFigures) -> None:
+        self._finished.labels(*labels, _REASONS[answer.outcome]).inc()
         if answer.admitted_at is None:
             return
-        self._queue.observe(answer.admitted_at - answer.submitted_at)
+        self._queue.labels(*labels).observe(answer.admitted_at - answer.submitted_at)
         if answer.first_token_at is not None and answer.last_token_at is not None:
-            self._prefill.observe(answer.first_token_at - answer.admitted_at)
-            self._decode.observe(answer.last_token_at - answer.first_token_at)
+            self._prefill.labels(*labels).observe(answer.first_token_at - answer.admitted_at)
+            self._decode.labels(*labels).observe(answer.last_token_at - answer.first_token_at)
 
     def on_lookup(self, seconds: float) -> None:
         """Record the duration of a search in the knowledge base."""
@@ -148,3 +160,28 @@ class Metrics:
         self._documents.set(n_documents)
         self._chunks.set(n_chunks)
         self._skipped.set(n_skipped)
+
+
+class ModelMetrics:
+    """Metrics of one model.
+
+    Attributes:
+        engine: Figures of its engine.
+    """
+
+    def __init__(self, metrics: Metrics, name: str, engine: EngineFigures) -> None:
+        self._metrics = metrics
+        self._name = name
+        self.engine = engine
+
+    def on_step(self, report: StepReport) -> None:
+        """Record an engine step."""
+        self.engine.on_step(report)
+
+    def on_first_token(self, seconds: float) -> None:
+        """Record the TTFT of a request."""
+        self._metrics.on_first_token(self._name, seconds)
+
+    def on_answer(self, seconds: float) -> None:
+        """Record the duration of a complete answer."""
+        self._metrics.on_answer(self._name, seconds)

@@ -30,6 +30,7 @@ __all__ = [
     "model_here",
     "model_name",
     "model_of_repository",
+    "parts_of",
     "repository_of",
     "resolve_model",
 ]
@@ -132,6 +133,11 @@ def model_name(path: Path) -> str:
     return split["stem"] if split else path.stem
 
 
+def parts_of(path: Path) -> list[Path]:
+    """All files of a model, from its first one."""
+    return [path.with_name(part) for part in _parts(path.name)]
+
+
 def hub_token(settings: Settings) -> str | None:
     """HF_TOKEN, checked to be a valid HTTP header value.
 
@@ -176,7 +182,7 @@ def local_model(path: Path, variable: str) -> Path:
         if not models and conversion.is_convertible(files):
             raise ModelError(f"{variable}={path} has no GGUF file: {conversion.of_folder(path, variable)}")
         raise ModelError(f"{variable}={path} is a folder; name a GGUF file: {_listed(models)}")
-    parts = [path.with_name(part) for part in _parts(path.name)]
+    parts = parts_of(path)
     missing = next((part for part in parts if not part.is_file()), None)
     if missing and path.is_file():
         raise ModelError(

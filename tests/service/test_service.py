@@ -131,7 +131,7 @@ async def test_a_failed_embedding_model_is_reported_and_answers_continue(
     monkeypatch.setattr(Embedder, "_fill", failing)
     for _ in range(2):
         with pytest.raises(GenerationFailed, match="the embedding model failed: forced"):
-            await service.embed(["The oak is old."])
+            await service.encoders.embed(["The oak is old."])
     assert failures == ["the embedding model failed: forced"]
     await assert_shows(service, "the embedding model failed: forced")
     [generation] = await service.generate(PROMPT, {"max_tokens": 3})

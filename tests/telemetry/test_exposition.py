@@ -25,7 +25,7 @@ def test_both_formats_equal_those_of_the_library(accept: str, monkeypatch: pytes
     for key in ("", "λ, café"):
         metrics.on_request(RequestRecord(id="1", method="POST", route="/x", status=200, key=key))
     metrics.on_lookup(1 / 3)
-    metrics.engine.on_tokens(1e-7, 1)
+    metrics.models[""].engine.on_tokens(1e-7, 1)
     # Values that change between two collections.
     monkeypatch.setattr("prometheus_client.process_collector.ProcessCollector.collect", lambda _: [])
     monkeypatch.setattr(GCCollector, "collect", lambda _: [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.dialect import Operation
 from app.api.http.auth import client_of
+from app.api.http.early import EarlyStream
 from app.api.http.waiting import while_connected
-from app.service import Constraint, Generation, Place, Prompt, Service, with_priority
+from app.service import Constraint, Generation, Model, Place, Prompt, Service, with_priority
 
 
 def middleware(operation: Operation) -> list[Middleware]:
@@ -47,8 +49,9 @@ class TakePlace:
                     place.begin() if message["status"] < 400 else place.leave()
                 elif not message.get("more_body"):
                     place.leave()
-                await send(message)
+                await (early.send if early.is_begun else send)(message)
 
+            connection.state.early = early = EarlyStream(send)
             timeout = service.settings.request_timeout
             connection.state.place = place
             connection.state.deadline = anyio.current_time() + (math.inf if timeout is None else timeout)
@@ -67,13 +70,40 @@ async def generate(
     *,
     constraint: Constraint | None = None,
     n: int = 1,
+    streams: bool = False,
 ) -> list[Generation]:
     """Call :meth:`Service.generate` for a request whose body has been read.
+
+    ``streams``: the response is a stream of events. It begins while the model loads.
 
     Raises:
         ServiceError: The request is rejected.
         ClientDisconnect: The client has disconnected.
     """
     service: Service = request.app.state.service
+    if streams:
+        await use_model(request, prompt, streams=True)
     work = service.generate(prompt, overrides, constraint=constraint, n=n, place=place_of(request))
     return await while_connected(request, work)
+
+
+async def use_model(request: Request, prompt: Prompt, *, streams: bool) -> Model:
+    """The loaded model of a prompt; ``streams``: comments keep the connection alive while it loads.
+
+    Raises:
+        ServiceError: The request is rejected, or the model cannot be loaded.
+        ClientDisconnect: The client has disconnected.
+    """
+    service: Service = request.app.state.service
+    slot = service.slot_of(prompt)
+    work = service.use(slot, place_of(request))
+    if slot.is_open:
+        return await work
+    early: EarlyStream = request.state.early
+    beside = asyncio.ensure_future(early.stay_alive()) if streams else None
+    try:
+        return await while_connected(request, work)
+    finally:
+        if beside is not None:
+            beside.cancel()
+            await asyncio.gather(beside, return_exceptions=True)

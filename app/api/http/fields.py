@@ -42,6 +42,15 @@ def check_distinct(names: Iterable[str | None]) -> None:
         seen.add(name)
 
 
+ModelName = Annotated[
+    str | None,
+    Field(
+        description="A name of `/v1/models`. A server with one model accepts any name. Default: the model of "
+        "the context, else the first one."
+    ),
+]
+
+
 class SamplingFields(BaseModel):
     """Sampling parameters. Missing ones come from the context or the settings."""
 

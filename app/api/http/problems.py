@@ -39,11 +39,13 @@ def naming(field: str) -> Iterator[None]:
 _STATUS_AND_KIND: dict[type[service.ServiceError], tuple[int, Kind]] = {
     service.Forbidden: (403, "forbidden"),
     service.UnknownContext: (404, "unknown_context"),
+    service.UnknownModel: (404, "unknown_model"),
     service.TooLong: (422, "too_long"),
     service.BadRequest: (422, "validation"),
     service.NotOffered: (501, "not_offered"),
     service.Overloaded: (429, "overloaded"),
     service.GenerationFailed: (500, "generation"),
+    service.LoadFailed: (503, "load_failed"),
     service.Loading: (503, "loading"),
     service.KnowledgeFailed: (503, "knowledge"),
 }

@@ -42,7 +42,7 @@ async def vectors(
     truncate: Literal["left", "right"] | None = None,
     normalize: bool = True,
 ) -> Embeddings:
-    """Embed texts with :meth:`Service.embed`. A disconnect of the client cancels the work.
+    """Embed texts with :meth:`Encoders.embed`. A disconnect of the client cancels the work.
 
     Args:
         request: A request whose body has been read.
@@ -60,7 +60,7 @@ async def vectors(
     service: Service = request.app.state.service
     if service.embedder is not None and dimensions is not None:
         _check_dimensions(dimensions, service.embedder.dimensions, service.embedder.name)
-    work = service.embed(
+    work = service.encoders.embed(
         inputs, field=field, truncate=truncate, normalize=normalize, client=client_of(request)
     )
     made = await while_connected(request, work)

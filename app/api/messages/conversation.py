@@ -22,7 +22,9 @@ def prompt_of(body: CountRequest) -> ChatPrompt:
         with naming(f"messages.{index}"):
             turns += _assistant(message) if message.role == "assistant" else _user(message)
     continues = turns[-1].role == "assistant" and not turns[-1].tool_calls
-    return ChatPrompt(tuple(turns), body.context, _tool_use(body), continues, thinking=body.thoughts())
+    return ChatPrompt(
+        tuple(turns), body.context, _tool_use(body), continues, thinking=body.thoughts(), model=body.model
+    )
 
 
 def constraint_of(body: CountRequest) -> Constraint | None:

@@ -9,9 +9,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app.api.http.admission import generate
+from app.api.http.admission import generate, place_of
 from app.api.http.answering import WholeAnswer
-from app.api.http.auth import client_of
 from app.api.http.body import read_json
 from app.api.http.events import event, event_stream
 from app.api.messages.conversation import constraint_of, prompt_of
@@ -35,11 +34,12 @@ from app.service import (
 
 
 async def messages(request: Request) -> Response:
-    service: Service = request.app.state.service
     body = await read_json(request, MessagesRequest)
     prompt = prompt_of(body)
-    [generation] = await generate(request, prompt, body.overrides(), constraint=constraint_of(body))
-    answer = _Answer(service.model, body, prompt.tools, generation)
+    [generation] = await generate(
+        request, prompt, body.overrides(), constraint=constraint_of(body), streams=bool(body.stream)
+    )
+    answer = _Answer(generation.model, body, prompt.tools, generation)
     if not body.stream:
         return WholeAnswer(request, [generation], answer.whole)
     return event_stream(
@@ -55,7 +55,7 @@ async def count_tokens(request: Request) -> Response:
     """Count the tokens of the prompt that a request would have."""
     service: Service = request.app.state.service
     body = await read_json(request, CountRequest)
-    count: TokenCount = {"input_tokens": len(await service.tokens(prompt_of(body), client_of(request)))}
+    count: TokenCount = {"input_tokens": len(await service.tokens(prompt_of(body), place_of(request)))}
     return JSONResponse(count)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.api.http.fields import SamplingFields, StopString, check_distinct
+from app.api.http.fields import ModelName, SamplingFields, StopString, check_distinct
 from app.api.http.ignored import warn_once
 from app.service import Effort, ThinkingUse
 
@@ -152,7 +152,7 @@ class CountRequest(SamplingFields):
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
-    model: Annotated[str | None, Field(description="Any name. The model of the server answers.")] = None
+    model: ModelName = None
     messages: Annotated[list[MessageParam], Field(min_length=1, max_length=8192)]
     system: str | list[TextBlock] | None = None
     tools: Annotated[list[ToolParam] | None, Field(max_length=256)] = None

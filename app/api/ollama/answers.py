@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -42,9 +42,9 @@ def rfc3339(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
 
 
-def loaded(model: Model) -> Answer:
+def loaded(name: str, reason: Literal["load", "unload"]) -> Answer:
     """The answer to a request without a prompt."""
-    return {"model": model.name, "created_at": _now(), "done": True, "done_reason": "load"}
+    return {"model": name, "created_at": _now(), "done": True, "done_reason": reason}
 
 
 class OllamaAnswer(ABC):

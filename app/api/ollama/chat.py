@@ -9,9 +9,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.api.http.admission import generate as start
+from app.api.http.admission import use_model
 from app.api.http.body import read_json
 from app.api.http.problems import naming
 from app.api.ollama.answers import ChatAnswer, TextAnswer, loaded, respond
+from app.api.ollama.replies import Answer
 from app.api.ollama.requests import (
     AnsweringRequest,
     OllamaChatMessage,
@@ -27,10 +29,11 @@ async def chat(request: Request) -> Response:
     body = await read_json(request, OllamaChatRequest)
     if not body.messages:
         empty: Any = {"message": {"role": "assistant", "content": ""}}
-        return JSONResponse(loaded(service.model) | empty)
+        return JSONResponse(await _loaded(request, body) | empty)
+    _keep(service, body)
     prompt = _chat_prompt(body, body.messages)
     generations = await start(request, prompt, body.overrides(), constraint=_constraint(body))
-    answer = ChatAnswer(service.model, body, generations[0], prompt.tools)
+    answer = ChatAnswer(generations[0].model, body, generations[0], prompt.tools)
     return respond(request, answer, stream=body.stream is not False)
 
 
@@ -38,18 +41,21 @@ async def generate(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, OllamaGenerateRequest)
     if not body.prompt and not body.suffix:
-        return JSONResponse({**loaded(service.model), "response": ""})
+        return JSONResponse({**await _loaded(request, body), "response": ""})
+    _keep(service, body)
     generations = await start(request, _prompt(body), body.overrides(), constraint=_constraint(body))
-    answer = TextAnswer(service.model, body, generations[0])
+    answer = TextAnswer(generations[0].model, body, generations[0])
     return respond(request, answer, stream=body.stream is not False)
 
 
 def _prompt(body: OllamaGenerateRequest) -> Prompt:
     text = body.prompt or ""
     if body.raw or body.suffix:
-        return TextPrompt(text, suffix=body.suffix or None)
+        return TextPrompt(text, suffix=body.suffix or None, model=body.model)
     system = (Message("system", body.system),) if body.system else ()
-    return ChatPrompt((*system, Message("user", text)), field="prompt", thinking=body.thinking())
+    return ChatPrompt(
+        (*system, Message("user", text)), field="prompt", thinking=body.thinking(), model=body.model
+    )
 
 
 def _chat_prompt(body: OllamaChatRequest, messages: list[OllamaChatMessage]) -> ChatPrompt:
@@ -69,7 +75,28 @@ def _chat_prompt(body: OllamaChatRequest, messages: list[OllamaChatMessage]) -> 
         tools=ToolUse(tuple(tools)) if tools else None,
         continues=last.role == "assistant" and not last.tool_calls,
         thinking=body.thinking(),
+        model=body.model,
     )
+
+
+async def _loaded(request: Request, body: AnsweringRequest) -> Answer:
+    """The answer to a request without a prompt: it loads the model, or unloads it with ``keep_alive`` 0."""
+    service: Service = request.app.state.service
+    prompt = TextPrompt(model=body.model)
+    if body.keeps_for == 0 and service.models.are_several:
+        slot = service.slot_of(prompt)
+        service.models.keep(slot, 0)
+        return loaded(slot.name, "unload")
+    model = await use_model(request, prompt, streams=False)
+    _keep(service, body)
+    return loaded(model.name, "load")
+
+
+def _keep(service: Service, body: AnsweringRequest) -> None:
+    """Set the idle time of the model, if the request has one and the server has several models."""
+    if body.keep_alive is not None and service.models.are_several:
+        seconds = body.keeps_for
+        service.models.keep(service.slot_of(TextPrompt(model=body.model)), seconds)
 
 
 def _message(index: int, message: OllamaChatMessage) -> Message:

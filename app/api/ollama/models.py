@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.api.dialect import NDJSON, Problem
+from app.api.http.admission import use_model
 from app.api.http.body import read_json
 from app.api.http.problems import ApiError
 from app.api.ollama.answers import line, rfc3339
@@ -23,7 +23,7 @@ from app.api.ollama.replies import (
     Version,
 )
 from app.api.ollama.requests import ModelRequest
-from app.service import Service
+from app.service import Embedder, Model, ModelFacts, Service, TextPrompt
 
 # Clients reject servers below the version that they need.
 _API_VERSION = "0.13.5"
@@ -38,13 +38,13 @@ async def tags(request: Request) -> Response:
 
 async def running(request: Request) -> Response:
     service: Service = request.app.state.service
-    lengths = [service.model.limits.total]
-    if service.embedder is not None:
-        lengths.append(service.embedder.max_tokens)
-    models: list[RunningModel] = [
-        {**entry, "expires_at": _NEVER, "size_vram": 0, "context_length": length}
-        for entry, length in zip(_entries(service), lengths, strict=True)
-    ]
+    slots = {slot.name: slot for slot in service.models.slots}
+    models: list[RunningModel] = []
+    for entry, length in _entries_and_lengths(service):
+        slot = slots.get(entry["name"])
+        if slot is None or slot.model is not None:
+            expires = _NEVER if slot is None or slot.expires_at is None else rfc3339(slot.expires_at)
+            models.append({**entry, "expires_at": expires, "size_vram": 0, "context_length": length})
     body: RunningModels = {"models": models}
     return JSONResponse(body)
 
@@ -56,18 +56,19 @@ async def version(_request: Request) -> Response:
 
 async def show(request: Request) -> Response:
     service: Service = request.app.state.service
-    _ = service.model  # raises Loading
+    service.check_started()
     asked = await read_json(request, ModelRequest)
     entry = _entry_of(service, asked.model)
-    is_embedding = service.embedder is not None and entry["name"] == service.embedder.name
-    body = _shown_embedder(service, entry) if is_embedding else _shown_model(service, entry)
-    return JSONResponse(body)
+    if service.embedder is not None and entry["name"] == service.embedder.name:
+        return JSONResponse(_shown_embedder(service.embedder, entry))
+    model = await use_model(request, TextPrompt(model=entry["name"]), streams=False)
+    return JSONResponse(_shown_model(model, entry))
 
 
 async def pull(request: Request) -> Response:
     """Models are chosen at start, so only a served one can be pulled."""
     service: Service = request.app.state.service
-    _ = service.model  # raises Loading
+    service.check_started()
     asked = await read_json(request, ModelRequest)
     _entry_of(service, asked.model)
     done: PullStatus = {"status": "success"}
@@ -77,21 +78,27 @@ async def pull(request: Request) -> Response:
 
 
 def _entries(service: Service) -> list[OllamaModelEntry]:
-    """The language model, then the embedding model."""
-    models: list[Any] = [service.model]
+    return [entry for entry, _ in _entries_and_lengths(service)]
+
+
+def _entries_and_lengths(service: Service) -> list[tuple[OllamaModelEntry, int]]:
+    """The language models, then the embedding model, each with the maximum tokens of its requests."""
+    service.check_started()
+    models: list[tuple[ModelFacts | Embedder, int]] = [(one, one.n_tokens) for one in service.models.facts]
     if service.embedder is not None:
-        models.append(service.embedder)
-    return [
-        {
-            "name": model.name,
-            "model": model.name,
-            "modified_at": rfc3339(model.created),
-            "size": model.n_bytes,
-            "digest": hashlib.sha256(f"{model.name} {model.created} {model.n_bytes}".encode()).hexdigest(),
-            "details": _details(model.description),
-        }
-        for model in models
-    ]
+        models.append((service.embedder, service.embedder.max_tokens))
+    return [(_entry(model), length) for model, length in models]
+
+
+def _entry(model: ModelFacts | Embedder) -> OllamaModelEntry:
+    return {
+        "name": model.name,
+        "model": model.name,
+        "modified_at": rfc3339(model.created),
+        "size": model.n_bytes,
+        "digest": hashlib.sha256(f"{model.name} {model.created} {model.n_bytes}".encode()).hexdigest(),
+        "details": _details(model.description),
+    }
 
 
 def _details(description: str) -> OllamaDetails:
@@ -118,14 +125,13 @@ def _entry_of(service: Service, name: str) -> OllamaModelEntry:
             404,
             "unknown_model",
             f"model {name!r} not found: this server has {served}; to serve another model, start it with "
-            "MODEL_PATH, or MODEL_REPO and MODEL_FILE",
+            "MODEL or MODELS",
             "model",
         )
     )
 
 
-def _shown_model(service: Service, entry: OllamaModelEntry) -> Shown:
-    model = service.model
+def _shown_model(model: Model, entry: OllamaModelEntry) -> Shown:
     architecture = entry["details"]["family"]
     shown: Shown = {
         "modelfile": "",
@@ -146,9 +152,7 @@ def _shown_model(service: Service, entry: OllamaModelEntry) -> Shown:
     return shown
 
 
-def _shown_embedder(service: Service, entry: OllamaModelEntry) -> Shown:
-    embedder = service.embedder
-    assert embedder is not None
+def _shown_embedder(embedder: Embedder, entry: OllamaModelEntry) -> Shown:
     architecture = entry["details"]["family"]
     return {
         "modelfile": "",

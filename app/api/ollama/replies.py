@@ -30,7 +30,7 @@ class Answer(TypedDict):
     model: Annotated[str, Field(description="Name of the model that answered.")]
     created_at: Annotated[str, Field(description="Time in RFC 3339.")]
     done: bool
-    done_reason: NotRequired[Literal["stop", "length", "load"]]
+    done_reason: NotRequired[Literal["stop", "length", "load", "unload"]]
     total_duration: NotRequired[_Nanoseconds]
     load_duration: NotRequired[_Nanoseconds]
     prompt_eval_count: NotRequired[Annotated[int, Field(description="Tokens of the prompt.")]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,6 +12,10 @@ from app.service import ThinkingUse
 
 _LENIENT = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 _MOST_TOP_LOGPROBS = 20
+# As Go writes durations: "1h30m", "-1s", "0".
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "": 1}
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|)")
+_DURATION = re.compile(rf"[+-]?({_DURATION_PART.pattern})+")
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
@@ -83,7 +88,10 @@ class AnsweringRequest(BaseModel):
 
     model_config = _LENIENT
 
-    model: Annotated[str, Field(min_length=1, description="Any name. The model of the server answers.")]
+    model: Annotated[
+        str,
+        Field(min_length=1, description="A name of `/api/tags`. A server with one model accepts any name."),
+    ]
     stream: Annotated[
         bool | None, Field(description="Stream the answer as lines of JSON. Default: true.")
     ] = None
@@ -92,13 +100,37 @@ class AnsweringRequest(BaseModel):
         Field(description="`json` for an object, or a JSON schema of the answer."),
     ] = None
     options: Options | None = None
-    keep_alive: Annotated[float | str | None, Field(description="Ignored: the model stays loaded.")] = None
+    keep_alive: Annotated[
+        float | str | None,
+        Field(
+            description="Idle time after which the model is unloaded: seconds, or a text such as `5m`. Below "
+            "0: never. A server with one model, and pinned models, ignore it."
+        ),
+    ] = None
     think: Annotated[
         bool | Literal["low", "medium", "high", "max"] | None,
         Field(description="Whether the model thinks before the answer, or how much. Default: the context's."),
     ] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=_MOST_TOP_LOGPROBS)] = None
+
+    @model_validator(mode="after")
+    def _has_a_duration(self) -> AnsweringRequest:
+        if isinstance(self.keep_alive, str) and not _DURATION.fullmatch(self.keep_alive):
+            raise ValueError(
+                f"keep_alive: should be seconds, or a duration such as 5m, not {self.keep_alive!r}"
+            )
+        return self
+
+    @property
+    def keeps_for(self) -> float | None:
+        """Seconds of ``keep_alive``. None: no limit, or it is not set."""
+        given = self.keep_alive
+        if isinstance(given, str):
+            sign = -1.0 if given.startswith("-") else 1.0
+            parts = _DURATION_PART.findall(given)
+            given = sign * sum(float(number) * _UNITS[unit] for number, unit in parts)
+        return None if given is None or given < 0 else given
 
     def thinking(self) -> ThinkingUse:
         if isinstance(self.think, str):

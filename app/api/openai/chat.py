@@ -41,7 +41,6 @@ from app.service import (
     Output,
     Part,
     Regex,
-    Service,
     Step,
     ThoughtDelta,
     ToolUse,
@@ -51,13 +50,17 @@ from app.service import (
 
 
 async def chat_completions(request: Request) -> Response:
-    service: Service = request.app.state.service
     body = await read_json(request, ChatRequest)
     prompt = chat_prompt(body)
     generations = await generate(
-        request, prompt, body.overrides(), constraint=_constraint(body), n=body.n_generated
+        request,
+        prompt,
+        body.overrides(),
+        constraint=_constraint(body),
+        n=body.n_generated,
+        streams=bool(body.stream),
     )
-    answer = ChatAnswer(service.model, body, prompt, generations)
+    answer = ChatAnswer(generations[0].model, body, prompt, generations)
     if body.stream:
         return event_stream(request, generations, answer.chunks, answer.last_chunks)
     return WholeAnswer(request, generations, answer.whole)
@@ -81,6 +84,7 @@ def chat_prompt(body: ChatRequest) -> ChatPrompt:
         continues,
         knowledge=knowledge_use(body.knowledge),
         thinking=body.thinking(),
+        model=body.model,
     )
 
 

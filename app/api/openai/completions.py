@@ -35,10 +35,9 @@ from app.service import (
 
 
 async def completions(request: Request) -> Response:
-    service: Service = request.app.state.service
     body = await read_json(request, CompletionRequest)
     generations = await _start(request, body)
-    answer = CompletionAnswer(service.model, body, generations)
+    answer = CompletionAnswer(generations[0].model, body, generations)
     if body.stream:
         return event_stream(request, generations, answer.chunks, answer.last_chunks)
     return WholeAnswer(request, generations, answer.whole)
@@ -55,10 +54,12 @@ async def _start(request: Request, body: CompletionRequest) -> list[Generation]:
     try:
         for prompt in body.prompts:
             if isinstance(prompt, str):
-                text_prompt = TextPrompt(prompt, suffix=body.suffix)
+                text_prompt = TextPrompt(prompt, suffix=body.suffix, model=body.model)
             else:
-                text_prompt = TextPrompt(tokens=tuple(prompt))
-            generations += await generate(request, text_prompt, body.overrides(), n=body.n_generated)
+                text_prompt = TextPrompt(tokens=tuple(prompt), model=body.model)
+            generations += await generate(
+                request, text_prompt, body.overrides(), n=body.n_generated, streams=bool(body.stream)
+            )
     except BaseException:
         for generation in generations:
             generation.close()

@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 
 from app.api.http.admission import place_of
 from app.api.http.body import read_json
-from app.api.http.fields import STRICT
+from app.api.http.fields import STRICT, ModelName
 from app.api.http.waiting import while_connected
 from app.service import (
     MOST_OPTIONS,
@@ -270,7 +270,7 @@ class DecisionRequest(BaseModel):
         list[Annotated[PredicateQuestion | ChoiceQuestion | ScoreQuestion, Field(discriminator="type")]],
         Field(min_length=1, max_length=MOST_QUESTIONS),
     ]
-    model: Annotated[str | None, Field(description="Any name. The model of the server answers.")] = None
+    model: ModelName = None
 
     @model_validator(mode="after")
     def _has_calls_of_outputs(self) -> DecisionRequest:
@@ -379,7 +379,7 @@ async def decisions(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, DecisionRequest)
     asked = [question.asked(f"questions.{index}") for index, question in enumerate(body.questions)]
-    work = decide(service, body.state(), asked, place=place_of(request), field="input")
+    work = decide(service, body.state(), asked, place=place_of(request), model=body.model, field="input")
     made = await while_connected(request, work)
     answers: list[PredicateAnswer | ChoiceAnswer | ScoreAnswer | RefusalAnswer] = []
     for question, decision in zip(body.questions, made.answers, strict=True):

@@ -18,6 +18,7 @@ _NAMES: dict[Kind, tuple[str, str | None]] = {
     "generation": ("server_error", "generation_failed"),
     "internal": ("server_error", None),
     "shutting_down": ("service_unavailable_error", "shutting_down"),
+    "load_failed": ("service_unavailable_error", "model_not_loaded"),
     "loading": ("service_unavailable_error", "model_loading"),
     "knowledge": ("service_unavailable_error", "knowledge_unavailable"),
 }

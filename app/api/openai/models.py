@@ -20,7 +20,10 @@ class ModelEntry(TypedDict):
 
     id: str
     object: Literal["model"]
-    created: Annotated[int, Field(description="Modification time of its file, in seconds since 1970.")]
+    created: Annotated[
+        int,
+        Field(description="Modification time of its file, in seconds since 1970; 0: not downloaded yet."),
+    ]
     owned_by: str
     max_model_len: Annotated[  # vLLM's name
         int, Field(description="Maximum tokens of prompt plus answer, or of an embedded text.")
@@ -40,7 +43,7 @@ class ModelList(TypedDict):
 
     object: Literal["list"]
     data: list[ModelEntry]
-    models: Annotated[list[ModelMetadata], Field(description="The language model, for System One.")]
+    models: Annotated[list[ModelMetadata], Field(description="The language models, for System One.")]
 
 
 def _entry(name: str, created: int, n_tokens: int) -> ModelEntry:
@@ -54,24 +57,26 @@ def _entry(name: str, created: int, n_tokens: int) -> ModelEntry:
 
 
 def _entries(service: Service) -> list[ModelEntry]:
-    """The language model, then the embedding model."""
-    model, embedder = service.model, service.embedder
-    entries = [_entry(model.name, model.created, model.limits.total)]
-    if embedder is not None:
+    """The language models, then the embedding model."""
+    service.check_started()
+    entries = [_entry(one.name, one.created, one.n_tokens) for one in service.models.facts]
+    if (embedder := service.embedder) is not None:
         entries.append(_entry(embedder.name, embedder.created, embedder.max_tokens))
     return entries
 
 
 async def models(request: Request) -> Response:
     service: Service = request.app.state.service
-    data, answering = _entries(service), service.model
-    date = datetime.fromtimestamp(answering.created, timezone.utc).date().isoformat()
-    about: ModelMetadata = {
-        "name": answering.name,
-        "description": answering.description,
-        "release_date": date,
-    }
-    body: ModelList = {"object": "list", "data": data, "models": [about]}
+    data = _entries(service)
+    about: list[ModelMetadata] = [
+        {
+            "name": one.name,
+            "description": one.description,
+            "release_date": datetime.fromtimestamp(one.created, timezone.utc).date().isoformat(),
+        }
+        for one in service.models.facts
+    ]
+    body: ModelList = {"object": "list", "data": data, "models": about}
     return JSONResponse(body)
 
 

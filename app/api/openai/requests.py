@@ -12,7 +12,14 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from app.api.http.fields import MOST_CHOICES, SamplingFields, StopString, ThinkingFields, check_distinct
+from app.api.http.fields import (
+    MOST_CHOICES,
+    ModelName,
+    SamplingFields,
+    StopString,
+    ThinkingFields,
+    check_distinct,
+)
 from app.api.http.ignored import ignore
 from app.api.http.sources import KnowledgeField
 from app.api.openai.messages import (
@@ -111,7 +118,7 @@ class OpenAIRequest(SamplingFields):
     # Unsupported fields, with values that do not affect the answer.
     rejected: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
-    model: Annotated[str | None, Field(description="Any name. The model of the server answers.")] = None
+    model: ModelName = None
     n: Annotated[int | None, Field(ge=1, le=MOST_CHOICES, description="Number of answers.")] = None
     best_of: Annotated[
         int | None,

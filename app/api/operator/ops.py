@@ -27,6 +27,8 @@ async def ready(request: Request) -> Response:
     service: Service = request.app.state.service
     if service.is_ready:
         body: Ready = {"status": "ready"}
+        if service.models.are_several:
+            body["models"] = dict(service.models.states)
         if service.contexts.problem is not None:
             body["contexts_problem"] = service.contexts.problem
         return JSONResponse(body)
@@ -57,7 +59,7 @@ async def contexts(request: Request) -> Response:
     """List the contexts."""
     service: Service = request.app.state.service
     has_knowledge = service.settings.knowledge == "on"
-    client = client_of(request)
+    client, model, facts = client_of(request), service.models.default.model, service.models.default.facts
     with_documents = [name for name, context in service.contexts.items() if context.knowledge]
     body: Contexts = {
         "default": service.settings.context_type,
@@ -69,8 +71,8 @@ async def contexts(request: Request) -> Response:
         "prompts": {
             name: context.prompt for name, context in service.contexts.items() if allows_context(client, name)
         },
-        "max_total_tokens": service.model.limits.total if service.is_ready else 0,
-        "thinks": service.is_ready and service.model.tokenizer.template.thoughts.marks is not None,
+        "max_total_tokens": facts.n_tokens if service.is_ready and facts is not None else 0,
+        "thinks": model is not None and model.tokenizer.template.thoughts.marks is not None,
         "refused": dict(service.refused_contexts),
         "problem": service.contexts.problem,
     }

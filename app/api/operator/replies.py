@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from typing_extensions import NotRequired, TypedDict
 
+from app.service import State
+
 
 class Contexts(TypedDict):
     """The contexts of the server."""
@@ -48,6 +50,7 @@ class Ready(TypedDict):
     """The model is loaded and its contexts are prefilled."""
 
     status: Literal["ready"]
+    models: NotRequired[Annotated[dict[str, State], Field(description="Several models by name.")]]
     contexts_problem: NotRequired[
         Annotated[str, Field(description="Why a change of CONTEXTS_FILE is not in use.")]
     ]

@@ -121,13 +121,13 @@ class Rank(TypedDict):
 async def rerank(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, RerankRequest)
-    client = client_of(request)
+    client, encoders = client_of(request), service.encoders
     if body.texts is not None:
         truncate = bool(body.truncate)
-        work = service.rerank(body.query, body.texts, field="texts", truncate=truncate, client=client)
+        work = encoders.rerank(body.query, body.texts, field="texts", truncate=truncate, client=client)
         return JSONResponse(_ranks(body, body.texts, await while_connected(request, work)))
     documents = [text if isinstance(text, str) else text.text for text in body.documents or ()]
-    ranking = await while_connected(request, service.rerank(body.query, documents, client=client))
+    ranking = await while_connected(request, encoders.rerank(body.query, documents, client=client))
     return JSONResponse(_reply(body, documents, ranking))
 
 

@@ -65,6 +65,7 @@ def prompt_of(body: ResponsesRequest, turns: Sequence[Message]) -> ChatPrompt:
         field="input",
         knowledge=knowledge_use(body.knowledge),
         thinking=replace(body.thinking(), effort=effort),
+        model=body.model,
     )
 
 

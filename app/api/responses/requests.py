@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.api.http.fields import SamplingFields, ThinkingFields, check_distinct
+from app.api.http.fields import ModelName, SamplingFields, ThinkingFields, check_distinct
 from app.api.http.ignored import warn_once
 from app.api.http.sources import KnowledgeField
 from app.service import Effort
@@ -159,7 +159,7 @@ class ResponsesRequest(SamplingFields, ThinkingFields):
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
-    model: Annotated[str | None, Field(description="Any name. The model of the server answers.")] = None
+    model: ModelName = None
     input: Annotated[
         str | Annotated[list[InputItem], Field(max_length=8192)] | None,
         Field(description="The conversation."),

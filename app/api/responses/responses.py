@@ -10,9 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.api.dialect import Problem
-from app.api.http.admission import generate
+from app.api.http.admission import generate, place_of
 from app.api.http.answering import WholeAnswer
-from app.api.http.auth import client_of
 from app.api.http.body import read_json
 from app.api.http.events import event, event_stream
 from app.api.http.problems import invalid
@@ -32,13 +31,14 @@ from app.service import AnswerReader, FinishReason, Generation, Model, Service, 
 
 
 async def responses(request: Request) -> Response:
-    service: Service = request.app.state.service
     body = await read_json(request, ResponsesRequest)
     store = _store(request)
     turns = conversation(body, _previous(store, body))
     prompt = prompt_of(body, turns)
-    [generation] = await generate(request, prompt, body.overrides(), constraint=constraint_of(body))
-    answer = _Answer(service.model, body, turns, prompt.tools, generation, store)
+    [generation] = await generate(
+        request, prompt, body.overrides(), constraint=constraint_of(body), streams=bool(body.stream)
+    )
+    answer = _Answer(generation.model, body, turns, prompt.tools, generation, store)
     if not body.stream:
         return WholeAnswer(request, [generation], answer.whole)
     return event_stream(
@@ -53,7 +53,7 @@ async def input_tokens(request: Request) -> Response:
     prompt = prompt_of(body, conversation(body, _previous(_store(request), body)))
     count: InputTokens = {
         "object": "response.input_tokens",
-        "input_tokens": len(await service.tokens(prompt, client_of(request))),
+        "input_tokens": len(await service.tokens(prompt, place_of(request))),
     }
     return JSONResponse(count)
 

@@ -12,7 +12,7 @@ from typing_extensions import NotRequired, TypedDict
 from app.api.http.admission import place_of
 from app.api.http.body import read_json
 from app.api.http.choices import LabelMass
-from app.api.http.fields import STRICT
+from app.api.http.fields import STRICT, ModelName
 from app.api.http.waiting import while_connected
 from app.service import (
     MOST_OPTIONS,
@@ -127,7 +127,7 @@ class SystemOneRequest(BaseModel):
     questions: Annotated[
         dict[str, Question], Field(min_length=1, max_length=MOST_QUESTIONS, description="By name.")
     ]
-    model: Annotated[str | None, Field(description="Any name. The model of the server answers.")] = None
+    model: ModelName = None
 
 
 class NoulAnswer(TypedDict):
@@ -186,7 +186,8 @@ async def systemone(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, SystemOneRequest)
     asked = [question.asked(f"questions.{name}") for name, question in body.questions.items()]
-    made = await while_connected(request, decide(service, body.state, asked, place=place_of(request)))
+    work = decide(service, body.state, asked, place=place_of(request), model=body.model)
+    made = await while_connected(request, work)
     answers: dict[str, NoulAnswer | ChoiceAnswer | ScoreAnswer | ErrorAnswer] = {}
     for (name, question), decision in zip(body.questions.items(), made.answers, strict=True):
         if isinstance(decision, ServiceError):

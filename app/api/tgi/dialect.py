@@ -139,7 +139,7 @@ _COMPAT = Operation(
     errors=GENERATING | causes(501),
 )
 
-_NAMED = {"name": "Any name. The model of the server answers."}
+_NAMED = {"name": "A name of `/v1/models`. A server with one model accepts any name."}
 
 _TOKENIZE = Operation(
     method="POST",

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.http.admission import generate as answers_to
+from app.api.http.admission import place_of, use_model
 from app.api.http.answering import WholeAnswer
 from app.api.http.body import read_json
 from app.api.http.events import event, event_stream
@@ -33,6 +34,7 @@ from app.service import (
     Output,
     Service,
     Step,
+    TextPrompt,
     TooLong,
     Vocab,
     best,
@@ -128,14 +130,15 @@ class TgiAnswer:
 
 async def _start(request: Request, body: GenerateRequest, *, is_stream: bool) -> list[TgiAnswer]:
     service: Service = request.app.state.service
-    model = service.model
-    valid = validated(body, service, is_stream=is_stream)
+    name = request.path_params.get("name")
+    model = await use_model(request, TextPrompt(model=name), streams=is_stream)
+    valid = validated(body, name, service.settings, model.limits, is_stream=is_stream)
     try:
         generations = await answers_to(
             request, valid.prompt, valid.overrides, constraint=valid.constraint, n=valid.n
         )
     except TooLong:
-        n_tokens = len(await service.tokens(valid.prompt))
+        n_tokens = len(await service.tokens(valid.prompt, place_of(request)))
         raise too_long(body.parameters, n_tokens, model.limits) from None
     return [
         TgiAnswer(model.vocab, body, valid.seed_of(index), generation)

@@ -41,9 +41,11 @@ class Info(TypedDict):
 
 async def info(request: Request) -> Response:
     service: Service = request.app.state.service
-    model, settings = service.model, service.settings
+    service.check_started()
+    slot = service.models.default
+    model, settings = await service.use(slot, None), slot.settings
     body: Info = {
-        "model_id": settings.model_repo or model.name,
+        "model_id": model.name if service.models.are_several else settings.model_repo or model.name,
         "model_sha": None,
         "model_dtype": model.description,
         "model_device_type": "cpu" if settings.model_gpu_layers == 0 else "cuda",

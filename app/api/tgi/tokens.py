@@ -8,13 +8,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
-from app.api.http.auth import client_of
+from app.api.http.admission import place_of
 from app.api.http.body import read_json
 from app.api.http.waiting import while_connected
 from app.api.openai.chat import chat_prompt
 from app.api.openai.requests import ChatRequest
 from app.api.tgi.requests import TgiFields
-from app.service import Service, TextPrompt, Vocab, token_bytes
+from app.service import Prompt, Service, TextPrompt, Vocab, token_bytes
 
 
 class TokenizeRequest(TgiFields):
@@ -43,23 +43,30 @@ async def tokenize(request: Request) -> Response:
     """List the tokens of a text."""
     service: Service = request.app.state.service
     body = await read_json(request, TokenizeRequest)
-    work = service.tokens(TextPrompt(body.inputs, field="inputs"), client_of(request))
-    tokens = await while_connected(request, work)
-    return JSONResponse(located(service.model.vocab, tokens, body.inputs))
+    prompt = TextPrompt(body.inputs, field="inputs")
+    tokens = await while_connected(request, service.tokens(prompt, place_of(request)))
+    return JSONResponse(located(vocab_of(request, prompt), tokens, body.inputs))
 
 
 async def chat_tokenize(request: Request) -> Response:
     """List the tokens of a conversation and return its text from the chat template."""
     service: Service = request.app.state.service
     body = await read_json(request, ChatRequest)
-    vocab = service.model.vocab
-    tokens = await while_connected(request, service.tokens(chat_prompt(body), client_of(request)))
+    prompt = chat_prompt(body)
+    tokens = await while_connected(request, service.tokens(prompt, place_of(request)))
+    vocab = vocab_of(request, prompt)
     text = written(vocab, tokens)
     response: ChatTokenizeResponse = {
         "tokenize_response": located(vocab, tokens, text),
         "templated_text": text,
     }
     return JSONResponse(response)
+
+
+def vocab_of(request: Request, prompt: Prompt) -> Vocab:
+    """The vocabulary of the model that has tokenized a prompt."""
+    service: Service = request.app.state.service
+    return place_of(request).models[service.slot_of(prompt)].vocab
 
 
 def located(vocab: Vocab, tokens: Sequence[int], text: str) -> list[SimpleToken]:

@@ -14,7 +14,8 @@ from typing import Any
 from app.api.dialect import Problem
 from app.api.http.problems import ApiError
 from app.api.tgi.requests import GenerateParameters, GenerateRequest, Grammar
-from app.service import Constraint, JSONSchema, Regex, Service, TextPrompt, TokenLimits
+from app.config.settings import Settings
+from app.service import Constraint, JSONSchema, Regex, TextPrompt, TokenLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +45,29 @@ def rejection(cause: str) -> ApiError:
     return ApiError(Problem(422, "validation", cause))
 
 
-def validated(request: GenerateRequest, service: Service, *, is_stream: bool) -> ValidRequest:
+def validated(
+    request: GenerateRequest,
+    model_name: str | None,
+    settings: Settings,
+    limits: TokenLimits,
+    *,
+    is_stream: bool,
+) -> ValidRequest:
     """Validate a request as in TGI.
 
     Raises:
         ApiError: The request is invalid.
     """
-    for cause in _causes(request, service, is_stream=is_stream):
+    for cause in _causes(request, settings, limits, is_stream=is_stream):
         raise rejection(cause)
     given = request.parameters
-    prompt = TextPrompt(request.inputs, truncate=given.truncate, field="inputs", reduces_max_tokens=False)
+    prompt = TextPrompt(
+        request.inputs,
+        truncate=given.truncate,
+        field="inputs",
+        reduces_max_tokens=False,
+        model=model_name,
+    )
     samples = _samples(given)
     n = given.best_of or 1
     seed = (secrets.randbits(32) if given.seed is None else given.seed) if samples else None
@@ -102,9 +116,11 @@ def _samples(given: GenerateParameters) -> bool:
     )
 
 
-def _causes(request: GenerateRequest, service: Service, *, is_stream: bool) -> Iterator[str]:
+def _causes(
+    request: GenerateRequest, settings: Settings, limits: TokenLimits, *, is_stream: bool
+) -> Iterator[str]:
     """TGI's error messages for the request, in TGI's order."""
-    given, settings, limits = request.parameters, service.settings, service.model.limits
+    given = request.parameters
     if is_stream:
         if given.best_of not in (None, 1):
             yield "`best_of` != 1 is not supported when streaming tokens"

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 from app.api.http.admission import place_of
 from app.api.http.body import read_json
 from app.api.http.choices import LabelMass
-from app.api.http.fields import STRICT
+from app.api.http.fields import STRICT, ModelName
 from app.api.http.waiting import while_connected
 from app.config.contexts import ChoiceList, Choices, described
 from app.service import MOST_QUESTIONS, Decision, Service, classify
@@ -37,6 +37,8 @@ class ClassifyRequest(BaseModel):
         BeforeValidator(described, json_schema_input_type=ChoiceList | Choices | None),
         Field(description="Names, or descriptions by name, instead of `context`."),
     ] = None
+
+    model: ModelName = None
 
     @model_validator(mode="after")
     def _has_one_source(self) -> ClassifyRequest:
@@ -87,6 +89,7 @@ async def classify_texts(request: Request) -> Response:
         service,
         queries,
         place=place_of(request),
+        model=body.model,
         context=body.context,
         choices=body.choices,
         field="queries" if body.query is None else "query",

@@ -15,7 +15,7 @@ from app.api.http.admission import generate
 from app.api.http.answering import StreamedAnswer
 from app.api.http.body import read_json
 from app.api.http.errors import error_body
-from app.api.http.fields import SamplingFields, ThinkingFields
+from app.api.http.fields import ModelName, SamplingFields, ThinkingFields
 from app.api.http.sources import KnowledgeField, headers, knowledge_use, source
 from app.api.tokenstream.replies import Figures
 from app.chat.messages import Message
@@ -46,6 +46,7 @@ class TokenStreamRequest(SamplingFields, ThinkingFields):
     details: Annotated[bool | None, Field(description="End the response with a line of figures.")] = None
     max_tokens: Annotated[int | None, Field(ge=1, description="Maximum tokens of the answer.")] = None
     knowledge: KnowledgeField = None
+    model: ModelName = None
     show_thinking: Annotated[
         bool | None, Field(description="Send thoughts too, between `<think>` and `</think>`.")
     ] = None
@@ -69,6 +70,7 @@ class TokenStreamRequest(SamplingFields, ThinkingFields):
                 knowledge=knowledge,
                 thinking=thinking,
                 reduces_max_tokens=False,
+                model=self.model,
             )
         assert self.query is not None
         messages = (Message("user", self.query),)
@@ -79,6 +81,7 @@ class TokenStreamRequest(SamplingFields, ThinkingFields):
             knowledge=knowledge,
             thinking=thinking,
             reduces_max_tokens=False,
+            model=self.model,
         )
 
     def overrides(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, cast
 
 import pytest
 from starlette.requests import Request
@@ -47,7 +48,7 @@ async def test_an_unexpected_error_after_the_first_part_is_the_last_part(
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
     answer = StreamedAnswer(
         Request(scope),
-        [Generation(engine_answer, Metrics("test"), 0.0)],
+        [Generation(engine_answer, Metrics("test").models[""], 0.0, model=cast(Any, None))],
         encode,
         media_type="text/plain",
         error_part=lambda problem: problem.kind.encode(),
