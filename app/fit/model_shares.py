@@ -11,8 +11,8 @@ def shares(sizes: Mapping[str, int], pinned: Collection[str], budget: int) -> di
     """The memory that each model may plan with.
 
     If all models fit at once, the sum of the shares is the budget: each gets its least need and an equal part
-    of the rest. Otherwise only pinned models have shares of their own. Any other model may use what they
-    leave, because the rest is unloaded for it.
+    of the rest. Otherwise only pinned models have shares of their own. The others may use what the plans of
+    these leave, because they are unloaded for each other.
 
     Args:
         sizes: Bytes of the model files by name.
@@ -22,10 +22,7 @@ def shares(sizes: Mapping[str, int], pinned: Collection[str], budget: int) -> di
     needs = {name: round(memory_of(size)) for name, size in sizes.items()}
     if (rest := budget - sum(needs.values())) >= 0:
         return {name: need + rest // len(needs) for name, need in needs.items()}
-    others = [need for name, need in needs.items() if name not in pinned]
     of_pinned = {name: need for name, need in needs.items() if name in pinned}
+    others = [need for name, need in needs.items() if name not in pinned]
     rest = max(0, budget - sum(of_pinned.values()) - max(others, default=0))
-    n_parts = len(of_pinned) + bool(others)
-    fixed = {name: need + rest // n_parts for name, need in of_pinned.items()}
-    free = max(0, budget - sum(fixed.values()))
-    return {name: fixed.get(name, free) for name in sizes}
+    return {name: need + rest // (len(of_pinned) + 1) for name, need in of_pinned.items()}

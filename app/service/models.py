@@ -197,16 +197,18 @@ class Models:
         limit, free = self._settings.models_memory, available_memory()
         self._budget = free if limit is None else min(limit << 20, free)
         sizes = {slot.name: slot.served.n_bytes for slot in self.slots}
-        pinned = [slot.name for slot in self.slots if slot.served.is_pinned]
-        for name, share in shares(sizes, pinned, self._budget).items():
-            next(slot for slot in self.slots if slot.name == name).share = share
-        if not self.are_several:
-            return
-        for slot in self.slots:
+        pinned = [slot for slot in self.slots if slot.served.is_pinned]
+        given = shares(sizes, [slot.name for slot in pinned], self._budget)
+        n_pinned = 0  # bytes of the plans of pinned models
+        for slot in sorted(self.slots, key=lambda one: not one.served.is_pinned):
+            slot.share = given.get(slot.name, self._budget - n_pinned)
             plan = None
             if slot.served.path is not None:
                 plan = await asyncio.to_thread(self._plan, slot, slot.served.path)
-            slot.facts = await asyncio.to_thread(facts_of, slot.served, plan)
+            if slot.served.is_pinned:
+                n_pinned += slot.share if plan is None else plan.total
+            if self.are_several:
+                slot.facts = await asyncio.to_thread(facts_of, slot.served, plan)
 
     def _plan(self, slot: Slot, path: Any) -> MemoryPlan:
         try:

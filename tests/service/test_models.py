@@ -1,0 +1,191 @@
+"""Several models in one service: the default model and tiny ones, loaded, used and unloaded."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from app.chat.messages import Message
+from app.config.contexts import Context, ContextsError
+from app.config.settings import load
+from app.engine.client import LOCAL
+from app.engine.engine import Engine
+from app.service import ChatPrompt, GenerationFailed, LoadFailed, Service, collect
+from app.service.model import Model
+from app.telemetry.metrics import Metrics
+from app.weights.served import served_models
+from tests.conftest import MODEL
+from tests.tiny_models import TinyModel
+
+PROMPT = ChatPrompt((Message("user", "Count to ten."),))
+CONTEXTS = {
+    "general": Context(prompt="You are a helpful assistant."),
+    "law": Context(prompt="You are a lawyer.", model="a"),
+}
+# The default model needs 275 MiB, a tiny one 140 MiB.
+ROOM_FOR_ONE_TINY_MODEL = 420
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+
+def make_service(tiny_model: TinyModel, contexts: dict[str, Context], **settings: Any) -> Service:
+    models = f"smollm2,a={tiny_model('hybrid')},b={tiny_model('sliding-window')}"
+    sizes = {"n_ctx": 1024, "max_sequences": 2, "prefix_cache_mb": 0}
+    same = {"model_threads": 1, "flash_attention": "on", "models": models, "models_pinned": "smollm2"}
+    found = load(None, **{**sizes, **same, **settings})
+    served = served_models(found)
+    return Service(found, contexts, Metrics("test", [one.name for one in served]), served)
+
+
+@pytest.fixture
+async def start(tiny_model: TinyModel) -> AsyncIterator[Callable[..., Any]]:
+    """Start services with given settings. They are closed after the test."""
+    started: list[Service] = []
+
+    async def start(**settings: Any) -> Service:
+        service = make_service(tiny_model, CONTEXTS, **settings)
+        started.append(service)
+        await service.load(MODEL, None, warm=())
+        return service
+
+    yield start
+    for service in started:
+        await service.close()
+
+
+async def answer(service: Service, model: str | None, n_tokens: int = 3, **prompt: Any) -> str:
+    """The name of the model that answers a request, which holds its place to the end."""
+    asked = replace(PROMPT, model=model, **prompt)
+    with service.admission.enter(LOCAL, 0) as place:
+        overrides = {"max_tokens": n_tokens, "ignore_eos": True}
+        [one] = await collect(await service.generate(asked, overrides, place=place))
+        assert one.generation.n_generated == n_tokens
+        return one.generation.model.name
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 # states of models have no event
+            await asyncio.sleep(0.01)
+
+
+async def test_the_least_recently_used_model_is_unloaded_for_another(start: Callable[..., Any]) -> None:
+    service: Service = await start(models_memory=ROOM_FOR_ONE_TINY_MODEL)
+    assert service.models.states == {"smollm2": "ready", "a": "unloaded", "b": "unloaded"}
+    assert await answer(service, None) == "smollm2"
+    assert await answer(service, "a") == "a"
+    assert await answer(service, "b:latest") == "b"
+    assert service.models.states == {"smollm2": "ready", "a": "unloaded", "b": "ready"}
+    assert [one.name for one in service.models.facts] == ["smollm2", "a", "b"]
+
+
+async def test_a_model_with_work_is_unloaded_after_it_and_before_new_work(start: Callable[..., Any]) -> None:
+    """A request of another model waits for the running answer, and not for those that arrive later."""
+    service: Service = await start(models_memory=ROOM_FOR_ONE_TINY_MODEL)
+    order: list[str] = []
+
+    async def ask(label: str, model: str) -> None:
+        await answer(service, model)
+        order.append(label)
+
+    slot = service.models.find("a")
+    lease = await service.models.acquire(slot)
+    other = asyncio.ensure_future(ask("other", "b"))
+    await until(lambda: slot.state == "unloading")
+    later = asyncio.ensure_future(ask("later", "a"))
+    await asyncio.sleep(0.2)
+    assert lease.model is slot.model
+    order.append("running")
+    service.models.release(slot, lease)
+    await asyncio.gather(other, later)
+    assert order == ["running", "other", "later"]
+    assert service.models.states == {"smollm2": "ready", "a": "ready", "b": "unloaded"}
+
+
+async def test_requests_that_arrive_together_load_a_model_once(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them leaves while it waits. Then the model is idle, and unloaded after IDLE_UNLOAD."""
+    service: Service = await start(idle_unload=0.3)
+    load_, loaded = Model.load, list[str]()
+
+    async def recording(name: str, *arguments: Any, **options: Any) -> Model:
+        loaded.append(name)
+        return await load_(name, *arguments, **options)
+
+    monkeypatch.setattr(Model, "load", recording)
+    asked = [asyncio.ensure_future(answer(service, "a")) for _ in range(4)]
+    await until(lambda: service.models.find("a").state == "loading")
+    asked[0].cancel()
+    assert [await one for one in asked[1:]] == ["a", "a", "a"]
+    assert loaded == ["a"]
+    assert service.models.find("a").n_users == 0
+    await until(lambda: service.models.states["a"] == "unloaded")
+    assert service.models.states["smollm2"] == "ready"  # pinned
+    assert await answer(service, "a") == "a"
+    assert loaded == ["a", "a"]
+
+
+async def test_a_model_that_cannot_be_loaded_is_tried_again(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service: Service = await start()
+    running = asyncio.ensure_future(answer(service, None, 200))
+    with monkeypatch.context() as patch:
+
+        def failing(*_arguments: Any, **_options: Any) -> None:
+            raise MemoryError("forced")
+
+        patch.setattr(Model, "__init__", failing)
+        asked = [asyncio.ensure_future(answer(service, "a")) for _ in range(2)]
+        for one in asked:
+            with pytest.raises(LoadFailed, match="model a cannot be loaded: MemoryError: forced"):
+                await one
+    assert service.models.states == {"smollm2": "ready", "a": "failed", "b": "unloaded"}
+    assert await answer(service, "a") == "a"
+    assert await running == "smollm2"
+
+
+async def test_a_failed_engine_ends_the_service_and_is_named(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service: Service = await start()
+    assert await answer(service, "a") == "a"
+    step = Engine.step
+    ends = threading.Event()
+
+    def failing(core: Engine) -> None:
+        if ends.is_set() and threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("forced")
+        step(core)
+
+    monkeypatch.setattr(Engine, "step", failing)
+    ends.set()
+    with pytest.raises(GenerationFailed):
+        await answer(service, "a")
+    assert service.failure == "the engine of a failed: forced"
+    assert not service.is_ready
+
+
+async def test_a_context_names_its_model(start: Callable[..., Any], tiny_model: TinyModel) -> None:
+    service: Service = await start()
+    assert await answer(service, None, context="law") == "a"
+    assert await answer(service, "b", context="law") == "b"
+    wrong = {**CONTEXTS, "tax": Context(prompt="You are an accountant.", model="c")}
+    with pytest.raises(ContextsError, match="context 'tax': model: 'c' does not exist; served are: smollm2"):
+        make_service(tiny_model, wrong)
+
+
+async def test_a_loading_model_is_freed_at_the_end(start: Callable[..., Any], tiny_model: TinyModel) -> None:
+    service: Service = await start()
+    asked = asyncio.ensure_future(answer(service, "a"))
+    await until(lambda: service.models.find("a").state == "loading")
+    await service.close()
+    with pytest.raises(GenerationFailed, match="shutting down"):
+        await asked
+    assert service.models.find("a").model is None
