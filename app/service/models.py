@@ -231,11 +231,11 @@ class Models:
             error = GenerationFailed("the server is shutting down")
         except UserError as reason:
             logger.error("model %s cannot be loaded: %s", slot.name, reason)
-            error = LoadFailed(f"model {slot.name} cannot be loaded: {reason}", field="model")
+            error = LoadFailed(f"{slot.name} cannot be loaded: {reason}", field="model")
         except Exception as reason:
             logger.exception("model %s cannot be loaded", slot.name)
             problem = f"{type(reason).__name__}: {reason}"
-            error = LoadFailed(f"model {slot.name} cannot be loaded: {problem}", field="model")
+            error = LoadFailed(f"{slot.name} cannot be loaded: {problem}", field="model")
         if error is not None:
             slot.failure = str(error)
         while slot.waiting:

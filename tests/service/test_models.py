@@ -144,7 +144,7 @@ async def test_a_model_that_cannot_be_loaded_is_tried_again(
         patch.setattr(Model, "__init__", failing)
         asked = [asyncio.ensure_future(answer(service, "a")) for _ in range(2)]
         for one in asked:
-            with pytest.raises(LoadFailed, match="model a cannot be loaded: MemoryError: forced"):
+            with pytest.raises(LoadFailed, match="a cannot be loaded: MemoryError: forced"):
                 await one
     assert service.models.states == {"smollm2": "ready", "a": "failed", "b": "unloaded"}
     assert await answer(service, "a") == "a"

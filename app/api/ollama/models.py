@@ -125,7 +125,7 @@ def _entry_of(service: Service, name: str) -> OllamaModelEntry:
             404,
             "unknown_model",
             f"model {name!r} not found: this server has {served}; to serve another model, start it with "
-            "MODEL or MODELS",
+            "MODEL_PATH, MODEL or MODELS",
             "model",
         )
     )

@@ -1,0 +1,123 @@
+"""A server with the default model and a tiny one: each dialect finds them by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import running_server
+from tests.tiny_models import TinyModel
+
+pytestmark = pytest.mark.slow
+
+QUESTION = [{"role": "user", "content": "Name a colour."}]
+CONTEXTS = """
+[contexts.general]
+prompt = "You are a helpful assistant."
+[contexts.tiny]
+prompt = "You are brief."
+model = "tiny"
+"""
+# Requests of all dialects whose reply has the name of the model, without that name.
+REQUESTS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": QUESTION, "max_tokens": 2},
+    "/v1/completions": {"prompt": "The sea is", "max_tokens": 2},
+    "/v1/responses": {"input": "Name a colour.", "max_output_tokens": 2},
+    "/v1/messages": {"messages": QUESTION, "max_tokens": 2},
+    "/v1/decisions": {
+        "input": "I love it.",
+        "questions": [{"type": "predicate", "name": "praise", "instructions": "Is it praise?"}],
+    },
+    "/v1/systemone": {
+        "state": "I love it.",
+        "questions": {"praise": {"type": "noul", "instructions": "Is it praise?"}},
+    },
+    "/classify": {"query": "I love it.", "choices": ["praise", "blame"]},
+    "/api/chat": {"messages": QUESTION, "options": {"num_predict": 2}, "stream": False},
+    "/api/generate": {"prompt": "Name a colour.", "options": {"num_predict": 2}, "stream": False},
+}
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory, tiny_model: TinyModel) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("several")
+    (folder / "contexts.toml").write_text(CONTEXTS)
+    models = {
+        "MODELS": f"smollm2,tiny={tiny_model('hybrid')}",
+        "CONTEXTS_FILE": str(folder / "contexts.toml"),
+    }
+    sizes = {"N_CTX": "2048", "MAX_SEQUENCES": "2"}
+    with running_server(folder / "log", **models, **sizes) as server:
+        yield server.url
+
+
+def test_a_model_is_loaded_by_its_first_request(url: str) -> None:
+    """The first test of this file: before it, only the default model is loaded."""
+    assert httpx.get(f"{url}/ready").json() == {
+        "status": "ready",
+        "models": {"smollm2": "ready", "tiny": "unloaded"},
+    }
+    listed = httpx.get(f"{url}/v1/models").json()
+    assert [one["id"] for one in listed["data"]] == ["smollm2", "tiny"]
+    assert {one["max_model_len"] for one in listed["data"]} == {1024}
+    assert [one["name"] for one in httpx.get(f"{url}/api/tags").json()["models"]] == ["smollm2", "tiny"]
+    assert [one["name"] for one in httpx.get(f"{url}/api/ps").json()["models"]] == ["smollm2"]
+    loaded = httpx.post(f"{url}/api/generate", json={"model": "tiny:latest"}, timeout=60).json()
+    assert (loaded["model"], loaded["done_reason"]) == ("tiny", "load")
+    assert [one["name"] for one in httpx.get(f"{url}/api/ps").json()["models"]] == ["smollm2", "tiny"]
+    assert httpx.get(f"{url}/ready").json()["models"] == {"smollm2": "ready", "tiny": "ready"}
+
+
+@pytest.mark.parametrize("path", REQUESTS)
+def test_each_dialect_answers_with_the_named_model(url: str, path: str) -> None:
+    for name in ("tiny", "smollm2"):
+        reply = httpx.post(url + path, json={**REQUESTS[path], "model": name}, timeout=60)
+        assert reply.json()["model"] == name, reply.text
+    unknown = httpx.post(url + path, json={**REQUESTS[path], "model": "phi-2"})
+    assert unknown.status_code == 404
+    assert "'phi-2' does not exist; served are: smollm2, tiny" in unknown.text
+
+
+def test_the_path_and_the_context_name_models_too(url: str) -> None:
+    text = {"inputs": "The sea is", "parameters": {"max_new_tokens": 2}}
+    answers = [
+        httpx.post(f"{url}/model/{name}", json=text, timeout=60).json() for name in ("tiny", "smollm2")
+    ]
+    assert answers[0] != answers[1] == httpx.post(url, json=text, timeout=60).json()
+    rejected = httpx.post(f"{url}/model/phi-2", json=text)
+    assert rejected.status_code == 404
+    assert rejected.json()["error_type"] == "unknown_model"
+    asked = {"messages": QUESTION, "max_tokens": 2, "context": "tiny"}
+    assert httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=60).json()["model"] == "tiny"
+
+
+def test_metrics_have_the_names_of_the_models(url: str) -> None:
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    for name in ("smollm2", "tiny"):
+        labels = f'{{instance="default",model="{name}"}}'
+        assert f"engine_alive{labels} 1.0" in lines
+        [generated] = [line for line in lines if line.startswith(f"generated_tokens_total{labels}")]
+        assert float(generated.split()[1]) > 0
+        assert any(line.startswith(f"time_to_first_token_duration_count{labels}") for line in lines)
+
+
+def test_keep_alive_of_ollama_unloads_a_model(url: str) -> None:
+    asked = {"model": "tiny", "messages": QUESTION, "options": {"num_predict": 2}, "stream": False}
+    assert httpx.post(f"{url}/api/chat", json={**asked, "keep_alive": "5m"}, timeout=60).status_code == 200
+    [expires] = [
+        one["expires_at"] for one in httpx.get(f"{url}/api/ps").json()["models"] if one["name"] == "tiny"
+    ]
+    assert not expires.startswith("9999")
+    wrong = httpx.post(f"{url}/api/chat", json={**asked, "keep_alive": "soon"})
+    assert wrong.status_code == 400
+    assert "keep_alive: should be seconds" in wrong.json()["error"]
+    unloaded = httpx.post(f"{url}/api/generate", json={"model": "tiny", "keep_alive": 0}).json()
+    assert unloaded["done_reason"] == "unload"
+    for _ in range(100):
+        if httpx.get(f"{url}/ready").json()["models"]["tiny"] == "unloaded":
+            break
+    assert [one["name"] for one in httpx.get(f"{url}/api/ps").json()["models"]] == ["smollm2"]
+    assert 'engine_alive{instance="default",model="tiny"}' not in httpx.get(f"{url}/metrics").text
