@@ -17,7 +17,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run generate install rebuild wheels test test-quick test-build soak fuzz audit lint bench bench-kernels image image-test clean
+.PHONY: help run generate install rebuild wheels test test-quick test-build soak fuzz audit lint tune bench bench-kernels image image-test clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -95,6 +95,11 @@ soak: install $(TEST_TOOLS)
 ## make fuzz         random input for every parser and route. FUZZ_INPUTS=…
 fuzz: install $(TEST_TOOLS)
 	@$(BIN)/python -m tests.faults.fuzz
+
+## make tune         find faster settings for the model on this machine, for later starts; run nothing else
+##                   at the same time. It draws tune.svg. TUNE='--minutes 10' passes options
+tune: install $(VENV)/.bench
+	@$(BIN)/python -m app tune --plot tune.svg $(TUNE)
 
 ## make bench        compare with llama-server from the same sources; run nothing else at the same time.
 ##                   The first run compiles for a quarter of an hour. BENCH='--help' lists options.

@@ -121,6 +121,13 @@ def _pull(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
+def _tune(settings: Settings, options: argparse.Namespace) -> int:
+    from app.cli.tune import tune
+
+    tune(settings, options.minutes, options.plot)
+    return 0
+
+
 def _remove(settings: Settings, options: argparse.Namespace) -> int:
     from app.cli.models import remove
 
@@ -144,6 +151,7 @@ _COMMANDS: dict[str, Callable[[Settings, argparse.Namespace], int]] = {
     "doctor": _doctor,
     "models": _models,
     "quantize": _quantize,
+    "tune": _tune,
     "pull": _pull,
     "rm": _remove,
     "detect-watermark": _detect_watermark,

@@ -96,7 +96,8 @@ def clean_environment(**settings: str) -> dict[str, str]:
     from app.config.settings import Settings
 
     names = {name.upper() for name in Settings.model_fields} | {"WEIGHT_FILES", "N_GPU_LAYERS", "FEATURE"}
-    return {k: v for k, v in os.environ.items() if k.upper() not in names} | settings
+    inherited = {k: v for k, v in os.environ.items() if k.upper() not in names}
+    return inherited | {"TUNED_FILE": os.devnull} | settings
 
 
 def free_port() -> int:

@@ -94,10 +94,35 @@ def _add_models(commands: Any) -> None:
         "the same settings uses it.",
     )
     quantize.add_argument("--output", type=Path, help="file to write (default: a folder in MODELS_DIR)")
+    tune = _command(
+        commands,
+        "tune",
+        "find faster settings for the model on this machine",
+        "Compare settings by short measurements, and keep faster ones for later starts in TUNED_FILE.\n"
+        "Settings that are set are not changed. Run no other program at the same time.",
+    )
+    tune.add_argument(
+        "--minutes",
+        type=_minutes,
+        default=4.0,
+        metavar="MINUTES",
+        help="time after which no other candidate is tried (4)",
+    )
+    tune.add_argument("--plot", type=Path, metavar="FILE", help="SVG to write; needs matplotlib")
     pull = _command(commands, "pull", "download models by name")
     remove = _command(commands, "rm", "delete downloaded models by name")
     for command in (pull, remove):
         command.add_argument("names", nargs="+", metavar="NAME", help="a name that `models` lists")
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes <= 1440:
+        raise argparse.ArgumentTypeError(f"{text}: should be a number of minutes, at most 1440")
+    return minutes
 
 
 def _add_json(command: argparse.ArgumentParser) -> None:

@@ -140,6 +140,12 @@ class ModelSettings(BaseSettings):
         "Place of the threads on machines with several NUMA nodes. `auto`: one node, unless MODEL_THREADS or "
         "the CPU quota exceeds its cores. `off`: all nodes.",
     )
+    tuned_file: Path | None = setting(
+        None,
+        "File with faster settings for this model and machine, written by `tokenstream tune`. Settings that "
+        "are set take precedence. A missing file has no effect.",
+        shown="`~/.cache/tokenstream/tuned.toml`",
+    )
     model_gpu_layers: int = setting(
         0,
         "Layers to offload to a GPU; -1 offloads all. Requires a library built for a GPU.",

@@ -16,6 +16,7 @@ from app.machine.progress import report_stage, reported_to
 from app.service import retrieval
 from app.service.files import find_model, preflight_model, readable_load_errors
 from app.service.service import Service
+from app.service.tuned import with_tuned
 from app.telemetry.metrics import Metrics
 from app.weights.embedding import resolve_embedding_model, resolve_rerank_model
 from app.weights.served import served_models
@@ -46,7 +47,7 @@ class Start:
         Raises:
             UserError: A setting or the contexts file cannot be used.
         """
-        settings = _without_missing_gpu(settings)
+        settings = with_tuned(_without_missing_gpu(settings))
         contexts = load_contexts(settings.contexts_file)
         served = served_models(settings)
         names = [model.name for model in served] if len(served) > 1 else []
