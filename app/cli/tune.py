@@ -21,8 +21,8 @@ from app.machine.memory import available_memory
 from app.measure.comparison import Comparison
 from app.measure.measurer import Measurer, Trial, TrialFailed
 from app.measure.mix import Mix, Rates
+from app.service.files import readable_load_errors
 from app.service.model import memory_plan
-from app.service.start import readable_load_errors
 from app.weights.auto_format import Converted, kept_formats
 from app.weights.errors import ModelError
 from app.weights.model import model_name, resolve_model, source_model
