@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,9 +48,9 @@ class Start:
         Raises:
             UserError: A setting or the contexts file cannot be used.
         """
-        settings = with_tuned(_without_missing_gpu(settings))
+        settings = _without_missing_gpu(settings)
         contexts = load_contexts(settings.contexts_file)
-        served = served_models(settings)
+        served = [replace(model, settings=with_tuned(model.settings)) for model in served_models(settings)]
         names = [model.name for model in served] if len(served) > 1 else []
         self.service = Service(settings, contexts, Metrics(settings.instance_label, names), served)
         retrieval.check(settings)

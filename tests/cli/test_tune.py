@@ -78,7 +78,7 @@ def test_a_faster_setting_is_kept_and_used_by_the_next_start(
     assert "default, 2 of 3" in printed.err
 
     caplog.set_level(logging.INFO)
-    assert Start(settings()).service.settings.flash_attention == "off"
+    assert Start(settings()).service.models.default.settings.flash_attention == "off"
     assert f"tuned settings of {tmp_path / 'tuned.toml'}: FLASH_ATTENTION=off" in caplog.messages
     assert with_tuned(settings(flash_attention="on")).flash_attention == "on"  # a set value takes precedence
     assert with_tuned(settings(tuned_file=tmp_path / "other")).flash_attention == "auto"
@@ -87,6 +87,16 @@ def test_a_faster_setting_is_kept_and_used_by_the_next_start(
     assert tuned.tgichat is None  # a complete object
     monkeypatch.setattr("app.fit.tuned_file.physical_cores", lambda: 64)
     assert with_tuned(settings()).flash_attention == "auto"
+
+
+def test_each_of_several_models_has_its_tuned_settings(
+    settings: Callable[..., Settings], force: Callable[[Speed], None], tiny_model: TinyModel
+) -> None:
+    force(lambda trial: 1.25 if trial.flash_attention is False else 1.0)
+    tune(settings(), 4, None)
+    models = (f"a={MODEL}", f"b={tiny_model('sliding-window')}")
+    service = Start(settings(model_path=None, models=models)).service
+    assert [slot.settings.flash_attention for slot in service.models.slots] == ["off", "auto"]
 
 
 def test_without_a_faster_setting_the_default_stays(
@@ -143,7 +153,6 @@ def test_a_real_run(
     assert "prefill" in printed
     assert lines.keys() >= {"default, tokens/s", "FLASH_ATTENTION=off"}
     assert "MATMUL=ggml" in printed
-    assert not any(
-        name.startswith(("MODEL_THREADS", "KV_TYPE", "QUANTIZE")) for name in lines
-    )  # they are set
+    # Those that are set are not changed.
+    assert not any(name.startswith(("MODEL_THREADS", "KV_TYPE", "QUANTIZE")) for name in lines)
     assert "failed" not in printed

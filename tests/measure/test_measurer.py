@@ -27,9 +27,8 @@ def test_a_fault_costs_only_the_measurement(tiny_model: TinyModel, tmp_path: Pat
             measurer.rates(Trial(trial.model, 1, flash_attention=False, kv_type="q4_0"))
         assert child.process_id == process  # a rejection ends no process
         os.kill(process, signal.SIGSTOP)
-        killing = threading.Timer(
-            0.3, os.kill, (process, signal.SIGKILL)
-        )  # as the kernel does without memory
+        # As the kernel does without memory.
+        killing = threading.Timer(0.3, os.kill, (process, signal.SIGKILL))
         killing.start()
         with pytest.raises(TrialFailed, match="it ended its process by signal SIGKILL"):
             measurer.rates(trial)
