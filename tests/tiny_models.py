@@ -303,23 +303,23 @@ def _tokenizer() -> dict[str, TypedValue]:
     """Keys of the default model under ``tokenizer.``: value, type, and type of array elements."""
     with MODEL.open("rb") as file:
         _magic, _version, _n_tensors, n_keys = struct.unpack("<4sIQQ", file.read(24))
-        return {key: value for key, value in _key_values(file, n_keys) if key.startswith("tokenizer.")}
+        return {key: value for key, value in key_values(file, n_keys) if key.startswith("tokenizer.")}
 
 
-def _key_values(file: BinaryIO, n_keys: int) -> Iterator[tuple[str, TypedValue]]:
+def key_values(file: BinaryIO, n_keys: int) -> Iterator[tuple[str, TypedValue]]:
     for _ in range(n_keys):
-        key = _value(file, GGUFValueType.STRING)
-        value_type = GGUFValueType(_value(file, GGUFValueType.UINT32))
+        key = value_of(file, GGUFValueType.STRING)
+        value_type = GGUFValueType(value_of(file, GGUFValueType.UINT32))
         if value_type is GGUFValueType.ARRAY:
-            element_type = GGUFValueType(_value(file, GGUFValueType.UINT32))
-            length = _value(file, GGUFValueType.UINT64)
-            yield key, ([_value(file, element_type) for _ in range(length)], value_type, element_type)
+            element_type = GGUFValueType(value_of(file, GGUFValueType.UINT32))
+            length = value_of(file, GGUFValueType.UINT64)
+            yield key, ([value_of(file, element_type) for _ in range(length)], value_type, element_type)
         else:
-            yield key, (_value(file, value_type), value_type, None)
+            yield key, (value_of(file, value_type), value_type, None)
 
 
-def _value(file: BinaryIO, value_type: GGUFValueType) -> Any:
+def value_of(file: BinaryIO, value_type: GGUFValueType) -> Any:
     if value_type is GGUFValueType.STRING:
-        return file.read(_value(file, GGUFValueType.UINT64)).decode()
+        return file.read(value_of(file, GGUFValueType.UINT64)).decode()
     format_ = _SCALARS[value_type]
     return struct.unpack(format_, file.read(struct.calcsize(format_)))[0]
