@@ -15,6 +15,7 @@ import pytest
 NATIVE = Path(__file__).resolve().parents[2] / "native"
 sys.path.insert(0, str(NATIVE))
 
+import wheels  # noqa: E402
 from compilers import Toolchain, find_toolchain  # noqa: E402
 from probe import Findings, probe  # noqa: E402
 
@@ -46,11 +47,10 @@ def findings(toolchain: Toolchain) -> Findings:
 
 
 @pytest.fixture(scope="session")
-def compiled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for compiled programs, common to all processes of a test run."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
-    folder.mkdir(exist_ok=True)
+def compiled_folder() -> Path:
+    """A folder for compiled programs, common to all test runs."""
+    folder = wheels.cache_folder(os.environ).parent / "compiled-tests"
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import struct
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,20 +15,38 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from tests.conftest import ROOT
+
 CALLS_FROM_PIPE = Path(__file__).with_name("calls_from_pipe.cpp")
 
 Argument = int | str | NDArray[Any]
 
+_UNUSED_FOR = 30 * 24 * 3600  # seconds, after which a compiled file is deleted
+
 
 def compiled(command: Sequence[str], folder: Path) -> Path:
-    """The output of a compiler in ``folder``. Processes with the same folder compile it once."""
-    output = folder / hashlib.sha256("\0".join(command).encode()).hexdigest()
+    """The output of a compiler in ``folder``. A change of compiler, flags or sources gives another file."""
+    version, sources = (
+        subprocess.run(one, check=True, capture_output=True).stdout
+        for one in ([command[0], "--version"], [*command, "-E", "-P"])
+    )
+    flags = "\0".join(command).replace(str(ROOT), "")
+    output = folder / hashlib.sha256(b"\0".join([flags.encode(), version, sources])).hexdigest()
     with FileLock(f"{output}.lock"):
-        if not output.exists():
+        if output.exists():
+            output.touch()
+        else:
+            _delete_unused(folder)
             unfinished = output.with_suffix(".unfinished")
             subprocess.run([*command, "-o", str(unfinished)], check=True)
             unfinished.rename(output)
     return output
+
+
+def _delete_unused(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.stat().st_mtime < time.time() - _UNUSED_FOR:
+            path.unlink(missing_ok=True)
 
 
 def compile_library(compiler: Sequence[str], source: Path, flags: Iterable[str], folder: Path) -> Path:
