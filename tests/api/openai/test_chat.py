@@ -317,11 +317,12 @@ def test_fields_of_other_servers_are_ignored(fields: dict[str, Any], client: ope
 
 @pytest.mark.parametrize("max_tokens", [-1, 1_000_000])
 def test_max_tokens_beyond_the_room_are_reduced_to_it(max_tokens: int, narrow_url: str) -> None:
-    body = {"messages": MESSAGES, "max_tokens": max_tokens, "ignore_eos": True, "temperature": 0}
+    messages = [{"role": "user", "content": "x " * 400}]  # a long prompt is quicker than a long answer
+    body = {"messages": messages, "max_tokens": max_tokens, "ignore_eos": True, "temperature": 0}
     answer = httpx.post(f"{narrow_url}/v1/chat/completions", json=body, timeout=90).json()
     assert answer["choices"][0]["finish_reason"] == "length"
     [limit] = {answer["usage"]["total_tokens"]}
-    body = {"prompt": "x", "max_tokens": max_tokens, "ignore_eos": True, "temperature": 0}
+    body = {"prompt": "x " * 400, "max_tokens": max_tokens, "ignore_eos": True, "temperature": 0}
     answer = httpx.post(f"{narrow_url}/v1/completions", json=body, timeout=90).json()
     assert answer["choices"][0]["finish_reason"] == "length"
     assert answer["usage"]["total_tokens"] == limit

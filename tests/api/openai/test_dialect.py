@@ -126,14 +126,14 @@ def test_a_full_queue_is_answered_429_with_retry_after(narrow_url: str) -> None:
 def test_a_stream_in_the_queue_gets_keep_alive_comments(
     start_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    change = "from app.api.http import answering\nanswering.KEEP_ALIVE_AFTER = 0.3"
+    change = "from app.api.http import answering\nanswering.KEEP_ALIVE_AFTER = 0.1"
     program = changed_program(tmp_path, change)
     server = start_server(program, MAX_SEQUENCES="1", N_CTX="1024").wait_until()
     with ThreadPoolExecutor(1) as pool:
         blocking = pool.submit(
             httpx.post,
             f"{server.url}/v1/completions",
-            json={"prompt": "Once", "max_tokens": 800, "ignore_eos": True},
+            json={"prompt": "Once", "max_tokens": 250, "ignore_eos": True},
             timeout=300,
         )
         while not running(server.url):
