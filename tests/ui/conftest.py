@@ -13,7 +13,14 @@ from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, sync_play
 from tests.ui.chat_page import ChatPage
 from tests.ui.relay import Relay
 
-CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+# The first ones have no user interface. With it, each test needs twice the CPU time.
+CHROMIUM_NAMES = (
+    "chromium-headless-shell",
+    "chrome-headless-shell",
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+)
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -39,9 +46,9 @@ def _find_chromium() -> str:
     pytest.skip(reason)
 
 
-# Playwright's synchronous interface runs an event loop in this thread. It is stopped after each module, as it
-# would disturb asynchronous tests.
-@pytest.fixture(scope="module")
+# Playwright's synchronous interface runs an event loop in this thread. It is stopped after the tests of this
+# folder, as it would disturb asynchronous tests.
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     executable = _find_chromium()
     with sync_playwright() as playwright:
