@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif("avx2" not in FLAGS, reason="our matrix kernels 
 # A Q4_K_M file of the default model has Q4_K, Q5_0 and Q6_K: its widths are not all multiples of 256.
 # test_matmul.py tests all formats.
 REQUANTIZED = ("Q8_0", "Q4_K_M")
+N_TOKENS = 2500
 
 
 @pytest.fixture
@@ -43,16 +44,19 @@ def model_in(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("name", "n_tokens"), [("Q4_1", 8000), *((name, 3000) for name in REQUANTIZED)])
+@pytest.mark.parametrize("name", ["Q4_1", *REQUANTIZED])
 def test_perplexity_is_at_most_half_a_percent_above_that_of_ggml(
-    name: str, n_tokens: int, model_in: Callable[[str], Path], tmp_path: Path
+    name: str, model_in: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """It may be lower: ggml rounds activations of K-quants in blocks of 256."""
+    """It may be lower: ggml rounds activations of K-quants in blocks of 256.
+
+    Losses of a token differ by 0.1 (standard deviation), so the mean of 2,500 differs by 0.002 by chance.
+    """
     model = model_in(name)
-    ours, ggml = (score(model, matmul=matmul, n_tokens=n_tokens, folder=tmp_path) for matmul in (True, False))
+    ours, ggml = (score(model, matmul=matmul, n_tokens=N_TOKENS, folder=tmp_path) for matmul in (True, False))
     assert ours.calls > 0
     assert ggml.calls == 0
-    assert len(ours.losses) >= n_tokens
+    assert len(ours.losses) >= N_TOKENS
     assert ours.perplexity < 1.005 * ggml.perplexity
     correlations = [np.corrcoef(a, b)[0, 1] for a, b in zip(ours.logits, ggml.logits, strict=True)]
     assert np.median(correlations) > 0.998
