@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import pickle
 import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 NATIVE = Path(__file__).resolve().parents[2] / "native"
 sys.path.insert(0, str(NATIVE))
@@ -42,8 +44,15 @@ def toolchain() -> Toolchain:
 
 
 @pytest.fixture(scope="session")
-def findings(toolchain: Toolchain) -> Findings:
-    return probe(toolchain)
+def findings(toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory) -> Findings:
+    """The probes of this CPU. One process of a test run executes them, for 8 s."""
+    base = tmp_path_factory.getbasetemp()
+    stored = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "findings"
+    with FileLock(f"{stored}.lock"):
+        if not stored.exists():
+            stored.write_bytes(pickle.dumps(probe(toolchain)))
+    found: Findings = pickle.loads(stored.read_bytes())
+    return found
 
 
 @pytest.fixture(scope="session")
