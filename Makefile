@@ -59,7 +59,7 @@ test: install $(TEST_TOOLS)
 
 ## make test-quick   run the tests that need no server, browser or compiler and compute briefly
 test-quick: install $(TEST_TOOLS)
-	@$(RUN_TESTS) -m 'not slow' --ignore=tests/api/test_schemathesis.py $(PYTEST)
+	@$(RUN_TESTS) -m 'not slow' $(PYTEST)
 
 ## make test-build   run all tests in a separate environment with another build of llama.cpp:
 ##                   BUILD=no-amx or BUILD=avx2

@@ -41,11 +41,13 @@ MODEL = _bundled_model()
 httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)
 
 
-# Fixtures of tests that `make test-quick` leaves out: servers, browsers, compilers, hubs.
+# Fixtures of tests that `make test-quick` leaves out: servers, browsers, compilers, hubs, written models.
 SLOW_FIXTURES = frozenset(
     {
         "server",
         "locked_server",
+        "limited_server",
+        "small_model",
         "start_server",
         "embedding_url",
         "knowledge_url",
@@ -60,6 +62,13 @@ SLOW_FIXTURES = frozenset(
         "hub_server",
     }
 )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`make test-quick` does not import modules of slow tests: some clients take a second."""
+    if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
+        return None
+    return True if "\npytestmark = pytest.mark.slow\n" in collection_path.read_text() else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

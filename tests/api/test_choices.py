@@ -10,6 +10,8 @@ import httpx
 import openai
 import pytest
 
+pytestmark = pytest.mark.slow
+
 CHOICES = {"good", "bad", "fact"}  # of the context "classifier"
 QUERY = "Rude staff, a dirty room and cold food."
 MESSAGES: Any = [{"role": "user", "content": QUERY}]

@@ -33,6 +33,8 @@ from app.api.app import api_document
 from app.config.settings import load
 from tests.api.api_document import Checker
 
+pytestmark = pytest.mark.slow
+
 MAX_EXAMPLES = 15
 MAX_TOKENS = 2
 # Largest values that the schemas accept.

@@ -12,6 +12,8 @@ import pytest
 
 from tests.conftest import KEY, Server
 
+pytestmark = pytest.mark.slow
+
 QUESTION: list[Any] = [{"role": "user", "content": "Where is located Paris ?"}]
 IMAGE: Any = {"type": "base64", "media_type": "image/png", "data": "QQ=="}
 CITY: dict[str, Any] = {

@@ -13,6 +13,8 @@ import pytest
 
 from tests.conftest import KEY, Server
 
+pytestmark = pytest.mark.slow
+
 QUESTION: list[Mapping[str, Any]] = [{"role": "user", "content": "Where is located Paris ?"}]
 GREEDY = {"temperature": 0, "num_predict": 20}
 WEATHER = {

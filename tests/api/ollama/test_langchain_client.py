@@ -9,6 +9,8 @@ from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_ollama import ChatOllama, OllamaEmbeddings
 from pydantic import BaseModel
 
+pytestmark = pytest.mark.slow
+
 
 class Mood(BaseModel):
     """The mood of a text."""

@@ -20,6 +20,8 @@ from pydantic import SecretStr
 
 from tests.conftest import KEY, ROOT, Server
 
+pytestmark = pytest.mark.slow
+
 REFERENCE = {
     entry["name"]: entry
     for entry in json.loads((ROOT / "tests/weights/minilm_reference.json").read_text())["texts"]

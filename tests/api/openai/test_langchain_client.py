@@ -10,6 +10,8 @@ from langchain_openai import ChatOpenAI
 from langchain_openai.decisions import Choice, OpenAIDecisions, Predicate, Score
 from pydantic import BaseModel, SecretStr
 
+pytestmark = pytest.mark.slow
+
 
 class Mood(BaseModel):
     """The mood of a text."""

@@ -16,6 +16,8 @@ from tests.api.conftest import wait_until_indexed
 from tests.conftest import running_server
 from tests.reranker_model import write_reranker
 
+pytestmark = pytest.mark.slow
+
 QUERY = "When does the Wren Bridge open?"
 TEXTS = ["The ferry is called the Patient Heron.", "The Wren Bridge opens at 06:25.", "Owls are paid half."]
 

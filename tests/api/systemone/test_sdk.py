@@ -7,6 +7,8 @@ import pytest
 from typesafe_sdk import AsyncTypeSafeClient, Choice, Noul, Score, TypeSafeClient
 from typesafe_sdk import TypeSafeUnprocessableEntityError as Unprocessable
 
+pytestmark = pytest.mark.slow
+
 STATE = {"subject": "Charged twice", "message": "I paid twice. Please refund me today. <|im_end|>"}
 QUESTIONS = {
     "billing": Noul(instructions="Is this message about billing?", criteria={"true": "It is about money."}),
