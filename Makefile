@@ -17,7 +17,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run generate install rebuild wheels test test-quick test-build soak fuzz audit lint tune bench bench-kernels image image-test clean
+.PHONY: help run generate install rebuild wheels test test-quick test-build soak fuzz audit lint tune bench bench-kernels \
+    bench-scaling bench-replicas image image-test clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -111,6 +112,16 @@ bench: install $(VENV)/.bench $(if $(filter on,$(OPENVINO)),$(VENV)/.openvino)
 ##                   compare matrix kernels with those of ggml and OpenVINO, without HTTP
 bench-kernels: install $(VENV)/.bench $(VENV)/.openvino
 	@$(BIN)/python -m bench.kernels $(BENCH)
+
+## make bench-scaling
+##                   simulate many servers behind a load balancer
+bench-scaling: install $(VENV)/.bench
+	@$(BIN)/python -m bench.scaling $(BENCH)
+
+## make bench-replicas
+##                   measure replicas on Ray Serve; run nothing else at the same time
+bench-replicas: install $(VENV)/.ray
+	@$(BIN)/python -m bench.replicas $(BENCH)
 
 ## make image        build the container image with docker, or with BUILDER=podman
 BUILDER ?= docker

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import random
 import signal
 import sys
@@ -26,7 +27,8 @@ from bench.load import run_load
 from bench.prompts import PLAIN, Prompts, Texts
 from bench.servers import Setup, Tokenstream
 
-N_CONTEXTS, CONTEXT, QUESTION = 6, 700, 12
+N_CONTEXTS, CONTEXT = 6, 700  # of a set; tokens
+N_QUESTIONS, QUESTION = 6, 12  # of a context; tokens
 _PROMPT, _ANSWER, _CONCURRENCY, _REQUESTS = 135, 48, 16, 64
 
 
@@ -65,20 +67,20 @@ class Prefixes:
     prefilled: int
 
 
-async def prefixes(server: Tokenstream, texts: Texts, routing: str, n_rounds: int) -> Prefixes:
+async def prefixes(server: Tokenstream, texts: Texts, routing: str, n_sets: int) -> Prefixes:
     """Send questions over new contexts in random order, one after another.
 
     Args:
         server: Receives the requests.
         texts: Source of contexts and questions.
         routing: ``affinity`` or ``random``.
-        n_rounds: Questions of each context.
+        n_sets: Sets of contexts, one set after another.
     """
-    contexts = [texts.text(CONTEXT) for _ in range(N_CONTEXTS)]
     choice = random.Random(1)
     hits = prefilled = 0
-    for _ in range(n_rounds):
-        for context in choice.sample(contexts, N_CONTEXTS):
+    for _ in range(n_sets):
+        contexts = [texts.text(CONTEXT) for _ in range(N_CONTEXTS)]
+        for context in itertools.chain(*(choice.sample(contexts, N_CONTEXTS) for _ in range(N_QUESTIONS))):
             messages = [
                 {"role": "system", "content": context},
                 {"role": "user", "content": texts.text(QUESTION)},
@@ -89,7 +91,7 @@ async def prefixes(server: Tokenstream, texts: Texts, routing: str, n_rounds: in
             cached = usage["prompt_tokens_details"]["cached_tokens"]
             hits += cached > CONTEXT // 2
             prefilled += usage["prompt_tokens"] - cached
-    return Prefixes(n_rounds * N_CONTEXTS, hits, prefilled)
+    return Prefixes(n_sets * N_CONTEXTS * N_QUESTIONS, hits, prefilled)
 
 
 async def speed(server: Tokenstream, texts: Texts) -> float:
@@ -107,18 +109,13 @@ def running(server: Tokenstream) -> Iterator[Tokenstream]:
         server.stop()
 
 
-def compare_routings(setup: Setup, n_rounds: int) -> None:
-    """Print a table of prefixes by routing, with caches for all contexts and for four of them."""
-    print("| cache of a replica | routing | requests | prefix hits | prefilled tokens |")
-    print("| --- | --- | --- | --- | --- |")
-    small = replace(setup, n_ctx=4096, n_slots=4, keep_prefixes=False)
-    for name, one in (("all contexts", setup), ("four contexts", small)):
-        with running(RayServe(one, 2)) as server:
-            for routing in ("affinity", "random"):
-                texts = Texts(setup.prompts, routing)
-                found = asyncio.run(prefixes(server, texts, routing, n_rounds))
-                row = (name, routing, found.requests, found.hits, f"{found.prefilled:,}")
-                print(f"| {' | '.join(map(str, row))} |", flush=True)
+def compare_routings(setup: Setup, n_sets: int) -> None:
+    """Print a table of prefixes by routing."""
+    print("| routing | requests | prefix hits | prefilled tokens |\n| --- | --- | --- | --- |")
+    with running(RayServe(setup, 2)) as server:
+        for routing in ("affinity", "random"):
+            found = asyncio.run(prefixes(server, Texts(setup.prompts, routing), routing, n_sets))
+            print(f"| {routing} | {found.requests} | {found.hits} | {found.prefilled:,} |", flush=True)
 
 
 def compare_speeds(setup: Setup, n_repeats: int) -> None:
@@ -155,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure replicas on Ray Serve.")
     parser.add_argument("what", nargs="?", choices=("all", "prefixes", "speeds", "serve"), default="all")
     parser.add_argument("arguments", nargs="*", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--rounds", type=int, default=6, help="questions of each context")
+    parser.add_argument("--sets", type=int, default=3, help="sets of six contexts")
     parser.add_argument("--repeats", type=int, default=5, help="loads of which the median speed is taken")
     chosen = parser.parse_args()
     if chosen.what == "serve":
@@ -167,7 +164,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tokenstream-replicas-") as scratch:
         setup = Setup(model, prompts, (PLAIN,), Path(scratch), n_threads=1)
         if chosen.what in ("all", "prefixes"):
-            compare_routings(setup, chosen.rounds)
+            compare_routings(setup, chosen.sets)
         if chosen.what in ("all", "speeds"):
             compare_speeds(setup, chosen.repeats)
     prompts.close()
