@@ -125,9 +125,10 @@ bench-replicas: install $(VENV)/.ray
 
 ## make image        build the container image with docker, or with BUILDER=podman
 BUILDER ?= docker
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE_ARGUMENTS := BASE BUILDS WHEELS LLAMA_BUILD_FLAGS KNOWLEDGE OTLP_ENDPOINT
 image:
-	@$(BUILDER) build $(IMAGE_ARGUMENTS:%=--build-arg %) --tag tokenstream .
+	@$(BUILDER) build $(IMAGE_ARGUMENTS:%=--build-arg %) --tag tokenstream --tag tokenstream:$(VERSION) .
 
 ## make image-test   build the image with buildah and run it, as root; needs mmdebstrap too
 image-test: install $(VENV)/.dev wheels

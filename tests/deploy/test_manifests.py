@@ -14,6 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from app import __version__
 from tests.conftest import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -91,6 +92,21 @@ def test_pods_end_after_the_grace_of_the_server() -> None:
         deployment()["terminationGracePeriodSeconds"]
         > pause + Settings.model_fields["shutdown_grace"].default
     )
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    found = {
+        name: re.findall(pattern, (ROOT / name).read_text(), re.MULTILINE)[:n]
+        for name, pattern, n in (
+            ("pyproject.toml", r'^version = "(.*)"', 1),
+            ("CHANGELOG.md", r"^## \[(\d.*)\] - \d{4}-\d\d-\d\d$", 1),
+            ("Dockerfile", r'image\.version="(.*)"', 1),
+            ("deploy/k8s/base/kustomization.yaml", r"(?:version|newTag): ([\w.]+)", 2),
+            ("deploy/k8s/kserve/runtime.yaml", r"image: tokenstream:(.+)", 1),
+        )
+    }
+    assert {version for versions in found.values() for version in versions} == {__version__}, found
+    assert all(found.values()), found
 
 
 def test_selectors_match_the_pods() -> None:
