@@ -39,6 +39,7 @@ _OF_MAKE = {
     "BUILDER",
     "BUILD",
     "WHEELS",
+    "MACHINES",
     "GPU",
     "PROMPT",
     "BENCH",
