@@ -76,8 +76,10 @@ def _check_library(settings: Settings) -> Finding:
 
 
 def _check_model(settings: Settings) -> Iterator[Finding]:
+    from app.fit.tuning import described
     from app.service.files import readable_load_errors
     from app.service.model import memory_plan
+    from app.service.tuned import tuned_values
     from app.weights.errors import readable_size
     from app.weights.model import model_here
 
@@ -86,8 +88,11 @@ def _check_model(settings: Settings) -> Iterator[Finding]:
         yield from _check_hub(settings)
         return
     yield ok("model", f"{path} ({readable_size(path.stat().st_size)})")
+    tuned = tuned_values(settings)
+    yield ok("tuned settings", described(tuned) if tuned else "none; `tokenstream tune` finds faster ones")
     with readable_load_errors():
-        yield ok("memory plan", str(memory_plan(settings, path)).removeprefix("memory: "))
+        plan = memory_plan(settings.model_copy(update=dict(tuned)), path)
+        yield ok("memory plan", str(plan).removeprefix("memory: "))
     yield ok("hub", "not needed: the model is on this disk")
 
 

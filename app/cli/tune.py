@@ -23,6 +23,7 @@ from app.measure.measurer import Measurer, Trial, TrialFailed
 from app.measure.mix import Mix, Rates
 from app.service.files import readable_load_errors
 from app.service.model import memory_plan
+from app.service.tuned import place_of
 from app.weights.auto_format import Converted, kept_formats
 from app.weights.errors import ModelError
 from app.weights.model import model_name, resolve_model, source_model
@@ -57,8 +58,9 @@ def tune(settings: Settings, minutes: float, plot: Path | None) -> None:
     with Measurer(MIX) as measurer, _Candidates(settings, path, measurer) as candidates:
         try:
             _tell("measuring the default")
-            measurer.fit(Trial.of(settings, path))
-            print(f"{path.name}, {physical_cores()} cores: {measurer.mix}")
+            trial = Trial.of(settings, path)
+            measurer.fit(trial)
+            print(f"{path.name}, {trial.n_threads} threads: {measurer.mix}")
             search = Search(candidates.rates, is_late=lambda: time.monotonic() > end, on_progress=_tell)
             tuning = search.run(candidates.choices())
         except TrialFailed as error:
@@ -66,13 +68,12 @@ def tune(settings: Settings, minutes: float, plot: Path | None) -> None:
         candidates.keep(tuning.values.get("quantize"))
     _tell("")
     print_table(tuning)
-    place = settings.tuned_file or tuned_file.default_place()
+    place = place_of(settings)
     gain = tuning.final.factor if tuning.final else 1.0
     tuned_file.write(place, conditions, tuning.values, gain)
     print(_summary(tuning, place, minutes))
     if plot is not None:
         draw(tuning, plot)
-        print(f"{plot} is written")
 
 
 class _Candidates:
@@ -217,7 +218,7 @@ def _summary(tuning: Tuning, place: Path, minutes: float) -> str:
 
 
 def draw(tuning: Tuning, path: Path) -> None:
-    """Draw the ratios of all candidates by load.
+    """Draw the ratios of all candidates by load, if there are any.
 
     Raises:
         UserError: matplotlib is missing, or the file cannot be written.
@@ -225,6 +226,8 @@ def draw(tuning: Tuning, path: Path) -> None:
     rows = [(described(row.values), row.comparison) for row in tuning.rows if row.comparison.ratios]
     if tuning.final is not None:
         rows.append(("all, to the default", tuning.final))
+    if not rows:
+        return
     series = [
         Series(load, color, {name: found.ratios[load] for name, found in rows})
         for load, color in zip(tuning.default, _COLORS, strict=False)
@@ -233,3 +236,4 @@ def draw(tuning: Tuning, path: Path) -> None:
         draw_ratios(series, "speed in relation to the best settings before (higher is better)", path)
     except OSError as error:
         raise TuneError(f"--plot {path} cannot be written ({error.strerror})") from error
+    print(f"{path} is written")

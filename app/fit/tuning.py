@@ -12,6 +12,7 @@ from app.measure.mix import Rates
 
 Values = Mapping[str, Any]  # of settings by field name
 
+_NONE = object()
 _ROUNDS = 2  # over all settings: the best value of one may depend on others
 
 
@@ -106,9 +107,12 @@ class Search:
     def _try(self, choice: Choice, tuning: Tuning) -> list[Any]:
         """Compare each value of a setting with the best values. Returns those that do not fail."""
         usable = []
-        for value in choice.values:
-            if self._is_late():
+        values = iter(choice.values)
+        while tuning.is_complete:
+            if self._is_late():  # before the next value is computed
                 tuning.is_complete = False
+                break
+            if (value := next(values, _NONE)) is _NONE:
                 break
             candidate = {**tuning.values, choice.setting: value}
             if candidate not in self._tried:

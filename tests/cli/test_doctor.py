@@ -46,7 +46,7 @@ def test_a_sound_machine_has_no_failure() -> None:
         "index",
         "contexts",
     ]
-    assert {*checks, "huge pages", "governor", "cores", "NUMA", "memory plan"} == {
+    assert {*checks, "huge pages", "governor", "cores", "NUMA", "tuned settings", "memory plan"} == {
         each["check"] for each in findings
     }
     assert all(bool(each["remedy"]) <= (each["status"] != "ok") for each in findings)

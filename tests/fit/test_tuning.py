@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -89,3 +89,19 @@ def test_the_search_ends_in_time() -> None:
     assert not tuning.is_complete
     assert tuning.values == {"model_threads": 4}
     assert len(measured) <= 13 + 8  # the last comparison with the defaults
+
+
+def test_no_value_is_computed_without_time() -> None:
+    def formats() -> Iterator[str]:
+        yield "q8_0"  # converts the model
+        raise AssertionError
+
+    n_measured = 0
+
+    def measure(_values: Values) -> Rates:
+        nonlocal n_measured
+        n_measured += 1
+        return {"prefill": 1000.0}
+
+    search = Search(measure, is_late=lambda: n_measured > 3, on_progress=lambda _: None)
+    assert not search.run([Choice("quantize", formats()), Choice("kv_type", ["f16"])]).is_complete
