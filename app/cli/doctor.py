@@ -78,7 +78,7 @@ def _check_library(settings: Settings) -> Finding:
 def _check_model(settings: Settings) -> Iterator[Finding]:
     from app.fit.tuning import described
     from app.service.files import readable_load_errors
-    from app.service.model import memory_plan
+    from app.service.model_parts import memory_plan
     from app.service.tuned import tuned_values
     from app.weights.errors import readable_size
     from app.weights.model import model_here

@@ -88,6 +88,11 @@ class AsyncEngine:
         """Measured seconds of a decode step of one sequence; 0: not measured."""
         return self._core.decode_seconds
 
+    @property
+    def is_streaming(self) -> bool:
+        """Whether answers are decoded. Callable from any thread."""
+        return self._core.is_streaming
+
     def start(self) -> None:
         """Start the engine thread. Answers arrive on the running event loop."""
         self._loop = asyncio.get_running_loop()

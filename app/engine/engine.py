@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from app.engine.answer import EngineError, Output, Result
@@ -38,6 +39,7 @@ class EngineOptions:
         kv: Attention and number format of KV memory.
         prefix_bytes: Maximum RAM of saved prefixes.
         itl_budget: Maximum seconds of a step while answers stream. None: derived from measured times.
+        streams_elsewhere: Whether answers of another engine on the same cores stream.
         speculation: Draft repeated text by prompt lookup.
         states: Storage of context states across restarts. None: no storage.
     """
@@ -48,6 +50,7 @@ class EngineOptions:
     kv: KVOptions = field(default_factory=KVOptions)
     prefix_bytes: int = 256 << 20
     itl_budget: float | None = None
+    streams_elsewhere: Callable[[], bool] = lambda: False
     speculation: bool = True
     states: StateStore | None = None
 
@@ -90,7 +93,7 @@ class Engine:
             divisible=not model.is_truncatable and model.has_attention,
         )
         self._cache = PrefixCache(self._context, kind, options.prefix_bytes, options.states)
-        self._pacing = Pacing(options.itl_budget)
+        self._pacing = Pacing(options.itl_budget, options.streams_elsewhere)
         limits = Limits(
             n_slots=options.max_sequences,
             prefill_chunk=PREFILL_CHUNK,
@@ -109,6 +112,11 @@ class Engine:
     def decode_seconds(self) -> float:
         """Measured seconds of a decode step of one sequence; 0: not measured."""
         return self._pacing.measured_decode_seconds(1)
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether answers are decoded. Callable from any thread."""
+        return any(sequence.is_decoding for sequence in self._scheduler.running)
 
     @property
     def is_idle(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 # Weight of the newest step in a moving average.
@@ -23,9 +24,11 @@ class Pacing:
     Attributes:
         itl_budget: Maximum seconds of a step while answers stream. None: derived from the time of steps
             without prefill.
+        streams_elsewhere: Whether answers of another engine stream, which wait for each step of this one.
     """
 
     itl_budget: float | None = None
+    streams_elsewhere: Callable[[], bool] = lambda: False
     _decode_seconds: dict[int, float] = field(default_factory=dict)  # by number of decoding sequences
     _seconds_per_token: float | None = None  # of prefill, without decodes of the same step
     _is_settled: bool = False  # at least two prefills are measured
@@ -63,7 +66,7 @@ class Pacing:
         At least MIN_CHUNK, even over the budget. MIN_CHUNK until prefill is measured.
         """
         decode = self.decode_seconds(n_decoding)
-        if n_decoding == 0:
+        if n_decoding == 0 and not self.streams_elsewhere():
             budget = 0.0 if self._seconds_per_token is None else PREFILL_SECONDS
         elif self.itl_budget is not None:
             budget = self.itl_budget

@@ -3,68 +3,56 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import inspect
-import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from app.chat.prompt import PromptTokenizer
-from app.chat.template.template import choose_template, wrapping_template
 from app.config.contexts import Context
 from app.config.settings import Settings
-from app.engine import llama, thoughts
+from app.engine import llama
 from app.engine.answer import EngineError, QueueFull, RequestTooLong
 from app.engine.async_engine import AsyncEngine
-from app.engine.cache.state_files import StateFiles
 from app.engine.client import LOCAL, Client
-from app.engine.engine import EngineOptions
-from app.engine.sampling import grammar, params, samplers, thinking
 from app.engine.sampling.params import SamplingParams
 from app.engine.scoring import Question, ScoringSequence
-from app.fit.memory_plan import MemoryPlan, make_plan
+from app.fit.memory_plan import MemoryPlan
 from app.fit.speed import record_speed
 from app.machine.cores import physical_cores
-from app.machine.folders import cache_folder
-from app.machine.identity import identity
 from app.service.ahead import PrefillAhead
 from app.service.contexts import warm
 from app.service.errors import GenerationFailed, Overloaded, ServiceError, TooLong
 from app.service.files import ModelFiles
 from app.service.generation import Generation
 from app.service.limits import TokenLimits
+from app.service.model_parts import engine_options, fingerprint, make_tokenizer
 from app.service.preparation import Preparation, Prepared
 from app.service.questions import QuestionPreparation
 from app.telemetry.metrics import ModelMetrics
 from app.telemetry.request import current
-from app.weights.tokenizer import TokenizerRepo, check_vocabulary
 
 logger = logging.getLogger("tokenstream.service")
-
-_MAX_STATE_FILES = 2_000_000_000  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """Parts that all models of a process share.
+    """Parts of the process that a model uses.
 
     Attributes:
         contexts: The contexts by name.
         lock: Held during each step of an engine. None: nothing else computes on the same cores.
         on_failure: Called on the event loop if the engine thread ends with an exception.
-        is_busy: Whether a request runs or waits.
+        is_busy: Whether a request runs or waits, of any model.
+        streams_elsewhere: Whether answers of another model stream.
     """
 
     contexts: Mapping[str, Context]
     lock: AbstractContextManager[None] | None
     on_failure: Callable[[BaseException], None]
     is_busy: Callable[[], bool]
+    streams_elsewhere: Callable[[], bool]
 
 
 class Model:
@@ -117,7 +105,7 @@ class Model:
             stack.callback(self._weights.close)
             self.tokenizer = make_tokenizer(settings, self._weights, files.tokenizer_repo)
             stack.callback(self.tokenizer.template.close)
-            options = engine_options(settings, plan, self._weights)
+            options = engine_options(settings, plan, self._weights, common.streams_elsewhere)
             self.engine = AsyncEngine(self._weights, options, metrics, common.lock, common.on_failure)
             # Its thread is not running yet: asyncio.run() does not wait.
             stack.callback(lambda: asyncio.run(self.engine.close()))
@@ -287,90 +275,6 @@ class Model:
                 name,
                 reason,
             )
-
-
-def memory_plan(settings: Settings, path: Path, available: int | None = None) -> MemoryPlan:
-    """Plan the memory of a model with the settings' sizes.
-
-    Args:
-        settings: The sizes.
-        path: A GGUF file; for a split model, its first part.
-        available: Bytes that it may use. None: what this process may use.
-
-    Raises:
-        MemoryPlanError: The configured sizes exceed the available memory.
-    """
-    return make_plan(
-        path,
-        n_ctx=settings.n_ctx,
-        max_sequences=settings.max_sequences,
-        prefix_mb=settings.prefix_cache_mb,
-        kv=_configured_kv(settings),
-        gpu_layers=settings.model_gpu_layers,
-        main_gpu=settings.main_gpu,
-        n_threads=settings.model_threads or physical_cores(),
-        available=available,
-    )
-
-
-def _configured_kv(settings: Settings) -> llama.KVOptions:
-    flash = None if settings.flash_attention == "auto" else settings.flash_attention == "on"
-    return llama.KVOptions(flash, settings.kv_type)
-
-
-def engine_options(settings: Settings, plan: MemoryPlan, model: llama.Model) -> EngineOptions:
-    """Options of the engine with the sizes of the plan."""
-    kv = plan.kv_options
-    return EngineOptions(
-        n_ctx=plan.n_ctx,
-        max_sequences=plan.max_sequences,
-        n_threads=settings.model_threads or physical_cores(),
-        kv=kv,
-        prefix_bytes=plan.prefix_budget,
-        itl_budget=settings.itl_budget_ms and settings.itl_budget_ms / 1000,
-        speculation=settings.speculation == "on",
-        states=_state_files(settings, model.path, kv, plan.max_sequences),
-    )
-
-
-def _state_files(settings: Settings, path: Path, kv: llama.KVOptions, n_sequences: int) -> StateFiles:
-    folder = settings.cache_dir or cache_folder() / "contexts"
-    # llama.cpp checks only part of this. It would load states of other options.
-    kv_key = f"{kv.type} flash_attention={kv.flash_attention} n_sequences={n_sequences}"
-    key = {"model and library": identity(path), "kv": kv_key}
-    return StateFiles(folder, key, max_bytes=_MAX_STATE_FILES)
-
-
-def fingerprint(path: Path, kv: llama.KVOptions) -> str:
-    """Hash of everything that affects an answer: model, library, KV cache, sampling code."""
-    code = hashlib.sha256()
-    for module in (params, samplers, thinking, thoughts, grammar):
-        code.update(inspect.getsource(module).encode())
-    facts = [identity(path), str(kv), code.hexdigest(), version("llguidance"), version("numpy")]
-    return f"fp_{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
-
-
-def make_tokenizer(settings: Settings, model: llama.Model, repo: TokenizerRepo | None) -> PromptTokenizer:
-    """Create the tokenizer, with the chat template of the settings, the repository or the model file.
-
-    Raises:
-        ModelError: The repository's vocabulary differs from the model's.
-    """
-    vocab = model.vocab
-    finds_turns = not model.is_truncatable and settings.prefix_cache_mb != 0
-    source = model.chat_template
-    special = {"bos_token": vocab.text(vocab.bos), "eos_token": vocab.text(vocab.eos)}
-    if repo is not None:
-        check_vocabulary(repo, vocab.n_tokens, vocab.text, vocab.is_unused)
-        source = repo.chat_template or source
-        own = {name: getattr(repo, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-        special.update({name: text for name, text in own.items() if text is not None})
-    wraps = settings.tgichat
-    if wraps is not None:
-        return PromptTokenizer(vocab, wrapping_template(wraps), finds_turns=finds_turns)
-    known = vocab.control_tokens | vocab.added_tokens
-    template = choose_template(source, special_tokens=special, vocabulary=known)
-    return PromptTokenizer(vocab, template, finds_turns=finds_turns)
 
 
 def _params_of(params: SamplingParams) -> dict[str, Any]:

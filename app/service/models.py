@@ -19,7 +19,8 @@ from app.machine.memory import available_memory
 from app.service.errors import GenerationFailed, LoadFailed, ServiceError, UnknownModel
 from app.service.facts import facts_of
 from app.service.files import ModelFiles, find_model, preflight_model, readable_load_errors
-from app.service.model import Common, Model, memory_plan
+from app.service.model import Common, Model
+from app.service.model_parts import memory_plan
 from app.service.slots import Lease, ModelFacts, Slot, State
 from app.telemetry.metrics import Metrics
 from app.weights.model import ModelError, model_name
@@ -263,7 +264,11 @@ class Models:
                 plan = await asyncio.to_thread(memory_plan, slot.settings, files.path, free)
             slot.name = slot.name or model_name(files.path)
             common = Common(
-                self._contexts, self._lock, partial(self._engine_failed, slot), lambda: self.n_unfinished > 0
+                self._contexts,
+                self._lock,
+                partial(self._engine_failed, slot),
+                lambda: self.n_unfinished > 0,
+                partial(self._stream_elsewhere, slot),
             )
             own = self.contexts_of(slot, self._contexts)
             slot.n_planned = plan.total
@@ -287,6 +292,11 @@ class Models:
             slot.facts = ModelFacts(
                 slot.name, model.created, model.description, model.n_bytes, model.limits.total
             )
+
+    def _stream_elsewhere(self, slot: Slot) -> bool:
+        """Whether answers of other models stream. Called on the thread of a model's engine."""
+        others = [one.model for one in self.slots if one is not slot]
+        return any(model.engine.is_streaming for model in others if model is not None)
 
     def _engine_failed(self, slot: Slot, error: BaseException) -> None:
         slot.metrics.engine.on_end()

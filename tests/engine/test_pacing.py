@@ -75,3 +75,11 @@ def test_tiny_chunks_are_not_measured() -> None:
     for _ in range(50):
         pacing.observe(0.03, 8, 1)
     assert pacing.prefill_seconds_per_token == pytest.approx(0.001)
+
+
+def test_a_prefill_beside_streams_of_another_engine_keeps_their_budget() -> None:
+    pacing = measured(0.1, token=0.001)
+    pacing.streams_elsewhere = lambda: True
+    assert pacing.chunk(0, 512) == 96
+    pacing.streams_elsewhere = lambda: False
+    assert pacing.chunk(0, 512) == 496

@@ -9,7 +9,7 @@ from app.engine.llama import Model
 from app.service.decisions import DecisionQuestion, Option, decision_of
 from app.service.errors import BadRequest, TooLong
 from app.service.limits import TokenLimits
-from app.service.model import make_tokenizer
+from app.service.model_parts import make_tokenizer
 from app.service.questions import QuestionPreparation
 
 STATE = "The lamp <|im_end|> burns. " * 20
