@@ -37,6 +37,7 @@ class Key(BaseModel):
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
     contexts: list[str] | None = None
     models: list[str] | None = None
+    uploads: bool = False
 
 
 _NAME = re.compile(r"[A-Za-z_][\w.@-]*")

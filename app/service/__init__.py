@@ -21,7 +21,13 @@ from app.service.answers import (
     shown,
     token_bytes,
 )
-from app.service.clients import allows_context, client_of_key, with_priority
+from app.service.clients import (
+    allows_context,
+    allows_uploads,
+    check_upload,
+    client_of_key,
+    with_priority,
+)
 from app.service.deciding import classify, decide
 from app.service.decisions import (
     MOST_OPTIONS,
@@ -132,7 +138,9 @@ __all__ = [
     "UnknownModel",
     "Vocab",
     "allows_context",
+    "allows_uploads",
     "best",
+    "check_upload",
     "classify",
     "client_of_key",
     "collect",

@@ -64,6 +64,22 @@ def allows_context(client: Client, name: str) -> bool:
     return key is None or key.contexts is None or name in key.contexts
 
 
+def allows_uploads(client: Client) -> bool:
+    """Whether a client may store documents: without a key of API_KEYS, or with ``uploads``."""
+    key = _key(client)
+    return key is None or key.uploads
+
+
+def check_upload(client: Client) -> None:
+    """Check that a client may store documents.
+
+    Raises:
+        Forbidden: Its key has no ``uploads``.
+    """
+    if not allows_uploads(client):
+        raise Forbidden(f"key {client.name} does not allow uploads; set uploads = true in its table")
+
+
 def check_prompt(client: Client, prompt: Prompt, default_context: str) -> None:
     """Check that a client may use the context of a prompt.
 

@@ -10,7 +10,7 @@ from app.chat.messages import Message
 from app.config.keys import Key
 from app.engine.client import LOCAL, Client
 from app.service import BadRequest, ChatPrompt, Forbidden, Overloaded, TextPrompt, client_of_key
-from app.service.clients import TokenRates, check_model, check_prompt, with_priority
+from app.service.clients import TokenRates, check_model, check_prompt, check_upload, with_priority
 
 QUESTION = (Message("user", "Why?"),)
 
@@ -39,6 +39,13 @@ def test_a_request_chooses_a_priority_up_to_that_of_its_key() -> None:
     for text in ("101", "-101", "high", "1.5", "٣"):
         with pytest.raises(BadRequest, match=f"X-Priority: {text} should be an integer from -100 to 100"):
             with_priority(raised, text)
+
+
+def test_keys_store_documents_with_a_permission_only() -> None:
+    for one in (LOCAL, Client("127.0.0.1"), client(uploads=True)):  # the first two have no key of API_KEYS
+        check_upload(one)
+    with pytest.raises(Forbidden, match="key alice does not allow uploads; set uploads = true in its table"):
+        check_upload(client())
 
 
 def test_models_are_patterns() -> None:

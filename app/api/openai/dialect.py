@@ -218,7 +218,8 @@ _UPLOAD = Operation(
     parameters={"name": "File name without path: .txt, .md, .html, .pdf or .docx."},
     replies={201: Reply("The document is stored. It is indexed soon.", {JSON: knowledge.StoredDocument})},
     errors=causes(408, 500, 501, 503)
-    | {400: "The name is not allowed.", 413: "The document is larger than the knowledge base reads."},
+    | {400: "The name is not allowed.", 403: "The key has no `uploads`."}
+    | {413: "The document is larger than the knowledge base reads."},
     is_served=lambda settings: settings.knowledge_uploads == "on",
 )
 _SEARCH = Operation(

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
 from app.api.dialect import Problem
+from app.api.http.auth import client_of
 from app.api.http.body import read_json
 from app.api.http.problems import ApiError
 from app.api.http.sources import Source, source
@@ -23,6 +24,7 @@ from app.service import (
     UPLOADS,
     Service,
     TooLarge,
+    check_upload,
     list_documents,
     required_knowledge,
     search_documents,
@@ -159,6 +161,7 @@ async def state(request: Request) -> Response:
 async def upload(request: Request) -> Response:
     service = _service(request)
     required_knowledge(service.knowledge)
+    check_upload(client_of(request))
     name = request.path_params["name"]
     try:
         size = await store_upload(service.settings.data_path, name, _parts(request))

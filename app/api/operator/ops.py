@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 
 from app.api.http.auth import client_of
 from app.api.operator.replies import Contexts, Failed, Health, Loading, Ready
-from app.service import Service, allows_context
+from app.service import Service, allows_context, allows_uploads
 from app.telemetry.exposition import encoded
 
 _RETRY_AFTER = {"Retry-After": "2"}
@@ -66,7 +66,7 @@ async def contexts(request: Request) -> Response:
         "contexts": list(service.contexts),
         "model": service.model_name,
         "knowledge": has_knowledge,
-        "uploads": has_knowledge and service.settings.knowledge_uploads == "on",
+        "uploads": has_knowledge and service.settings.knowledge_uploads == "on" and allows_uploads(client),
         "with_documents": with_documents if has_knowledge else [],
         "prompts": {
             name: context.prompt for name, context in service.contexts.items() if allows_context(client, name)

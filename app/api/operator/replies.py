@@ -17,7 +17,7 @@ class Contexts(TypedDict):
     contexts: list[str]
     model: Annotated[str, Field(description="Name of the model; empty while it is loading.")]
     knowledge: Annotated[bool, Field(description="Whether the knowledge base is on.")]
-    uploads: Annotated[bool, Field(description="Whether clients may store documents.")]
+    uploads: Annotated[bool, Field(description="Whether the client may store documents.")]
     with_documents: Annotated[
         list[str],
         Field(description="Contexts that use the knowledge base by default."),
