@@ -91,6 +91,8 @@ def create_app(
     )
     app.state.service = service
     app.state.table = table
+    app.state.is_stopping = lambda: False  # endless responses then end
+    app.state.n_stats_streams = 0
     app.state.document = json.dumps(api_document(settings), ensure_ascii=False).encode()
     return app
 

@@ -121,8 +121,10 @@ class _Server(uvicorn.Server):
         self._service = start.service
         self._renewal = Renewal(self._service, certificate)
         settings = self._service.settings
+        app = create_app(self._service, self._lifespan, tracing)
+        app.state.is_stopping = lambda: self.should_exit
         config = uvicorn.Config(
-            create_app(self._service, self._lifespan, tracing),
+            app,
             http=cast(Any, partial(Connection, Connections(_connection_limits(settings)))),
             ws="none",  # its connections would leave Connections' count
             timeout_keep_alive=settings.connection_idle,  # type: ignore[arg-type] # a float works

@@ -16,6 +16,7 @@ from prometheus_client import (
 )
 
 from app.telemetry.engine_metrics import EngineFigures, EngineMetrics
+from app.telemetry.latest import LatestRequests
 
 if TYPE_CHECKING:
     from app.engine.report import StepReport
@@ -40,6 +41,10 @@ class Metrics:
 
     With several models, those of engines and answers have the label ``model`` too. Names without a
     counterpart in the seeds are those of vLLM without its prefix, if it has the metric.
+
+    Attributes:
+        engines: Metrics of all engines.
+        latest: The last requests of clients.
     """
 
     def __init__(self, instance: str, models: Sequence[str] = ()) -> None:
@@ -49,10 +54,12 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        engines = EngineMetrics(instance, models)
-        self.registry.register(engines)
-        self.models = {name: ModelMetrics(self, name, figures) for name, figures in engines.engines.items()}
+        self.engines = EngineMetrics(instance, models)
+        self.registry.register(self.engines)
+        engines = self.engines.engines
+        self.models = {name: ModelMetrics(self, name, figures) for name, figures in engines.items()}
         self._has_models = bool(models)
+        self.latest = LatestRequests()
 
         def histogram(name: str, doc: str, buckets: tuple[float, ...]) -> Histogram:
             metric = Histogram(name, doc, ["instance"], buckets=buckets, registry=self.registry)

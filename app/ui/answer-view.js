@@ -92,15 +92,16 @@ export class AnswerView {
     this.#show(".copy", text !== "");
     this.#show(".retry", state === "failed" || state === "interrupted");
     this.#show(".again", state === "complete" || state === "stopped");
-    this.#show(".continue", text !== "" && (state !== "complete" || figures?.finish_reason === "length"));
+    this.#show(".continue", text !== "" && state !== "elsewhere" && (state !== "complete" || figures?.finish_reason === "length"));
     if (!text && state !== "failed") this.#placeholder();
   }
 
   #figures() {
-    const { context, figures, seconds, state } = this.#answer;
+    const { figures, seconds, state } = this.#answer;
+    const context = [this.#answer.context, this.#answer.model].filter(Boolean).join(" · ");
     if (state === "complete") return figures ? figuresLine(context, figures) : context; // none: imported
     if (state === "stopped") return `${context} · stopped after ${duration(seconds)}`;
-    return `${context} · ${state}`;
+    return `${context} · ${state === "elsewhere" ? "running in another tab" : state}`;
   }
 
   #remark() {
@@ -117,8 +118,8 @@ export class AnswerView {
   }
 
   #placeholder() {
-    this.text.textContent =
-      this.#answer.state === "complete" ? "The model generated no text." : "Stopped before the first word.";
+    const texts = { complete: "The model generated no text.", elsewhere: "The answer runs in another tab." };
+    this.text.textContent = texts[this.#answer.state] ?? "Stopped before the first word.";
     this.text.classList.add("empty");
   }
 }

@@ -13,7 +13,7 @@ import { ThoughtsSplitter } from "./thoughts.js";
  * @param {Answer} job.answer
  * @param {boolean} job.continues whether to continue the answer's text
  * @param {{system: string, fields: object}} job.settings fields: of the request
- * @param {{max_total_tokens: number, thinks: boolean}} job.server
+ * @param {{max_total_tokens: number, rooms: Object<string, number>, thinks: boolean}} job.server
  * @param {AbortSignal} job.signal
  * @param {{text: (piece: string) => void, thoughts: () => void, busy: (error: ?AnswerError, seconds: number) => void}}
  *   job.on called when text or thoughts have arrived, and each second while the server is busy; without an error when
@@ -25,7 +25,8 @@ export async function fill({ turns, question, answer, continues, settings, serve
   const fields = { ...settings.fields };
   const begin = performance.now();
   const before = continues ? answer.seconds : 0;
-  const request = { text: question.text, context: answer.context, system, room: server.max_total_tokens };
+  const request = { text: question.text, context: answer.context, system, room: roomOf(server, fields.model) };
+  answer.model = fields.model ?? "";
   answer.omitted = turnsToOmit(turns, { ...request, maxTokens: fields.max_tokens });
   const continued = continues ? answer.text : "";
   for (;;) {
@@ -40,7 +41,7 @@ export async function fill({ turns, question, answer, continues, settings, serve
       const isTooLong = error.type === "too_long";
       const fitting = isTooLong ? fittingMaxTokens(error, request.room) : null;
       const more = isTooLong ? omitMore(turns, answer.omitted) : null;
-      if (fitting !== null) fields.max_tokens = fitting;
+      if (fitting !== null && fitting !== fields.max_tokens) fields.max_tokens = fitting;
       else if (more !== null) answer.omitted = more;
       else if (error.type === "overloaded") await wait(error, signal, on.busy);
       else throw error;
@@ -49,6 +50,11 @@ export async function fill({ turns, question, answer, continues, settings, serve
       answer.seconds = before + (performance.now() - begin) / 1000;
     }
   }
+}
+
+/** Maximum tokens of prompt plus answer. */
+function roomOf(server, model) {
+  return server.rooms[model] ?? server.max_total_tokens;
 }
 
 /** Adds pieces of a stream to an answer. */

@@ -1,10 +1,11 @@
 /** The chat page: connects the conversation, the server, the drawers and user actions. */
 
 import { Composer } from "./composer.js";
+import { rename } from "./conversation.js";
 import { DocumentsDrawer } from "./documents-drawer.js";
 import { Follower } from "./follow.js";
 import { HistoryDrawer } from "./history-drawer.js";
-import { findConversation, Saver } from "./history-store.js";
+import { findConversation, listenToTabs, mergeStored, Saver } from "./history-store.js";
 import { connect } from "./server.js";
 import { Session } from "./session.js";
 import { Settings } from "./settings.js";
@@ -21,7 +22,7 @@ let server = null; // until the model is ready
 
 // The conversation
 
-const saver = new Saver(storageFailed);
+const saver = new Saver({ saved: (conversation) => session.refresh(conversation), failed: storageFailed });
 const session = new Session(log, {
   settings: () => settings.of(server),
   server: () => server,
@@ -49,17 +50,29 @@ new HistoryDrawer({
     say("Conversation opened.");
   },
   renamed: (id, title) => {
-    if (id === session.conversation.id) session.conversation.title = title;
+    if (id === session.conversation.id) rename(session.conversation, title);
     update();
   },
-  deleted: (ids) => {
-    ids.forEach((id) => saver.drop(id));
-    if (ids.includes(session.conversation.id)) session.open();
-  },
+  deleted: drop,
   beforeReading: () => saver.flush(),
 });
 
+listenToTabs(async ({ saved, deleted }) => {
+  if (deleted) drop(deleted);
+  const { conversation } = session;
+  if (saved !== conversation.id) return;
+  await mergeStored(conversation).catch(storageFailed);
+  session.refresh(conversation);
+});
+
+/** Forget deleted conversations. */
+function drop(ids) {
+  ids.forEach((id) => saver.drop(id));
+  if (ids.includes(session.conversation.id)) session.open();
+}
+
 function update() {
+  if (server) element("model").textContent = element("model").title = settings.modelOn(server) || server.model;
   const { conversation, isRunning, isEmpty, mayAsk } = session;
   log.setAttribute("aria-busy", String(isRunning));
   document.body.classList.toggle("cannot-ask", !mayAsk);
@@ -105,8 +118,8 @@ async function prepare() {
   settingsDrawer.offer(server);
   documentsDrawer.offer(server);
   composer.offer(server);
-  element("model").textContent = element("model").title = server.model;
   element("model").hidden = false;
+  element("open-stats").hidden = !server.stats;
   update();
 }
 

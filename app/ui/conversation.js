@@ -4,13 +4,14 @@
  * It is a tree. A question follows an answer, or the start of the conversation. Edited questions follow the same
  * answer, and a question has all its answers. The chosen ones are the path that the page shows.
  *
- * @typedef {{id: string, context: string, state: State, text: string, thoughts: string, thinkingSeconds: number,
- *   seconds: number, figures: ?object, error: string, omitted: number}} Answer
- * @typedef {"running"|"complete"|"stopped"|"failed"|"interrupted"} State
- * @typedef {{id: string, after: string, text: string, answers: Answer[], chosen: number}} Question
+ * @typedef {{id: string, context: string, model: string, state: State, text: string, thoughts: string, thinkingSeconds: number,
+ *   seconds: number, figures: ?object, error: string, omitted: number, updated: number}} Answer
+ * @typedef {"running"|"complete"|"stopped"|"failed"|"interrupted"|"elsewhere"} State elsewhere: runs in another tab
+ * @typedef {{id: string, after: string, text: string, answers: Answer[], chosen: number, touched: number}} Question
+ *   touched: time of the last choice of it, or of one of its answers
  * @typedef {{question: Question, answer: Answer, versions: Question[]}} Turn
- * @typedef {{id: string, title: string, created: number, updated: number, questions: Question[],
- *   branches: Object<string, string>}} Conversation
+ * @typedef {{id: string, title: string, titled: number, created: number, updated: number, questions: Question[],
+ *   branches: Object<string, string>}} Conversation titled: time of the last change of the title by hand
  */
 
 const START = "";
@@ -24,7 +25,7 @@ function newId() {
 /** @returns {Conversation} */
 export function newConversation() {
   const now = Date.now();
-  return { id: newId(), title: "", created: now, updated: now, questions: [], branches: {} };
+  return { id: newId(), title: "", titled: 0, created: now, updated: now, questions: [], branches: {} };
 }
 
 /** @returns {Answer} */
@@ -32,6 +33,7 @@ function newAnswer(context) {
   return {
     id: newId(),
     context,
+    model: "", // chosen by name; empty: the server's choice
     state: "running",
     text: "",
     thoughts: "",
@@ -40,6 +42,7 @@ function newAnswer(context) {
     figures: null,
     error: "",
     omitted: 0,
+    updated: Date.now(),
   };
 }
 
@@ -61,7 +64,8 @@ export function path(conversation) {
 
 /** Add a question after an answer, or at the start, with an empty answer, and choose it. */
 export function addQuestion(conversation, text, after, context) {
-  const question = { id: newId(), after: after ?? START, text, answers: [newAnswer(context)], chosen: 0 };
+  const answers = [newAnswer(context)];
+  const question = { id: newId(), after: after ?? START, text, answers, chosen: 0, touched: Date.now() };
   conversation.title ||= titleOf(text);
   conversation.questions.push(question);
   conversation.branches[question.after] = question.id;
@@ -70,7 +74,13 @@ export function addQuestion(conversation, text, after, context) {
 /** Add an empty answer to a question, and choose it. */
 export function addAnswer(question, context) {
   question.answers.push(newAnswer(context));
-  question.chosen = question.answers.length - 1;
+  chooseAnswer(question, question.answers.length - 1);
+}
+
+/** Choose another answer of a question. */
+export function chooseAnswer(question, index) {
+  question.chosen = index;
+  question.touched = Date.now();
 }
 
 /** Empty an answer for another attempt. */
@@ -81,6 +91,13 @@ export function resetAnswer(answer, context) {
 /** Choose another version of a question. */
 export function chooseVersion(conversation, question) {
   conversation.branches[question.after] = question.id;
+  question.touched = Date.now();
+}
+
+/** Change the title by hand. */
+export function rename(conversation, title) {
+  conversation.title = title;
+  conversation.titled = Date.now();
 }
 
 /** The first words of a question. */

@@ -1,5 +1,6 @@
 /** The drawer with all conversations: search, open, rename, delete, export and import. */
 
+import { rename } from "./conversation.js";
 import { counted } from "./figures.js";
 import { download, fileName, fromFile, ImportError, toJson, toMarkdown } from "./history-files.js";
 import { allConversations, deleteConversation, findConversation, forgetAll, putConversation } from "./history-store.js";
@@ -99,7 +100,7 @@ export class HistoryDrawer {
       event.preventDefault();
       const title = field.value.trim();
       if (title) {
-        conversation.title = title;
+        rename(conversation, title);
         await putConversation(conversation);
         this.#hooks.renamed(conversation.id, title);
         item.querySelector(".name").textContent = title;

@@ -73,6 +73,7 @@ function checked(given) {
   return {
     id: given.id,
     title: string(given.title),
+    titled: count(given.titled),
     created: count(given.created),
     updated: count(given.updated),
     questions,
@@ -84,7 +85,14 @@ function checkedQuestion(given) {
   const answers = list(given?.answers).map(checkedAnswer);
   if (!string(given?.id) || !answers.length) throw new ImportError("A question in the file has no answer.");
   const chosen = Math.min(Math.trunc(count(given.chosen)), answers.length - 1);
-  return { id: given.id, after: string(given.after), text: string(given.text), answers, chosen };
+  return {
+    id: given.id,
+    after: string(given.after),
+    text: string(given.text),
+    answers,
+    chosen,
+    touched: count(given.touched),
+  };
 }
 
 function checkedAnswer(given) {
@@ -94,6 +102,7 @@ function checkedAnswer(given) {
   return {
     id: given.id,
     context: string(given.context),
+    model: string(given.model),
     state: state === "complete" && !figures && !string(given.text) ? "interrupted" : state,
     text: string(given.text),
     thoughts: string(given.thoughts),
@@ -102,6 +111,7 @@ function checkedAnswer(given) {
     figures,
     error: string(given.error),
     omitted: count(given.omitted),
+    updated: count(given.updated),
   };
 }
 

@@ -1,4 +1,6 @@
-/** Conversations in the IndexedDB of this browser. They are sent nowhere. */
+/** Conversations in the IndexedDB of this browser, and messages to its other tabs. They are sent nowhere else. */
+
+import { merge } from "./merge.js";
 
 const DATABASE = "tokenstream";
 const STORE = "conversations";
@@ -17,7 +19,7 @@ function open() {
   return opening;
 }
 
-/** Run one operation on the store; resolves with its result when the transaction is complete. */
+/** Run operations on the store; resolves with the first one's result when the transaction is complete. */
 async function run(mode, operation) {
   if (!database) await open(); // otherwise the operation begins at once, even while the page is left
   return new Promise((resolve, reject) => {
@@ -25,7 +27,6 @@ async function run(mode, operation) {
     const request = operation(transaction.objectStore(STORE));
     transaction.oncomplete = () => resolve(request.result);
     transaction.onabort = transaction.onerror = () => reject(transaction.error);
-    transaction.commit();
   });
 }
 
@@ -42,45 +43,93 @@ export async function findConversation(id) {
 }
 
 /** An answer that was running when the page was closed has ended. */
-function restored(conversation) {
+function restored(conversation, state = "interrupted") {
   for (const { answers } of conversation.questions) {
-    for (const answer of answers) if (answer.state === "running") answer.state = "interrupted";
+    for (const answer of answers) if (["running", "elsewhere"].includes(answer.state)) answer.state = state;
   }
   return conversation;
 }
 
-export function putConversation(conversation) {
-  return run("readwrite", (store) => store.put(conversation));
+/** Add what other tabs have stored to a conversation. Their running answers have the state "elsewhere". */
+export async function mergeStored(conversation) {
+  const found = await run("readonly", (store) => store.get(conversation.id));
+  if (found) merge(conversation, restored(found, "elsewhere"));
 }
 
-export function deleteConversation(id) {
-  return run("readwrite", (store) => store.delete(id));
+/** Store a conversation, after what other tabs have stored was added to it. */
+export async function putConversation(conversation) {
+  await run("readwrite", (store) => {
+    const reading = store.get(conversation.id);
+    reading.onsuccess = () => {
+      if (reading.result) merge(conversation, restored(reading.result, "elsewhere"));
+      store.put(conversation);
+    };
+    return reading;
+  });
 }
 
-export function forgetAll() {
-  return run("readwrite", (store) => store.clear());
+/** Store a conversation while the page is left: nothing waits for a result then. */
+function putLast(conversation) {
+  return run("readwrite", (store) => {
+    const writing = store.put(conversation);
+    writing.transaction.commit();
+    return writing;
+  });
+}
+
+export async function deleteConversation(id) {
+  await run("readwrite", (store) => store.delete(id));
+  tellTabs({ deleted: [id] });
+}
+
+export async function forgetAll() {
+  const ids = await run("readwrite", (store) => {
+    const reading = store.getAllKeys();
+    store.clear();
+    return reading;
+  });
+  tellTabs({ deleted: ids });
+}
+
+// Other tabs
+
+const channel = new BroadcastChannel(DATABASE);
+
+/** @param {{saved: string}|{deleted: string[]}} change ids of conversations */
+function tellTabs(change) {
+  channel.postMessage(change);
+}
+
+/** @param {(change: {saved: ?string, deleted: ?string[]}) => void} onChange called after changes by other tabs */
+export function listenToTabs(onChange) {
+  channel.addEventListener("message", ({ data }) => onChange(data));
 }
 
 /** Saves a conversation while it changes: soon, and when the page is hidden or left. */
 export class Saver {
   #pending = null;
   #timer = 0;
-  #onFailure;
+  #hooks;
   #dropped = new Set();
+  #writing = null; // the last save that is not complete
 
-  /** @param {(error: Error) => void} onFailure such as a full disk */
-  constructor(onFailure) {
-    this.#onFailure = onFailure;
-    addEventListener("pagehide", () => this.flush());
+  /**
+   * @param {{saved: (conversation: object) => void, failed: (error: Error) => void}} hooks
+   *   saved: turns of other tabs may have been added; failed: for example because the disk is full
+   */
+  constructor(hooks) {
+    this.#hooks = hooks;
+    open().catch(() => {}); // soon, for the first save; which reports a failure
+    addEventListener("pagehide", () => this.#leave());
     document.addEventListener("visibilitychange", () => this.flush());
   }
 
-  /** Save soon, or `now`. */
+  /** Save soon; or `now`, and tell other tabs. */
   save(conversation, now = false) {
     if (this.#dropped.has(conversation.id)) return;
     if (this.#pending && this.#pending !== conversation) this.flush();
     this.#pending = conversation;
-    if (now) this.flush();
+    if (now) this.flush().then(() => tellTabs({ saved: conversation.id }));
     else this.#timer ||= setTimeout(() => this.flush(), SAVE_AFTER_MS);
   }
 
@@ -91,10 +140,28 @@ export class Saver {
   }
 
   flush() {
+    return this.#put(putConversation);
+  }
+
+  #leave() {
+    this.#pending ??= this.#writing?.conversation; // the browser ends a transaction that waits for its read
+    this.#put(putLast);
+  }
+
+  async #put(put) {
     clearTimeout(this.#timer);
     this.#timer = 0;
     const conversation = this.#pending;
     this.#pending = null;
-    return conversation ? putConversation(conversation).catch(this.#onFailure) : Promise.resolve();
+    if (!conversation) return;
+    const writing = (this.#writing = { conversation });
+    try {
+      await put(conversation);
+      this.#hooks.saved(conversation);
+    } catch (error) {
+      this.#hooks.failed(error);
+    } finally {
+      if (this.#writing === writing) this.#writing = null;
+    }
   }
 }

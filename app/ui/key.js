@@ -12,9 +12,10 @@ export function authorization() {
 /**
  * Request the key from the user and store it.
  *
+ * @param {HTMLElement} hidden the part of the page that needs the key
  * @returns {Promise<void>} resolves once a key was entered
  */
-export function askForKey() {
+export function askForKey(hidden) {
   const [door, field, notice] = ["door", "key", "notice"].map(element);
   const wasWrong = sessionStorage.getItem(STORED_AS) !== null;
   sessionStorage.removeItem(STORED_AS);
@@ -22,7 +23,7 @@ export function askForKey() {
     ? "This key is wrong. Enter the key that the operator of this server gave you, not one of another service."
     : "This server requires a key. Its operator has it.";
   notice.hidden = false;
-  element("composer").hidden = true;
+  hidden.hidden = true;
   document.body.classList.add("locked");
   door.hidden = false;
   field.value = "";
@@ -36,7 +37,7 @@ export function askForKey() {
       door.removeEventListener("submit", enter);
       door.hidden = true;
       document.body.classList.remove("locked");
-      element("composer").hidden = false;
+      hidden.hidden = false;
       resolve();
     };
     door.addEventListener("submit", enter);

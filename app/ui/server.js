@@ -1,4 +1,4 @@
-/** Waits for the server's model, and loads the list of contexts. */
+/** Waits for the server's model, and loads the lists of contexts and models. */
 
 import { askForKey, authorization } from "./key.js";
 
@@ -8,12 +8,13 @@ const RETRY_AFTER_MS = 1000;
  * Wait until the model is loaded, without a time limit.
  *
  * @param {(obstacle: string) => void} onWait receives the reason after each failed attempt
- * @returns {Promise<{default: string, contexts: string[], model: string, with_documents: string[]}>}
+ * @returns {Promise<{default: string, contexts: string[], model: string, with_documents: string[],
+ *   rooms: Object<string, number>}>} rooms: maximum tokens of prompt plus answer by name of a language model
  */
 export async function connect(onWait) {
   for (;;) {
     const contexts = await attempt(onWait);
-    if (contexts === "key") await askForKey();
+    if (contexts === "key") await askForKey(document.getElementById("composer"));
     else if (contexts !== null) return contexts;
     else await new Promise((resolve) => setTimeout(resolve, RETRY_AFTER_MS));
   }
@@ -26,12 +27,20 @@ async function stage(response) {
   return name ? `The model is still loading: ${name}${share}…` : "The model is still loading…";
 }
 
+async function rooms() {
+  const response = await fetch("/v1/models", { cache: "no-store", headers: authorization() });
+  if (!response.ok) return {};
+  const { data, models } = await response.json();
+  const names = models.map(({ name }) => name); // without the embedding model
+  return Object.fromEntries(data.filter(({ id }) => names.includes(id)).map((model) => [model.id, model.max_model_len]));
+}
+
 async function attempt(onWait) {
   try {
     const isReady = await fetch("/ready", { cache: "no-store" });
     const contexts = isReady.ok ? await fetch("/contexts", { cache: "no-store", headers: authorization() }) : isReady;
     if (contexts.status === 401) return "key";
-    if (contexts.ok) return await contexts.json();
+    if (contexts.ok) return { ...(await contexts.json()), rooms: await rooms() };
     onWait(contexts.status === 503 ? await stage(contexts) : `The server answered ${contexts.status}. Trying again…`);
   } catch {
     onWait("The server cannot be reached. Trying again…"); // or the response was cut

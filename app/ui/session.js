@@ -1,11 +1,19 @@
 /** The shown conversation and its running answer. */
 
 import { fill } from "./answering.js";
-import { addAnswer, addQuestion, chooseVersion, newConversation, path, resetAnswer } from "./conversation.js";
+import {
+  addAnswer,
+  addQuestion,
+  chooseAnswer,
+  chooseVersion,
+  newConversation,
+  path,
+  resetAnswer,
+} from "./conversation.js";
 import { spokenFigures } from "./figures.js";
 import { say } from "./speech.js";
 import { AnswerError } from "./stream.js";
-import { TurnView } from "./turn-view.js";
+import { stateOf, TurnView } from "./turn-view.js";
 import { explain } from "./words.js";
 
 const SAMPLED_TEMPERATURE = 0.8;
@@ -59,6 +67,17 @@ export class Session {
     this.#hooks.changed();
   }
 
+  /** Show what other tabs have added to a conversation, if it is the shown one; a running answer ends before. */
+  refresh(conversation) {
+    if (conversation !== this.conversation || this.isRunning) return;
+    const turns = path(conversation);
+    const isShown = (turn, index) => this.#views[index]?.state === stateOf(turn);
+    const differing = turns.findIndex((turn, index) => !isShown(turn, index));
+    if (differing < 0 && turns.length === this.#views.length) return;
+    this.#showFrom(differing < 0 ? turns.length : differing);
+    this.#hooks.changed();
+  }
+
   stop() {
     this.#controller?.abort();
   }
@@ -95,7 +114,7 @@ export class Session {
     },
     chooseAnswer: (view, index) => {
       if (this.isRunning) return;
-      view.turn.question.chosen = index;
+      chooseAnswer(view.turn.question, index);
       this.#reopen(view, ".answer");
     },
     chooseVersion: (view, question) => {
@@ -152,6 +171,7 @@ export class Session {
     const { changed, save, shown } = this.#hooks;
     const on = {
       text: (piece) => {
+        answer.updated = Date.now();
         view.answer.append(piece);
         save(conversation);
       },
@@ -168,6 +188,7 @@ export class Session {
     isLeaving = false;
     answer.state = "running";
     answer.error = "";
+    answer.updated = Date.now();
     view.answer.begin();
     save(conversation, true);
     this.#hooks.started();
@@ -190,7 +211,8 @@ export class Session {
       else if (isShown()) say("Answer stopped.");
     } finally {
       if (this.#controller === controller) this.#controller = null;
-      conversation.updated = Date.now();
+      conversation.updated = answer.updated = Date.now();
+      view.state = stateOf(view.turn);
       save(conversation, true);
       if (isShown()) this.#showOmitted();
       changed();

@@ -34,7 +34,11 @@ export class SettingsDrawer {
     this.#server = server;
     const { context, max_tokens: longest } = this.#form.elements;
     context.replaceChildren(...server.contexts.map((name) => new Option(name, name)));
-    if (server.max_total_tokens) longest.max = server.max_total_tokens;
+    const names = Object.keys(server.rooms);
+    const options = names.map((name) => new Option(name, name));
+    this.#form.elements.model.replaceChildren(new Option("Default", ""), ...options);
+    element("model-setting").hidden = names.length < 2;
+    if (server.max_total_tokens) longest.max = Math.max(server.max_total_tokens, ...Object.values(server.rooms));
     element("thinking-setting").hidden = !server.thinks;
     element("documents-setting").hidden = !server.with_documents.length;
     this.#fill();
@@ -50,7 +54,10 @@ export class SettingsDrawer {
   #fill() {
     const { values } = this.#settings;
     const fields = this.#form.elements;
-    if (this.#server) fields.context.value = this.#settings.contextOn(this.#server);
+    if (this.#server) {
+      fields.context.value = this.#settings.contextOn(this.#server);
+      fields.model.value = this.#settings.modelOn(this.#server);
+    }
     fields.system.value = values.system;
     for (const name of NUMBERS) fields[name].value = values[name] ?? "";
     fields.thinking.value = values.thinking === null ? "" : String(values.thinking);

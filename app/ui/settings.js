@@ -3,6 +3,7 @@
 const STORED_AS = "tokenstream-settings";
 const DEFAULTS = Object.freeze({
   context: "",
+  model: "",
   system: "",
   temperature: null,
   top_p: null,
@@ -48,6 +49,12 @@ export class Settings extends EventTarget {
     return server.contexts.includes(context) ? context : server.default;
   }
 
+  /** The chosen model, if the server has several; empty: the server's choice. */
+  modelOn(server) {
+    const { model } = this.#values;
+    return Object.keys(server.rooms).length > 1 && model in server.rooms ? model : "";
+  }
+
   /**
    * Settings of a request.
    *
@@ -57,6 +64,8 @@ export class Settings extends EventTarget {
     const { system, thinking, documents } = this.#values;
     const context = this.contextOn(server);
     const fields = {};
+    const model = this.modelOn(server);
+    if (model) fields.model = model;
     for (const name of SAMPLING) if (this.#values[name] !== null) fields[name] = this.#values[name];
     if (server.thinks && thinking !== null) fields.enable_thinking = thinking;
     if (server.with_documents.includes(context) && !documents) fields.knowledge = false;
@@ -73,7 +82,7 @@ function stored() {
     return {}; // not JSON: another program wrote it
   }
   const numbers = SAMPLING.filter((name) => Number.isFinite(given[name]));
-  const texts = ["context", "system"].filter((name) => typeof given[name] === "string");
+  const texts = ["context", "model", "system"].filter((name) => typeof given[name] === "string");
   const switches = ["thinking", "documents"].filter((name) => typeof given[name] === "boolean");
   return Object.fromEntries([...numbers, ...texts, ...switches].map((name) => [name, given[name]]));
 }

@@ -85,6 +85,7 @@ async function read(stream, onText, signal) {
       if (signal.aborted) throw error;
       throw cut();
     }
+    signal.throwIfAborted(); // received bytes may still wait here after the end of a fast answer
     onText(decoder.decode(chunk.value, { stream: !chunk.done }));
     if (chunk.done) return;
   }

@@ -4,6 +4,11 @@ import { AnswerView } from "./answer-view.js";
 import { copyText } from "./copying.js";
 import { counted } from "./figures.js";
 
+/** A text that differs after each change of a turn that this or another tab shows. */
+export function stateOf({ question, answer, versions }) {
+  return [question.id, versions.length, question.answers.length, answer.id, answer.updated, answer.state].join(" ");
+}
+
 export class TurnView {
   /**
    * @param {Turn} turn
@@ -12,6 +17,7 @@ export class TurnView {
    */
   constructor(turn, position, actions) {
     this.turn = turn;
+    this.state = stateOf(turn); // as shown
     this.position = position;
     this.element = document.getElementById("turn").content.firstElementChild.cloneNode(true);
     for (const part of ["question", "answer"]) {

@@ -75,7 +75,7 @@ def test_metrics_on_another_address_are_no_route() -> None:
         load(env_file=None, knowledge_uploads="on", prometheus_http_address="127.0.0.1:9")
     )
     paths = {route.path for route in TABLE.routes} - {route.path for route in elsewhere.routes}
-    assert paths == {"/metrics"}
+    assert paths == {"/metrics", "/stats", "/stats/events"}
 
 
 async def answer(_request: Request) -> Response:

@@ -7,6 +7,8 @@ import hashlib
 import json
 import re
 
+import pytest
+
 from app.api.operator.pages import UI
 
 VENDOR = UI / "vendor"
@@ -32,18 +34,40 @@ def test_files_of_others_are_those_of_their_packages() -> None:
         assert len((VENDOR / package["licence"]).read_text()) > 500
 
 
-def test_the_page_refers_to_own_files_only() -> None:
-    page = (UI / "index.html").read_text()
-    referred = re.findall(r'(?:href|src)="([^"]+)"', page)
-    for address in referred:
+PAGES = {"index.html": "app.js", "stats.html": "stats.js"}
+IMPORT = re.compile(r'(?:from|import\() ?["`]([^"`$]+)["`]')
+
+
+def imported(module: str) -> set[str]:
+    """Names of the modules that a module imports, and of those that they import."""
+    found: set[str] = set()
+    pending = [module]
+    while pending:
+        text = (UI / pending.pop()).read_text()
+        new = {name.removeprefix("./") for name in IMPORT.findall(text) if "vendor" not in name} - found
+        found |= new
+        pending += new
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_refers_to_own_files_only_and_preloads_all_modules(page: str) -> None:
+    text = (UI / page).read_text()
+    for address in re.findall(r'(?:href|src)="([^"]+)"', text):
+        if address in ("/", "/stats"):
+            continue
         assert address.startswith(("/ui/", "#")), address
         assert (UI / address.removeprefix("/ui/")).is_file(), address
-    modules = {path.name for path in OWN if path.suffix == ".js"} - {"docs.js", "app.js"}
-    preloaded = re.findall(r'rel="modulepreload" href="/ui/([^"]+)"', page)
-    assert set(preloaded) == modules, "modules load one after the other without it"
+    preloaded = re.findall(r'rel="modulepreload" href="/ui/([^"]+)"', text)
+    assert set(preloaded) == imported(PAGES[page]), "modules load one after the other without it"
+
+
+def test_every_module_is_used_and_imports_own_files() -> None:
+    used = {"docs.js", *PAGES.values()}.union(*map(imported, PAGES.values()))
+    assert {path.name for path in OWN if path.suffix == ".js"} == used
     for path in OWN:
-        for imported in re.findall(r'(?:from|import\() ?["`]([^"`$]+)["`]', path.read_text()):
-            assert (path.parent / imported).is_file(), f"{path.name}: {imported}"
+        for name in IMPORT.findall(path.read_text()):
+            assert (path.parent / name).is_file(), f"{path.name}: {name}"
 
 
 def test_own_files_write_no_html_and_no_inline_styles() -> None:

@@ -49,12 +49,12 @@ def fill_conversation(
 
 def test_a_conversation_needs_the_keyboard_only(chat: ChatPage) -> None:
     keyboard = chat.page.keyboard
+    chat.make_answers_long()  # early: Chromium applies it to later requests only, after a delay
     expect(chat.query).to_be_focused()
     keyboard.type("Tell me")
     keyboard.press("Shift+Enter")
     keyboard.type("a long story.")
     expect(chat.log).to_be_empty()
-    chat.make_answers_long()
     keyboard.press("Enter")
     expect(chat.question(1)).to_have_text("Tell me\na long story.")
     chat.wait_until_busy()

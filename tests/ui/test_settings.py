@@ -174,3 +174,43 @@ def test_a_missing_key_is_asked_for_before_questions(
     page.get_by_label("Key", exact=True).fill("right")
     page.get_by_role("button", name="Enter").click()
     expect(page.get_by_role("heading", name="What would you like to ask?")).to_be_visible()
+
+
+MODELS = ("small", "large")
+
+
+def test_a_model_can_be_chosen_where_there_are_several(page: Page, server_url: str) -> None:
+    data = [
+        {"id": name, "max_model_len": size}
+        for name, size in zip((*MODELS, "e"), (2048, 4096, 256), strict=True)
+    ]
+    listed = {"object": "list", "data": data, "models": [{"name": name} for name in MODELS]}
+    page.route("**/v1/models", lambda route: route.fulfill(json=listed))
+    chat = ChatPage(page, server_url).open()
+    sent: list[dict[str, Any]] = []
+
+    def answer(route: Route) -> None:
+        sent.append(route.request.post_data_json)
+        route.fulfill(body=f"Yes.\n\x1e{json.dumps(FIGURES)}")
+
+    chat.fake_answers(answer)
+    model = drawer(chat).get_by_label("Model")
+    assert model.locator("option").all_text_contents() == ["Default", *MODELS]
+    model.select_option("large")
+    close(chat)
+    expect(page.locator("#model")).to_have_text("large")
+    chat.ask(QUESTION)
+    expect(chat.figures(1)).to_contain_text("general · large · 8 tokens")
+    page.reload()
+    expect(page.locator("#model")).to_have_text("large")
+    drawer(chat).get_by_role("button", name="Defaults").click()
+    close(chat)
+    expect(page.locator("#model")).not_to_have_text("large")
+    chat.ask(QUESTION)
+    expect(chat.figures(2)).to_contain_text("general · 8 tokens")
+    assert [request.get("model") for request in sent] == ["large", None]
+
+
+def test_a_server_with_one_model_offers_no_choice(chat: ChatPage) -> None:
+    expect(drawer(chat).get_by_label("Temperature")).to_be_visible()
+    expect(chat.page.get_by_label("Model", exact=True)).to_be_hidden()

@@ -128,3 +128,21 @@ def test_the_content_security_policy_blocks_inline_scripts(
           document.body.append(script);
         }""")
     assert chat.page.evaluate("window.ran") is None
+
+
+STOP_AT_FIRST_TEXT = """async () => {
+  const { ask } = await import('/ui/stream.js');
+  const controller = new AbortController();
+  const texts = [];
+  const onText = (text) => {
+    texts.push(text);
+    controller.abort();
+  };
+  const end = await ask({}, onText, controller.signal).then(() => 'complete', ({ name }) => name);
+  return [texts, end];
+}"""
+
+
+def test_a_stop_wins_against_text_that_was_received_before(chat: ChatPage) -> None:
+    chat.fake_answers(lambda route: route.fulfill(body="Paris" + TRAILER))
+    assert chat.page.evaluate(STOP_AT_FIRST_TEXT) == [["Paris"], "AbortError"]

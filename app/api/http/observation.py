@@ -21,7 +21,7 @@ _HEADER = b"x-request-id"
 # Other ids are replaced: they would forge or split log lines.
 _ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 # Requested every few seconds by probes and by Prometheus, or several times per page.
-_ROUTINE = frozenset({"/health", "/ready", "/ping", "/metrics", "/ui", "/docs"})
+_ROUTINE = frozenset({"/health", "/ready", "/ping", "/metrics", "/stats/events", "/ui", "/docs"})
 CLIENT_GONE = 499  # nginx's status for a client that disconnected before the response
 
 
@@ -68,8 +68,11 @@ class Observe:
 
     def _report(self, record: RequestRecord) -> None:
         self._metrics.on_request(record)
+        fields = record.fields()
+        if record.method in ("POST", "PUT"):
+            self._metrics.latest.add(fields)
         level = "debug" if record.route in _ROUTINE else "info"
-        getattr(logger, level)("request", **record.fields())
+        getattr(logger, level)("request", **fields)
 
 
 def _id(scope: Scope) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from app.api.dialect import JSON, RETRY_AFTER, Dialect, Endpoint, Operation, Reply, causes
+from app.api.dialect import EVENTS, JSON, RETRY_AFTER, Dialect, Endpoint, Operation, Reply, causes
 from app.api.http.errors import ERRORS
-from app.api.operator import ops, pages
-from app.api.operator.replies import Contexts, Failed, Health, Loading, Ready
+from app.api.operator import ops, pages, stats
+from app.api.operator.replies import Contexts, Failed, Health, Loading, Ready, Stats
+from app.config.settings import Settings
 
 _PAGES = "Pages"
 
@@ -50,6 +52,12 @@ _READY = Operation(
 # SageMaker's path.
 _PING = replace(_READY, path="/ping", summary="Readiness, for SageMaker")
 
+
+def _has_metrics(settings: Settings) -> bool:
+    """Whether metrics have no address of their own."""
+    return settings.prometheus_http_address is None
+
+
 _METRICS = Operation(
     method="GET",
     path="/metrics",
@@ -62,11 +70,29 @@ _METRICS = Operation(
         )
     },
     errors=causes(500),
-    is_served=lambda settings: settings.prometheus_http_address is None,
+    is_served=_has_metrics,
+)
+
+_STATS = Operation(
+    method="GET",
+    path="/stats/events",
+    endpoint=stats.events,
+    summary="State of the engine and the latest requests",
+    description="With `Accept: text/event-stream` an event every second, for at most "
+    f"{stats.MOST_STREAMS} clients at once. Otherwise the data of one event.",
+    replies={200: Reply("The state.", {JSON: Stats, EVENTS: Stats})},
+    errors=causes(500) | {429: "Other clients have all streams of events."},
+    is_served=_has_metrics,
 )
 
 
-def _for_browsers(path: str, endpoint: Endpoint, summary: str, reply: Reply) -> Operation:
+def _for_browsers(
+    path: str,
+    endpoint: Endpoint,
+    summary: str,
+    reply: Reply,
+    is_served: Callable[[Settings], bool] = lambda _settings: True,
+) -> Operation:
     return Operation(
         method="GET",
         path=path,
@@ -76,6 +102,7 @@ def _for_browsers(path: str, endpoint: Endpoint, summary: str, reply: Reply) -> 
         replies={200: reply},
         errors=causes(500),
         is_open=True,
+        is_served=is_served,
     )
 
 
@@ -92,7 +119,9 @@ DIALECT = Dialect(
         _READY,
         _PING,
         _METRICS,
+        _STATS,
         _for_browsers("/", pages.page, "The page for questions", _PAGE),
+        _for_browsers("/stats", pages.stats, "The page with the state of the engine", _PAGE, _has_metrics),
         *(
             _for_browsers(path, pages.swagger_ui, "Swagger UI", _PAGE)
             for path in ("/docs", "/swagger-ui", "/swagger-ui/")

@@ -71,6 +71,7 @@ async def contexts(request: Request) -> Response:
         "prompts": {
             name: context.prompt for name, context in service.contexts.items() if allows_context(client, name)
         },
+        "stats": service.settings.prometheus_http_address is None,
         "max_total_tokens": facts.n_tokens if service.is_ready and facts is not None else 0,
         "thinks": model is not None and model.tokenizer.template.thoughts.marks is not None,
         "refused": dict(service.refused_contexts),

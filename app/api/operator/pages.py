@@ -55,6 +55,10 @@ async def page(_request: Request) -> Response:
     return FileResponse(UI / "index.html", headers=_PAGE_HEADERS)
 
 
+async def stats(_request: Request) -> Response:
+    return FileResponse(UI / "stats.html", headers=_PAGE_HEADERS)
+
+
 async def swagger_ui(_request: Request) -> Response:
     return FileResponse(UI / "docs.html", headers=_DOCS_HEADERS)
 

@@ -26,6 +26,7 @@ class Contexts(TypedDict):
         dict[str, str],
         Field(description="System prompts of the contexts that the key allows."),
     ]
+    stats: Annotated[bool, Field(description="Whether `/stats` is served at this address.")]
     max_total_tokens: Annotated[
         int, Field(description="Maximum tokens of prompt plus answer; 0 while the model is loading.")
     ]
@@ -37,6 +38,27 @@ class Contexts(TypedDict):
     problem: Annotated[
         str | None,
         Field(description="Why a change of CONTEXTS_FILE is not in use; null: the file is in use."),
+    ]
+
+
+class Stats(TypedDict):
+    """The state of the engine, and requests."""
+
+    time: Annotated[float, Field(description="In seconds since 1970.")]
+    model: Annotated[str, Field(description="Name of the model; empty while it is loading.")]
+    figures: Annotated[
+        dict[str, float],
+        Field(
+            description="Metrics by their names in `/metrics`, with the value of a label after a dot. "
+            "Those of several models are added."
+        ),
+    ]
+    requests: Annotated[
+        list[dict[str, str | float]],
+        Field(
+            description="Fields of the log lines of the last 20 POST and PUT requests, without texts. "
+            "In a stream: of those since the event before."
+        ),
     ]
 
 

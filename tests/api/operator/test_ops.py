@@ -31,6 +31,7 @@ def test_contexts_are_listed_with_model_and_knowledge(server_url: str) -> None:
         "knowledge": False,
         "uploads": False,
         "with_documents": [],
+        "stats": True,
         "max_total_tokens": 2048,
         "thinks": False,
         "refused": {},
@@ -101,7 +102,9 @@ def test_rejects_are_counted_by_reason_and_paths_by_route(server_url: str) -> No
 def test_metrics_can_have_another_address(start_server: Callable[..., Server]) -> None:
     address = f"127.0.0.1:{free_port()}"
     url = start_server(PROMETHEUS_HTTP_ADDRESS=address).wait_until().url
-    assert httpx.get(f"{url}/metrics").status_code == 404
+    for path in ("/metrics", "/stats", "/stats/events"):
+        assert httpx.get(url + path).status_code == 404
+    assert httpx.get(f"{url}/contexts").json()["stats"] is False
     assert "running_requests" in httpx.get(f"http://{address}/metrics").text
 
 
