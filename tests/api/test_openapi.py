@@ -43,10 +43,20 @@ def model_name(url: str) -> str:
     return str(httpx.get(f"{url}/v1/models").json()["data"][0]["id"])
 
 
+@lru_cache
+def response_id(url: str) -> str:
+    """The id of a stored response."""
+    body = {"input": "Hello", "max_output_tokens": 1}
+    return str(httpx.post(f"{url}/v1/responses", json=body, timeout=60).json()["id"])
+
+
 def send(url: str, method: str, path: str, **request: Any) -> httpx.Response:
     """Send a request to the path of an operation."""
     name = model_name(url) if "{name}" in path and "headers" not in request else "any"
-    return httpx.request(method, url + path.replace("{name}", name), timeout=60, **request)
+    path = path.replace("{name}", name)
+    if "{response_id}" in path:
+        path = path.replace("{response_id}", response_id(url))
+    return httpx.request(method, url + path, timeout=60, **request)
 
 
 def app_without_model(**settings: Any) -> Any:

@@ -60,6 +60,8 @@ ALIASES = [
     "/chat/completions",
     "/completions",
     "/embeddings",
+    "/responses/{response_id}",
+    "/responses/{response_id}/input_items",
     "/model/{name}",
     "/model/{name}/",
     "/api-docs/openapi.json",

@@ -24,6 +24,12 @@ def client_of(connection: HTTPConnection) -> Client:
     return Client(address.host if address else "unknown")
 
 
+def key_name_of(connection: HTTPConnection) -> str | None:
+    """Name of the key of API_KEYS. None: the request has none of them."""
+    client: Client | None = getattr(connection.state, "client", None)
+    return None if client is None else client.name
+
+
 class RequireKey:
     """Middleware that rejects requests without a key (401).
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from app.api.dialect import EVENTS, JSON, Dialect, Operation, Reply, causes
 from app.api.openai.errors import ERRORS
-from app.api.responses.replies import InputTokens, ResponseEvent, ResponseObject
+from app.api.responses.replies import Deleted, InputItems, InputTokens, ResponseEvent, ResponseObject
 from app.api.responses.requests import ResponsesRequest
 from app.api.responses.responses import input_tokens, responses
+from app.api.responses.stored import delete, input_items, retrieve
 
 _ERRORS = causes(408, 413, 415, 429, 500, 503, 504) | {
     400: "The request is invalid. `param` is the field, `message` has the allowed values."
@@ -79,14 +80,47 @@ _INPUT_TOKENS = Operation(
     replies={200: Reply("The number of tokens.", {JSON: InputTokens})},
     errors=_ERRORS | {404: "The context does not exist."},
 )
+_STORED_ERRORS = causes(500, 503) | {404: "The response is not stored."}
+_ID = {"response_id": "Id of a response of the last hour, unless it had `store: false`."}
+_RETRIEVE = Operation(
+    method="GET",
+    path="/v1/responses/{response_id}",
+    endpoint=retrieve,
+    summary="Get a stored response",
+    replies={200: Reply("The response.", {JSON: ResponseObject})},
+    errors=_STORED_ERRORS | {400: "The request has `stream=true`: events are not stored."},
+    parameters=_ID,
+)
+_DELETE = Operation(
+    method="DELETE",
+    path="/v1/responses/{response_id}",
+    endpoint=delete,
+    summary="Delete a stored response",
+    replies={200: Reply("It is deleted.", {JSON: Deleted})},
+    errors=_STORED_ERRORS,
+    parameters=_ID,
+)
+_INPUT_ITEMS = Operation(
+    method="GET",
+    path="/v1/responses/{response_id}/input_items",
+    endpoint=input_items,
+    summary="List the items before a stored response",
+    description=(
+        "The items of this response and of those that it continues. Parameters of the query are `limit` "
+        "(1 to 100, default 20), `order` (`desc` or `asc`) and `after`, the id of an item."
+    ),
+    replies={200: Reply("The items.", {JSON: InputItems})},
+    errors=_STORED_ERRORS | {400: "A parameter is invalid. The message has the allowed values."},
+    parameters=_ID,
+)
+_OPERATIONS = (_RESPONSES, _INPUT_TOKENS, _RETRIEVE, _DELETE, _INPUT_ITEMS)
 
 DIALECT = Dialect(
     name="OpenAI Responses",
     description="OpenAI's Responses API.",
     error=ERRORS,
     operations=(
-        _RESPONSES,
-        _INPUT_TOKENS,
-        *(replace(one, path=one.path.removeprefix("/v1")) for one in (_RESPONSES, _INPUT_TOKENS)),
+        *_OPERATIONS,
+        *(replace(one, path=one.path.removeprefix("/v1")) for one in _OPERATIONS),
     ),
 )

@@ -141,6 +141,24 @@ class ResponseEvent(TypedDict):
     logprobs: NotRequired[list[Any]]
 
 
+class Deleted(TypedDict):
+    """A deleted response."""
+
+    id: str
+    object: Literal["response"]
+    deleted: Literal[True]
+
+
+class InputItems(TypedDict):
+    """Items of the conversation before a response."""
+
+    object: Literal["list"]
+    data: Annotated[list[dict[str, Any]], Field(description="As in the input of a response.")]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 class InputTokens(TypedDict):
     """Number of tokens of a prompt."""
 

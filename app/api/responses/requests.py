@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.api.http.fields import ModelName, SamplingFields, ThinkingFields, check_distinct
+from app.api.http.fields import WHOLE, ModelName, SamplingFields, ThinkingFields, check_distinct
 from app.api.http.ignored import warn_once
 from app.api.http.sources import KnowledgeField
 from app.service import Effort
@@ -170,7 +170,7 @@ class ResponsesRequest(SamplingFields, ThinkingFields):
     ] = None
     store: Annotated[bool | None, Field(description="Whether a later response may continue this one.")] = None
     stream: bool | None = None
-    max_output_tokens: Annotated[int | None, Field(ge=1)] = None
+    max_output_tokens: Annotated[int | None, Field(ge=1), WHOLE] = None
     reasoning: ReasoningOptions | None = None
     text: TextOptions | None = None
     tools: Annotated[list[ResponseTool] | None, Field(max_length=256)] = None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -12,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from app.api.dialect import Problem
 from app.api.http.admission import generate, place_of
 from app.api.http.answering import WholeAnswer
+from app.api.http.auth import key_name_of
 from app.api.http.body import read_json
 from app.api.http.events import event, event_stream
 from app.api.http.problems import invalid
@@ -25,20 +28,22 @@ from app.api.responses.replies import (
     Status,
 )
 from app.api.responses.requests import ResponsesRequest
-from app.api.responses.store import ResponseStore
+from app.api.responses.stored import store_of
 from app.chat.messages import Message, ToolCall
 from app.service import AnswerReader, FinishReason, Generation, Model, Service, Step, ToolUse, collect
 
 
 async def responses(request: Request) -> Response:
     body = await read_json(request, ResponsesRequest)
-    store = _store(request)
-    turns = conversation(body, _previous(store, body))
+    turns = conversation(body, _previous(request, body))
     prompt = prompt_of(body, turns)
     [generation] = await generate(
         request, prompt, body.overrides(), constraint=constraint_of(body), streams=bool(body.stream)
     )
-    answer = _Answer(generation.model, body, turns, prompt.tools, generation, store)
+    answer = _Answer(generation.model, body, turns, prompt.tools, generation)
+    if body.store is not False:
+        keep = partial(store_of(request).add, key=key_name_of(request))
+        answer.on_end = lambda response, turns: keep(response["id"], json.dumps(response).encode(), turns)
     if not body.stream:
         return WholeAnswer(request, [generation], answer.whole)
     return event_stream(
@@ -50,7 +55,7 @@ async def input_tokens(request: Request) -> Response:
     """Count the tokens of the prompt that a request would have."""
     service: Service = request.app.state.service
     body = await read_json(request, ResponsesRequest)
-    prompt = prompt_of(body, conversation(body, _previous(_store(request), body)))
+    prompt = prompt_of(body, conversation(body, _previous(request, body)))
     count: InputTokens = {
         "object": "response.input_tokens",
         "input_tokens": len(await service.tokens(prompt, place_of(request))),
@@ -58,24 +63,23 @@ async def input_tokens(request: Request) -> Response:
     return JSONResponse(count)
 
 
-def _store(request: Request) -> ResponseStore:
-    state = request.app.state
-    if not hasattr(state, "responses"):
-        state.responses = ResponseStore()
-    store: ResponseStore = state.responses
-    return store
-
-
-def _previous(store: ResponseStore, body: ResponsesRequest) -> Sequence[Message]:
+def _previous(request: Request, body: ResponsesRequest) -> Sequence[Message]:
+    """The turns of the response that this one continues, with its answer."""
     id_ = body.previous_response_id
-    turns = store.get(id_) if id_ is not None else ()
-    if turns is None:
+    if id_ is None:
+        return ()
+    stored = store_of(request).get(id_, key_name_of(request))
+    if stored is None:
         raise invalid(f"{id_!r} is not stored; responses are kept for an hour", "previous_response_id")
-    return turns
+    return stored.conversation
 
 
 class _Answer:
-    """The response to one request."""
+    """The response to one request.
+
+    Attributes:
+        on_end: Called with the complete response, and with the conversation that ends in its answer.
+    """
 
     def __init__(
         self,
@@ -84,12 +88,11 @@ class _Answer:
         turns: Sequence[Message],
         tools: ToolUse | None,
         generation: Generation,
-        store: ResponseStore,
     ) -> None:
+        self.on_end: Callable[[ResponseObject, Sequence[Message]], None] | None = None
         self._body = body
         self._turns = turns
         self._generation = generation
-        self._store = store if body.store is not False else None
         self._reader = AnswerReader(model, tools)
         self._output = Output()
         self._is_begun = False
@@ -140,8 +143,8 @@ class _Answer:
         response["incomplete_details"] = {"reason": "max_output_tokens"} if is_cut else None
         response["output"] = self._output.items
         response["usage"] = _usage(self._generation)
-        if self._store is not None:
-            self._store.add(response["id"], [*self._turns, _turn(self._output)])
+        if self.on_end is not None:
+            self.on_end(response, [*self._turns, _turn(self._output)])
         return response
 
 

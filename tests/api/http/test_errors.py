@@ -6,6 +6,7 @@ import re
 
 import httpx
 import pytest
+from starlette.routing import compile_path
 
 from app.api.app import DIALECTS, create_app
 from app.config.contexts import load_contexts
@@ -19,12 +20,11 @@ FILES = ("/ui/app.js", "/docs/swagger-ui.css")
 
 def allowed_methods() -> dict[str, set[str]]:
     """The methods of each path, by the operations of all dialects."""
+    operations = [operation for dialect in DIALECTS for operation in dialect.operations]
     methods: dict[str, set[str]] = {path: {"GET", "HEAD"} for path in FILES}
-    for operation in (operation for dialect in DIALECTS for operation in dialect.operations):
-        path = re.sub(r"\{.*?\}", "name", operation.path)
-        methods.setdefault(path, set()).update(
-            {"GET": {"GET", "HEAD"}}.get(operation.method, {operation.method})
-        )
+    for path in (re.sub(r"\{.*?\}", "name", operation.path) for operation in operations):
+        matching = {one.method for one in operations if compile_path(one.path)[0].match(path)}
+        methods[path] = matching | ({"HEAD"} if "GET" in matching else set())
     return methods
 
 

@@ -163,6 +163,28 @@ def test_a_response_that_is_not_stored_cannot_be_continued(client: openai.OpenAI
         ask(client, "Why?", previous_response_id=first.id)
 
 
+def test_a_stored_response_is_retrieved_and_deleted(client: openai.OpenAI) -> None:
+    first = ask(client, instructions="Be brief.", metadata={"a": "b"}, max_output_tokens=3)
+    final = list(ask(client, "Why?", previous_response_id=first.id, stream=True, max_output_tokens=2))[-1]
+    assert client.responses.retrieve(first.id) == first
+    assert client.responses.retrieve(final.response.id) == final.response
+    items: list[Any] = client.responses.input_items.list(final.response.id, order="asc").data
+    assert [item.role for item in items] == ["user", "assistant", "user"]
+    assert [item.content[0].text for item in items] == [QUESTION, first.output_text, "Why?"]
+    pages = client.responses.input_items.list(final.response.id, limit=1)  # newest first, a page each
+    assert [item.id for item in pages] == [item.id for item in reversed(items)]
+    with pytest.raises(openai.BadRequestError, match="limit: should be less than or equal to 100, not"):
+        client.responses.input_items.list(first.id, limit=101)
+    with pytest.raises(openai.BadRequestError, match="stream: should be false"):
+        client.responses.retrieve(first.id, stream=True)
+    client.responses.delete(first.id)
+    for use in (client.responses.retrieve, client.responses.delete, client.responses.input_items.list):
+        with pytest.raises(openai.NotFoundError, match="is not stored"):
+            use(first.id)
+    with pytest.raises(openai.BadRequestError, match="is not stored"):
+        ask(client, "Why?", previous_response_id=first.id)
+
+
 def test_a_client_may_end_a_stream(client: openai.OpenAI, server_url: str) -> None:
     stream = ask(client, stream=True, max_output_tokens=2000, extra_body={"ignore_eos": True})
     for event in stream:
