@@ -6,7 +6,8 @@ import json
 
 from app.api.http.ignored import warn_once
 from app.api.http.problems import invalid, naming
-from app.api.messages.requests import ROUTE, CountRequest, MessageParam, system_text
+from app.api.messages.blocks import ROUTE, TEXTUAL
+from app.api.messages.requests import CountRequest, MessageParam, system_text
 from app.chat.messages import Message, Tool, ToolCall
 from app.service import ChatPrompt, Constraint, JSONSchema, ToolUse
 
@@ -36,7 +37,7 @@ def _assistant(message: MessageParam) -> list[Message]:
     if isinstance(message.content, str):
         return [Message("assistant", message.content)]
     blocks = message.content
-    text = "".join(block.text for block in blocks if block.type == "text")
+    text = "".join(block.shown for block in blocks if block.type == "text")
     thoughts = "\n\n".join(block.thinking for block in blocks if block.type == "thinking")
     calls = tuple(
         ToolCall(block.id or "", block.name or "", json.dumps(block.input, ensure_ascii=False))
@@ -62,8 +63,8 @@ def _user(message: MessageParam) -> list[Message]:
         if block.type == "tool_result":
             end_text()
             turns.append(Message("tool", block.result, tool_call_id=block.tool_use_id))
-        elif block.type == "text":
-            texts.append(block.text)
+        elif block.type in TEXTUAL:
+            texts.append(block.shown)
     end_text()
     return turns or [Message(message.role, "")]
 

@@ -11,12 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.api.http.fields import ModelName, SamplingFields, StopString, check_distinct
+from app.api.http.fields import WHOLE, ModelName, SamplingFields, StopString, check_distinct
 from app.api.http.ignored import warn_once
+from app.api.messages.blocks import ROUTE, ContentBlock, Fields
 from app.service import Effort, ThinkingUse
 
-ROUTE = "/v1/messages"
-_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result")
 # Without effect on the answer.
 _HARMLESS = frozenset(
     {
@@ -35,11 +34,7 @@ _HARMLESS = frozenset(
 _BILLING_LINE = re.compile(r"\A\s*x-anthropic-billing-header:[^\n]*\n*")
 
 
-class _Fields(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-
-class TextBlock(_Fields):
+class TextBlock(Fields):
     """A block of text."""
 
     type: Literal["text"] = "text"
@@ -52,61 +47,14 @@ def system_text(system: str | list[TextBlock] | None) -> str:
     return "\n\n".join(filter(None, (_BILLING_LINE.sub("", text) for text in texts)))
 
 
-class ResultBlock(_Fields):
-    """A block of a tool's result. An image or a document does not end the conversation of an agent."""
-
-    type: Annotated[
-        str, Field(description="The model is told that blocks of other types than text are missing.")
-    ]
-    text: str = ""
-
-    @property
-    def shown(self) -> str:
-        """The text for the model."""
-        if self.type == "text":
-            return self.text
-        warn_once(ROUTE, f"a block of type {self.type!r} in the result of a tool")
-        return f"[{self.type} is missing: the model reads only text]"
-
-
-class ContentBlock(_Fields):
-    """A block of a message: text, a thought, a call, or the result of a call."""
-
-    type: str
-    text: str = ""
-    thinking: str = ""
-    id: str | None = None
-    name: str | None = None
-    input: dict[str, Any] | None = None
-    tool_use_id: str | None = None
-    content: str | list[ResultBlock] | None = None
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> ContentBlock:
-        if self.type not in _BLOCKS:
-            raise ValueError(f"type {self.type!r}: should be one of {', '.join(_BLOCKS)}")
-        required = {"tool_use": ("id", "name", "input"), "tool_result": ("tool_use_id",)}
-        for field in required.get(self.type, ()):
-            if getattr(self, field) is None:
-                raise ValueError(f"{field} is required with type {self.type!r}")
-        return self
-
-    @property
-    def result(self) -> str:
-        """The text of a tool's result."""
-        if isinstance(self.content, list):
-            return "\n".join(block.shown for block in self.content)
-        return self.content or ""
-
-
-class MessageParam(_Fields):
+class MessageParam(Fields):
     """A message of a conversation."""
 
     role: Literal["user", "assistant", "system"]
     content: str | list[ContentBlock]
 
 
-class ToolParam(_Fields):
+class ToolParam(Fields):
     """A tool. Tools of types other than ``custom`` are ignored."""
 
     type: str | None = None
@@ -116,7 +64,7 @@ class ToolParam(_Fields):
     strict: bool | None = None
 
 
-class ToolChoice(_Fields):
+class ToolChoice(Fields):
     """Use of the tools."""
 
     type: Literal["auto", "any", "tool", "none"]
@@ -124,11 +72,13 @@ class ToolChoice(_Fields):
     disable_parallel_tool_use: bool = False
 
 
-class ThinkingConfig(_Fields):
+class ThinkingConfig(Fields):
     """Thoughts before the answer."""
 
     type: str
-    budget_tokens: Annotated[int | None, Field(ge=0, description="Maximum tokens of a thought.")] = None
+    budget_tokens: Annotated[int | None, Field(ge=0, description="Maximum tokens of a thought."), WHOLE] = (
+        None
+    )
 
 
 class JSONFormat(BaseModel):
@@ -140,7 +90,7 @@ class JSONFormat(BaseModel):
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
 
 
-class OutputConfig(_Fields):
+class OutputConfig(Fields):
     """Options of the answer."""
 
     effort: Effort | None = None
@@ -187,7 +137,7 @@ class CountRequest(SamplingFields):
 class MessagesRequest(CountRequest):
     """The body of ``POST /v1/messages``."""
 
-    max_tokens: Annotated[int, Field(ge=1, description="Maximum tokens of thoughts and answer.")]
+    max_tokens: Annotated[int, Field(ge=1, description="Maximum tokens of thoughts and answer."), WHOLE]
     stream: bool | None = None
 
     def overrides(self) -> dict[str, Any]:

@@ -10,11 +10,15 @@ import anthropic
 import httpx
 import pytest
 
+from app.api.messages.conversation import prompt_of
+from app.api.messages.requests import MessagesRequest
 from tests.conftest import KEY, Server
 
 pytestmark = pytest.mark.slow
 
 QUESTION: list[Any] = [{"role": "user", "content": "Where is located Paris ?"}]
+TEXT: Any = {"type": "text", "text": "It leaves at six."}
+PDF: Any = {"type": "base64", "media_type": "application/pdf", "data": "QQ=="}
 IMAGE: Any = {"type": "base64", "media_type": "image/png", "data": "QQ=="}
 CITY: dict[str, Any] = {
     "type": "object",
@@ -43,6 +47,49 @@ def thinker(thinking_url: str) -> Iterator[anthropic.Anthropic]:
 
 def fields(**more: Any) -> Any:
     return {"model": "m", "messages": QUESTION, "max_tokens": 24} | more
+
+
+@pytest.mark.parametrize(
+    ("block", "text"),
+    [
+        (
+            {
+                "type": "document",
+                "title": "Ferry",
+                "context": "A notice.",
+                "source": {"type": "text", "media_type": "text/plain", "data": "It leaves at six."},
+                "citations": {"enabled": True},
+            },
+            "Ferry\nA notice.\n\nIt leaves at six.",
+        ),
+        (
+            {"type": "document", "source": {"type": "base64", "media_type": "text/plain", "data": "w6k="}},
+            "é",
+        ),
+        (
+            {"type": "document", "source": {"type": "content", "content": [TEXT]}},
+            TEXT["text"],
+        ),
+        (
+            {
+                "type": "search_result",
+                "source": "example.org",
+                "title": "Ferry",
+                "content": [{"type": "text", "text": "It leaves"}, {"type": "text", "text": "at six."}],
+            },
+            "Ferry\nexample.org\n\nIt leaves\nat six.",
+        ),
+    ],
+)
+def test_documents_and_search_results_are_text(block: Any, text: str, client: anthropic.Anthropic) -> None:
+    def n_tokens(*blocks: Any) -> int:
+        messages: Any = [{"role": "user", "content": [*blocks, {"type": "text", "text": "When?"}]}]
+        return client.messages.count_tokens(model="m", messages=messages).input_tokens
+
+    assert n_tokens(block) == n_tokens({"type": "text", "text": text}) > n_tokens()
+    body = {"messages": [{"role": "user", "content": [block]}], "max_tokens": 1}
+    [turn] = prompt_of(MessagesRequest.model_validate(body)).messages
+    assert turn.content == text
 
 
 def test_a_stream_has_the_text_of_a_whole_message(client: anthropic.Anthropic) -> None:
@@ -137,6 +184,10 @@ def test_a_billing_line_does_not_reach_the_prompt(client: anthropic.Anthropic) -
     ("wrong", "message"),
     [
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages.0.content.0"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "document", "source": PDF}]}]},
+            "messages.0.content.0: source: base64 of application/pdf is not supported",
+        ),
         ({"max_tokens": 0}, "max_tokens"),
         ({"tool_choice": {"type": "tool", "name": "f"}, "tools": [TOOL]}, "tool_choice.name"),
         ({"tools": [TOOL, TOOL]}, "tools: the name"),
