@@ -316,6 +316,8 @@ class Engine:
         hits: dict[Tier, int] = {}
         for sequence in first:
             sequence.has_begun = True
+        looked_up = [sequence for sequence in first if not sequence.repeats_prompt]
+        for sequence in looked_up:
             if sequence.cache_tier is not None:
                 hits[sequence.cache_tier] = hits.get(sequence.cache_tier, 0) + sequence.n_cached
         self._report = replace(
@@ -325,7 +327,7 @@ class Engine:
             n_decoding=len(work) - len(prefill),
             n_tokens=sum(p.n_tokens + len(p.draft) for p in work),
             prompt_tokens=n_prefill,
-            queried_tokens=sum(len(s.prompt) for s in first),
+            queried_tokens=sum(len(s.prompt) for s in looked_up),
             cached_tokens=sum(hits.values()),
             hits=hits,
             generated_tokens=sum(map(len, self._outputs.values())),

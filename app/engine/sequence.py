@@ -10,6 +10,7 @@ from typing import Literal
 from app.engine.client import LOCAL, Client
 from app.engine.detokenizer import Detokenizer
 from app.engine.prompt_lookup import PromptLookup
+from app.engine.sampling.grammar import FixedAnswer
 from app.engine.sampling.logprobs import Logprobs
 from app.engine.sampling.params import SamplingParams
 from app.engine.sampling.sampler import Sampler
@@ -112,6 +113,11 @@ class Sequence:
         """Whether it can leave its slot and continue later."""
         return not self.is_context
 
+    @property
+    def repeats_prompt(self) -> bool:
+        """Whether another sequence of the same request has computed its prompt."""
+        return False
+
     def propose(self, limit: int) -> list[int]:
         """Draft at most ``limit`` next tokens."""
         del limit
@@ -168,6 +174,10 @@ class AnswerSequence(Sequence):
     @property
     def can_be_suspended(self) -> bool:
         return not self.scores_prompt  # the scores of a prompt are computed at once
+
+    @property
+    def repeats_prompt(self) -> bool:
+        return isinstance(self.params.grammar, FixedAnswer)  # chosen by scores of the prompt
 
     @property
     def scores_prompt(self) -> bool:

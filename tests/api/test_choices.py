@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from typing import Any
 
 import anthropic
 import httpx
+import ollama
 import openai
 import pytest
+
+from tests.conftest import Server
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +85,7 @@ def test_a_request_in_such_a_context_cannot_constrain_its_answer_itself(server_u
             response_format={"type": "json_object"},
             extra_body=IN_CONTEXT,
         )
-    assert error.value.param == "response_format.value"
+    assert error.value.param == "response_format"
     with pytest.raises(anthropic.BadRequestError, match="tools: cannot be used: the context allows only"):
         anthropic.Anthropic(base_url=server_url, api_key="any").messages.create(
             model="any",
@@ -92,6 +97,21 @@ def test_a_request_in_such_a_context_cannot_constrain_its_answer_itself(server_u
     continued = [*MESSAGES, {"role": "assistant", "content": "The answer"}]
     with pytest.raises(openai.BadRequestError, match="cannot be continued"):
         client.chat.completions.create(model="any", messages=continued, extra_body=IN_CONTEXT)
+
+
+def test_the_default_context_chooses_for_the_ollama_client_and_metrics_count_its_prompt_once(
+    start_server: Callable[..., Server],
+) -> None:
+    url = start_server(CONTEXT_TYPE="classifier").wait_until().url
+    client = ollama.Client(url)
+    parts = list(client.chat("any", MESSAGES, stream=True, options={"temperature": 2, "seed": 1}))
+    assert "".join(part.message.content or "" for part in parts) in CHOICES
+    whole = client.generate("any", QUERY, options={"num_predict": 40, "stop": ["a", "o"]})
+    assert (whole.response, whole.done_reason) == ("bad", "stop")
+    metrics = httpx.get(f"{url}/metrics").text
+    [queried] = re.findall(r"^prefix_cache_queries_total{.*} ([0-9.]+)$", metrics, re.MULTILINE)
+    prompts = [part.prompt_eval_count or 0 for part in (parts[-1], whole)]
+    assert float(queried) == sum(prompts) - len(prompts)  # the last token of each is its question
 
 
 def test_a_model_with_thoughts_chooses_without_them(thinking_url: str) -> None:
