@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 # A role is therefore one of these words, never user text.
 ROLES = ("system", "user", "assistant", "tool")
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # names of servers of tools precede those of their tools
 _MAX_DEPTH = 100  # JSON nesting levels; more would exceed the interpreter's stack in json.dumps
 
 
@@ -21,7 +21,7 @@ class Tool:
     """A function that the model may call.
 
     Attributes:
-        name: 1 to 64 letters, digits, ``_``, ``.`` and ``-``.
+        name: 1 to 128 letters, digits, ``_``, ``.`` and ``-``.
         description: Purpose of the function, for the model.
         parameters: JSON schema of the arguments object. An empty schema means no arguments.
 
@@ -108,7 +108,7 @@ class Message:
 
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
-        raise ValueError(f"function name {name!r}: should be 1 to 64 letters, digits, '_', '.' and '-'")
+        raise ValueError(f"function name {name!r}: should be 1 to 128 letters, digits, '_', '.' and '-'")
 
 
 def _parse_arguments(text: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def test_a_function_name_has_1_to_64_letters_digits_and_dashes(name: str) -> Non
         lambda: ToolCall("1", name, "{}"),
         lambda: Message("tool", "", name=name),
     ):
-        with pytest.raises(ValueError, match=r"function name .* should be 1 to 64 letters"):
+        with pytest.raises(ValueError, match=r"function name .* should be 1 to 128 letters"):
             make()
 
 

@@ -32,7 +32,15 @@ async def read_json(request: Request, model: type[T]) -> T:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise ApiError(validation_problem(error)) from None
+        raise ApiError(validation_problem(error, _parsed(body))) from None
+
+
+def _parsed(body: bytes) -> Any:
+    """The JSON value of a body. None if it is invalid."""
+    try:
+        return from_json(body)
+    except ValueError:
+        return None
 
 
 async def read_ahead(request: Request) -> tuple[Any, Request]:
@@ -45,10 +53,7 @@ async def read_ahead(request: Request) -> tuple[Any, Request]:
         ApiError: 413 body too long.
     """
     body = await read_body(request)
-    try:
-        fields: Any = from_json(body)
-    except ValueError:
-        fields = None  # the endpoint reports the error
+    fields = _parsed(body)  # the endpoint reports an error
     is_read = False
 
     async def receive() -> Message:

@@ -10,6 +10,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from app.service import ThinkingUse
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+LENIENT = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 MOST_CHOICES = 128  # answers to one request
 EXAMPLE_CONVERSATION = [
     {"role": "system", "content": "Answer in one sentence."},
@@ -17,6 +18,15 @@ EXAMPLE_CONVERSATION = [
     {"role": "assistant", "content": "Paris."},
     {"role": "user", "content": "And of Italy?"},
 ]
+
+
+def _as_whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# Clients in languages with one type of numbers send 40.0, which is an integer in JSON schema.
+WHOLE = BeforeValidator(_as_whole)
+_LEAST_TOP_P = 1e-6  # keeps only the most likely token
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -27,6 +37,23 @@ def _as_list(value: Any) -> Any:
 
 _StopList = Annotated[list[StopString], Field(max_length=16)]
 StopStrings = Annotated[_StopList, BeforeValidator(_as_list, json_schema_input_type=StopString | _StopList)]
+
+
+def _without_empty(stop: Any) -> Any:
+    """Stop strings without empty ones, which clients send for none."""
+    stop = _as_list(stop)
+    return [text for text in stop if text != ""] if isinstance(stop, list) else stop
+
+
+_AnyStop = Annotated[str, Field(max_length=256)]
+LenientStops = Annotated[
+    _StopList | None,
+    BeforeValidator(
+        _without_empty,
+        json_schema_input_type=_AnyStop | Annotated[list[_AnyStop], Field(max_length=16)] | None,
+    ),
+    Field(description="Texts that end the answer. The answer excludes them."),
+]
 
 
 def check_distinct(names: Iterable[str | None]) -> None:
@@ -58,11 +85,17 @@ class SamplingFields(BaseModel):
 
     temperature: Annotated[float | None, Field(ge=0, le=10, description="0 is greedy.")] = None
     top_p: Annotated[
-        float | None, Field(gt=0, le=1, description="Nucleus sampling: share of probability to sample from.")
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="Nucleus sampling: share of probability to sample from; 0 is the most likely token.",
+        ),
     ] = None
     top_k: Annotated[
         int | None,
         Field(ge=-1, lt=2**31, description="Sample from the most likely tokens only; 0 and -1 are all."),
+        WHOLE,
     ] = None
     min_p: Annotated[
         float | None,
@@ -84,6 +117,7 @@ class SamplingFields(BaseModel):
     repeat_last_n: Annotated[
         int | None,
         Field(ge=-1, lt=2**31, description="Number of last tokens whose repetition is penalized; -1 is all."),
+        WHOLE,
     ] = None
     presence_penalty: Annotated[
         float | None, Field(ge=-2, le=2, description="Subtracted from the logits of tokens in the answer.")
@@ -99,7 +133,9 @@ class SamplingFields(BaseModel):
         ),
     ] = None
     seed: Annotated[
-        int | None, Field(ge=-(2**63), lt=2**63, description="Equal seeds sample equally; 32 bits are used.")
+        int | None,
+        Field(ge=-(2**63), lt=2**63, description="Equal seeds sample equally; 32 bits are used."),
+        WHOLE,
     ] = None
     stop: Annotated[
         StopStrings | None, Field(description="Texts that end the answer. The answer excludes them.")
@@ -111,6 +147,8 @@ class SamplingFields(BaseModel):
         fields = self.model_dump(include=_SAMPLING_FIELDS, exclude_none=True)
         if "stop" in fields:
             fields["stop"] = tuple(fields["stop"])
+        if "top_p" in fields:
+            fields["top_p"] = max(fields["top_p"], _LEAST_TOP_P)
         if "seed" in fields:
             fields["seed"] %= 2**32
         if "top_k" in fields:

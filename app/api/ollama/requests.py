@@ -5,37 +5,38 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from app.api.http.fields import SamplingFields, check_distinct
+from app.api.http.fields import LENIENT, WHOLE, LenientStops, SamplingFields, check_distinct
 from app.service import ThinkingUse
 
-_LENIENT = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 _MOST_TOP_LOGPROBS = 20
 # As Go writes durations: "1h30m", "-1s", "0".
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "": 1}
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|)")
 _DURATION = re.compile(rf"[+-]?({_DURATION_PART.pattern})+")
-_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 
 
 class Options(SamplingFields):
     """Sampling parameters. Options of Ollama's model loading, such as ``num_ctx``, are ignored."""
 
-    model_config = _LENIENT
+    model_config = LENIENT
 
+    stop: LenientStops = None
     num_predict: Annotated[
         int | None,
         Field(
             ge=-2, description="Maximum tokens of the answer; below 1: as the context or settings have it."
         ),
+        WHOLE,
     ] = None
 
 
 class OllamaCalledFunction(BaseModel):
     """A function and its arguments."""
 
-    model_config = _LENIENT
+    model_config = LENIENT
 
     name: _Name
     arguments: dict[str, Any] = {}
@@ -44,7 +45,7 @@ class OllamaCalledFunction(BaseModel):
 class OllamaMessageToolCall(BaseModel):
     """A tool call of the assistant."""
 
-    model_config = _LENIENT
+    model_config = LENIENT
 
     id: Annotated[str | None, Field(min_length=1, max_length=256)] = None
     function: OllamaCalledFunction
@@ -53,7 +54,7 @@ class OllamaMessageToolCall(BaseModel):
 class OllamaChatMessage(BaseModel):
     """A message of a conversation."""
 
-    model_config = _LENIENT
+    model_config = LENIENT
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
@@ -67,7 +68,7 @@ class OllamaChatMessage(BaseModel):
 class OllamaFunctionDefinition(BaseModel):
     """A function that the model may call."""
 
-    model_config = _LENIENT
+    model_config = LENIENT
 
     name: _Name
     description: str | None = None
@@ -77,7 +78,7 @@ class OllamaFunctionDefinition(BaseModel):
 class OllamaToolDefinition(BaseModel):
     """A tool. Only functions are supported."""
 
-    model_config = _LENIENT
+    model_config = LENIENT
 
     type: Literal["function"] | None = None
     function: OllamaFunctionDefinition
@@ -86,7 +87,7 @@ class OllamaToolDefinition(BaseModel):
 class AnsweringRequest(BaseModel):
     """Fields of ``/api/chat`` and ``/api/generate``."""
 
-    model_config = _LENIENT
+    model_config = LENIENT
 
     model: Annotated[
         str,
@@ -191,7 +192,7 @@ class OllamaGenerateRequest(AnsweringRequest):
 class OllamaEmbedRequest(BaseModel):
     """The body of ``POST /api/embed``."""
 
-    model_config = _LENIENT
+    model_config = LENIENT
 
     model: Annotated[str, Field(min_length=1, description="Any name. The embedding model answers.")]
     input: Annotated[str | list[str], Field(description="A text, or a list of texts.")]
@@ -206,7 +207,7 @@ class OllamaEmbedRequest(BaseModel):
 class OllamaEmbeddingsRequest(BaseModel):
     """The body of ``POST /api/embeddings``."""
 
-    model_config = _LENIENT
+    model_config = LENIENT
 
     model: Annotated[str, Field(min_length=1, description="Any name. The embedding model answers.")]
     prompt: Annotated[str, Field(description="The text.")]
@@ -215,7 +216,7 @@ class OllamaEmbeddingsRequest(BaseModel):
 class ModelRequest(BaseModel):
     """The body of ``POST /api/show`` and ``/api/pull``."""
 
-    model_config = _LENIENT
+    model_config = LENIENT
 
     model: Annotated[str, Field(min_length=1, description="A name of `/api/tags`.")]
     stream: Annotated[bool | None, Field(description="Answer with lines of JSON. Default: true.")] = None

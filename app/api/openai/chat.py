@@ -96,8 +96,9 @@ def _message(index: int, message: ChatMessage) -> Message:
             calls.append(ToolCall(call.id, call.function.name, call.function.arguments or "{}"))
     role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
     call_id = message.name if message.role == "function" else message.tool_call_id
+    name = message.name if role == "tool" else None
     with naming(place):
-        return Message(role, message.text, tuple(calls), call_id, message.name, message.thoughts)
+        return Message(role, message.text, tuple(calls), call_id, name, message.thoughts)
 
 
 def _tool_use(body: ChatRequest) -> ToolUse | None:
@@ -131,7 +132,9 @@ def _constraint(body: ChatRequest) -> Constraint | None:
         return Regex(wanted.value, "response_format.value")
     if wanted.schema_ is not None:
         return JSONSchema(wanted.schema_, "response_format.schema")
-    return JSONSchema(wanted.value or {"type": "object"}, "response_format.value")
+    if wanted.value is not None:
+        return JSONSchema(wanted.value, "response_format.value")
+    return JSONSchema({"type": "object"}, "response_format")
 
 
 # --- response

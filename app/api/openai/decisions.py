@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     StringConstraints,
@@ -22,7 +21,7 @@ from typing_extensions import TypedDict
 
 from app.api.http.admission import place_of
 from app.api.http.body import read_json
-from app.api.http.fields import STRICT, ModelName
+from app.api.http.fields import LENIENT, STRICT, ModelName
 from app.api.http.waiting import while_connected
 from app.service import (
     MOST_OPTIONS,
@@ -36,14 +35,13 @@ from app.service import (
     rendered,
 )
 
-_LENIENT = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 _Text = Annotated[str, StringConstraints(min_length=1)]
 
 
 class TextPart(BaseModel):
     """A part of a content: text."""
 
-    model_config = _LENIENT
+    model_config = LENIENT
 
     type: Literal["input_text", "output_text"]
     text: str
@@ -55,7 +53,7 @@ class TextPart(BaseModel):
 class RefusalPart(BaseModel):
     """A part of a content: a refusal."""
 
-    model_config = _LENIENT
+    model_config = LENIENT
 
     type: Literal["refusal"]
     refusal: str
@@ -67,7 +65,7 @@ class RefusalPart(BaseModel):
 class JSONPart(BaseModel):
     """A part of a content: JSON."""
 
-    model_config = _LENIENT
+    model_config = LENIENT
 
     type: Literal["input_json"]
     data: dict[str, Any] | list[dict[str, Any]]
@@ -93,7 +91,7 @@ def _shown(content: Sequence[TextPart | RefusalPart | JSONPart]) -> str:
 class InputMessage(BaseModel):
     """A message of the input."""
 
-    model_config = _LENIENT
+    model_config = LENIENT
 
     type: Literal["message"] = "message"
     role: Literal["user", "developer", "system", "assistant"]
@@ -106,7 +104,7 @@ class InputMessage(BaseModel):
 class InputCall(BaseModel):
     """A call of a function or a custom tool."""
 
-    model_config = _LENIENT
+    model_config = LENIENT
 
     type: Literal["function_call", "custom_tool_call"]
     call_id: str
@@ -121,7 +119,7 @@ class InputCall(BaseModel):
 class InputCallOutput(BaseModel):
     """The output of a call."""
 
-    model_config = _LENIENT
+    model_config = LENIENT
 
     type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str
@@ -259,7 +257,7 @@ _Items = Annotated[list[_Item], Field(min_length=1)]
 class DecisionRequest(BaseModel):
     """An input and questions about it. Unknown fields are ignored."""
 
-    model_config = _LENIENT
+    model_config = LENIENT
 
     input: Annotated[
         _Items,

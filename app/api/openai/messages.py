@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+FUNCTION_NAME = r"^[A-Za-z0-9_.-]{1,128}$"
+
 
 class Part(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -18,10 +20,21 @@ class TextPart(Part):
     text: str
 
 
+class RefusalPart(Part):
+    """A refusal of the assistant."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        return self.refusal
+
+
 class FunctionCall(Part):
     """A function and its arguments."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
     arguments: Annotated[str, Field(description="A JSON object as text.")]
 
 
@@ -40,8 +53,10 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart] | None = None
-    name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = None
+    content: str | list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]] | None = None
+    name: Annotated[
+        str | None, Field(max_length=256, description="Of a function. The names of others are ignored.")
+    ] = None
     tool_calls: list[MessageToolCall] | None = None
     function_call: Annotated[FunctionCall | None, Field(description="Older form of `tool_calls`.")] = None
     tool_call_id: str | None = None
@@ -81,7 +96,7 @@ class ChatMessage(BaseModel):
 class FunctionDefinition(Part):
     """A function that the model may call."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None

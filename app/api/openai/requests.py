@@ -10,13 +10,14 @@ from dataclasses import replace
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.api.http.fields import (
     MOST_CHOICES,
+    WHOLE,
+    LenientStops,
     ModelName,
     SamplingFields,
-    StopString,
     ThinkingFields,
     check_distinct,
 )
@@ -93,28 +94,12 @@ class StreamOptions(Part):
     include_obfuscation: bool | None = None
 
 
-def _without_empty(stop: Any) -> Any:
-    """Stop strings without empty ones, which clients send for none."""
-    stop = [stop] if isinstance(stop, str) else stop
-    return [text for text in stop if text != ""] if isinstance(stop, list) else stop
-
-
-_Stop = Annotated[str, Field(max_length=256)]
-
-
 class OpenAIRequest(SamplingFields):
     """Fields of chat and completions."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
-    stop: Annotated[
-        Annotated[list[StopString], Field(max_length=16)] | None,
-        BeforeValidator(
-            _without_empty,
-            json_schema_input_type=_Stop | Annotated[list[_Stop], Field(max_length=16)] | None,
-        ),
-        Field(description="Texts that end the answer. The answer excludes them."),
-    ] = None
+    stop: LenientStops = None
     # Unsupported fields, with values that do not affect the answer.
     rejected: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
@@ -194,7 +179,7 @@ class ChatRequest(OpenAIRequest, ThinkingFields):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
     context: Annotated[str | None, Field(description="Context to use. Default: CONTEXT_TYPE.")] = None
     knowledge: KnowledgeField = None
-    max_tokens: Annotated[int | None, _MAX_TOKENS] = None
+    max_tokens: Annotated[int | None, _MAX_TOKENS, WHOLE] = None
     max_completion_tokens: Annotated[int | None, _MAX_TOKENS] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=_MOST_TOP_LOGPROBS)] = None
@@ -270,7 +255,7 @@ class CompletionRequest(OpenAIRequest):
     ]
     suffix: str | None = None
     max_tokens: Annotated[
-        int | None, Field(ge=-1, description="Maximum tokens of the answer; -1 is as many as fit.")
+        int | None, Field(ge=-1, description="Maximum tokens of the answer; -1 is as many as fit."), WHOLE
     ] = None
     logprobs: Annotated[int | None, Field(ge=0, le=_MOST_TOP_LOGPROBS)] = None
 

@@ -13,6 +13,7 @@ from app.api.http.admission import place_of
 from app.api.http.body import read_json
 from app.api.http.choices import LabelMass
 from app.api.http.fields import STRICT, ModelName
+from app.api.http.problems import invalid
 from app.api.http.waiting import while_connected
 from app.service import (
     MOST_OPTIONS,
@@ -184,6 +185,8 @@ class SystemOneReply(TypedDict):
 
 async def systemone(request: Request) -> Response:
     service: Service = request.app.state.service
+    if request.headers.get("content-type", "").startswith("multipart/"):  # clients send images so
+        raise invalid("images are not supported", "assets")
     body = await read_json(request, SystemOneRequest)
     asked = [question.asked(f"questions.{name}") for name, question in body.questions.items()]
     work = decide(service, body.state, asked, place=place_of(request), model=body.model)

@@ -15,7 +15,7 @@ from app.api.http.admission import generate
 from app.api.http.answering import StreamedAnswer
 from app.api.http.body import read_json
 from app.api.http.errors import error_body
-from app.api.http.fields import ModelName, SamplingFields, ThinkingFields
+from app.api.http.fields import WHOLE, ModelName, SamplingFields, ThinkingFields
 from app.api.http.sources import KnowledgeField, headers, knowledge_use, source
 from app.api.tokenstream.replies import Figures
 from app.chat.messages import Message
@@ -44,7 +44,7 @@ class TokenStreamRequest(SamplingFields, ThinkingFields):
     ] = None
     context: Annotated[str | None, Field(description="Context to use. Default: CONTEXT_TYPE.")] = None
     details: Annotated[bool | None, Field(description="End the response with a line of figures.")] = None
-    max_tokens: Annotated[int | None, Field(ge=1, description="Maximum tokens of the answer.")] = None
+    max_tokens: Annotated[int | None, Field(ge=1, description="Maximum tokens of the answer."), WHOLE] = None
     knowledge: KnowledgeField = None
     model: ModelName = None
     show_thinking: Annotated[

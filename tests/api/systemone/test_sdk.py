@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from typesafe_sdk import AsyncTypeSafeClient, Choice, Noul, Score, TypeSafeClient
+from typesafe_sdk import AsyncTypeSafeClient, Choice, Image, Noul, Score, TypeSafeClient
 from typesafe_sdk import TypeSafeUnprocessableEntityError as Unprocessable
 
 pytestmark = pytest.mark.slow
@@ -57,8 +57,11 @@ async def test_the_async_sdk_reads_answers_and_equal_states_in_another_order_are
 
 def test_the_sdk_raises_errors_that_name_the_field(server_url: str) -> None:
     with TypeSafeClient(api_key="any", base_url=server_url) as client:
-        with pytest.raises(Unprocessable, match=r"questions\.x.*'box'.*'noul', 'choice', 'score'"):
+        with pytest.raises(Unprocessable, match=r"questions\.x\.type.*'noul', 'choice', 'score', not"):
             client.system_one(state="text", questions={"x": {"type": "box"}}, model="any")
+        picture = {"photo": Image(b"\x89PNG\r\n\x1a\n")}
+        with pytest.raises(Unprocessable, match=r"assets.*images are not supported"):
+            client.system_one(state=picture, questions={"x": QUESTIONS["tone"]}, model="any")
         too_many = Choice(criteria={str(i): None for i in range(256)})
         with pytest.raises(Unprocessable, match=r"criteria.*255"):
             client.system_one(state="text", questions={"x": too_many}, model="any")
