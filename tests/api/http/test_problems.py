@@ -85,6 +85,10 @@ def test_whole_numbers_may_have_a_fraction_of_zero() -> None:
         Options.model_validate_json('{"num_predict": 3.5}')
 
 
+def test_top_p_0_keeps_only_the_most_likely_token() -> None:
+    assert 0 < Options(top_p=0).sampling()["top_p"] < 1e-5
+
+
 def test_names_of_persons_and_long_names_of_functions_are_accepted() -> None:
     name = "server__" + "x" * 100
     user = {"role": "user", "name": "José Müller", "content": "Hello"}

@@ -135,7 +135,7 @@ def test_sampling_parameters_take_effect(server_url: str) -> None:
         ({"query": "x", "max_tokens": 0}, "max_tokens: should be greater than or equal to 1, not 0"),
         ({"query": "x", "max_tokens": True}, "max_tokens: should be a valid integer, not true"),
         ({"query": "x", "max_tokens": 1.5}, "max_tokens:"),
-        ({"query": "x", "top_p": 0}, "top_p: should be greater than 0, not 0"),
+        ({"query": "x", "top_p": -0.1}, "top_p: should be greater than or equal to 0, not -0.1"),
         ({"query": "x", "seed": 2**63}, "seed: should be less than 9223372036854775808"),
         ({"query": "x", "stop": ["a", ""]}, "stop.1: string should have at least 1 character"),
         ({"query": "x", "logit_bias": {"a": 1}}, "logit_bias"),
