@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from app.api.http.ignored import warn_once
 
@@ -75,6 +75,9 @@ def _joined(content: str | list[PartOfText]) -> str:
     return "\n".join(part.text for part in content)
 
 
+_CONTENT: TypeAdapter[str | list[PartOfText]] = TypeAdapter(str | list[PartOfText])
+
+
 class _TextualBlock(Fields):
     """Fields of blocks that are text for the model."""
 
@@ -112,14 +115,14 @@ class ResultBlock(_TextualBlock):
     type: Annotated[
         str, Field(description="The model is told that blocks of other types than text are missing.")
     ]
-    content: list[PartOfText] | None = None
+    content: Any = None  # blocks of other types have contents of any form
 
     @property
     def shown(self) -> str:
         """The text for the model."""
         if self.type in TEXTUAL:
             try:
-                return self.read(self.content)
+                return self.read(_CONTENT.validate_python(self.content or ""))
             except ValueError:
                 pass  # the note below
         warn_once(ROUTE, f"a block of type {self.type!r} in the result of a tool")

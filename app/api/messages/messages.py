@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -142,9 +143,8 @@ class _Answer:
         if text:
             content.append({"type": "text", "text": text})
         for call in calls:
-            content.append(
-                {"type": "tool_use", "id": call.id, "name": call.name, "input": call.parsed() or {}}
-            )
+            input_ = _parsed(call.arguments)
+            content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": input_})
         return self._message(content)
 
     def _message(self, content: Sequence[Block]) -> MessageReply:
@@ -179,3 +179,12 @@ class _Answer:
             "output_tokens": generation.n_generated,
             "output_tokens_details": {"thinking_tokens": generation.n_thought},
         }
+
+
+def _parsed(arguments: str) -> dict[str, Any]:
+    """The arguments of a call. If it is cut, the complete ones, as clients read them from a stream."""
+    try:
+        parsed = from_json(arguments, allow_partial=True)
+    except ValueError:  # cut before the object
+        return {}
+    return parsed if isinstance(parsed, dict) else {}

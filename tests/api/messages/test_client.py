@@ -145,6 +145,21 @@ def test_a_call_and_its_result(client: anthropic.Anthropic) -> None:
         client.messages.create(**fields(messages=[{"role": "user", "content": [result["content"][1]]}]))
 
 
+def test_a_cut_call_has_the_input_of_a_stream(client: anthropic.Anthropic) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Paris"]}, "letter": {"type": "string", "minLength": 400}},
+        "required": ["city", "letter"],
+        "additionalProperties": False,
+    }
+    asked = fields(tools=[TOOL | {"input_schema": schema}], tool_choice={"type": "any"}, max_tokens=60)
+    whole = client.messages.create(**asked)
+    with client.messages.stream(**asked) as stream:
+        streamed = stream.get_final_message()
+    assert whole.stop_reason == streamed.stop_reason == "max_tokens"
+    assert whole.content[-1].input == streamed.content[-1].input == {"city": "Paris"}  # type: ignore[union-attr]
+
+
 def test_structured_output(client: anthropic.Anthropic) -> None:
     form = {"format": {"type": "json_schema", "schema": CITY}}
     message = client.messages.create(**fields(output_config=form, max_tokens=60))
