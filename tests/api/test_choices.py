@@ -103,11 +103,11 @@ def test_the_default_context_chooses_for_the_ollama_client_and_metrics_count_its
     start_server: Callable[..., Server],
 ) -> None:
     url = start_server(CONTEXT_TYPE="classifier").wait_until().url
-    client = ollama.Client(url)
-    parts = list(client.chat("any", MESSAGES, stream=True, options={"temperature": 2, "seed": 1}))
-    assert "".join(part.message.content or "" for part in parts) in CHOICES
-    whole = client.generate("any", QUERY, options={"num_predict": 40, "stop": ["a", "o"]})
-    assert (whole.response, whole.done_reason) == ("bad", "stop")
+    with ollama.Client(url) as client:
+        parts = list(client.chat("any", MESSAGES, stream=True, options={"temperature": 2, "seed": 1}))
+        assert "".join(part.message.content or "" for part in parts) in CHOICES
+        whole = client.generate("any", QUERY, options={"num_predict": 40, "stop": ["a", "o"]})
+        assert (whole.response, whole.done_reason) == ("bad", "stop")
     metrics = httpx.get(f"{url}/metrics").text
     [queried] = re.findall(r"^prefix_cache_queries_total{.*} ([0-9.]+)$", metrics, re.MULTILINE)
     prompts = [part.prompt_eval_count or 0 for part in (parts[-1], whole)]
