@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -161,6 +162,8 @@ class Tokenstream(Server):
         contexts_file.write_text("".join(tables))
         return {
             "MODEL_PATH": str(setup.model),
+            # Tuned settings of this machine are used only if the variable is set.
+            "TUNED_FILE": os.environ.get("TUNED_FILE", os.devnull),
             "HTTP_ADDRESS": self.url.removeprefix("http://"),
             "CONTEXTS_FILE": str(contexts_file),
             "CONTEXT_TYPE": setup.contexts[0].name,
