@@ -131,7 +131,10 @@ image:
 	@$(BUILDER) build $(IMAGE_ARGUMENTS:%=--build-arg %) --tag tokenstream --tag tokenstream:$(VERSION) .
 
 ## make image-test   build the image with buildah and run it, as root; needs mmdebstrap too
-image-test: install $(VENV)/.dev wheels
+image-test:
+	@command -v buildah > /dev/null && command -v mmdebstrap > /dev/null && test "$$(id -u)" = 0 || \
+		{ echo "error: run as root, with buildah and mmdebstrap (on Debian: apt install buildah mmdebstrap)"; exit 1; }
+	@$(MAKE) --no-print-directory install $(VENV)/.dev wheels
 	@WHEELS=native-builds.zip $(BIN)/python -m pytest -q -s tests/deploy/image.py
 
 ## make clean        remove .venv and caches, but not models
