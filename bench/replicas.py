@@ -44,10 +44,11 @@ class RayServe(Tokenstream):
         return [sys.executable, "-m", "bench.replicas", "serve", *map(str, arguments)]
 
     def environment(self) -> Mapping[str, str]:
-        """Settings of replicas and of Ray, whose processes have a niceness of 15 by default."""
+        """Settings of replicas and of Ray, as docs/scaling.md recommends."""
         ray = {
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+            "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "1",
             "RAY_worker_niceness": "0",
         }
         return {**super().environment(), **ray}
