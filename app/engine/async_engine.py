@@ -66,6 +66,7 @@ class AsyncEngine:
         # Rejected draft tokens cannot be removed from a recurrent state.
         self._speculates = options.speculation and not model.is_recurrent
         self._max_sequences = options.max_sequences
+        self._adapters = model.adapters
         self._observer = observer
         self._compute_lock = compute_lock or nullcontext()
         self._on_failure = on_failure
@@ -105,6 +106,7 @@ class AsyncEngine:
         params: SamplingParams,
         client: Client = LOCAL,
         *,
+        adapter: str = "",
         checkpoints: Tokens[int] = (),
         request_id: str = "",
     ) -> Answer:
@@ -114,6 +116,7 @@ class AsyncEngine:
             prompt: Token ids.
             params: Sampling parameters.
             client: Origin of the request.
+            adapter: Name of an adapter of the model; empty: the model alone.
             checkpoints: Lengths of the prompt at which later prompts may diverge, in order. Without effect
                 if the memory of the model can be truncated.
             request_id: Appears in log lines.
@@ -138,6 +141,7 @@ class AsyncEngine:
             PromptLookup() if self._speculates else None,
             thoughts,
             client=client,
+            adapter=adapter,
             checkpoints=[n for n in checkpoints if 0 < n < len(prompt)],
             request_id=request_id,
         )
@@ -151,12 +155,13 @@ class AsyncEngine:
         questions: Tokens[Question],
         client: Client = LOCAL,
         *,
+        adapter: str = "",
         checkpoints: Tokens[int] = (),
         request_id: str = "",
     ) -> ScoringSequence:
         """Score the options of questions that continue a prompt. Cancelling the call frees its slot.
 
-        ``client``, ``checkpoints`` and ``request_id``: see ``submit``.
+        ``client``, ``adapter``, ``checkpoints`` and ``request_id``: see ``submit``.
 
         Returns:
             The completed sequence, with its ``logprobs``.
@@ -177,6 +182,7 @@ class AsyncEngine:
             list(prompt),
             tuple(questions),
             client=client,
+            adapter=adapter,
             checkpoints=[n for n in checkpoints if 0 < n <= len(prompt)],
             request_id=request_id,
         )
@@ -195,7 +201,7 @@ class AsyncEngine:
         if n_unfinished >= limit:
             raise QueueFull(f"{n_unfinished} requests of client {client.name} are running or waiting")
 
-    async def warm(self, prefix: Tokens[int]) -> int:
+    async def warm(self, prefix: Tokens[int], adapter: str = "") -> int:
         """Make a shared prefix available: load it from disk, or compute it and save it there.
 
         Returns:
@@ -204,11 +210,11 @@ class AsyncEngine:
         Raises:
             EngineError: The engine is closed, or the computation failed.
         """
-        sequence = Sequence(list(prefix), is_context=True)
+        sequence = Sequence(list(prefix), is_context=True, adapter=adapter)
         await self._compute(sequence)
         return len(prefix) - sequence.n_cached
 
-    async def prefill_ahead(self, prefix: Tokens[int]) -> None:
+    async def prefill_ahead(self, prefix: Tokens[int], adapter: str = "") -> None:
         """Compute a prefix that a later prompt may have. A request that arrives ends the computation.
 
         No effect beside other requests, and if a prompt with the prefix would be too long.
@@ -217,7 +223,7 @@ class AsyncEngine:
             EngineError: The engine is closed, or the computation failed.
         """
         if len(prefix) < self.n_ctx_sequence:
-            await self._compute(Sequence(list(prefix), is_background=True))
+            await self._compute(Sequence(list(prefix), is_background=True, adapter=adapter))
 
     async def _compute(self, sequence: Sequence) -> None:
         computation = Computation()
@@ -231,6 +237,8 @@ class AsyncEngine:
     def _submit(self, sequence: Sequence, answer: Answer | Computation) -> None:
         if not self._accepts:
             raise self._error()
+        if sequence.adapter and sequence.adapter not in self._adapters:
+            raise ValueError(f"adapter {sequence.adapter!r} should be one of {', '.join(self._adapters)}")
         self._inbox.put(partial(self._core.add, sequence))
         self._answers[sequence] = answer
 

@@ -88,6 +88,8 @@ class Engine:
             kv=options.kv,
         )
         self._batch = Batch(options.n_batch)
+        self._adapters = model.adapters
+        self._adapter = ""  # in use by the context
         kind = MemoryKind(
             truncatable=model.is_truncatable,
             divisible=not model.is_truncatable and model.has_attention,
@@ -134,7 +136,7 @@ class Engine:
             if other.is_background:
                 self._end(other, None)
         try:
-            is_loaded = sequence.is_context and self._cache.load_context(sequence.prompt)
+            is_loaded = sequence.is_context and self._cache.load_context(sequence.prompt, sequence.adapter)
         except Exception as error:
             self._fail(sequence, error)
             return
@@ -159,23 +161,28 @@ class Engine:
             self._ends.append((sequence, result))
 
     def step(self) -> None:
-        """Compute one batch. A fault ends only the affected sequences.
+        """Compute one batch per adapter. A fault ends only the affected sequences.
 
         Raises:
             DecodeAborted: ``abort`` was called.
             Exception: Any other fault. The engine's state is then unknown.
         """
         started = time.perf_counter()
-        work = self._schedule()
-        rows = self._decode(work)
-        for piece, first_row in zip(work, rows, strict=False):
-            try:
-                self._use_logits(piece, first_row)
-                self._finish(piece.sequence)
-            except Exception as error:
-                self._fail(piece.sequence, error)
-        if rows:
-            self._note(work, time.perf_counter() - started)
+        computed: list[Work] = []
+        for work in self._passes(self._schedule()):
+            begun = started if not computed else time.perf_counter()
+            rows = self._decode(work)
+            for piece, first_row in zip(work, rows, strict=False):
+                try:
+                    self._use_logits(piece, first_row)
+                    self._finish(piece.sequence)
+                except Exception as error:
+                    self._fail(piece.sequence, error)
+            if rows:
+                computed += work
+                self._observe(work, time.perf_counter() - begun)
+        if computed:
+            self._note(computed, time.perf_counter() - started)
 
     def take_results(self) -> tuple[list[tuple[Sequence, Result]], StepReport]:
         """Return and clear the results and the report since the last call."""
@@ -208,14 +215,21 @@ class Engine:
             self._fail(fault.sequence, fault.error)
             return []  # the next step plans without this sequence
 
+    def _passes(self, work: list[Work]) -> list[list[Work]]:
+        """The work by adapter, of which one decode has one. A change takes time: the current one is first."""
+        passes: dict[str, list[Work]] = {}
+        for piece in work:
+            passes.setdefault(piece.sequence.adapter, []).append(piece)
+        return [passes[name] for name in sorted(passes, key=lambda name: name != self._adapter)]
+
     def _decode(self, work: list[Work]) -> list[int]:
-        """Compute the work.
+        """Compute work of one adapter.
 
         Returns:
             For each piece, the first of its rows of logits. Empty: nothing was computed.
         """
-        if not work:
-            return []
+        self._adapter = work[0].sequence.adapter
+        self._context.use_adapter(self._adapters[self._adapter] if self._adapter else None)
         self._batch.clear()
         rows = []
         for piece in work:
@@ -332,8 +346,12 @@ class Engine:
             hits=hits,
             generated_tokens=sum(map(len, self._outputs.values())),
         )
+
+    def _observe(self, work: list[Work], seconds: float) -> None:
+        """Record the time of one pass."""
         if not any(piece.n_outputs > 1 for piece in work):  # drafts and scores distort the times
-            self._pacing.observe(seconds, len(work) - len(prefill), n_prefill)
+            n_prefill = sum(piece.n_tokens for piece in work if not piece.decodes)
+            self._pacing.observe(seconds, sum(piece.decodes for piece in work), n_prefill)
 
     # --- the end of a sequence
 

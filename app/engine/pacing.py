@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 # Weight of the newest step in a moving average.
@@ -34,7 +34,7 @@ class Pacing:
     _is_settled: bool = False  # at least two prefills are measured
 
     def observe(self, seconds: float, n_decoding: int, n_prefill: int) -> None:
-        """Record the time of one step."""
+        """Record the time of one pass."""
         if n_prefill == 0:
             self._decode_seconds[n_decoding] = _average(self._decode_seconds.get(n_decoding), seconds)
         elif n_prefill >= MIN_CHUNK:
@@ -60,13 +60,17 @@ class Pacing:
         """Expected seconds of prefill per token. 1 ms before a measurement."""
         return 0.001 if self._seconds_per_token is None else self._seconds_per_token
 
-    def chunk(self, n_decoding: int, largest: int) -> int:
-        """Maximum prompt tokens of the next step with ``n_decoding`` decoding sequences.
+    def chunk(self, n_decoding: Sequence[int], largest: int) -> int:
+        """Maximum prompt tokens of the next step.
 
         At least MIN_CHUNK, even over the budget. MIN_CHUNK until prefill is measured.
+
+        Args:
+            n_decoding: Number of decoding sequences in each pass of the step.
+            largest: Maximum.
         """
-        decode = self.decode_seconds(n_decoding)
-        if n_decoding == 0 and not self.streams_elsewhere():
+        decode = sum(map(self.decode_seconds, n_decoding))
+        if not n_decoding and not self.streams_elsewhere():
             budget = 0.0 if self._seconds_per_token is None else PREFILL_SECONDS
         elif self.itl_budget is not None:
             budget = self.itl_budget

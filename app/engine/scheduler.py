@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from app.engine.client import Client
 from app.engine.pacing import MIN_CHUNK, Pacing
 from app.engine.sequence import Sequence
 from app.engine.shares import Shares, victim
+from app.engine.slots import Slots
 
 # A sequence waits for a prefix in progress if that saves at least this many tokens.
 _MIN_SAVED_BY_WAITING = 32
@@ -73,8 +75,8 @@ class Scheduler:
     If no slot is free, a client with few slots takes one of a client with more. The suspended sequence
     waits, and its KV stays reusable.
 
-    ``Pacing`` bounds the prefill of a step. The occupied slots stay contiguous (0, 1, 2, …): a gap costs a
-    second pass over the weights at every step. Moving the last sequence into the gap costs one copy.
+    ``Pacing`` bounds the prefill of a step. The slots of an adapter stay contiguous: a gap costs a second
+    pass over the weights at every step. Moving a sequence costs one copy.
     """
 
     def __init__(self, limits: Limits, cache: PrefixCache, pacing: Pacing) -> None:
@@ -82,14 +84,14 @@ class Scheduler:
         self._cache = cache
         self._pacing = pacing
         self._shares = Shares()
-        self._slots: list[Sequence | None] = [None] * limits.n_slots
+        self._slots = Slots(limits.n_slots)
         # Waiting sequences, each with its last lookup and the cache version of that lookup.
         self._waiting: dict[Sequence, tuple[int, Prefix] | None] = {}
 
     @property
     def running(self) -> list[Sequence]:
         """Sequences with a slot, in slot order."""
-        return [s for s in self._slots if s is not None]
+        return self._slots.running
 
     @property
     def n_running(self) -> int:
@@ -114,7 +116,7 @@ class Scheduler:
             self._waiting.pop(sequence, None)
         else:
             self._cache.leave(sequence)
-            self._slots[slot] = None
+            self._slots.vacate(slot)
         self._shares.remove(sequence.client)
 
     def drop(self, sequence: Sequence) -> None:
@@ -123,9 +125,7 @@ class Scheduler:
             self._shares.remove(sequence.client)
         self._waiting.pop(sequence, None)
         if sequence in self._slots:
-            slot = self._slots.index(sequence)
-            self._cache.drop(slot)
-            self._slots[slot] = None
+            self._cache.drop(self._slots.remove(sequence))
         sequence.slot = None
 
     def schedule(self) -> list[Work]:
@@ -149,9 +149,8 @@ class Scheduler:
     # --- admission
 
     def _admit(self) -> None:
-        free = {slot for slot, holder in enumerate(self._slots) if holder is None}
         clients = {sequence.client for sequence in self._waiting}
-        if not clients or not (free or any(victim(client, self.running) for client in clients)):
+        if not clients or not (self._slots.free or any(victim(client, self.running) for client in clients)):
             return
         prefilling = [s for s in self.running if not s.is_decoding]
         for sequence in sorted(self._waiting, key=self._turn):
@@ -160,36 +159,33 @@ class Scheduler:
             overtakes = all(self._turn(sequence) < self._turn(other) for other in prefilling)
             if not (overtakes or self._chunk() > sum(s.n_pending for s in prefilling)):
                 break
-            leaving = None if free else victim(sequence.client, self.running)
-            if not free and leaving is None:
-                continue
-            if leaving is not None:
-                free.add(self._suspend(leaving))
-            with self._concerning(sequence):
-                slot = self._choose_slot(sequence, free)
+            if not self._slots.free:
+                leaving = victim(sequence.client, self.running)
+                if leaving is None:
+                    continue
+                self._suspend(leaving)
+            slot = self._choose_slot(sequence)
             with self._concerning(sequence, slot):
                 self._cache.occupy(slot, sequence)
             del self._waiting[sequence]
-            self._slots[slot] = sequence
+            self._slots.put(slot, sequence)
             if not sequence.was_suspended:
                 sequence.admitted_at = time.perf_counter()
-            free.remove(slot)
             prefilling = [s for s in self.running if not s.is_decoding]
 
     def _may_run(self, client: Client) -> bool:
         limit = client.max_running
         return limit is None or sum(s.client.name == client.name for s in self.running) < limit
 
-    def _suspend(self, sequence: Sequence) -> int:
-        """Return a running sequence to the queue. Its KV stays reusable. Returns the free slot."""
+    def _suspend(self, sequence: Sequence) -> None:
+        """Return a running sequence to the queue. Its KV stays reusable."""
         slot = sequence.slot
         assert slot is not None
         with self._concerning(sequence, slot):
             self._cache.leave(sequence)
-        self._slots[slot] = None
+        self._slots.vacate(slot)
         sequence.was_suspended = True
         self._waiting[sequence] = None
-        return slot
 
     @contextmanager
     def _concerning(self, sequence: Sequence, slot: int | None = None) -> Iterator[None]:
@@ -221,7 +217,7 @@ class Scheduler:
             if provider is None or provider.n_computed < prefix.n_expected:
                 return prefix
         with self._concerning(sequence):
-            prefix = self._cache.lookup(sequence.searched)
+            prefix = self._cache.lookup(sequence.searched, sequence.adapter)
         self._waiting[sequence] = (self._cache.version, prefix)
         return prefix
 
@@ -229,28 +225,30 @@ class Scheduler:
         prefix = self._prefix(sequence)
         return prefix.n_expected - prefix.n_tokens >= _MIN_SAVED_BY_WAITING
 
-    def _choose_slot(self, sequence: Sequence, free: set[int]) -> int:
-        """The slot with the longest prefix of the prompt, otherwise the one with the fewest idle tokens.
-
-        Low slots are preferred, so that occupied slots stay contiguous.
-        """
-        n_soon = len(self.running) + len(self._waiting)
-        low = {slot for slot in free if slot < n_soon} or free
-        held = self._cache.slot_with(sequence.searched, low)
-        if held is not None:
-            return held
-        return min(low, key=lambda slot: (self._cache.n_idle_tokens(slot), slot))
+    def _choose_slot(self, sequence: Sequence) -> int:
+        """The slot with the longest prefix of the prompt, otherwise the one with the fewest idle tokens."""
+        n_waiting = sum(other.adapter == sequence.adapter for other in self._waiting)
+        if not (places := self._slots.places(sequence.adapter, n_waiting)):
+            self._close_gaps()
+            places = self._slots.places(sequence.adapter, n_waiting)
+        if not places:
+            for move in self._slots.shift(sequence.adapter):
+                self._move(*move)
+            places = self._slots.places(sequence.adapter, n_waiting)
+        with self._concerning(sequence):
+            held = self._cache.slot_with(sequence, places)
+            if held is not None:
+                return held
+            return min(places, key=lambda slot: (self._cache.n_idle_tokens(slot), slot))
 
     def _close_gaps(self) -> None:
-        running = self.running
-        for gap in range(len(running)):
-            if self._slots[gap] is None:
-                last = running.pop()
-                source = last.slot
-                assert source is not None
-                with self._concerning(last, gap):
-                    self._cache.move(last, gap)
-                self._slots[source], self._slots[gap] = None, last
+        while move := self._slots.gap():
+            self._move(*move)
+
+    def _move(self, sequence: Sequence, target: int) -> None:
+        with self._concerning(sequence, target):
+            self._cache.move(sequence, target)
+        self._slots.move(sequence, target)
 
     # --- the plan of a step
 
@@ -258,7 +256,8 @@ class Scheduler:
         running = self.running
         if any(s.is_background for s in running):
             return MIN_CHUNK  # a request that arrives waits for the end of the step
-        return self._pacing.chunk(sum(s.is_decoding for s in running), self._limits.prefill_chunk)
+        n_decoding = Counter(s.adapter for s in running if s.is_decoding)
+        return self._pacing.chunk(list(n_decoding.values()), self._limits.prefill_chunk)
 
     def _plan(self) -> Iterator[Work]:
         running = self.running
@@ -266,10 +265,10 @@ class Scheduler:
         grants = dict.fromkeys(decoding, 1)
         budget = self._chunk()
         n_logits = self._limits.draft_tokens
-        # A slot without tokens is a gap: every prompt gets at least one token.
-        least = 1 if decoding else 0
+        adapters = {s.adapter for s in decoding}
         for sequence in sorted((s for s in running if not s.is_decoding), key=self._turn):
-            n_tokens = max(budget, least)
+            # Beside decoding sequences, a slot without tokens is a gap: every prompt gets at least one token.
+            n_tokens = max(budget, 1 if sequence.adapter in adapters else 0)
             if MIN_CHUNK <= n_tokens < sequence.n_pending < n_tokens + MIN_CHUNK:
                 n_tokens = sequence.n_pending  # a short remainder would cost another pass
             n_tokens = min(n_tokens, sequence.n_pending, self._to_next_stop(sequence))
@@ -294,7 +293,7 @@ class Scheduler:
             limit = min(limit, sequence.max_length - len(sequence.tokens) - 1)
             with self._concerning(sequence):
                 drafts[sequence] = sequence.propose(limit)
-        if len(decoding) > 1:
+        if len(decoding) > len({s.adapter for s in decoding}):
             # Each distinct number of tokens would cost a pass over the weights.
             shortest = min(len(drafts.get(s, [])) for s in decoding)
             drafts = {s: draft[:shortest] for s, draft in drafts.items()}

@@ -38,6 +38,7 @@ class Sequence:
         is_context: The prompt is a shared prefix: computed and cached.
         is_background: It is computed only while no other sequence runs or waits, and ends early otherwise.
         client: Origin of the request.
+        adapter: Name of the LoRA adapter that computes it; empty: the model alone.
         checkpoints: Lengths of the prompt after which a state is saved, in order, if it cannot be truncated.
         tokens: The prompt and the tokens after it.
         n_computed: Number of tokens in KV memory.
@@ -57,6 +58,7 @@ class Sequence:
     is_context: bool = False
     is_background: bool = False
     client: Client = LOCAL
+    adapter: str = ""
     checkpoints: list[int] = field(default_factory=list)
     tokens: list[int] = field(init=False)
     n_computed: int = 0

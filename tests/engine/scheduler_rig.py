@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Tokens
+
 from app.engine.cache.kv_state import MemoryKind
 from app.engine.cache.prefix_cache import PrefixCache
 from app.engine.pacing import Pacing
@@ -17,7 +19,7 @@ class FixedPacing(Pacing):
 
     beside_decode = 10
 
-    def chunk(self, n_decoding: int, largest: int) -> int:
+    def chunk(self, n_decoding: Tokens[int], largest: int) -> int:
         return self.beside_decode if n_decoding else largest
 
 

@@ -16,43 +16,43 @@ def measured(itl_budget: float | None = None, *, decode: float = 0.02, token: fl
 
 
 def test_chunks_are_full_while_no_answer_streams_on_a_fast_machine() -> None:
-    assert measured(token=0.0009).chunk(0, 512) == 512
+    assert measured(token=0.0009).chunk([], 512) == 512
 
 
 def test_a_chunk_takes_half_a_second_while_no_answer_streams() -> None:
-    assert measured(token=0.002).chunk(0, 512) * 0.002 == pytest.approx(PREFILL_SECONDS, rel=0.05)
-    assert measured(token=1 / 30).chunk(0, 512) == MIN_CHUNK, "1 s instead of 17 s for 512 tokens"
+    assert measured(token=0.002).chunk([], 512) * 0.002 == pytest.approx(PREFILL_SECONDS, rel=0.05)
+    assert measured(token=1 / 30).chunk([], 512) == MIN_CHUNK, "1 s instead of 17 s for 512 tokens"
 
 
 def test_the_first_chunk_is_small() -> None:
-    assert Pacing().chunk(0, 512) == MIN_CHUNK
+    assert Pacing().chunk([], 512) == MIN_CHUNK
     pacing = Pacing()
     pacing.observe(2.0, 0, MIN_CHUNK)  # weights are read from disk
-    assert pacing.chunk(0, 512) == MIN_CHUNK
+    assert pacing.chunk([], 512) == MIN_CHUNK
     pacing.observe(0.03, 0, MIN_CHUNK)
-    assert pacing.chunk(0, 512) == 512
+    assert pacing.chunk([], 512) == 512
 
 
 def test_a_chunk_fills_the_budget_and_no_more() -> None:
-    assert measured(0.1).chunk(8, 512) == 80
-    assert measured(0.2).chunk(8, 512) == 176
-    assert measured(9.0).chunk(8, 512) == 512
+    assert measured(0.1).chunk([8], 512) == 80
+    assert measured(0.2).chunk([8], 512) == 176
+    assert measured(9.0).chunk([8], 512) == 512
 
 
 def test_the_default_budget_is_four_steps_and_at_least_60_ms() -> None:
-    assert measured(decode=0.05).chunk(8, 512) == 144  # 200 ms, 50 of them for the decodes
-    assert measured(decode=0.01).chunk(8, 512) == 48  # 60 ms, 10 of them for the decodes
+    assert measured(decode=0.05).chunk([8], 512) == 144  # 200 ms, 50 of them for the decodes
+    assert measured(decode=0.01).chunk([8], 512) == 48  # 60 ms, 10 of them for the decodes
 
 
 def test_chunks_have_a_minimum_under_any_budget() -> None:
-    assert measured(0.001).chunk(8, 512) == MIN_CHUNK
+    assert measured(0.001).chunk([8], 512) == MIN_CHUNK
 
 
 def test_chunks_shrink_when_the_machine_becomes_slower() -> None:
     pacing = measured(0.2)
     for _ in range(30):
         pacing.observe(0.02 + 80 * 0.002, 8, 80)
-    assert pacing.chunk(8, 512) == 80
+    assert pacing.chunk([8], 512) == 80
     assert pacing.prefill_seconds_per_token == pytest.approx(0.002, rel=0.05)
 
 
@@ -80,6 +80,6 @@ def test_tiny_chunks_are_not_measured() -> None:
 def test_a_prefill_beside_streams_of_another_engine_keeps_their_budget() -> None:
     pacing = measured(0.1, token=0.001)
     pacing.streams_elsewhere = lambda: True
-    assert pacing.chunk(0, 512) == 96
+    assert pacing.chunk([], 512) == 96
     pacing.streams_elsewhere = lambda: False
-    assert pacing.chunk(0, 512) == 496
+    assert pacing.chunk([], 512) == 496

@@ -134,10 +134,10 @@ class TestGaps:
         rig.scheduler.remove(four[0])
         rig.scheduler.remove(four[2])
         rig.step()
-        assert rig.scheduler.running == [four[3], four[1]]
-        assert [x.slot for x in rig.scheduler.running] == [0, 1]
+        assert rig.scheduler.running == [four[1], four[3]]
+        assert [x.slot for x in rig.scheduler.running] == [1, 2]
         n_copies = rig.memory.n_restores
-        rig.scheduler.remove(four[1])
+        rig.scheduler.remove(four[3])
         rig.step()
         assert rig.memory.n_restores == n_copies, "the end of the last sequence leaves no gap"
 
@@ -149,6 +149,44 @@ class TestGaps:
         rig.step()
         shape = rig.step_shape()
         assert [slot for slot, _, _ in shape] == list(range(len(shape)))
+
+
+class TestAdapters:
+    def slots(self, rig: Rig) -> dict[str, list[int | None]]:
+        found: dict[str, list[int | None]] = {}
+        for item in rig.scheduler.running:
+            found.setdefault(item.adapter, []).append(item.slot)
+        return found
+
+    def test_sequences_of_an_adapter_stay_contiguous(self) -> None:
+        rig = Rig(n_slots=6)
+        base = [sequence(3) for _ in range(3)]
+        rig.add(*base, sequence(3, adapter="a"))
+        rig.step()
+        assert self.slots(rig) == {"": [0, 1, 2], "a": [5]}, "both have room"
+        rig.add(sequence(3, adapter="a"), sequence(3, adapter="bb"))
+        rig.step()
+        assert self.slots(rig) == {"": [0, 1, 2], "bb": [3], "a": [4, 5]}
+        rig.scheduler.remove(base[1])
+        rig.add(sequence(3, adapter="a"))
+        rig.step()
+        assert self.slots(rig) == {"": [0, 1], "bb": [2], "a": [3, 4, 5]}, "one sequence of each other moves"
+        assert rig.memory.n_restores == 2
+
+    def test_no_adapter_waits_for_the_prefill_of_another(self) -> None:
+        rig = Rig(chunk=100)
+        streams = [sequence(3, max_tokens=50, adapter=adapter) for adapter in ("", "a")]
+        rig.add(*streams)
+        rig.step()
+        prompts = [sequence(40, adapter=adapter) for adapter in ("", "bb")]
+        rig.add(*prompts)
+        shares = []
+        while any(not s.is_decoding for s in prompts):
+            work = {w.sequence: w.n_tokens for w in rig.step()}
+            assert [work[s] for s in streams] == [1, 1]
+            shares.append(tuple(work.get(s, 0) for s in prompts))
+        assert sum(map(sum, shares)) >= 80
+        assert len(shares) <= 10, "each step has a chunk"
 
 
 class TestDrafts:
@@ -197,6 +235,7 @@ def test_random_events_keep_memory_and_sequences_consistent(data: st.DataObject)
     """FakeMemory compares the tokens of slots and sequences at every step."""
     kind = data.draw(st.sampled_from(KINDS))
     budget = data.draw(st.sampled_from([0, 400, MB]))
+    adapters = data.draw(st.sampled_from([[""], ["", "a"], ["", "a", "bb"]]))
     rig = Rig(4, chunk=16, kind=kind, budget=budget)
     unfinished = list[Sequence]()
     # The texts share prefixes of all lengths.
@@ -206,7 +245,9 @@ def test_random_events_keep_memory_and_sequences_consistent(data: st.DataObject)
     for step in range(data.draw(st.integers(1, 30))):
         for _ in range(data.draw(st.integers(0, 3))):
             client = data.draw(st.sampled_from(CLIENTS))
-            unfinished.append(sequence(data.draw(prompts), submitted_at=step / 100, client=client))
+            adapter = data.draw(st.sampled_from(adapters))
+            prompt = data.draw(prompts)
+            unfinished.append(sequence(prompt, submitted_at=step / 100, client=client, adapter=adapter))
             rig.add(unfinished[-1])
         for item in [item for item in unfinished if item.n_generated == item.params.max_tokens]:
             rig.scheduler.remove(item)
@@ -219,9 +260,12 @@ def test_random_events_keep_memory_and_sequences_consistent(data: st.DataObject)
             unfinished.remove(item)
         work = rig.scheduler.schedule()
         slots = [x.slot for x in rig.scheduler.running]
-        assert slots == list(range(len(slots)))
-        if any(w.sequence.is_decoding for w in work):
-            assert [w.sequence.slot for w in work] == slots, "a gap in the batch"
+        for adapter in adapters:
+            own = [x.slot for x in rig.scheduler.running if x.adapter == adapter]
+            assert own == list(range(*((min(own), max(own) + 1) if own else (0,))))
+            planned = [w.sequence for w in work if w.sequence.adapter == adapter]
+            if any(s.is_decoding for s in planned):
+                assert [s.slot for s in planned] == own, "a gap in the batch"
         rig.memory.compute(work)
         assert len(set(slots)) == len(slots) <= 4
         assert bool(work) == bool(unfinished), "no work is scheduled"
@@ -232,5 +276,6 @@ def test_random_events_keep_memory_and_sequences_consistent(data: st.DataObject)
         rig.scheduler.remove(item)
     assert rig.scheduler.running == []
     assert {slot: held for slot, held in rig.memory.slots.items() if held} == {
-        slot: resident.tokens for slot, resident in rig.cache._residents.items()
+        slot: [token + 10**8 * len(resident.adapter) for token in resident.tokens]
+        for slot, resident in rig.cache._residents.items()
     }

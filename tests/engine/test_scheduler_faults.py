@@ -51,12 +51,12 @@ class TestFaults:
         three = [sequence(3, submitted_at=float(t)) for t in range(3)]
         rig.add(*three)
         rig.step()
-        rig.scheduler.remove(three[0])
-        rig.cache.drop(0)
+        rig.scheduler.remove(three[1])
+        rig.cache.drop(1)
         self.fail_once(monkeypatch, rig.memory, method)
         assert self.fault(rig) is three[2]
         rig.step()
-        assert rig.scheduler.running == [three[1]]
+        assert rig.scheduler.running == [three[0]]
         rig.run_all()
         assert {slot for slot, held in rig.memory.slots.items() if held} == set(rig.cache._residents)
 

@@ -33,13 +33,13 @@ class KVMemory(Protocol):
 class StateStore(Protocol):
     """Persistent states, implemented by ``state_files.StateFiles``."""
 
-    def n_bytes(self, tokens: Tokens[int]) -> int:
+    def n_bytes(self, tokens: Tokens[int], adapter: str = "") -> int:
         """Size of the state after exactly these tokens; 0 if there is none."""
 
-    def load(self, tokens: Tokens[int]) -> State | None:
+    def load(self, tokens: Tokens[int], adapter: str = "") -> State | None:
         """The state after exactly these tokens, or None."""
 
-    def save(self, tokens: Tokens[int], state: State) -> None: ...
+    def save(self, tokens: Tokens[int], state: State, adapter: str = "") -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ class Resident:
     slot: int
     tokens: list[int]  # of a running sequence: only the prompt
     sequence: Sequence | None
+    adapter: str = ""
 
     @property
     def n_computed(self) -> int:
@@ -97,6 +98,7 @@ class Saved:
     is_partial: bool = False
     value: float = 0.0
     priority: float = 0.0
+    adapter: str = ""
 
     @property
     def n_bytes(self) -> int:

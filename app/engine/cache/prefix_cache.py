@@ -22,7 +22,7 @@ from app.engine.cache.kv_state import (
     StateStore,
 )
 from app.engine.cache.prefix_lookup import PrefixLookup
-from app.engine.cache.prefix_tree import PrefixTree
+from app.engine.cache.prefix_trees import PrefixTrees
 from app.engine.cache.saved_states import SavedStates
 from app.engine.sequence import Sequence
 
@@ -71,7 +71,7 @@ class PrefixCache:
     kind: MemoryKind
     budget: int
     files: StateStore | None = None
-    _tree: PrefixTree[Resident | Saved] = field(default_factory=PrefixTree)
+    _trees: PrefixTrees = field(default_factory=PrefixTrees)
     _residents: dict[int, Resident] = field(default_factory=dict)  # in the order of assignment
     _saved: SavedStates = field(init=False)
     _lookup: PrefixLookup = field(init=False)
@@ -79,8 +79,8 @@ class PrefixCache:
 
     def __post_init__(self) -> None:
         has_files = self.files is not None
-        self._saved = SavedStates(self._tree, self.kind, self.budget, has_files=has_files)
-        self._lookup = PrefixLookup(self._tree, self.memory, self.kind)
+        self._saved = SavedStates(self._trees, self.kind, self.budget, has_files=has_files)
+        self._lookup = PrefixLookup(self._trees, self.memory, self.kind)
 
     @property
     def figures(self) -> CacheFigures:
@@ -93,13 +93,13 @@ class PrefixCache:
 
     # --- lookup
 
-    def lookup(self, tokens: Tokens[int], slot: int | None = None) -> Prefix:
+    def lookup(self, tokens: Tokens[int], adapter: str = "", slot: int | None = None) -> Prefix:
         """The longest known prefix of a prompt; see ``PrefixLookup.longest``."""
-        return self._lookup.longest(tokens, slot)
+        return self._lookup.longest(tokens, adapter, slot)
 
-    def slot_with(self, tokens: Tokens[int], free: Iterable[int]) -> int | None:
+    def slot_with(self, sequence: Sequence, free: Iterable[int]) -> int | None:
         """The free slot with the longest known prefix of the prompt, if any."""
-        prefix = self.lookup(tokens)
+        prefix = self.lookup(sequence.searched, sequence.adapter)
         source = prefix.holder or prefix.source
         if isinstance(source, Resident) and source.sequence is None and source.slot in free:
             return source.slot
@@ -122,7 +122,7 @@ class PrefixCache:
 
         If this raises, the sequence has no slot.
         """
-        prefix = self.lookup(sequence.searched, slot)
+        prefix = self.lookup(sequence.searched, sequence.adapter, slot)
         n_tokens = prefix.n_tokens
         tier = prefix.source.tier if prefix.source else None  # before the state is read from disk
         source, partial = self._parts_of(prefix)
@@ -139,7 +139,7 @@ class PrefixCache:
         sequence.slot, sequence.n_computed = slot, n_tokens
         if not sequence.was_suspended:
             sequence.n_cached, sequence.cache_tier = n_tokens, tier if n_tokens else None
-        self._add(Resident(slot, sequence.prompt, sequence))
+        self._add(Resident(slot, sequence.prompt, sequence, sequence.adapter))
 
     def leave(self, sequence: Sequence) -> None:
         """Release the slot of a finished sequence. Its KV stays until the slot is reused."""
@@ -148,7 +148,8 @@ class PrefixCache:
         self._remove(resident)
         sequence.slot = None
         if sequence.n_computed:
-            self._add(Resident(resident.slot, sequence.tokens[: sequence.n_computed], None))
+            tokens = sequence.tokens[: sequence.n_computed]
+            self._add(Resident(resident.slot, tokens, None, sequence.adapter))
 
     def move(self, sequence: Sequence, target: int) -> None:
         """Move a running sequence to another slot, and save the old contents of that slot.
@@ -164,14 +165,14 @@ class PrefixCache:
             self.memory.clear_sequence(source.slot)
         self._remove(source)
         sequence.slot = target
-        self._add(Resident(target, sequence.prompt, sequence))
+        self._add(Resident(target, sequence.prompt, sequence, sequence.adapter))
 
     def rewind(self, sequence: Sequence, n_tokens: int) -> None:
         """Keep at most the first ``n_tokens`` of a running sequence: fewer if they cannot be restored."""
         slot = sequence.slot
         assert slot is not None
         if not self.memory.can_truncate(slot, n_tokens):
-            prefix = self.lookup(sequence.tokens[: n_tokens + 1], _ELSEWHERE)
+            prefix = self.lookup(sequence.tokens[: n_tokens + 1], sequence.adapter, _ELSEWHERE)
             source, partial = self._parts_of(prefix)
             state = self._state_of(source, partial)
             self.memory.clear_sequence(slot)
@@ -190,11 +191,11 @@ class PrefixCache:
 
     def _add(self, resident: Resident) -> None:
         self._residents[resident.slot] = resident
-        self._tree.insert(resident.tokens, resident)
+        self._trees.insert(resident)
         self._n_changes += 1
 
     def _remove(self, resident: Resident) -> None:
-        self._tree.discard(resident)
+        self._trees.discard(resident)
         del self._residents[resident.slot]
         self._n_changes += 1
 
@@ -249,7 +250,7 @@ class PrefixCache:
     def _touch(self, saved: Saved) -> State | None:
         """Return the state of a saved prefix, from disk if necessary. Marks it as most recently used."""
         if saved.state is None:
-            saved.state = self._load(saved.tokens)
+            saved.state = self._load(saved.tokens, saved.adapter)
             if saved.state is None:
                 self._saved.discard(saved)
                 return None
@@ -257,17 +258,18 @@ class PrefixCache:
         self._saved.mark_used(saved)
         return saved.state
 
-    def _load(self, tokens: Tokens[int]) -> State | None:
+    def _load(self, tokens: Tokens[int], adapter: str) -> State | None:
         if self.files is None:
             return None
-        n_bytes = self.files.n_bytes(tokens)
-        has_room = n_bytes and self._saved.make_room(Saved(list(tokens), None), n_bytes)
-        return self.files.load(tokens) if has_room else None
+        n_bytes = self.files.n_bytes(tokens, adapter)
+        saved = Saved(list(tokens), None, adapter=adapter)
+        has_room = n_bytes and self._saved.make_room(saved, n_bytes)
+        return self.files.load(tokens, adapter) if has_room else None
 
     def _save_before_loss(self, resident: Resident, n_kept: int, *pinned: State | None) -> None:
         """Save a slot unless its tokens beyond ``n_kept`` are few or cached elsewhere."""
         n_known = n_kept if self.kind.truncatable else 0
-        for depth, item in self._tree.matches(resident.tokens):
+        for depth, item in self._trees.matches(resident.tokens, resident.adapter):
             if item is not resident and not (isinstance(item, Saved) and item.is_partial):
                 n_known = max(n_known, self._lookup.usable(item, depth, _ELSEWHERE))
                 if n_known >= depth:
@@ -302,7 +304,7 @@ class PrefixCache:
         if resident.sequence is not None:
             tokens = resident.sequence.tokens[: resident.n_computed]
         n_bytes = self.memory.sequence_bytes(resident.slot, partial=is_partial)
-        saved = Saved(list(tokens), None, is_context, is_partial)
+        saved = Saved(list(tokens), None, is_context, is_partial, adapter=resident.adapter)
         saved.value = self._saved.value(saved, n_bytes, resident)
         least = math.inf if is_needed or is_context else saved.value
         if not self._saved.make_room(saved, n_bytes, pinned, value=least):
@@ -330,7 +332,7 @@ class PrefixCache:
         """Save the state after the computed tokens of a running sequence, unless it is known."""
         assert sequence.slot is not None
         n_tokens = sequence.n_computed
-        for depth, item in self._tree.matches(sequence.tokens[:n_tokens]):
+        for depth, item in self._trees.matches(sequence.tokens[:n_tokens], sequence.adapter):
             if depth < n_tokens:
                 break
             if isinstance(item, Saved) and len(item.tokens) == n_tokens:
@@ -340,11 +342,11 @@ class PrefixCache:
 
     # --- contexts
 
-    def load_context(self, tokens: Tokens[int]) -> bool:
+    def load_context(self, tokens: Tokens[int], adapter: str = "") -> bool:
         """Load a context's state from disk. False if it must be computed."""
-        state = self._load(tokens)
+        state = self._load(tokens, adapter)
         if state is not None:
-            saved = Saved(list(tokens), state, is_context=True)
+            saved = Saved(list(tokens), state, is_context=True, adapter=adapter)
             saved.value = self._saved.value(saved, state.nbytes)
             self._saved.keep(saved)
             self.figures.n_disk_bytes += state.nbytes
@@ -360,5 +362,5 @@ class PrefixCache:
                 len(sequence.tokens),
             )
         elif self.files is not None and saved.state is not None:
-            self.files.save(sequence.tokens, saved.state)
-            self.figures.n_disk_bytes += self.files.n_bytes(sequence.tokens)
+            self.files.save(sequence.tokens, saved.state, sequence.adapter)
+            self.figures.n_disk_bytes += self.files.n_bytes(sequence.tokens, sequence.adapter)

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, replace
 
 from app.engine.cache.kv_state import KVMemory, MemoryKind, Prefix, Resident, Saved
-from app.engine.cache.prefix_tree import PrefixTree
+from app.engine.cache.prefix_trees import PrefixTrees
 
 # Cost of bringing a prefix into a slot, in units of prefilled tokens. A copy takes about 5 µs per token each
 # way, prefill 500 to 10,000 µs (docs/engine.md). So costs only decide between similar prefixes.
@@ -17,28 +17,29 @@ _COST_OF_READING = 24
 
 @dataclass(frozen=True, slots=True)
 class PrefixLookup:
-    """Searches the tree of a cache. It changes nothing.
+    """Searches the trees of a cache. It changes nothing.
 
     Attributes:
-        tree: All items of the cache.
+        trees: All items of the cache.
         memory: KV memory of the live sequences.
         kind: Its abilities.
     """
 
-    tree: PrefixTree[Resident | Saved]
+    trees: PrefixTrees
     memory: KVMemory
     kind: MemoryKind
 
-    def longest(self, tokens: Tokens[int], slot: int | None = None) -> Prefix:
+    def longest(self, tokens: Tokens[int], adapter: str, slot: int | None = None) -> Prefix:
         """Find the longest known prefix of a prompt. The last token is excluded: its logits are needed.
 
         Args:
             tokens: The prompt.
+            adapter: Its adapter.
             slot: The target slot; its contents need no copy. None: any slot.
         """
         best, best_score = Prefix(), 0
         n_expected, expected_from = 0, None
-        for depth, item in self.tree.matches(tokens):
+        for depth, item in self.trees.matches(tokens, adapter):
             n_shared = min(depth, len(tokens) - 1)
             if n_shared <= best_score:
                 break  # matches come in descending order
@@ -47,7 +48,7 @@ class PrefixLookup:
             if score > best_score:
                 holder = None
                 if isinstance(item, Saved) and item.is_partial:
-                    holder = self._holder(tokens[:n_usable], slot)
+                    holder = self._holder(tokens[:n_usable], adapter, slot)
                     if holder is None:
                         continue
                     score -= self._cost(holder, slot)
@@ -57,10 +58,10 @@ class PrefixLookup:
                 n_expected, expected_from = n_shared, item.sequence
         return replace(best, n_expected=n_expected, expected_from=expected_from)
 
-    def _holder(self, tokens: Tokens[int], slot: int | None) -> Resident | Saved | None:
+    def _holder(self, tokens: Tokens[int], adapter: str, slot: int | None) -> Resident | Saved | None:
         """The item that can most cheaply bring keys and values of these tokens into a slot."""
         holders: list[Resident | Saved] = []
-        for depth, item in self.tree.matches(tokens):
+        for depth, item in self.trees.matches(tokens, adapter):
             if depth < len(tokens):
                 break
             if item.n_held >= depth:

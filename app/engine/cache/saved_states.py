@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Tokens
 
 from app.engine.cache.kv_state import CacheFigures, MemoryKind, Resident, Saved, State
-from app.engine.cache.prefix_tree import PrefixTree
+from app.engine.cache.prefix_trees import PrefixTrees
 
 
 class SavedStates:
@@ -22,13 +22,11 @@ class SavedStates:
         n_changes: Number of states that were added or removed.
     """
 
-    def __init__(
-        self, tree: PrefixTree[Resident | Saved], kind: MemoryKind, budget: int, *, has_files: bool
-    ) -> None:
+    def __init__(self, trees: PrefixTrees, kind: MemoryKind, budget: int, *, has_files: bool) -> None:
         """Create an empty store.
 
         Args:
-            tree: Gets an item for every state.
+            trees: Get an item for every state.
             kind: Abilities of KV memory.
             budget: Maximum bytes of all states.
             has_files: Whether evicted contexts are still on disk.
@@ -36,7 +34,7 @@ class SavedStates:
         self.budget = budget
         self.figures = CacheFigures()
         self.n_changes = 0
-        self._tree = tree
+        self._trees = trees
         self._kind = kind
         self._has_files = has_files
         self._states: dict[Saved, None] = {}  # least recently used first
@@ -54,14 +52,14 @@ class SavedStates:
         self._states[saved] = None
         self.figures.n_bytes += saved.n_bytes
         self.figures.n_states = len(self._states)
-        self._tree.insert(saved.tokens, saved)
+        self._trees.insert(saved)
         self.n_changes += 1
         if self._kind.divisible and not saved.is_partial:
             self._lower_values(saved)
 
     def _lower_values(self, new: Saved) -> None:
         """Lower the values of complete states whose keys and values ``new`` also has."""
-        for _, item in self._tree.matches(new.tokens):
+        for _, item in self._trees.matches(new.tokens, new.adapter):
             if isinstance(item, Saved) and item is not new and not item.is_partial:
                 item.value = min(item.value, self.value(item, item.n_bytes, item))
                 item.priority = min(item.priority, self._clock + item.value)
@@ -80,7 +78,7 @@ class SavedStates:
         if self._kind.truncatable:
             return 0.0
         n_tokens, n_known = len(saved.tokens), 0
-        for depth, item in self._tree.matches(saved.tokens):
+        for depth, item in self._trees.matches(saved.tokens, saved.adapter):
             if self._kind.divisible and not saved.is_partial:
                 if item is not source:
                     n_known = max(n_known, min(depth, item.n_held))
@@ -135,7 +133,7 @@ class SavedStates:
         if not saved.is_partial:
             return saved.priority
         n_tokens = len(saved.tokens)
-        for depth, item in self._tree.matches(saved.tokens):
+        for depth, item in self._trees.matches(saved.tokens, saved.adapter):
             if depth < n_tokens:
                 break
             if item.n_held >= n_tokens:
@@ -146,7 +144,7 @@ class SavedStates:
         """States that a new one replaces: of the same tokens, and of prefixes that it can be truncated to."""
         return [
             item
-            for depth, item in self._tree.matches(new.tokens)
+            for depth, item in self._trees.matches(new.tokens, new.adapter)
             if isinstance(item, Saved)
             and not item.is_context
             and depth == len(item.tokens)
@@ -164,7 +162,7 @@ class SavedStates:
 
     def discard(self, saved: Saved) -> None:
         """Remove a state."""
-        self._tree.discard(saved)
+        self._trees.discard(saved)
         self.figures.n_bytes -= saved.n_bytes
         self._states.pop(saved, None)
         self.figures.n_states = len(self._states)

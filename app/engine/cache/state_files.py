@@ -26,6 +26,7 @@ import time
 from collections.abc import Mapping, Sequence
 from io import BufferedReader
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,14 @@ class StateFiles:
     created for their owner only. A folder that others can write to is not used; a warning is logged once.
     """
 
-    def __init__(self, folder: Path, key: Mapping[str, str], *, max_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        key: Mapping[str, str],
+        *,
+        max_bytes: int,
+        adapters: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Set the folder; the first ``save`` creates it.
 
         Args:
@@ -66,31 +74,32 @@ class StateFiles:
                 States of another key are not found.
             max_bytes: Maximum size of all files of the folder, including those of other keys. One more file
                 may exist during a save.
+            adapters: The identity of each adapter, by its name.
         """
         self._folder = folder
-        self._key = dict(key)
+        self._keys = {name: {**key, "adapter": identity} for name, identity in adapters.items()}
+        self._keys[""] = dict(key)
         self._max_bytes = max_bytes
-        self._key_digest = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode())
         self._warned: set[str] = set()
 
-    def n_bytes(self, tokens: Sequence[int]) -> int:
+    def n_bytes(self, tokens: Sequence[int], adapter: str = "") -> int:
         """Size of the file for these tokens, a few hundred bytes more than the state; 0 if there is none."""
         try:
-            return self._path(tokens).lstat().st_size
+            return self._path(tokens, adapter).lstat().st_size
         except OSError:  # ``load`` logs the reason
             return 0
 
-    def load(self, tokens: Sequence[int]) -> NDArray[np.uint8] | None:
-        """The state that was saved for exactly these tokens under this key, or None.
+    def load(self, tokens: Sequence[int], adapter: str = "") -> NDArray[np.uint8] | None:
+        """The state that was saved for exactly these tokens under this key and adapter, or None.
 
         A damaged or foreign file is logged as a warning and ignored.
         """
-        path = self._path(tokens)
+        path = self._path(tokens, adapter)
         try:
             if not self._is_trusted():
                 return None
             with open(path, "rb", opener=lambda name, _: os.open(name, _OPEN_FLAGS)) as file:
-                state = self._read(file, tokens)
+                state = self._read(file, self._header(tokens, adapter))
                 with contextlib.suppress(OSError):  # a read-only folder can be used too
                     os.utime(file.fileno())
         except (FileNotFoundError, NotADirectoryError):
@@ -101,19 +110,19 @@ class StateFiles:
             return None
         return state
 
-    def save(self, tokens: Sequence[int], state: NDArray[np.uint8]) -> None:
+    def save(self, tokens: Sequence[int], state: NDArray[np.uint8], adapter: str = "") -> None:
         """Save the state of these tokens, completely or not at all.
 
         The least recently used files are removed until the folder is within its limit. A state larger than
         the limit is not saved. If the folder cannot be written, a warning is logged once.
         """
         state = np.ascontiguousarray(state)
-        head = self._head(tokens, state)
+        head = _head({**self._header(tokens, adapter), "n_bytes": state.nbytes}, state)
         n_bytes = len(head) + state.nbytes
         if n_bytes > self._max_bytes:
             self._warn_once("A state of %d bytes is not saved: the limit is %d", n_bytes, self._max_bytes)
             return
-        path = self._path(tokens)
+        path = self._path(tokens, adapter)
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._is_trusted():
@@ -138,24 +147,19 @@ class StateFiles:
         self._warn_once("The folder %s is not used for states: %s; %s", self._folder, reason, remedy)
         return False
 
-    def _path(self, tokens: Sequence[int]) -> Path:
-        digest = self._key_digest.copy()
+    def _path(self, tokens: Sequence[int], adapter: str) -> Path:
+        digest = hashlib.sha256(json.dumps(self._keys[adapter], sort_keys=True).encode())
         digest.update(_as_bytes(tokens))
         return self._folder / f"{digest.hexdigest()}.kv"
 
-    def _header(self, tokens: Sequence[int], n_bytes: int) -> dict[str, object]:
+    def _header(self, tokens: Sequence[int], adapter: str) -> dict[str, object]:
         return {
-            "key": self._key,
-            "n_bytes": n_bytes,
+            "key": self._keys[adapter],
             "n_tokens": len(tokens),
             "tokens": hashlib.sha256(_as_bytes(tokens)).hexdigest(),
         }
 
-    def _head(self, tokens: Sequence[int], state: NDArray[np.uint8]) -> bytes:
-        header = json.dumps(self._header(tokens, state.nbytes)).encode() + b"\n"
-        return _MAGIC + _checksum(header, state) + header
-
-    def _read(self, file: BufferedReader, tokens: Sequence[int]) -> NDArray[np.uint8]:
+    def _read(self, file: BufferedReader, expected: Mapping[str, object]) -> NDArray[np.uint8]:
         status = os.fstat(file.fileno())
         _check_status(status)
         magic = file.readline(len(_MAGIC))
@@ -163,7 +167,7 @@ class StateFiles:
             raise _Unusable("its format has another version" if magic.startswith(_FORMAT) else "not a state")
         checksum, header = file.readline(_MAX_LINE), file.readline(_MAX_LINE)
         n_bytes = status.st_size - file.tell()
-        _check_header(header, self._header(tokens, n_bytes))
+        _check_header(header, {**expected, "n_bytes": n_bytes})
         state = returnable_buffer(n_bytes)
         if file.readinto(state.data) != n_bytes or _checksum(header, state) != checksum:
             raise _Unusable("damaged, its checksum does not match")
@@ -196,6 +200,11 @@ class StateFiles:
         if message not in self._warned:
             self._warned.add(message)
             logger.warning(message, *values)
+
+
+def _head(header: Mapping[str, object], state: NDArray[np.uint8]) -> bytes:
+    line = json.dumps(header).encode() + b"\n"
+    return _MAGIC + _checksum(line, state) + line
 
 
 def _as_bytes(tokens: Sequence[int]) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.engine.llama.batch import Batch
-from app.engine.llama.model import Model
+from app.engine.llama.model import Adapter, Model
 from app.engine.llama.native import (
     DecodeAborted,
     DecodeError,
@@ -148,6 +148,21 @@ class Context:
             address = ctypes.cast(pointer, ctypes.c_void_p).value
             if self._logits.shape[0] != n_rows or self._logits.ctypes.data != address:
                 self._logits = np.ctypeslib.as_array(pointer, (n_rows, self._n_vocab))
+
+    def use_adapter(self, adapter: Adapter | None) -> None:
+        """Compute later decodes with an adapter, or with the model alone.
+
+        A change takes some milliseconds: llama.cpp builds its graphs again.
+        """
+        handles, scales = (ctypes.c_void_p * 1)(), (ctypes.c_float * 1)()
+        if adapter is not None:
+            handles[0], scales[0] = adapter.handle, adapter.scale
+        function = native_function(
+            "llama_set_adapters_lora",
+            ctypes.c_int32,
+            *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p),
+        )
+        function(self._handle, handles, int(adapter is not None), scales)
 
     def abort(self) -> None:
         """Abort the running decode and all later ones with DecodeAborted. Callable from any thread."""

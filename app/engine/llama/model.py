@@ -5,15 +5,31 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
-from app.engine.llama.native import ModelLoadError, drop_mapped_pages, last_error, start_backend, start_matmul
+from app.engine.llama.native import (
+    ModelLoadError,
+    drop_mapped_pages,
+    last_error,
+    native_function,
+    start_backend,
+    start_matmul,
+)
 from app.machine.progress import Progress
 
 logger = logging.getLogger("tokenstream.llama")
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A loaded LoRA adapter, and the factor of its additions."""
+
+    handle: int
+    scale: float
 
 
 class Model:
@@ -66,6 +82,7 @@ class Model:
         self.is_truncatable: bool = not (self.is_recurrent or self.n_window)
         template = lib.llama_model_chat_template(self._handle, None)
         self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
+        self.adapters: dict[str, Adapter] = {}  # by name
         # Of a reranker: a text with {query} and {document}.
         template = lib.llama_model_chat_template(self._handle, b"rerank")
         self.rerank_template: str | None = template.decode("utf-8", "replace") if template else None
@@ -76,6 +93,25 @@ class Model:
         buffer = ctypes.create_string_buffer(256)
         lib.llama_model_desc(self._handle, buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
+
+    def load_adapter(self, name: str, path: Path, scale: float = 1.0) -> None:
+        """Load a LoRA adapter: low-rank additions to the weights. The model frees it.
+
+        Load all adapters before the first Context: they determine the size of its graphs.
+
+        Args:
+            name: A key of ``adapters``.
+            path: A GGUF of type ``adapter``.
+            scale: Factor of the additions.
+
+        Raises:
+            ModelLoadError: llama.cpp rejects the file.
+        """
+        load = native_function("llama_adapter_lora_init", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
+        handle = load(self._handle, str(path).encode())
+        if not handle:
+            raise ModelLoadError(last_error("no reason given"))
+        self.adapters[name] = Adapter(handle, scale)
 
     def close(self) -> None:
         if self._handle:

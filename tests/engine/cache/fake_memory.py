@@ -12,11 +12,16 @@ from app.engine.cache.kv_state import MemoryKind
 from app.engine.client import LOCAL, Client
 from app.engine.sampling.params import SamplingParams
 from app.engine.scheduler import Work
-from app.engine.sequence import AnswerSequence
+from app.engine.sequence import AnswerSequence, Sequence
 
 
 def sequence(
-    prompt: list[int] | int, *, max_tokens: int = 8, submitted_at: float = 0.0, client: Client = LOCAL
+    prompt: list[int] | int,
+    *,
+    max_tokens: int = 8,
+    submitted_at: float = 0.0,
+    client: Client = LOCAL,
+    adapter: str = "",
 ) -> AnswerSequence:
     """A sequence with a prompt. An integer is the length of a prompt of unique tokens."""
     nothing = cast(Any, None)
@@ -25,8 +30,19 @@ def sequence(
         FakeMemory.unique += len(prompt)
     params = SamplingParams(max_tokens=max_tokens)
     return AnswerSequence(
-        prompt, params, cast(Any, NoSampler()), nothing, submitted_at=submitted_at, client=client
+        prompt,
+        params,
+        cast(Any, NoSampler()),
+        nothing,
+        submitted_at=submitted_at,
+        client=client,
+        adapter=adapter,
     )
+
+
+def values(item: Sequence, n_tokens: int) -> list[int]:
+    """KV of the first tokens: they depend on the adapter."""
+    return [token + 10**8 * len(item.adapter) for token in item.tokens[:n_tokens]]
 
 
 class NoSampler:
@@ -79,8 +95,8 @@ class FakeMemory:
             item = piece.sequence
             assert item.slot is not None
             held = self.slots.setdefault(item.slot, [])
-            assert held == item.tokens[: item.n_computed], "KV memory and the sequence differ"
-            held += item.tokens[item.n_computed : item.n_computed + piece.n_tokens]
+            assert held == values(item, item.n_computed), "KV memory and the sequence differ"
+            held += values(item, item.n_computed + piece.n_tokens)[len(held) :]
             if not item.is_decoding:
                 self.n_prefilled += piece.n_tokens
             item.n_computed += piece.n_tokens

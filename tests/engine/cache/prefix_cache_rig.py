@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Tokens
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,14 +47,14 @@ class Files:
     """State files in memory."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[int, ...], NDArray[np.uint8]] = {}
+        self.kept: dict[tuple[str, tuple[int, ...]], NDArray[np.uint8]] = {}
 
-    def n_bytes(self, tokens: object) -> int:
-        state = self.kept.get(tuple(tokens))  # type: ignore[arg-type]
+    def n_bytes(self, tokens: Tokens[int], adapter: str = "") -> int:
+        state = self.kept.get((adapter, tuple(tokens)))
         return 0 if state is None else state.nbytes
 
-    def load(self, tokens: object) -> NDArray[np.uint8] | None:
-        return self.kept.get(tuple(tokens))  # type: ignore[arg-type]
+    def load(self, tokens: Tokens[int], adapter: str = "") -> NDArray[np.uint8] | None:
+        return self.kept.get((adapter, tuple(tokens)))
 
-    def save(self, tokens: object, state: NDArray[np.uint8]) -> None:
-        self.kept[tuple(tokens)] = state.copy()  # type: ignore[arg-type]
+    def save(self, tokens: Tokens[int], state: NDArray[np.uint8], adapter: str = "") -> None:
+        self.kept[adapter, tuple(tokens)] = state.copy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable
+from collections.abc import Sequence as Tokens
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ class FaultyRig(Rig):
             assert resident.sequence is None or resident.sequence.slot == slot
         for item in self.running:
             assert item.slot is None or cache._residents[item.slot].sequence is item
-        assert set(cache._tree) == {*cache._residents.values(), *cache._saved}
+        assert set(cache._trees) == {*cache._residents.values(), *cache._saved}
         assert cache.figures.n_bytes == sum(saved.n_bytes for saved in cache._saved) <= cache.budget
         assert cache.figures.n_states == len(cache._saved)
 
@@ -184,7 +185,7 @@ def test_after_a_fault_the_tree_has_only_current_sequences(
                 for slot in slots:
                     cache.drop(slot)
         monkeypatch.undo()
-        assert set(cache._tree) <= {*cache._residents.values(), *cache._saved}
+        assert set(cache._trees) <= {*cache._residents.values(), *cache._saved}
         assert cache.figures.n_bytes == sum(saved.n_bytes for saved in cache._saved) <= cache.budget
     assert n_faults > len(KINDS)
 
@@ -229,8 +230,8 @@ class CountedFiles(Files):
         super().__init__()
         self.memory = memory
 
-    def load(self, tokens: object) -> NDArray[np.uint8] | None:
-        state = super().load(tokens)
+    def load(self, tokens: Tokens[int], adapter: str = "") -> NDArray[np.uint8] | None:
+        state = super().load(tokens, adapter)
         if state is None:
             return None
         state = state.copy()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from app.engine.cache.kv_state import MemoryKind, Resident, Saved
-from app.engine.cache.prefix_tree import PrefixTree
+from app.engine.cache.prefix_trees import PrefixTrees
 from app.engine.cache.saved_states import SavedStates
 
 
@@ -14,10 +14,10 @@ class Store:
     """A store of 100 bytes, and a slot with 1,000 tokens."""
 
     def __init__(self) -> None:
-        self.tree: PrefixTree[Resident | Saved] = PrefixTree()
-        self.states = SavedStates(self.tree, MemoryKind(False, True), 100, has_files=False)
+        self.trees = PrefixTrees()
+        self.states = SavedStates(self.trees, MemoryKind(False, True), 100, has_files=False)
         self.slot = Resident(0, list(range(1000)), None)
-        self.tree.insert(self.slot.tokens, self.slot)
+        self.trees.insert(self.slot)
 
     def save(self, n_tokens: int, n_bytes: int = 25, *, is_partial: bool = True) -> Saved:
         saved = Saved(self.slot.tokens[:n_tokens], np.zeros(n_bytes, np.uint8), is_partial=is_partial)
@@ -54,9 +54,9 @@ def test_a_state_of_little_value_evicts_no_other(store: Store) -> None:
 
 def test_partial_states_whose_keys_are_lost_are_evicted_first(store: Store) -> None:
     store.save(500)
-    store.tree.discard(store.slot)
+    store.trees.discard(store.slot)
     store.slot = Resident(0, list(range(2000, 3000)), None)
-    store.tree.insert(store.slot.tokens, store.slot)
+    store.trees.insert(store.slot)
     for n_tokens in (100, 110, 120, 130):
         store.save(n_tokens)
     assert store.lengths == {100, 110, 120, 130}
