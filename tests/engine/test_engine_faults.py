@@ -81,8 +81,8 @@ class TestFaults:
     async def test_a_fault_in_a_move_ends_the_moving_sequence_only(
         self, engine: AsyncEngine, reports: Reports, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        n_tokens = (2, 40, 40)
-        first, staying, moving = (
+        n_tokens = (40, 2, 40)
+        staying, first, moving = (
             submit(engine, LONG + " " * n, max_tokens=m) for n, m in enumerate(n_tokens)
         )
         move = PrefixCache.move
