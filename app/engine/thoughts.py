@@ -134,6 +134,13 @@ class ThoughtReader:
         """Record that no thought precedes the answer."""
         self._state = _State.ANSWER
 
+    def instead_of(self, token: int) -> int:
+        """The token that ends the thought, if ``token`` would end the output within it."""
+        if not self.is_thinking or token not in self._vocab.end_of_generation:
+            return token
+        self.forced = self._thinking.closing_tokens
+        return self.forced[0] if self.forced else token
+
     def push(self, token: int) -> NewText:
         """Add a token."""
         if self.forced and token == self.forced[0]:

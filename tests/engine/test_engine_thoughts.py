@@ -78,6 +78,21 @@ async def test_the_model_may_begin_a_thought_before_a_constrained_answer(engine:
     assert texts[1] == ("", 0)
 
 
+async def test_an_end_within_a_thought_ends_the_thought_if_a_grammar_applies(engine: AsyncEngine) -> None:
+    answer = submit(
+        engine,
+        "Where is the Eiffel tower?",
+        thinking=thinking(engine, is_open=True, budget=None),
+        grammar=GrammarCompiler(engine.vocab).json_schema(SCHEMA),
+        logit_bias={engine.vocab.eos: 100.0},
+        max_tokens=60,
+    )
+    outputs = [output async for output in answer]
+    assert json.loads("".join(output.text for output in outputs))["city"] in ("Paris", "Rome")
+    assert outputs[-1].finish_reason is FinishReason.EOS
+    assert answer.n_thought == len(engine.vocab.tokenize(MARKS.closing, parse_special=True))
+
+
 async def test_max_tokens_counts_thoughts(engine: AsyncEngine) -> None:
     answer = submit(
         engine, "Where?", thinking=thinking(engine, is_open=True, budget=None), max_tokens=8, ignore_eos=True

@@ -47,8 +47,10 @@ class ThinkingSampler:
             logits[:] = -np.inf
             logits[self._thoughts.forced[0]] = 0
             return self._sampler.sample(logits)
-        if self._matcher is None or self._thoughts.is_thinking:
+        if self._matcher is None:
             return self._sampler.sample(logits)
+        if self._thoughts.is_thinking:  # the answer must follow
+            return self._thoughts.instead_of(self._sampler.sample(logits))
         if not self._thoughts.is_over:
             return self._sample_opening(logits)
         self._matcher.mask(logits)
