@@ -159,11 +159,12 @@ class _Candidates:
             return memory_plan(self._settings.model_copy(update=dict(values)), path, self._available)
 
     def keep(self, file_type: str | None) -> None:
-        """Delete the files of all other formats that were written for the comparison."""
+        """End the measurements, and delete the files of all other formats that were written for them."""
         self._measurer.close()
-        for name in list(self._converted):
+        while self._converted:
+            name, converted = self._converted.popitem()
             if name != file_type:
-                self._converted.pop(name).discard()
+                converted.discard()
 
 
 # --- output

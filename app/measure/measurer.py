@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -27,7 +28,6 @@ from app.machine.memory import available_memory
 from app.measure.loss import mean_loss
 from app.measure.mix import Mix, Rates, measure
 
-_MEMORY = 1 << 46  # bytes of address space: not limited. The kernel ends the child first, see _start.
 _START_SECONDS = 120.0
 _SLOWEST_DISK = 20e6  # bytes/s
 _MOST_MEMORY = 0.2  # share of the available memory for several models at once
@@ -140,11 +140,17 @@ class Measurer:
         child = self._children[trial.model, trial.matmul] = ChildProcess(
             "app.measure.measurer",
             [str(trial.model), trial.matmul],
-            memory=_MEMORY,
+            memory=_address_space(),
             errors=(TrialFailed,),
             start_seconds=_START_SECONDS + n_bytes / _SLOWEST_DISK,
         )
         return child
+
+
+def _address_space() -> int:
+    """The limit of this process, in bytes. Without memory, the kernel ends the child first; see `_start`."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return 1 << 46 if limit == resource.RLIM_INFINITY else limit
 
 
 def _size(model: Path) -> int:

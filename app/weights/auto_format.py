@@ -20,6 +20,7 @@ from app.machine.progress import report_stage
 from app.measure.comparison import N_REPEATS, Noise, compare
 from app.measure.measurer import Measurer, Trial, TrialFailed
 from app.measure.mix import Mix
+from app.weights.errors import ModelError
 from app.weights.quantized import quantized, target_of
 
 logger = logging.getLogger("tokenstream.hub")
@@ -105,23 +106,24 @@ def fastest_format(source: Trial, folder: Path, name: str) -> Path:
         ``source.model``, or a file in ``folder``.
 
     Raises:
-        ModelError: The disk is full or not writable, or llama.cpp cannot convert the model.
+        ModelError: The remembered format cannot be written again.
     """
     place = _place(source)
     with _only_process(place):
         chosen = _remembered(place)
         if chosen is None:
-            chosen = _choose(source, folder, name)
-            _remember(place, chosen, source.model)
+            chosen, is_complete = _choose(source, folder, name)
+            if is_complete:
+                _remember(place, chosen, source.model)
     if not chosen:
         return source.model
     return quantized(source.model, chosen, folder, n_threads=source.n_threads, name=name, tells_loss=False)
 
 
-def _choose(source: Trial, folder: Path, name: str) -> str:
-    """The fastest format; empty: that of the source."""
+def _choose(source: Trial, folder: Path, name: str) -> tuple[str, bool]:
+    """The fastest format, and whether all were compared. Empty: that of the source."""
     logger.info("QUANTIZE=auto: comparing number formats of %s, once", name)
-    best, chosen = source, None
+    best, chosen, is_complete = source, None, True
     with Measurer(Mix()) as measurer:
         try:
             measurer.fit(source)
@@ -137,11 +139,14 @@ def _choose(source: Trial, folder: Path, name: str) -> str:
                 if chosen is not None:
                     chosen.discard()
                 best, chosen = candidate, converted
-        except TrialFailed as error:
-            logger.warning("QUANTIZE=auto: %s cannot be measured, so it stays as it is: %s", name, error)
+        except (TrialFailed, ModelError) as error:
+            is_complete = False
+            logger.warning(
+                "QUANTIZE=auto: the comparison ended early, and the next start repeats it: %s", error
+            )
     kept = chosen.file_type if chosen else ""
     logger.info("QUANTIZE=auto: %s", kept or f"no other format of {name} is faster")
-    return kept
+    return kept, is_complete
 
 
 # --- the remembered choice

@@ -17,6 +17,7 @@ from app.measure.measurer import Measurer, Trial, TrialFailed
 from app.measure.mix import Mix, Rates
 from app.service.start import Start
 from app.service.tuned import with_tuned
+from app.weights.auto_format import Converted
 from tests.conftest import MODEL
 from tests.tiny_models import TinyModel
 
@@ -87,6 +88,24 @@ def test_a_faster_setting_is_kept_and_used_by_the_next_start(
     assert tuned.tgichat is None  # a complete object
     monkeypatch.setattr("app.fit.tuned_file.physical_cores", lambda: 64)
     assert with_tuned(settings()).flash_attention == "auto"
+
+
+def test_the_file_of_a_faster_format_is_kept(
+    settings: Callable[..., Settings],
+    force: Callable[[Speed], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    force(lambda trial: {"a": 1.1, "b": 1.2}.get(trial.model.parent.name, 1.0))
+    paths = [tmp_path / folder / "model.gguf" for folder in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        path.symlink_to(MODEL)
+    converted = [Converted(kind, path, True, 0.0) for kind, path in zip(("q8_0", "q6_k"), paths, strict=True)]
+    monkeypatch.setattr(module, "kept_formats", lambda *_: iter(converted))
+    tune(settings(), 4, None)
+    assert with_tuned(settings()).quantize == "q6_k"
+    assert [path.exists() for path in paths] == [False, True]
 
 
 def test_each_of_several_models_has_its_tuned_settings(

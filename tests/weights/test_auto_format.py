@@ -119,14 +119,20 @@ def test_a_file_of_an_earlier_start_stays(
 
 
 def test_a_model_that_cannot_be_measured_stays_as_it_is(
-    source: Path, tmp_path: Path, force: Callable[[Speed, Loss], list[str]], caplog: pytest.LogCaptureFixture
+    source: Path,
+    tmp_path: Path,
+    force: Callable[[Speed, Loss], list[str]],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def crash(_format: str) -> float:
         raise TrialFailed("it ended its process by signal SIGILL")
 
     force(crash, lambda _: 0.0)
     assert resolve(source, tmp_path) == source
-    assert "cannot be measured, so it stays as it is: it ended its process by signal SIGILL" in caplog.text
+    ended = "QUANTIZE=auto: the comparison ended early, and the next start repeats it: "
+    assert f"{ended}it ended its process by signal SIGILL" in caplog.messages
+    force(lambda kind: 1.0 if kind == "f16" else 2.0, lambda kind: 0.1 if kind == "q6_k" else 0.0)
+    assert resolve(source, tmp_path).name == "tiny.Q8_0.gguf"
 
 
 def test_a_real_choice(
