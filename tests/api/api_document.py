@@ -37,6 +37,7 @@ class Checker:
     def __init__(self, document: dict[str, Any]) -> None:
         self._document = document
         self._components = closed(document["components"])
+        self._validators: dict[int, tuple[Any, Draft202012Validator]] = {}  # by id() of the schema
 
     def check(self, operation: dict[str, Any], response: httpx.Response) -> None:
         """Fail unless status, headers, media type and body of a response are in the document."""
@@ -62,7 +63,10 @@ class Checker:
 
     def validate(self, schema: dict[str, Any], data: Any) -> None:
         """Fail unless ``data`` matches a schema of the document."""
-        Draft202012Validator({**closed(schema), "components": self._components}).validate(data)
+        if id(schema) not in self._validators:
+            whole = {**closed(schema), "components": self._components}
+            self._validators[id(schema)] = schema, Draft202012Validator(whole)
+        self._validators[id(schema)][1].validate(data)
 
 
 def data_of_events(text: str) -> list[Any]:
