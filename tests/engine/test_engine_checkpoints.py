@@ -60,7 +60,7 @@ def prompts(seed: int) -> Iterator[list[Message]]:
         messages.append(Message("assistant", words(20, question), thoughts=words(25, (seed, question))))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tokenizer(vocab: Vocab) -> Iterator[PromptTokenizer]:
     known = vocab.control_tokens | vocab.added_tokens
     special = {"bos_token": "", "eos_token": "<|im_end|>"}
@@ -69,7 +69,7 @@ def tokenizer(vocab: Vocab) -> Iterator[PromptTokenizer]:
     template.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def vocab(model: Model) -> Vocab:
     return model.vocab
 
@@ -96,7 +96,7 @@ class Agent:
         return tokens
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *HYBRIDS])
+@pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in HYBRIDS)])
 async def test_an_agent_prefills_little_more_than_its_new_tokens(
     tiny_model: TinyModel, tokenizer: PromptTokenizer, kind: Kind
 ) -> None:
