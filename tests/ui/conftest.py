@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, expect, sync_playwright
 
 from tests.ui.chat_page import ChatPage
 from tests.ui.relay import Relay
@@ -21,6 +21,9 @@ CHROMIUM_NAMES = (
     "chromium-browser",
     "google-chrome",
 )
+TIMEOUT = 90_000  # milliseconds; the defaults, 5 s and 30 s, are too short on a busy machine
+expect.set_options(timeout=TIMEOUT)
+
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -79,6 +82,7 @@ def page(browser: Browser, expected_messages: list[str]) -> Iterator[Page]:
         dialog.dismiss()
 
     context = browser.new_context(viewport={"width": 1200, "height": 800}, color_scheme="light")
+    context.set_default_timeout(TIMEOUT)
     page = context.new_page()
     page.on("console", on_console)
     page.on("dialog", on_dialog)
