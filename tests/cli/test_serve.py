@@ -36,12 +36,6 @@ def test_the_start_prints_the_address_the_model_and_an_example(start_server: Sta
     assert "Traceback" not in output
 
 
-def test_the_hint_about_larger_models_is_for_the_default_model_only(start_server: Start) -> None:
-    server = start_server(MODEL_PATH=str(MODEL)).wait_until()
-    assert server.stop() == 0
-    assert "make run MODEL=" not in server.output()
-
-
 @pytest.mark.parametrize(
     ("settings", "status", "message"),
     [
@@ -264,14 +258,8 @@ def test_a_second_signal_ends_the_server_at_once(start_server: Start) -> None:
     assert "Traceback" not in server.output()
 
 
-def test_ctrl_c_exits_with_0(start_server: Start) -> None:
-    server = start_server().wait_until()
-    assert server.stop(signal.SIGINT) == 0
-    assert "Traceback" not in server.output()
-
-
-def test_a_disconnect_within_the_body_leaves_no_traceback(start_server: Start) -> None:
-    server = start_server().wait_until()
+def test_ctrl_c_exits_with_0_after_a_disconnect_within_a_body(start_server: Start) -> None:
+    server = start_server(MODEL_PATH=str(MODEL)).wait_until()
     host, _, port = server.url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(
@@ -279,8 +267,9 @@ def test_a_disconnect_within_the_body_leaves_no_traceback(start_server: Start) -
             b'Content-Length: 100\r\n\r\n{"query"'
         )
     assert httpx.get(f"{server.url}/health").status_code == 200
-    assert server.stop() == 0
+    assert server.stop(signal.SIGINT) == 0
     assert "Traceback" not in server.output()
+    assert "make run MODEL=" not in server.output(), "the hint is for the default model"
 
 
 @pytest.mark.parametrize(
