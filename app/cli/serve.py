@@ -196,11 +196,13 @@ class _Server(uvicorn.Server):
 
     def _announce(self) -> None:
         settings, url = self._service.settings, self._url
+        names = ", ".join(slot.name for slot in self._service.models.slots)
         if settings.log_format == "json":
-            logger.info("ready: %s answers on %s", self._service.model_name, url)
+            logger.info("ready: %s answers on %s", names, url)
             return
-        lines = [f"\nTokenstream answers with {self._service.model_name} on {url}"]
-        if settings.model_path is None and settings.model_repo is None and settings.model_file is None:
+        lines = [f"\nTokenstream answers with {names} on {url}"]
+        chosen = (settings.models, settings.model_path, settings.model_repo, settings.model_file)
+        if not any(chosen):
             larger = "tokenstream serve --model qwen3-1.7b" if IS_WHEEL else "make run MODEL=qwen3-1.7b"
             lines += [
                 "This is a small model for a first try. A larger one gives better answers:",

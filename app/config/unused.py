@@ -11,6 +11,7 @@ _FOREIGN = {
     "HTTP_WORKERS": "one event loop serves all connections; MODEL_THREADS sets the compute threads",
     "RUST_LOG": "LOG_LEVEL sets the minimum level of log lines",
 }
+_WITH_MODELS = ("models_pinned", "models_at_start", "idle_unload")
 _WITH_KNOWLEDGE = ("data_path", "knowledge_index", "model_prompt_template")
 
 
@@ -22,5 +23,8 @@ def unused_variables(settings: Settings, environment: Mapping[str, str]) -> Iter
     if settings.knowledge == "off":
         for name in sorted(settings.model_fields_set.intersection(_WITH_KNOWLEDGE)):
             yield f"{name.upper()} has no effect without a knowledge base; set KNOWLEDGE=on"
+    if not settings.models:
+        for name in sorted(settings.model_fields_set.intersection(_WITH_MODELS)):
+            yield f"{name.upper()} has no effect without MODELS"
     if settings.main_gpu and not settings.model_gpu_layers:
         yield f"MAIN_GPU={settings.main_gpu} has no effect: MODEL_GPU_LAYERS is 0"

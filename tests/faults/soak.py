@@ -1,6 +1,8 @@
 """``make soak``: all dialects at random with random cancels; then nothing may have grown.
 
-SOAK_MINUTES sets the duration (30). The first fifth warms up.
+SOAK_MINUTES sets the duration (30). The first fifth warms up. The server has the default model and two tiny
+ones. MODELS_MEMORY has room for one of these, so they are unloaded for each other. SOAK_MODELS=1: only the
+default model.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 import httpx
 
 from tests.conftest import Server, changed_program
+from tests.tiny_models import write_tiny_model
 
 SETTINGS = {
     "N_CTX": "8192",
@@ -29,6 +32,9 @@ SETTINGS = {
     "EMBEDDING_MODEL": "all-MiniLM-L6-v2",
     "PREFIX_CACHE_MB": "64",
 }
+# The default model needs about 480 MiB with these sizes, a tiny one 210 MiB.
+SEVERAL = {"MODELS_PINNED": "smollm2", "MODELS_MEMORY": "800", "IDLE_UNLOAD": "1"}
+NAMES = ("smollm2", "tiny", "other")
 N_CLIENTS = 12
 MOST_GROWTH = 0.02
 # Writes the number of asyncio's tasks on SIGUSR1.
@@ -94,12 +100,21 @@ def request(rng: random.Random) -> tuple[str, dict[str, Any]]:
     )
 
 
-async def client(url: str, seed: int, until: float, statuses: Counter[str]) -> None:
+def named(rng: random.Random, path: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The request, mostly with the name of a model."""
+    if path in ("/generate", "/invocations") and "inputs" in body:
+        return f"/model/{rng.choice(NAMES)}", body
+    return path, {**body, "model": rng.choice(NAMES)} if rng.random() < 0.8 else body
+
+
+async def client(url: str, seed: int, until: float, statuses: Counter[str], *, names_models: bool) -> None:
     """Send requests one after another, and cancel a third of them at any moment."""
     rng = random.Random(seed)
     async with httpx.AsyncClient(base_url=url, timeout=120) as http:
         while time.monotonic() < until:
             path, body = request(rng)
+            if names_models:
+                path, body = named(rng, path, body)
             patience = rng.expovariate(2.0) if rng.random() < 1 / 3 else 120.0
             try:
                 response = await asyncio.wait_for(http.post(path, json=body), patience)
@@ -114,10 +129,10 @@ async def client(url: str, seed: int, until: float, statuses: Counter[str]) -> N
 
 
 def metric(page: str, name: str, label: str = "") -> float:
-    """The first value of a metric; ``label``: a label that it has."""
-    found = re.search(rf"^{name}(?:{{[^}}]*{label}[^}}]*}})? (\S+)$", page, re.MULTILINE)
+    """The sum of a metric over all models; ``label``: a label that it has."""
+    found = re.findall(rf"^{name}(?:{{[^}}]*{label}[^}}]*}})? (\S+)$", page, re.MULTILINE)
     assert found, f"there is no metric {name}"
-    return float(found[1])
+    return sum(map(float, found))
 
 
 def measure(server: Server, tasks_file: Path) -> dict[str, float]:
@@ -143,28 +158,43 @@ def measure(server: Server, tasks_file: Path) -> dict[str, float]:
     }
 
 
-async def load(server: Server, seconds: float, seed: int) -> Counter[str]:
+async def load(server: Server, seconds: float, seed: int, *, names_models: bool) -> Counter[str]:
     statuses: Counter[str] = Counter()
     until = time.monotonic() + seconds
     seeds = range(seed * 1000, seed * 1000 + N_CLIENTS)
-    await asyncio.gather(*(client(server.url, one, until, statuses) for one in seeds))
+    clients = (client(server.url, one, until, statuses, names_models=names_models) for one in seeds)
+    await asyncio.gather(*clients)
     return statuses
 
 
-def soak(minutes: float) -> int:
+def several(folder: Path) -> dict[str, str]:
+    """Settings of a server with three models."""
+    kinds = {"tiny": write_tiny_model("hybrid", folder / "tiny.gguf")}
+    kinds["other"] = write_tiny_model("sliding-window", folder / "other.gguf")
+    models = ",".join(["smollm2", *(f"{name}={path}" for name, path in kinds.items())])
+    return {"MODELS": models, **SEVERAL}
+
+
+def soak(minutes: float, *, has_several: bool) -> int:
     with tempfile.TemporaryDirectory() as folder:
         tasks_file = Path(folder) / "tasks"
         program = changed_program(Path(folder), COUNT_TASKS.format(path=str(tasks_file)))
-        server = Server(Path(folder) / "log", program, **SETTINGS).wait_until()
+        models = several(Path(folder)) if has_several else {}
+        server = Server(Path(folder) / "log", program, **SETTINGS, **models).wait_until()
         try:
-            statuses = asyncio.run(load(server, minutes * 60 / 5, seed=1))
+            statuses = asyncio.run(load(server, minutes * 60 / 5, 1, names_models=has_several))
             before = measure(server, tasks_file)
-            statuses += asyncio.run(load(server, minutes * 60 * 4 / 5, seed=2))
+            statuses += asyncio.run(load(server, minutes * 60 * 4 / 5, 2, names_models=has_several))
             after = measure(server, tasks_file)
             status = server.stop()
         finally:
             server.process.kill()
-    print(json.dumps({"requests": statuses, "before": before, "after": after}, indent=2))
+        n_unloaded = server.output().count("is unloaded")
+    print(
+        json.dumps(
+            {"requests": statuses, "unloaded models": n_unloaded, "before": before, "after": after}, indent=2
+        )
+    )
     grown = {name for name, size in after.items() if size > before[name] * (1 + MOST_GROWTH)}
     failed = {name for name in statuses if name == "lost" or name.startswith("5")}
     for problem in sorted(grown | failed):
@@ -174,4 +204,5 @@ def soak(minutes: float) -> int:
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(soak(float(os.environ.get("SOAK_MINUTES", "30"))))
+        several_models = os.environ.get("SOAK_MODELS") != "1"
+        sys.exit(soak(float(os.environ.get("SOAK_MINUTES", "30")), has_several=several_models))

@@ -12,7 +12,7 @@ from app.api.messages.requests import CountRequest, MessagesRequest
 
 _ERRORS = causes(408, 413, 415, 429, 500, 503, 504) | {
     400: "The request is invalid. The message names the field and the allowed values.",
-    404: "The context does not exist.",
+    404: "The context or the model does not exist.",
 }
 _QUESTION: list[dict[str, Any]] = [{"role": "user", "content": "Where is located Paris ?"}]
 _TOOL: dict[str, Any] = {

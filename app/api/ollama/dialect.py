@@ -84,7 +84,7 @@ _CHAT = Operation(
         "Without messages": {"model": "any"},
     },
     replies={200: Reply("The answer.", {JSON: ChatReply, NDJSON: ChatReply | ErrorReply}, may_have=_FOUND)},
-    errors=_READING | causes(501),
+    errors=_READING | _UNKNOWN | causes(501),
 )
 
 _GENERATE = Operation(
@@ -103,7 +103,7 @@ _GENERATE = Operation(
     replies={
         200: Reply("The answer.", {JSON: GenerateReply, NDJSON: GenerateReply | ErrorReply}, may_have=_FOUND)
     },
-    errors=_READING | causes(501),
+    errors=_READING | _UNKNOWN | causes(501),
 )
 
 _EMBED = Operation(

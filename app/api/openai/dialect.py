@@ -108,7 +108,7 @@ _CHAT = Operation(
     replies={
         200: Reply("The answer.", {JSON: ChatCompletion, EVENTS: ChatCompletionChunk | OpenAIErrorResponse})
     },
-    errors=_ERRORS,
+    errors=_ERRORS | causes(404),
 )
 
 _COMPLETIONS = Operation(
@@ -120,7 +120,7 @@ _COMPLETIONS = Operation(
     body=CompletionRequest,
     examples=COMPLETION_EXAMPLES,
     replies={200: Reply("The texts.", {JSON: Completion, EVENTS: CompletionChunk | OpenAIErrorResponse})},
-    errors=_ERRORS,
+    errors=_ERRORS | causes(404),
 )
 
 _EMBEDDINGS = Operation(
@@ -176,7 +176,7 @@ _DECISIONS = Operation(
         }
     },
     replies={200: Reply("The answers.", {JSON: DecisionReply})},
-    errors=_ERRORS,
+    errors=_ERRORS | causes(404),
 )
 
 _MODELS = Operation(

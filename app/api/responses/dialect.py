@@ -68,7 +68,7 @@ _RESPONSES = Operation(
     body=ResponsesRequest,
     examples=_EXAMPLES,
     replies={200: Reply("The response.", {JSON: ResponseObject, EVENTS: ResponseEvent})},
-    errors=_ERRORS | {404: "The context does not exist."},
+    errors=_ERRORS | causes(404),
 )
 _INPUT_TOKENS = Operation(
     method="POST",
@@ -78,7 +78,7 @@ _INPUT_TOKENS = Operation(
     body=ResponsesRequest,
     examples={"A question": _EXAMPLES["A question"]},
     replies={200: Reply("The number of tokens.", {JSON: InputTokens})},
-    errors=_ERRORS | {404: "The context does not exist."},
+    errors=_ERRORS | causes(404),
 )
 _STORED_ERRORS = causes(500, 503) | {404: "The response is not stored."}
 _ID = {"response_id": "Id of a response of the last hour, unless it had `store: false`."}

@@ -31,7 +31,7 @@ _SYSTEM_ONE = Operation(
         }
     },
     replies={200: Reply("The answers.", {JSON: SystemOneReply})},
-    errors=causes(400, 408, 413, 415, 422, 429, 500, 503, 504),
+    errors=causes(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
 )
 
 DIALECT = Dialect(

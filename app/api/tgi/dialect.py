@@ -183,8 +183,12 @@ DIALECT = Dialect(
         _EMBED,
         _COMPAT,
         # The longer path first, because a path parameter also matches slashes.
-        replace(_COMPAT, path="/model/{name:path}/", parameters=_NAMED),
-        replace(_COMPAT, path="/model/{name:path}", parameters=_NAMED),
+        replace(
+            _COMPAT, path="/model/{name:path}/", parameters=_NAMED, errors={**_COMPAT.errors, **causes(404)}
+        ),
+        replace(
+            _COMPAT, path="/model/{name:path}", parameters=_NAMED, errors={**_COMPAT.errors, **causes(404)}
+        ),
         _TOKENIZE,
         _CHAT_TOKENIZE,
         _INFO,
