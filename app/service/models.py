@@ -331,9 +331,9 @@ class Models:
             while not slot.is_idle:  # noqa: ASYNC110 # engines do not tell when they become idle
                 await asyncio.sleep(_CHECK_EVERY)
             slot.model = None
+            await _closed(model)
         finally:
             slot.is_draining = False
-        await _closed(model)
         slot.n_planned = 0
         slot.metrics.engine.on_unload()
         logger.info("model %s is unloaded", slot.name)

@@ -96,8 +96,10 @@ class Slot:
 
     @property
     def state(self) -> State:
+        if self.is_draining:
+            return "unloading"
         if self.model is not None:
-            return "unloading" if self.is_draining else "ready"
+            return "ready"
         if self.loading is not None and not self.loading.done():
             return "loading"
         return "unloaded" if self.failure is None else "failed"
