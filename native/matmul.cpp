@@ -25,21 +25,23 @@ using namespace tokenstream;
 
 // What one pass over a graph knows of an operation before it starts.
 struct Step {
-    Activations * activations;  // the quantized rows; with `apart`, of the first thread
-    bool quantize;              // else an earlier operation with the same rows has done it
-    bool apart;                 // each thread quantizes all rows for itself, which is faster than a barrier
-    std::atomic<int64_t> taken; // chunks, besides the first of each thread
+    Activations * activations;    // the quantized rows; with `apart`, of the first thread
+    bool quantize;                // else an earlier operation with the same rows has done it
+    bool apart;                   // each thread quantizes all rows for itself, which is faster than a barrier
+    std::atomic<int64_t> * taken; // chunks of the share of each thread
 };
 
 // Memory of one pass, kept between passes.
 struct Pass {
     std::vector<Activations> activations;
     std::vector<Step> steps;
+    std::vector<std::atomic<int64_t>> taken;
 };
 
 constexpr int64_t MAX_APART = 96;   // blocks
 constexpr int64_t CHUNK_WORK = 512; // blocks of rows times vectors of columns: some microseconds
-constexpr int MAX_LISTED = 128;     // rows whose addresses are listed at a time
+constexpr int64_t ROUNDS = 8;       // chunks of a thread's share of a large operation, at least
+constexpr int MAX_LISTED = 516;     // rows whose addresses are listed at a time; weights are unpacked once for them
 
 // Whether the bytes of two tensors overlap.
 bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
@@ -63,7 +65,13 @@ void prepare(Pass & pass, ggml_cgraph * graph, int n_threads) {
         }
     }
     if ((int64_t) pass.steps.size() < n_steps) {
-        pass.steps = std::vector<Step>(n_steps);
+        pass.steps.resize(n_steps);
+    }
+    if ((int64_t) pass.taken.size() < n_steps*n_threads) {
+        pass.taken = std::vector<std::atomic<int64_t>>(n_steps*n_threads);
+    }
+    for (auto & taken : pass.taken) {
+        taken.store(0, std::memory_order_relaxed);
     }
     if ((int64_t) pass.activations.size() < most) {
         pass.activations.resize(most);
@@ -76,7 +84,7 @@ void prepare(Pass & pass, ggml_cgraph * graph, int n_threads) {
             step->activations = pass.activations.data();
             step->quantize = node->src[1] != quantized;
             step->apart = n_blocks_of_rows(node) <= MAX_APART;
-            step->taken.store(0, std::memory_order_relaxed);
+            step->taken = pass.taken.data() + (step - pass.steps.data())*n_threads;
             quantized = node->src[1];
             node->extra = step++;
         }
@@ -178,13 +186,15 @@ struct Division {
     Division(const Format & f, const ggml_tensor * op, int n_threads) {
         n_experts = op->src[0]->ne[2];
         vectors = n_vectors(matrix_of(f, op->src[0], 0));
-        unit = vectors/TILE_VECTORS < n_threads ? 1 : TILE_VECTORS;
         const int64_t n_rows = ggml_nrows(op)/n_experts; // of an expert, on average
+        for (unit = n_rows <= FEW_ROWS ? 2*TILE_VECTORS : TILE_VECTORS; unit > 1 && vectors/unit < n_threads;) {
+            unit /= 2;
+        }
         const int64_t rounds = std::max<int64_t>(1, vectors*n_rows*op->src[0]->ne[0]/BLOCK_SIZE/CHUNK_WORK/n_threads);
         column_parts = std::min((vectors + unit - 1)/unit, n_threads*rounds);
-        if (column_parts < n_threads*std::min<int64_t>(rounds, 2)) {
+        if (const int64_t wanted = n_threads*std::min(rounds, ROUNDS)/n_experts; column_parts < wanted) {
             // Fewer columns than threads need.
-            row_parts = std::max<int64_t>(1, std::min(n_rows/(4*TILE_ROWS), 4*n_threads/column_parts));
+            row_parts = std::max<int64_t>(1, std::min(n_rows/(4*TILE_ROWS), (wanted + column_parts - 1)/column_parts));
         }
     }
 
@@ -211,13 +221,24 @@ void compute(const Format & f, ggml_compute_params * params, ggml_tensor * op) {
     }
     const Rows rows(op, activations);
     const Division d(f, op, params->nth);
-    // params->nth can be below the plan's n_threads: a thread pool may be smaller.
-    const auto next = [&] { return params->nth + step.taken.fetch_add(1, std::memory_order_relaxed); };
-    for (int64_t i = params->ith; i < d.n_chunks(); i = next()) {
+    const auto multiply_part = [&](int64_t i) {
         const int64_t expert = i/d.column_parts/d.row_parts, part = i/d.column_parts%d.row_parts;
         const int64_t column = i%d.column_parts, begin = rows.begin(expert), n = rows.end(expert) - begin;
         multiply_chunk(f, matrix_of(f, op->src[0], expert), d.vector(column), d.vector(column + 1), rows,
             begin + n*part/d.row_parts, begin + n*(part + 1)/d.row_parts);
+    };
+    // A thread's share is contiguous in memory, for the prefetch. After it, chunks of other shares follow.
+    // params->nth can be below the plan's n_threads: a thread pool may be smaller.
+    const int64_t n_chunks = d.n_chunks();
+    for (int k = 0; k < params->nth; ++k) {
+        const int of = (params->ith + k)%params->nth;
+        const int64_t begin = n_chunks*of/params->nth, end = n_chunks*(of + 1)/params->nth;
+        while (begin + step.taken[of].load(std::memory_order_relaxed) < end) {
+            const int64_t i = begin + step.taken[of].fetch_add(1, std::memory_order_relaxed);
+            if (i < end) {
+                multiply_part(i);
+            }
+        }
     }
 }
 

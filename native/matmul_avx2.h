@@ -9,7 +9,6 @@ namespace tokenstream {
 
 constexpr int LANES = 8; // columns of a vector: half a panel
 constexpr int TILE_ROWS = 4, TILE_VECTORS = 1; // of 16 registers
-constexpr int FEW_ROWS = 2;
 using Ints = __m256i;
 using Floats = __m256;
 

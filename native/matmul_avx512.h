@@ -9,7 +9,6 @@ namespace tokenstream {
 
 constexpr int LANES = 16; // columns of a vector: a panel
 constexpr int TILE_ROWS = 6, TILE_VECTORS = 2; // sums, weights and scales fit 32 registers
-constexpr int FEW_ROWS = 8;                    // wider tiles are faster: more streams from memory at a time
 using Ints = __m512i;
 using Floats = __m512;
 

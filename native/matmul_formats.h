@@ -184,20 +184,26 @@ struct IQ4_XS : Layout<4, 128, true, Scales::SUPER, 136> {
 // Values of IQ4_NL and IQ4_XS, plus 128.
 constexpr uint8_t CODEBOOK[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 
-// Write one column of one block; the panel is zero before.
+// Write one column of one block.
 template <class F> void pack_quants(const uint8_t * quants, int column, uint8_t * block) {
-    for (int k = 0; k < BLOCK_SIZE; ++k) {
-        const int v = k/4, at = 4*column + k%4;
+    constexpr uint32_t BYTES = 0x01010101; // four quants at a time
+    uint32_t words[8], high[2] = {0, 0};
+    memcpy(words, quants, sizeof(words));
+    const auto put = [&](int vector, uint32_t word) { memcpy(block + 64*vector + 4*column, &word, sizeof(word)); };
+    for (int v = 0; v < 8; ++v) {
         if (F::BITS == 8) {
-            block[64*v + at] = quants[k];
-            continue;
+            put(v, words[v]);
+        } else if (v < 4) {
+            put(v, (words[v] & 15*BYTES) | (words[v + 4] & 15*BYTES) << 4);
         }
-        block[64*(v%4) + at] |= (quants[k] & 15) << (v < 4 ? 0 : 4);
         if (F::BITS == 5) {
-            block[256 + at] |= (quants[k] >> 4) << v;
+            high[0] |= (words[v] >> 4 & BYTES) << v;
         } else if (F::BITS == 6) {
-            block[256 + 64*(v/4) + at] |= (quants[k] >> 4) << 2*(v%4);
+            high[v/4] |= (words[v] >> 4 & 3*BYTES) << 2*(v%4);
         }
+    }
+    for (int v = 4; v < F::BITS && F::BITS < 8; ++v) {
+        put(v, high[v - 4]);
     }
 }
 
@@ -220,11 +226,12 @@ template <class F> void pack_scales(const Unpacked & u, int column, uint8_t * su
 
 // Pack up to 16 columns. `from`: the first column in the file's order; `stride`: bytes from one column to the next.
 template <class F> void pack_panel(const uint8_t * from, size_t stride, int n_columns, int64_t n_blocks, uint8_t * panel) {
-    memset(panel, 0, F::panel_size(n_blocks));
+    const size_t size = F::panel_size(n_blocks), unset = n_columns < COLUMNS ? 0 : size - 64; // columns, and padding
+    memset(panel + unset, 0, size - unset);
     uint8_t * scales = panel + F::quants_size(n_blocks);
     Unpacked u;
-    for (int c = 0; c < n_columns; ++c) {
-        for (int64_t s = 0; s < n_blocks/F::BLOCKS; ++s) {
+    for (int64_t s = 0; s < n_blocks/F::BLOCKS; ++s) {
+        for (int c = 0; c < n_columns; ++c) {
             F::unpack(from + c*stride + s*F::FILE_BYTES, u);
             for (int b = 0; b < F::BLOCKS; ++b) {
                 pack_quants<F>(u.quants + BLOCK_SIZE*b, c, panel + (s*F::BLOCKS + b)*F::QUANT_BYTES);

@@ -94,14 +94,6 @@ struct Matrix {
     int64_t columns, blocks;
 };
 
-// With few rows, weights come from memory, and the processor's own prefetching is late for several streams.
-template <class F> inline void prefetch(const uint8_t * quants) {
-    constexpr size_t AHEAD = 2048; // bytes
-    for (size_t i = 0; i < F::QUANT_BYTES && F::BITS < 8; i += 64) {
-        __builtin_prefetch(quants + AHEAD + i);
-    }
-}
-
 constexpr size_t UNPACKED_BYTES = 8*4*LANES; // of a block of one vector of columns
 
 // Unpack all blocks of a vector of columns, for many tiles.
@@ -114,6 +106,19 @@ template <class F> void unpack_vector(const uint8_t * quants, int64_t n_blocks, 
     }
 }
 
+// Weights to fetch into the L2 cache while a tile computes: `step` bytes with each block. The processor prefetches too
+// little by itself, since a tile reads several streams at a time.
+struct Prefetch {
+    const uint8_t * at;
+    size_t step;
+
+    inline void next() {
+        for (const uint8_t * end = at + step; at < end; at += 64) {
+            __builtin_prefetch(at, 0, 2);
+        }
+    }
+};
+
 // A tile: R rows times P vectors of columns.
 // `unpacked`: P vectors of columns from unpack_vector(); null: the tile unpacks the panels.
 template <class F, int R, int P, bool UNPACKED> struct Tile {
@@ -121,9 +126,11 @@ template <class F, int R, int P, bool UNPACKED> struct Tile {
     static constexpr size_t STEP = UNPACKED ? UNPACKED_BYTES : F::QUANT_BYTES;
     const uint8_t * quants[P], * scales[P];
     const Activations * rows[R];
+    Prefetch prefetch;
     Floats sums[R][P];
 
-    Tile(const Matrix & matrix, int64_t vector, const uint8_t * unpacked, const Activations * const * from) {
+    Tile(const Matrix & matrix, int64_t vector, const uint8_t * unpacked, const Activations * const * from, Prefetch prefetch)
+        : prefetch(prefetch) {
         for (int p = 0; p < P; ++p) {
             const int64_t column = (vector + p)*LANES, at = column%COLUMNS;
             const uint8_t * panel = matrix.panels + column/COLUMNS*F::panel_size(matrix.blocks);
@@ -158,11 +165,7 @@ template <class F, int R, int P, bool UNPACKED> struct Tile {
 
     // scale and minimum: of the blocks, P vectors each; scale has PARTS.
     inline void add_block(const Floats (& scale)[P][PARTS], const Floats (& minimum)[P]) {
-        if constexpr (!UNPACKED && R <= 4) {
-            for (int p = 0; p < P; p += COLUMNS/LANES) { // vectors of a panel have the same cache lines
-                prefetch<F>(quants[p]);
-            }
-        }
+        prefetch.next();
         Dot<F> dots[R][P][PARTS];
         for (int r = 0; r < R; ++r) {
             for (int part = 0; part < PARTS; ++part) {
@@ -235,8 +238,8 @@ template <class F, int R, int P, bool UNPACKED> struct Tile {
 };
 
 template <class F, int R, int P, bool UNPACKED>
-void multiply_tile(const Matrix & matrix, int64_t vector, const uint8_t * unpacked, const Activations * const * rows, float * const * results) {
-    Tile<F, R, P, UNPACKED> tile(matrix, vector, unpacked, rows);
+void multiply_tile(const Matrix & matrix, int64_t vector, const uint8_t * unpacked, const Activations * const * rows, float * const * results, Prefetch prefetch) {
+    Tile<F, R, P, UNPACKED> tile(matrix, vector, unpacked, rows, prefetch);
     for (int64_t s = 0; s < matrix.blocks/F::BLOCKS; ++s) {
         tile.add_superblock(vector);
     }
@@ -256,20 +259,32 @@ void multiply_tile(const Matrix & matrix, int64_t vector, const uint8_t * unpack
 
 template <class F, int P, bool UNPACKED, int MOST>
 void multiply_rows(const Matrix & matrix, int64_t vector, const uint8_t * unpacked, const Activations * const * rows, float * const * results, int n_rows) {
+    // The last tiles share the prefetch of the weights behind these vectors. Wide tiles of 8-bit weights are faster
+    // without it.
+    constexpr size_t BYTES = (F::QUANT_BYTES + F::SCALE_BYTES + F::HEAD_BYTES/F::BLOCKS)*P*LANES/COLUMNS; // of a block
+    const int64_t behind = vector*LANES + std::max(COLUMNS, P*LANES);
+    const uint8_t * const next = matrix.panels + behind*F::panel_size(matrix.blocks)/COLUMNS;
+    int tiles = (n_rows + MOST - 1)/MOST;
+    const int sharing = F::BITS == 8 && P > TILE_VECTORS ? 0 : std::min(tiles, 4);
     // Tiles of similar size: 8 rows are 4 and 4, not 6 and 2.
-    for (int tiles = (n_rows + MOST - 1)/MOST; tiles > 0; --tiles) {
+    for (; tiles > 0; --tiles) {
         const int n = (n_rows + tiles - 1)/tiles;
+        const int part = sharing - tiles;
+        const Prefetch prefetch = part < 0 ? Prefetch{nullptr, 0}
+            : Prefetch{next + part*matrix.blocks*BYTES/sharing, BYTES/sharing};
         switch (n) {
-            case 1:  multiply_tile<F, 1, P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
-            case 2:  multiply_tile<F, 2, P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
-            case 3:  multiply_tile<F, std::min(3, MOST), P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
-            case 4:  multiply_tile<F, std::min(4, MOST), P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
-            case 5:  multiply_tile<F, std::min(5, MOST), P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
-            default: multiply_tile<F, MOST, P, UNPACKED>(matrix, vector, unpacked, rows, results); break;
+            case 1:  multiply_tile<F, 1, P, UNPACKED>(matrix, vector, unpacked, rows, results, prefetch); break;
+            case 2:  multiply_tile<F, 2, P, UNPACKED>(matrix, vector, unpacked, rows, results, prefetch); break;
+            case 3:  multiply_tile<F, std::min(3, MOST), P, UNPACKED>(matrix, vector, unpacked, rows, results, prefetch); break;
+            case 4:  multiply_tile<F, std::min(4, MOST), P, UNPACKED>(matrix, vector, unpacked, rows, results, prefetch); break;
+            case 5:  multiply_tile<F, std::min(5, MOST), P, UNPACKED>(matrix, vector, unpacked, rows, results, prefetch); break;
+            default: multiply_tile<F, MOST, P, UNPACKED>(matrix, vector, unpacked, rows, results, prefetch); break;
         }
         rows += n, results += n, n_rows -= n;
     }
 }
+
+constexpr int FEW_ROWS = 2; // tiles of so few rows are twice as wide
 
 // With this many rows, unpacking once for all tiles is faster than in each.
 template <class F> constexpr int UNPACK_ROWS = F::BITS == 8 ? 1 << 30 : F::BITS == 4 ? 64 : 24;
@@ -302,7 +317,7 @@ inline int64_t n_vectors(const Matrix & matrix) { return (matrix.columns + LANES
 template <class F>
 void multiply(const Matrix & matrix, int64_t begin, int64_t end, const Activations * const * rows, float * const * results, int n_rows) {
     for (; n_rows <= FEW_ROWS && begin + 2*TILE_VECTORS <= end; begin += 2*TILE_VECTORS) {
-        multiply_rows<F, 2*TILE_VECTORS, false, std::min(4, FEW_ROWS)>(matrix, begin, nullptr, rows, results, n_rows);
+        multiply_rows<F, 2*TILE_VECTORS, false, FEW_ROWS>(matrix, begin, nullptr, rows, results, n_rows);
     }
     for (; begin + TILE_VECTORS <= end; begin += TILE_VECTORS) {
         multiply_vectors<F, TILE_VECTORS>(matrix, begin, rows, results, n_rows);

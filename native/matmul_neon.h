@@ -9,7 +9,6 @@ namespace tokenstream {
 
 constexpr int LANES = 4; // columns of a vector: a quarter of a panel
 constexpr int TILE_ROWS = 4, TILE_VECTORS = 2; // of 32 registers
-constexpr int FEW_ROWS = 2;
 using Ints = int32x4_t;
 using Floats = float32x4_t;
 

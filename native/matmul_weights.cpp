@@ -16,6 +16,11 @@
 #include <thread>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #ifdef TOKENSTREAM_MATMUL_KERNEL
 
 namespace tokenstream {
@@ -87,9 +92,21 @@ void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, 
     pack(*format_of(tensor), tensor, (const uint8_t *) data);
 }
 
+// Ask for huge pages: they need fewer address translations, and the processor's prefetching ends with a page.
+// Without them, decoding is slower.
+void prefer_huge_pages(void * data, size_t size) {
+#ifdef MADV_HUGEPAGE
+    const uintptr_t page = sysconf(_SC_PAGESIZE), begin = ((uintptr_t) data + page - 1)/page*page;
+    if (begin + page <= (uintptr_t) data + size) {
+        madvise((void *) begin, ((uintptr_t) data + size - begin)/page*page, MADV_HUGEPAGE);
+    }
+#endif
+}
+
 ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size) {
     ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
     if (buffer) {
+        prefer_huge_pages(ggml_backend_buffer_get_base(buffer), size);
         buffer->buft = type;
         buffer->iface.set_tensor = set_tensor;
         buffer->iface.get_tensor = nullptr;
