@@ -53,6 +53,8 @@ def tune(settings: Settings, minutes: float, plot: Path | None) -> None:
     if settings.model_gpu_layers:
         raise TuneError("MODEL_GPU_LAYERS is set: tune compares settings of the CPU only")
     conditions = Conditions.of(source_model(settings), settings.quantize)
+    place = place_of(settings)
+    tuned_file.read(place, conditions)  # an invalid file is reported before the measurement
     path = resolve_model(settings)
     end = time.monotonic() + 60 * minutes
     with Measurer(MIX) as measurer, _Candidates(settings, path, measurer) as candidates:
@@ -68,7 +70,6 @@ def tune(settings: Settings, minutes: float, plot: Path | None) -> None:
         candidates.keep(tuning.values.get("quantize"))
     _tell("")
     print_table(tuning)
-    place = place_of(settings)
     gain = tuning.final.factor if tuning.final else 1.0
     tuned_file.write(place, conditions, tuning.values, gain)
     print(_summary(tuning, place, minutes))

@@ -13,6 +13,7 @@ from app.__main__ import main
 from app.cli import tune as module
 from app.cli.tune import TuneError, tune
 from app.config.settings import Settings, load
+from app.fit.tuned_file import TunedFileError
 from app.measure.measurer import Measurer, Trial, TrialFailed
 from app.measure.mix import Mix, Rates
 from app.service.start import Start
@@ -142,13 +143,19 @@ def test_a_candidate_that_leaves_less_memory_for_requests_is_not_used(
 
 
 def test_a_default_that_cannot_be_measured_is_an_error(
-    settings: Callable[..., Settings], force: Callable[[Speed], None], capsys: pytest.CaptureFixture[str]
+    settings: Callable[..., Settings],
+    force: Callable[[Speed], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def crash(_trial: Trial) -> float:
         raise TrialFailed("it ended its process by signal SIGSEGV")
 
     force(crash)
     with pytest.raises(TuneError, match="cannot be measured with its settings: it ended its process by"):
+        tune(settings(), 4, None)
+    (tmp_path / "tuned.toml").write_text("[[tuned")
+    with pytest.raises(TunedFileError, match="is not valid TOML"):
         tune(settings(), 4, None)
     with pytest.raises(TuneError, match="MODEL_GPU_LAYERS is set"):
         tune(settings(model_gpu_layers=1), 4, None)
