@@ -59,6 +59,7 @@ SLOW_FIXTURES = frozenset(
         "reranker_url",
         "browser",
         "toolchain",
+        "crash",
         "hub_server",
     }
 )

@@ -83,6 +83,7 @@ def test_flags_of_an_arm_cpu_decide_too(install: Install) -> None:
     assert os.environ[identity.LIBRARY_VARIABLE] == str(best)
 
 
+@pytest.mark.slow
 def test_a_build_that_crashes_is_passed_over(install: Install, caplog: pytest.LogCaptureFixture) -> None:
     works = install("old", "sse4_2")
     break_library(install("new", "sse4_2 avx2"))
@@ -93,6 +94,7 @@ def test_a_build_that_crashes_is_passed_over(install: Install, caplog: pytest.Lo
     assert "crashed" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_named_build_is_used_or_an_error(install: Install) -> None:
     old = install("old", "sse4_2")
     break_library(install("new", "sse4_2 avx2"))

@@ -240,6 +240,7 @@ def test_the_process_writes_no_core_file(crash: Crash) -> None:
     assert "core 0" in fault()
 
 
+@pytest.mark.slow
 def test_a_library_that_crashes_during_loading_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
