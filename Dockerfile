@@ -59,7 +59,7 @@ ARG BASE
 
 LABEL org.opencontainers.image.title="Tokenstream" \
     org.opencontainers.image.description="Serves a quantized GGUF model on plain CPUs" \
-    org.opencontainers.image.version="0.1.0" \
+    org.opencontainers.image.version="0.2.0" \
     org.opencontainers.image.licenses="MIT" \
     org.opencontainers.image.base.name="${BASE}"
 

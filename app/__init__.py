@@ -1,3 +1,3 @@
 """Tokenstream serves a quantized GGUF model on plain CPUs."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
