@@ -89,7 +89,8 @@ lint: install $(VENV)/.knowledge $(VENV)/.tracing $(VENV)/.dev audit
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-## make soak         half an hour of all dialects at random with cancels; then sizes are compared. SOAK_MINUTES=…
+## make soak         half an hour of all dialects at random with cancels; then sizes are compared. SOAK_MINUTES=…;
+##                   SOAK_MODELS=1: only the default model
 soak: install $(TEST_TOOLS)
 	@$(BIN)/python -m tests.faults.soak
 

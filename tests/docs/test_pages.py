@@ -38,6 +38,7 @@ _OF_THE_BUILD = {
     "LLAMA_CPP_LIB_PATH",
 }
 _OF_MAKE = {
+    "SOAK_MODELS",
     "LLAMA_BUILD_FLAGS",
     "BUILDER",
     "BUILD",
