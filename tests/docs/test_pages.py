@@ -44,6 +44,7 @@ _OF_MAKE = {
     "BUILD",
     "WHEELS",
     "MACHINES",
+    "SOAK_MODELS",
     "GPU",
     "PROMPT",
     "BENCH",
