@@ -119,6 +119,7 @@ async function prepare() {
   documentsDrawer.offer(server);
   composer.offer(server);
   element("model").hidden = false;
+  element("small").hidden = !server.is_small;
   element("open-stats").hidden = !server.stats;
   update();
 }

@@ -135,6 +135,16 @@ def test_the_conversation_is_kept_until_a_new_one(chat: ChatPage) -> None:
     expect(chat.query).to_be_focused()
 
 
+@pytest.mark.parametrize("is_small", [True, False])
+def test_a_small_model_is_told(page: Page, server_url: str, is_small: bool) -> None:
+    if not is_small:
+        changed = {"is_small": False}
+        page.route("**/contexts", lambda route: route.fulfill(json={**route.fetch().json(), **changed}))
+    chat = ChatPage(page, server_url).open()
+    note = chat.page.get_by_text("This model is small: check its facts, sums and queries.")
+    expect(note).to_be_visible(visible=is_small)
+
+
 def test_a_click_on_an_example_sends_it(chat: ChatPage) -> None:
     chat.make_answers_short()
     text = chat.examples.first.text_content() or ""

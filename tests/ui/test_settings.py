@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.conftest import Server
+from tests.tiny_models import TinyModel
 from tests.ui.chat_page import ChatPage
 from tests.ui.relay import Relay
 
@@ -176,41 +177,41 @@ def test_a_missing_key_is_asked_for_before_questions(
     expect(page.get_by_role("heading", name="What would you like to ask?")).to_be_visible()
 
 
-MODELS = ("small", "large")
+CONTEXTS = """
+[contexts.general]
+prompt = "You are a helpful assistant."
+"""
 
 
-def test_a_model_can_be_chosen_where_there_are_several(page: Page, server_url: str) -> None:
-    data = [
-        {"id": name, "max_model_len": size}
-        for name, size in zip((*MODELS, "e"), (2048, 4096, 256), strict=True)
-    ]
-    listed = {"object": "list", "data": data, "models": [{"name": name} for name in MODELS]}
-    page.route("**/v1/models", lambda route: route.fulfill(json=listed))
-    chat = ChatPage(page, server_url).open()
-    sent: list[dict[str, Any]] = []
-
-    def answer(route: Route) -> None:
-        sent.append(route.request.post_data_json)
-        route.fulfill(body=f"Yes.\n\x1e{json.dumps(FIGURES)}")
-
-    chat.fake_answers(answer)
-    model = drawer(chat).get_by_label("Model")
-    assert model.locator("option").all_text_contents() == ["Default", *MODELS]
-    model.select_option("large")
+def test_a_model_can_be_chosen_where_there_are_several(
+    page: Page, start_server: Callable[..., Server], tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    (tmp_path / "contexts.toml").write_text(CONTEXTS)
+    models = f"smollm2,tiny={tiny_model('hybrid')}"
+    sizes = {"N_CTX": "2048", "MAX_SEQUENCES": "2"}
+    server = start_server(MODELS=models, CONTEXTS_FILE=str(tmp_path / "contexts.toml"), **sizes).wait_until()
+    chat = ChatPage(page, server.url).open()
+    expect(page.locator("#model")).to_have_text("smollm2")
+    chat.make_answers_short()
+    model = drawer(chat).get_by_role("combobox", name="Model")
+    assert model.locator("option").all_text_contents() == ["Default", "smollm2", "tiny"]
+    model.select_option("tiny")
     close(chat)
-    expect(page.locator("#model")).to_have_text("large")
+    expect(page.locator("#model")).to_have_text("tiny")
     chat.ask(QUESTION)
-    expect(chat.figures(1)).to_contain_text("general · large · 8 tokens")
+    chat.wait_until_done()
+    expect(chat.figures(1)).to_contain_text("general · tiny · ")
     page.reload()
-    expect(page.locator("#model")).to_have_text("large")
+    expect(page.locator("#model")).to_have_text("tiny")
     drawer(chat).get_by_role("button", name="Defaults").click()
     close(chat)
-    expect(page.locator("#model")).not_to_have_text("large")
+    expect(page.locator("#model")).to_have_text("smollm2")
     chat.ask(QUESTION)
-    expect(chat.figures(2)).to_contain_text("general · 8 tokens")
-    assert [request.get("model") for request in sent] == ["large", None]
+    chat.wait_until_done()
+    expect(chat.figures(2)).to_have_text(re.compile(r"^general · \d+ tokens?"))
+    assert [request.get("model") for request in chat.sent] == ["tiny", None]
 
 
 def test_a_server_with_one_model_offers_no_choice(chat: ChatPage) -> None:
     expect(drawer(chat).get_by_label("Temperature")).to_be_visible()
-    expect(chat.page.get_by_label("Model", exact=True)).to_be_hidden()
+    expect(chat.page.locator("#model-setting")).to_be_hidden()

@@ -10,6 +10,7 @@ from app.api.operator.replies import Contexts, Failed, Health, Loading, Ready
 from app.service import Service, allows_context, allows_uploads
 from app.telemetry.exposition import encoded
 
+_SMALL = 500_000_000  # bytes of weights: smaller models often give wrong facts and sums
 _RETRY_AFTER = {"Retry-After": "2"}
 
 
@@ -71,6 +72,7 @@ async def contexts(request: Request) -> Response:
         "prompts": {
             name: context.prompt for name, context in service.contexts.items() if allows_context(client, name)
         },
+        "is_small": facts is not None and facts.n_bytes < _SMALL,
         "stats": service.settings.prometheus_http_address is None,
         "max_total_tokens": facts.n_tokens if service.is_ready and facts is not None else 0,
         "thinks": model is not None and model.tokenizer.template.thoughts.marks is not None,

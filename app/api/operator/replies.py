@@ -26,6 +26,10 @@ class Contexts(TypedDict):
         dict[str, str],
         Field(description="System prompts of the contexts that the key allows."),
     ]
+    is_small: Annotated[
+        bool,
+        Field(description="Whether the model has less than 500 MB: its answers are often wrong."),
+    ]
     stats: Annotated[bool, Field(description="Whether `/stats` is served at this address.")]
     max_total_tokens: Annotated[
         int, Field(description="Maximum tokens of prompt plus answer; 0 while the model is loading.")

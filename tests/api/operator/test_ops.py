@@ -31,6 +31,7 @@ def test_contexts_are_listed_with_model_and_knowledge(server_url: str) -> None:
         "knowledge": False,
         "uploads": False,
         "with_documents": [],
+        "is_small": True,
         "stats": True,
         "max_total_tokens": 2048,
         "thinks": False,
