@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anthropic
@@ -21,6 +21,18 @@ CHOICES = {"good", "bad", "fact"}  # of the context "classifier"
 QUERY = "Rude staff, a dirty room and cold food."
 MESSAGES: Any = [{"role": "user", "content": QUERY}]
 IN_CONTEXT = {"context": "classifier"}
+
+
+@pytest.fixture
+def client(server_url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server_url}/v1", api_key="any") as client:
+        yield client
+
+
+@pytest.fixture
+def claude(server_url: str) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=server_url, api_key="any") as client:
+        yield client
 
 
 def details(url: str, **fields: Any) -> tuple[str, dict[str, Any]]:
@@ -50,8 +62,9 @@ def test_answers_of_a_high_temperature_are_drawn_from_the_choices_by_their_seeds
     assert answers[:3] == answers[12:]
 
 
-def test_clients_of_all_dialects_get_one_of_the_choices(server_url: str) -> None:
-    client = openai.OpenAI(base_url=f"{server_url}/v1", api_key="any")
+def test_clients_of_all_dialects_get_one_of_the_choices(
+    client: openai.OpenAI, claude: anthropic.Anthropic
+) -> None:
     made = client.chat.completions.create(
         model="any", messages=MESSAGES, n=6, temperature=2, seed=1, extra_body=IN_CONTEXT
     )
@@ -66,7 +79,6 @@ def test_clients_of_all_dialects_get_one_of_the_choices(server_url: str) -> None
     assert all("probabilities" not in (chunk.model_extra or {}) for chunk in chunks[1:])
     response = client.responses.create(model="any", input=QUERY, temperature=2, extra_body=IN_CONTEXT)
     texts.append(response.output_text)
-    claude = anthropic.Anthropic(base_url=server_url, api_key="any")
     message = claude.messages.create(
         model="any", messages=MESSAGES, max_tokens=9, extra_body=IN_CONTEXT | {"temperature": 1}
     )
@@ -75,8 +87,9 @@ def test_clients_of_all_dialects_get_one_of_the_choices(server_url: str) -> None
     assert set(texts) <= CHOICES
 
 
-def test_a_request_in_such_a_context_cannot_constrain_its_answer_itself(server_url: str) -> None:
-    client = openai.OpenAI(base_url=f"{server_url}/v1", api_key="any")
+def test_a_request_in_such_a_context_cannot_constrain_its_answer_itself(
+    client: openai.OpenAI, claude: anthropic.Anthropic
+) -> None:
     tool = {"name": "f", "input_schema": {"type": "object"}}
     with pytest.raises(openai.BadRequestError, match=r"allows only the answers good, bad, fact") as error:
         client.chat.completions.create(
@@ -87,7 +100,7 @@ def test_a_request_in_such_a_context_cannot_constrain_its_answer_itself(server_u
         )
     assert error.value.param == "response_format"
     with pytest.raises(anthropic.BadRequestError, match="tools: cannot be used: the context allows only"):
-        anthropic.Anthropic(base_url=server_url, api_key="any").messages.create(
+        claude.messages.create(
             model="any",
             messages=MESSAGES,
             max_tokens=9,
@@ -115,9 +128,9 @@ def test_the_default_context_chooses_for_the_ollama_client_and_metrics_count_its
 
 
 def test_a_model_with_thoughts_chooses_without_them(thinking_url: str) -> None:
-    client = openai.OpenAI(base_url=f"{thinking_url}/v1", api_key="any")
-    made = client.chat.completions.create(
-        model="any", messages=MESSAGES, reasoning_effort="high", extra_body=IN_CONTEXT
-    )
+    with openai.OpenAI(base_url=f"{thinking_url}/v1", api_key="any") as client:
+        made = client.chat.completions.create(
+            model="any", messages=MESSAGES, reasoning_effort="high", extra_body=IN_CONTEXT
+        )
     assert made.choices[0].message.content in CHOICES
     assert not (made.choices[0].message.model_extra or {}).get("reasoning_content")
