@@ -44,7 +44,6 @@ _OF_MAKE = {
     "BUILD",
     "WHEELS",
     "MACHINES",
-    "SOAK_MODELS",
     "GPU",
     "PROMPT",
     "BENCH",
