@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import mmap
 import os
 import re
@@ -34,6 +36,17 @@ def returnable_buffer(n_bytes: int) -> NDArray[np.uint8]:
     except OSError as error:
         raise MemoryError(f"a buffer of {n_bytes} bytes does not fit into memory") from error
     return np.frombuffer(pages, np.uint8)
+
+
+def return_freed_memory() -> None:
+    """Return freed memory to the operating system. It stalls all Python threads for some 50 ms.
+
+    Objects in reference cycles, such as a vocabulary with its grammars, live until a garbage collection. The
+    heap of the C library keeps freed blocks, unless it is told to return them (glibc).
+    """
+    gc.collect()
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:

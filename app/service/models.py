@@ -15,7 +15,7 @@ from app.config.settings import Settings
 from app.fit.memory_plan import MemoryPlan, MemoryPlanError
 from app.fit.model_shares import shares
 from app.machine.background import in_background
-from app.machine.memory import available_memory
+from app.machine.memory import available_memory, return_freed_memory
 from app.service.errors import GenerationFailed, LoadFailed, ServiceError, UnknownModel
 from app.service.facts import facts_of
 from app.service.files import ModelFiles, find_model, preflight_model, readable_load_errors
@@ -332,6 +332,8 @@ class Models:
                 await asyncio.sleep(_CHECK_EVERY)
             slot.model = None
             await _closed(model)
+            del model
+            await asyncio.to_thread(return_freed_memory)
         finally:
             slot.is_draining = False
         slot.n_planned = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
@@ -56,6 +57,15 @@ async def start(tiny_model: TinyModel) -> AsyncIterator[Callable[..., Any]]:
     yield start
     for service in started:
         await service.close()
+
+
+@pytest.fixture(scope="module")
+async def service(tiny_model: TinyModel) -> AsyncIterator[Service]:
+    """A service for tests that may leave any model loaded."""
+    service = make_service(tiny_model, CONTEXTS)
+    await service.load(MODEL, None, warm=())
+    yield service
+    await service.close()
 
 
 async def answer(service: Service, model: str | None, n_tokens: int = 3, **prompt: Any) -> str:
@@ -124,17 +134,20 @@ async def test_requests_that_arrive_together_load_a_model_once(
     asked[0].cancel()
     assert [await one for one in asked[1:]] == ["a", "a", "a"]
     assert loaded == ["a"]
-    assert service.models.find("a").n_users == 0
+    slot = service.models.find("a")
+    assert slot.n_users == 0
+    assert slot.model is not None
+    model = weakref.ref(slot.model)
     await until(lambda: service.models.states["a"] == "unloaded")
+    await until(lambda: model() is None)
     assert service.models.states["smollm2"] == "ready"  # pinned
     assert await answer(service, "a") == "a"
     assert loaded == ["a", "a"]
 
 
 async def test_a_model_that_cannot_be_loaded_is_tried_again(
-    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service: Service = await start()
     running = asyncio.ensure_future(answer(service, None, 200))
     with monkeypatch.context() as patch:
 
@@ -172,8 +185,7 @@ async def test_a_failed_engine_ends_the_service_and_is_named(
     assert not service.is_ready
 
 
-async def test_a_context_names_its_model(start: Callable[..., Any], tiny_model: TinyModel) -> None:
-    service: Service = await start()
+async def test_a_context_names_its_model(service: Service, tiny_model: TinyModel) -> None:
     assert await answer(service, None, context="law") == "a"
     assert await answer(service, "b", context="law") == "b"
     wrong = {**CONTEXTS, "tax": Context(prompt="You are an accountant.", model="c")}
@@ -181,7 +193,7 @@ async def test_a_context_names_its_model(start: Callable[..., Any], tiny_model: 
         make_service(tiny_model, wrong)
 
 
-async def test_a_loading_model_is_freed_at_the_end(start: Callable[..., Any], tiny_model: TinyModel) -> None:
+async def test_a_loading_model_is_freed_at_the_end(start: Callable[..., Any]) -> None:
     service: Service = await start()
     asked = asyncio.ensure_future(answer(service, "a"))
     await until(lambda: service.models.find("a").state == "loading")
