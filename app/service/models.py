@@ -218,8 +218,10 @@ class Models:
         except MemoryPlanError as error:
             if slot.share is None:
                 raise
+            limit = self._settings.models_memory
+            of = "the free memory" if limit is None else f"MODELS_MEMORY={limit}"
             raise MemoryPlanError(
-                f"model {slot.name or model_name(path)}, with its share of MODELS_MEMORY: {error}"
+                f"model {slot.name or model_name(path)}, with its share of {of}: {error}"
             ) from None
 
     async def _load_for_requests(self, slot: Slot) -> None:

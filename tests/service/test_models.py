@@ -16,6 +16,7 @@ from app.config.contexts import Context, ContextsError
 from app.config.settings import load
 from app.engine.client import LOCAL
 from app.engine.engine import Engine
+from app.fit.memory_plan import MemoryPlanError
 from app.service import ChatPrompt, GenerationFailed, LoadFailed, Service, collect
 from app.service.model import Model
 from app.telemetry.metrics import Metrics
@@ -191,6 +192,12 @@ async def test_a_context_names_its_model(service: Service, tiny_model: TinyModel
     wrong = {**CONTEXTS, "tax": Context(prompt="You are an accountant.", model="c")}
     with pytest.raises(ContextsError, match="context 'tax': model: 'c' does not exist; served are: smollm2"):
         make_service(tiny_model, wrong)
+
+
+async def test_a_model_that_does_not_fit_ends_the_start(start: Callable[..., Any]) -> None:
+    reason = "model a, with its share of MODELS_MEMORY=300: not enough memory: .* = 140 MiB of 25 MiB"
+    with pytest.raises(MemoryPlanError, match=reason):
+        await start(models_memory=300)
 
 
 async def test_a_loading_model_is_freed_at_the_end(start: Callable[..., Any]) -> None:
