@@ -80,6 +80,7 @@ def _check_model(settings: Settings) -> Iterator[Finding]:
     from app.service.files import readable_load_errors
     from app.service.model_parts import memory_plan
     from app.service.tuned import tuned_values
+    from app.weights.adapters import adapters_of, check_architecture
     from app.weights.errors import readable_size
     from app.weights.model import model_here
 
@@ -88,6 +89,9 @@ def _check_model(settings: Settings) -> Iterator[Finding]:
         yield from _check_hub(settings)
         return
     yield ok("model", f"{path} ({readable_size(path.stat().st_size)})")
+    if adapters := adapters_of(settings):
+        check_architecture(adapters, path)
+        yield ok("adapters", ", ".join(f"{name} ({one.path})" for name, one in adapters.items()))
     tuned = tuned_values(settings)
     yield ok("tuned settings", described(tuned) if tuned else "none; `tokenstream tune` finds faster ones")
     with readable_load_errors():

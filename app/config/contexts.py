@@ -48,7 +48,7 @@ class Context(BaseModel):
     The sampling fields take precedence over the settings. ``knowledge``, ``thinking`` and ``thinking_budget``
     are defaults of requests. With ``choices``, each answer is one of these names. The values describe them.
     ``regex``, ``json_schema`` or ``grammar`` constrain answers of requests without own constraint. ``model``
-    is one of MODELS; it answers requests that name no model.
+    is one of MODELS; it answers requests that name no model. ``adapter`` is one of LORA.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -57,6 +57,7 @@ class Context(BaseModel):
     examples: list[Example] = []
     choices: Annotated[Choices | None, BeforeValidator(described)] = None
     model: Annotated[str, Field(min_length=1)] | None = None
+    adapter: Annotated[str, Field(min_length=1)] | None = None
     knowledge: bool = True
     thinking: bool | None = None
     thinking_budget: Annotated[int, Field(ge=0)] | None = None
@@ -105,6 +106,7 @@ _NOT_SAMPLING = {
     "examples",
     "stop",
     "model",
+    "adapter",
     "knowledge",
     "thinking",
     "thinking_budget",

@@ -83,6 +83,12 @@ class ModelSettings(BaseSettings):
         "File that defines the names of models.",
         shown="`config/models.toml`, else the shipped file",
     )
+    lora: Entries = setting(
+        (),
+        "LoRA adapters, separated by commas: `NAME=PATH` of a GGUF file, or `NAME=PATH:SCALE`. Requests "
+        "choose one as `MODEL:NAME` (docs/models.md). With MODELS, they belong to the first one.",
+        shown="none",
+    )
     model_path: Path | None = setting(
         None,
         "Path of a local GGUF file. For a split model, its first part.",

@@ -51,7 +51,7 @@ class MemoryPlan:
         n_ctx: Cells of the KV cache, for all sequences.
         max_sequences: Sequences per decode step.
         kv_options: Attention and number format of the KV cache.
-        weights: Weights, in the form used for computing.
+        weights: Weights, in the form used for computing, and LoRA adapters.
         kv: KV cache.
         compute: Intermediate results and logits of the largest batch.
         process: Python and its packages, vocabulary, helper processes.
@@ -101,6 +101,7 @@ def make_plan(
     n_threads: int,
     main_gpu: int = 0,
     available: int | None = None,
+    adapter_bytes: int = 0,
 ) -> MemoryPlan:
     """Plan the memory of an engine. Parameters that are None get values that fit.
 
@@ -114,6 +115,7 @@ def make_plan(
         n_threads: Compute threads.
         main_gpu: Index of the GPU.
         available: Bytes that this process may use; None calls ``available_memory``.
+        adapter_bytes: Size of the LoRA adapters, in host memory.
 
     Raises:
         MemoryPlanError: The plan exceeds the available memory.
@@ -127,6 +129,7 @@ def make_plan(
             EngineOptions(n_ctx=_GRAIN, max_sequences=1, n_threads=n_threads, kv=kv),
             prefix_budget=None if prefix_mb is None else prefix_mb * _MIB,
             available=available_memory() if available is None else available,
+            adapter_bytes=adapter_bytes,
         )
         if n_ctx is None:
             plan = planner.choose_lengths(max_sequences)
@@ -145,13 +148,19 @@ class _Planner:
     """Plans for one model on one machine."""
 
     def __init__(
-        self, model: SimulatedModel, options: EngineOptions, *, prefix_budget: int | None, available: int
+        self,
+        model: SimulatedModel,
+        options: EngineOptions,
+        *,
+        prefix_budget: int | None,
+        available: int,
+        adapter_bytes: int,
     ) -> None:
         self._model = model
         self._options = options
         self._prefix_budget = prefix_budget
         self._available = available
-        self._weights = model.weights_memory()
+        self._weights = model.weights_memory() + adapter_bytes
         self._process = _PROCESS + model.n_vocab * _BYTES_PER_VOCABULARY_ENTRY
         self._simulate = functools.cache(self._simulate_once)
 

@@ -35,12 +35,13 @@ _MOST_WAITING = 8
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """A completed turn: its prompt, its answer, and the tokens of both."""
+    """A completed turn: its prompt, its answer, the tokens of both, and its adapter."""
 
     prompt: ChatPrompt
     text: str
     thought: str
     tokens: list[int]
+    adapter: str
 
 
 class PrefillAhead:
@@ -58,9 +59,9 @@ class PrefillAhead:
         self._task: asyncio.Task[None] | None = None
         self._threads = full_pool(1, "ahead")
 
-    def note(self, prompt: ChatPrompt, generation: Generation) -> None:
+    def note(self, prompt: ChatPrompt, adapter: str, generation: Generation) -> None:
         """Note a complete answer. Its next turn is prefilled later."""
-        turn = _Turn(prompt, generation.text, generation.thought, generation.tokens)
+        turn = _Turn(prompt, generation.text, generation.thought, generation.tokens, adapter)
         self._turns.append(turn)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
@@ -82,7 +83,7 @@ class PrefillAhead:
             turn = self._turns.pop()
             try:
                 if prefix := await loop.run_in_executor(self._threads, self._prefix, turn):
-                    await self._engine.prefill_ahead(prefix)
+                    await self._engine.prefill_ahead(prefix, turn.adapter)
             except (ServiceError, EngineError) as error:
                 logger.debug("a next turn is not prefilled: %s", error)
             except Exception:

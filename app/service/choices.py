@@ -105,7 +105,7 @@ async def choose(
     assert choices is not None
     prompt, question = choices.scored(prepared.tokens)
     checkpoints = (*prepared.turn_ends, len(prompt))
-    scored = await model.score(prompt, [question], client, checkpoints=checkpoints)
+    scored = await model.score(prompt, [question], client, adapter=prepared.adapter, checkpoints=checkpoints)
     decision = decision_of(scored.logprobs[0])
     probabilities = dict(zip(choices.names, decision.probabilities, strict=True))
     chosen = Chosen(probabilities, decision.label_mass, scored.n_cached)

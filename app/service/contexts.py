@@ -84,7 +84,7 @@ async def warm(
             )
         if prefix and is_cached:
             n_tokens += len(prefix)
-            n_computed += await engine.warm(prefix)
+            n_computed += await engine.warm(prefix, context.adapter or "")
     if not is_cached:
         logger.info("contexts are not prefilled at start: PREFIX_CACHE_MB=0")
         return refused
@@ -122,18 +122,24 @@ class ContextsFile:
             self.reload()
 
     def check_models(self, contexts: Mapping[str, Context]) -> None:
-        """Check that the models of contexts are served.
+        """Check that the models and adapters of contexts are served.
 
         Raises:
             ContextsError: One is not.
         """
         for name, context in contexts.items():
             try:
-                self._models.find(context.model)
+                slot = self._models.find(context.model)
             except UnknownModel as error:
                 raise ContextsError(
                     f"{self._settings.contexts_file}: context {name!r}: model: {error} (MODELS)"
                 ) from None
+            if context.adapter is not None and context.adapter not in slot.adapters:
+                allowed = ", ".join(slot.adapters) or "none"
+                raise ContextsError(
+                    f"{self._settings.contexts_file}: context {name!r}: adapter: {context.adapter!r} does "
+                    f"not exist; those of its model: {allowed} (LORA)"
+                )
 
     async def close(self) -> None:
         """End a running reading."""

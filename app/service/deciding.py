@@ -43,9 +43,9 @@ async def decide(
         ServiceError: No question can be answered.
     """
     # Questions have no context.
-    used = await _permitted_model(service, TextPrompt(field=field, model=model), place, "decision")
+    used, adapter = await _permitted_model(service, TextPrompt(field=field, model=model), place, "decision")
     prepare = partial(used.questions.prepare, state, questions)
-    return await _answer(service, used, prepare, len(rendered(state)), place)
+    return await _answer(service, used, adapter, prepare, len(rendered(state)), place)
 
 
 async def classify(
@@ -77,29 +77,32 @@ async def classify(
     """
     if choices is None:
         prompt = ChatPrompt((), context, model=model)
-        used = await _permitted_model(service, prompt, place, "classification")
+        used, adapter = await _permitted_model(service, prompt, place, "classification")
         of_queries = used.preparation.context_of(prompt)
         assert of_queries is not None
         if of_queries.choices is None:
             raise _without_choices(service, context)
     else:
         text = TextPrompt(field="choices", model=model)
-        used = await _permitted_model(service, text, place, "classification")
+        used, adapter = await _permitted_model(service, text, place, "classification")
         names = ", ".join(choices)
         of_queries = Context(prompt=f"Classify the text. Answer with one of: {names}.", choices=dict(choices))
     assert of_queries.choices is not None
     prepare = partial(used.questions.prepare_queries, queries, of_queries, field)
-    decisions = await _answer(service, used, prepare, sum(map(len, queries)), place)
+    decisions = await _answer(service, used, adapter, prepare, sum(map(len, queries)), place)
     return tuple(of_queries.choices), decisions
 
 
-async def _permitted_model(service: Service, prompt: Prompt, place: Place, operation: str) -> Model:
-    """The model of a request; ``prompt``: its model and context."""
+async def _permitted_model(
+    service: Service, prompt: Prompt, place: Place, operation: str
+) -> tuple[Model, str]:
+    """The model of a request, and its adapter; ``prompt``: its model and context."""
     slot, record = service.slot_of(prompt), current()
     record.operation, record.model = operation, slot.name
     check_model(place.client, slot.name)
     check_prompt(place.client, prompt, service.settings.context_type)
-    return await service.use(slot, place)
+    adapter = service.adapter_of(prompt, slot)
+    return await service.use(slot, place), adapter
 
 
 def _without_choices(service: Service, context: str | None) -> BadRequest:
@@ -113,6 +116,7 @@ def _without_choices(service: Service, context: str | None) -> BadRequest:
 async def _answer(
     service: Service,
     model: Model,
+    adapter: str,
     prepare: Callable[[], PreparedQuestions],
     n_characters: int,
     place: Place,
@@ -126,7 +130,7 @@ async def _answer(
     record.n_input = n_tokens
     service.rates.spend(place.client, n_tokens)
     asked = prepared.questions
-    scored = await model.score(prepared.prompt, list(asked.values()), place.client)
+    scored = await model.score(prepared.prompt, list(asked.values()), place.client, adapter=adapter)
     answers: dict[int, Decision | ServiceError] = dict(prepared.failures)
     answers |= zip(asked, map(decision_of, scored.logprobs), strict=True)
     return Decisions(

@@ -27,7 +27,7 @@ from app.service.errors import GenerationFailed, Overloaded, ServiceError, TooLo
 from app.service.files import ModelFiles
 from app.service.generation import Generation
 from app.service.limits import TokenLimits
-from app.service.model_parts import engine_options, fingerprint, make_tokenizer
+from app.service.model_parts import engine_options, fingerprint, load_adapters, make_tokenizer
 from app.service.preparation import Preparation, Prepared
 from app.service.questions import QuestionPreparation
 from app.telemetry.metrics import ModelMetrics
@@ -90,7 +90,8 @@ class Model:
 
         Raises:
             ModelLoadError: llama.cpp cannot load the model, or memory is insufficient.
-            ModelError: The vocabulary of the tokenizer's repository differs from the model's.
+            ModelError: The vocabulary of the tokenizer's repository differs from the model's, or an adapter
+                does not fit the model.
             SettingsError: A configured token limit exceeds the KV cache.
         """
         path = files.path
@@ -103,6 +104,7 @@ class Model:
                 path, gpu_layers=settings.model_gpu_layers, main_gpu=settings.main_gpu
             )
             stack.callback(self._weights.close)
+            load_adapters(self._weights, settings)
             self.tokenizer = make_tokenizer(settings, self._weights, files.tokenizer_repo)
             stack.callback(self.tokenizer.template.close)
             options = engine_options(settings, plan, self._weights, common.streams_elsewhere)
@@ -111,7 +113,7 @@ class Model:
             stack.callback(lambda: asyncio.run(self.engine.close()))
             _log_model(self._weights, self.engine)
             self.limits = TokenLimits.of(settings, self.engine.n_ctx_sequence)
-            self.fingerprint = fingerprint(path, options.kv)
+            self.fingerprint = fingerprint(path, options.kv, settings)
             self.created = int(path.stat().st_mtime)
             self.description = self._weights.description
             self.n_bytes = self._weights.n_bytes
@@ -197,7 +199,12 @@ class Model:
                 if index and params.seed is not None:
                     params = replace(params, seed=(params.seed + 1) % 2**32)
                 answer = self.engine.submit(
-                    prepared.tokens, params, client, checkpoints=prepared.turn_ends, request_id=record.id
+                    prepared.tokens,
+                    params,
+                    client,
+                    adapter=prepared.adapter,
+                    checkpoints=prepared.turn_ends,
+                    request_id=record.id,
                 )
                 generations.append(
                     Generation(
@@ -218,7 +225,7 @@ class Model:
                 raise _as_service_error(error) from error
             raise
         if self._ahead is not None and prepared.conversation is not None and n == 1:
-            generations[0].on_end = partial(self._ahead.note, prepared.conversation)
+            generations[0].on_end = partial(self._ahead.note, prepared.conversation, prepared.adapter)
         record.answers += generations
         record.params = _params_of(params)
         return generations
@@ -229,6 +236,7 @@ class Model:
         questions: Sequence[Question],
         client: Client = LOCAL,
         *,
+        adapter: str = "",
         checkpoints: Sequence[int] = (),
     ) -> ScoringSequence:
         """Score the options of questions; see ``AsyncEngine.score``.
@@ -238,7 +246,12 @@ class Model:
         """
         try:
             return await self.engine.score(
-                prompt, questions, client, checkpoints=checkpoints, request_id=current().id
+                prompt,
+                questions,
+                client,
+                adapter=adapter,
+                checkpoints=checkpoints,
+                request_id=current().id,
             )
         except (RequestTooLong, QueueFull, EngineError) as error:
             raise _as_service_error(error) from error

@@ -20,6 +20,8 @@ from app.fit.memory_plan import MemoryPlan, make_plan
 from app.machine.cores import physical_cores
 from app.machine.folders import cache_folder
 from app.machine.identity import identity
+from app.weights.adapters import adapters_of, check_architecture
+from app.weights.errors import ModelError
 from app.weights.tokenizer import TokenizerRepo, check_vocabulary
 
 _MAX_STATE_FILES = 2_000_000_000  # bytes
@@ -46,6 +48,7 @@ def memory_plan(settings: Settings, path: Path, available: int | None = None) ->
         main_gpu=settings.main_gpu,
         n_threads=settings.model_threads or physical_cores(),
         available=available,
+        adapter_bytes=sum(adapter.n_bytes for adapter in adapters_of(settings).values()),
     )
 
 
@@ -77,15 +80,32 @@ def _state_files(settings: Settings, path: Path, kv: llama.KVOptions, n_sequence
     # llama.cpp checks only part of this. It would load states of other options.
     kv_key = f"{kv.type} flash_attention={kv.flash_attention} n_sequences={n_sequences}"
     key = {"model and library": identity(path), "kv": kv_key}
-    return StateFiles(folder, key, max_bytes=_MAX_STATE_FILES)
+    adapters = {name: adapter.identity for name, adapter in adapters_of(settings).items()}
+    return StateFiles(folder, key, max_bytes=_MAX_STATE_FILES, adapters=adapters)
 
 
-def fingerprint(path: Path, kv: llama.KVOptions) -> str:
-    """Hash of everything that affects an answer: model, library, KV cache, sampling code."""
+def load_adapters(model: llama.Model, settings: Settings) -> None:
+    """Load the LoRA adapters of a model.
+
+    Raises:
+        ModelError: One does not fit the model.
+    """
+    adapters = adapters_of(settings)
+    check_architecture(adapters, model.path)
+    for name, adapter in adapters.items():
+        try:
+            model.load_adapter(name, adapter.path, adapter.scale)
+        except llama.ModelLoadError as error:
+            raise ModelError(f"LORA: {name}={adapter.path}: it does not fit the model: {error}") from None
+
+
+def fingerprint(path: Path, kv: llama.KVOptions, settings: Settings) -> str:
+    """Hash of everything that affects an answer: model, adapters, library, KV cache, sampling code."""
     code = hashlib.sha256()
     for module in (params, samplers, thinking, thoughts, grammar):
         code.update(inspect.getsource(module).encode())
     facts = [identity(path), str(kv), code.hexdigest(), version("llguidance"), version("numpy")]
+    facts += [f"{name}={adapter.identity}" for name, adapter in adapters_of(settings).items()]
     return f"fp_{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
 
 

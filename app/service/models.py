@@ -102,11 +102,30 @@ class Models:
             return self.default
         known = {slot.name: slot for slot in self.slots}
         slot = known.get(name) or known.get(name.removesuffix(_ANY_TAG))
+        if slot is None and (with_adapter := known.get(name.rpartition(":")[0])) and with_adapter.adapters:
+            return with_adapter  # ``adapter_of`` checks the adapter
         if slot is None:
             raise UnknownModel(
                 f"{name[:100]!r} does not exist; served are: {', '.join(known)}", field="model"
             )
         return slot
+
+    def adapter_of(self, slot: Slot, name: str | None) -> str:
+        """The adapter that the name of a model ends with; empty: none.
+
+        Raises:
+            UnknownModel: The model has no such adapter.
+        """
+        if name is None or not slot.adapters or name == slot.name:
+            return ""
+        model, colon, adapter = name.removesuffix(_ANY_TAG).rpartition(":")
+        if adapter in slot.adapters:
+            return adapter
+        if colon and model == slot.name:
+            served = ", ".join(f"{slot.name}:{one}" for one in slot.adapters)
+            problem = f"{name[:100]!r} does not exist; served are: {slot.name}, {served}"
+            raise UnknownModel(problem, field="model")
+        return ""
 
     def contexts_of(self, slot: Slot, contexts: Mapping[str, Context]) -> dict[str, Context]:
         """The contexts whose requests go to a model, unless they name another one."""

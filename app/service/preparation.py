@@ -55,6 +55,7 @@ class Prepared:
         choices: The possible answers, if the context has choices.
         chosen: Probabilities of the choices, once one of them is drawn.
         conversation: The conversation that the answer ends. None: a text, or the answer continues a message.
+        adapter: Name of the LoRA adapter; empty: the model alone.
     """
 
     tokens: list[int]
@@ -65,6 +66,7 @@ class Prepared:
     choices: Choices | None = None
     chosen: Chosen | None = None
     conversation: ChatPrompt | None = None
+    adapter: str = ""
 
 
 class Preparation:

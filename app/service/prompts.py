@@ -70,6 +70,7 @@ class ChatPrompt:
         messages: The turns. If none is a system turn, the context's turns precede them.
         context: Name of the context; None: the default.
         model: Name of the model; None: that of the context, else the default.
+        adapter: Name of a LoRA adapter; None: that in ``model``, else that of the context.
         tools: Tools that the model may call.
         continues: Whether the answer continues the last message, an assistant message.
         field: Name of the request's field, for error messages.
@@ -91,6 +92,7 @@ class ChatPrompt:
     thinking: ThinkingUse = ThinkingUse()
     reduces_max_tokens: bool = True
     model: str | None = None
+    adapter: str | None = None
 
     @property
     def n_characters(self) -> int:
@@ -115,6 +117,7 @@ class TextPrompt:
         truncate: Number of last tokens to keep; None: all.
         suffix: Text after the gap to fill in; None: no gap.
         model: Name of the model; None: the default.
+        adapter: Name of a LoRA adapter; None: that in ``model``.
         field: Name of the request's field, for error messages.
         reduces_max_tokens: Whether a ``max_tokens`` beyond the room is reduced. Otherwise it is rejected.
     """
@@ -126,6 +129,7 @@ class TextPrompt:
     field: str = "prompt"
     reduces_max_tokens: bool = True
     model: str | None = None
+    adapter: str | None = None
 
     @property
     def n_characters(self) -> int:

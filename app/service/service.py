@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -253,6 +254,22 @@ class Service:
             name = self.contexts[context].model if context in self.contexts else None
         return self.models.find(name)
 
+    def adapter_of(self, prompt: Prompt, slot: Slot) -> str:
+        """The LoRA adapter that a prompt names, else that of its context; empty: none.
+
+        Raises:
+            UnknownModel: The prompt names a model with an unknown adapter.
+            BadRequest: The adapter is unknown.
+        """
+        adapter = prompt.adapter or self.models.adapter_of(slot, prompt.model)
+        if not adapter and isinstance(prompt, ChatPrompt):
+            context = self.settings.context_type if prompt.context is None else prompt.context
+            adapter = (self.contexts[context].adapter if context in self.contexts else None) or ""
+        if adapter and adapter not in slot.adapters:
+            allowed = f"one of {', '.join(slot.adapters)}" if slot.adapters else "absent: LORA is empty"
+            raise BadRequest(f"{adapter[:100]!r} should be {allowed}", field="adapter_id")
+        return adapter
+
     async def use(self, slot: Slot, place: Place | None) -> Model:
         """The loaded model of a request. It stays loaded until the request leaves its place.
 
@@ -306,6 +323,7 @@ class Service:
         requested_at, record = time.perf_counter(), current()
         self._describe(prompt, record)
         slot = self.slot_of(prompt)
+        adapter = self.adapter_of(prompt, slot)
         record.model = slot.name
         most = self.settings.max_concurrent_requests
         if n > most:
@@ -327,6 +345,7 @@ class Service:
                 prepared = await self.threads.compile(prepare)
             else:
                 prepared = await self.threads.run(prompt.n_characters, prepare)
+        prepared = replace(prepared, adapter=adapter)
         if place is not None:
             place.prepared(len(prepared.tokens))
         if prepared.choices is None:

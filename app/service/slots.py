@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from app.config.settings import Settings
 from app.service.model import Model
 from app.telemetry.metrics import ModelMetrics
+from app.weights.adapters import AdapterFile
 from app.weights.served import ServedModel
 
 State = Literal["ready", "loading", "unloading", "unloaded", "failed"]
@@ -76,6 +78,10 @@ class Slot:
     @property
     def settings(self) -> Settings:
         return self.served.settings
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterFile]:
+        return self.served.adapters
 
     @property
     def is_open(self) -> bool:

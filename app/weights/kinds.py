@@ -46,7 +46,7 @@ def _no_model(header: Header, part: int, n_parts: int) -> str:
     if kind == "adapter" or "adapter.type" in values:
         base = values.get("general.base_model.0.name")
         of_base = f" of {base}" if base else ""
-        return f"it is a LoRA adapter{of_base}, and adapters are not supported, so name a whole model"
+        return f"it is a LoRA adapter{of_base}, so name its base model here, and set LORA=NAME=PATH to it"
     if kind == "mmproj" or header.architecture == "clip":
         return "it is the projector of a vision model, so name the file of the language model beside it"
     if kind == "imatrix":

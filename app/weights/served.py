@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.config.named_models import named_model
 from app.config.settings import Settings, SettingsError, with_model
+from app.weights.adapters import AdapterFile, adapters_of
 from app.weights.model import ModelError, model_here, model_name, parts_of
 
 # A ``:`` separates the name of a model from a tag or an adapter.
@@ -29,6 +30,7 @@ class ServedModel:
         n_bytes: Size of its file or files; 0: not looked for.
         is_pinned: Whether it is never unloaded.
         at_start: Whether it is loaded at start.
+        adapters: Its LoRA adapters by name.
     """
 
     name: str
@@ -37,6 +39,7 @@ class ServedModel:
     n_bytes: int = 0
     is_pinned: bool = False
     at_start: bool = True
+    adapters: Mapping[str, AdapterFile] = field(default_factory=dict)
 
 
 def served_models(settings: Settings) -> tuple[ServedModel, ...]:
@@ -48,11 +51,11 @@ def served_models(settings: Settings) -> tuple[ServedModel, ...]:
         ModelError: A local file cannot be found or read.
     """
     if not settings.models:
-        return (ServedModel("", settings, is_pinned=True),)
-    for field in _OF_ONE_MODEL:
-        if (value := getattr(settings, field)) is not None:
+        return (ServedModel("", settings, is_pinned=True, adapters=adapters_of(settings)),)
+    for one in _OF_ONE_MODEL:
+        if (value := getattr(settings, one)) is not None:
             raise SettingsError(
-                f"{field.upper()}={value} cannot be combined with MODELS; MODELS_FILE defines the file and "
+                f"{one.upper()}={value} cannot be combined with MODELS; MODELS_FILE defines the file and "
                 "the tokenizer of each model"
             )
     sources = dict(_entries(settings.models))
@@ -60,9 +63,16 @@ def served_models(settings: Settings) -> tuple[ServedModel, ...]:
         raise SettingsError(f"MODELS={','.join(settings.models)}: two models have the same name")
     pinned = _selected("MODELS_PINNED", settings.models_pinned, [*sources])
     first = next(iter(sources))
+    without_adapters = settings.model_copy(update={"lora": ()})
     early = {first, *pinned, *_selected("MODELS_AT_START", settings.models_at_start, [*sources])}
     return tuple(
-        _found(settings, name, source, is_pinned=name in pinned, at_start=name in early)
+        _found(
+            settings if name == first else without_adapters,
+            name,
+            source,
+            is_pinned=name in pinned,
+            at_start=name in early,
+        )
         for name, source in sources.items()
     )
 
@@ -101,4 +111,4 @@ def _found(settings: Settings, name: str, source: str, *, is_pinned: bool, at_st
         n_bytes = sum(part.stat().st_size for part in parts_of(path))
     else:  # in a repository, so it has a name
         n_bytes = int(named_model(source, settings.models_file, variable="MODELS").gigabytes * 1e9)
-    return ServedModel(name, own, path, n_bytes, is_pinned, at_start)
+    return ServedModel(name, own, path, n_bytes, is_pinned, at_start, adapters_of(own))

@@ -40,7 +40,11 @@ def part(writer: GGUFWriter) -> None:
 
 
 KINDS: list[tuple[str, Write, str]] = [
-    ("llama", adapter, "it is a LoRA adapter of Qwen3 1.7B, and adapters are not supported"),
+    (
+        "llama",
+        adapter,
+        "it is a LoRA adapter of Qwen3 1.7B, so name its base model here, and set LORA=NAME=PATH to it",
+    ),
     ("clip", lambda writer: None, "it is the projector of a vision model"),
     ("llama", lambda writer: writer.add_type("imatrix"), "it is an importance matrix"),
     (

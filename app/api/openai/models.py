@@ -25,6 +25,8 @@ class ModelEntry(TypedDict):
         Field(description="Modification time of its file, in seconds since 1970; 0: not downloaded yet."),
     ]
     owned_by: str
+    root: Annotated[str, Field(description="Name of the model, or of the adapter's file.")]
+    parent: Annotated[str | None, Field(description="The model that an adapter changes.")]
     max_model_len: Annotated[  # vLLM's name
         int, Field(description="Maximum tokens of prompt plus answer, or of an embedded text.")
     ]
@@ -46,20 +48,31 @@ class ModelList(TypedDict):
     models: Annotated[list[ModelMetadata], Field(description="The language models, for System One.")]
 
 
-def _entry(name: str, created: int, n_tokens: int) -> ModelEntry:
+def _entry(
+    name: str, created: int, n_tokens: int, *, root: str | None = None, parent: str | None = None
+) -> ModelEntry:
     return {
         "id": name,
         "object": "model",
         "created": created,
         "owned_by": "tokenstream",
+        "root": root or name,
+        "parent": parent,
         "max_model_len": n_tokens,
     }
 
 
 def _entries(service: Service) -> list[ModelEntry]:
-    """The language models, then the embedding model."""
+    """The language models, each with its adapters, then the embedding model."""
     service.check_started()
-    entries = [_entry(one.name, one.created, one.n_tokens) for one in service.models.facts]
+    entries = []
+    for slot in service.models.slots:
+        if (facts := slot.facts) is not None:
+            entries.append(_entry(facts.name, facts.created, facts.n_tokens))
+            for name, adapter in slot.adapters.items():
+                created, root = int(adapter.path.stat().st_mtime), adapter.path.name
+                identifier = f"{facts.name}:{name}"
+                entries.append(_entry(identifier, created, facts.n_tokens, root=root, parent=facts.name))
     if (embedder := service.embedder) is not None:
         entries.append(_entry(embedder.name, embedder.created, embedder.max_tokens))
     return entries

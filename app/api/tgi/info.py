@@ -37,6 +37,7 @@ class Info(TypedDict):
     version: str
     sha: str | None
     docker_label: str | None
+    adapters: list[str]  # not in TGI
 
 
 async def info(request: Request) -> Response:
@@ -66,5 +67,6 @@ async def info(request: Request) -> Response:
         "version": __version__,
         "sha": model.fingerprint,
         "docker_label": f"llama-cpp-python {version('llama-cpp-python')}",
+        "adapters": [*slot.adapters],
     }
     return JSONResponse(body)

@@ -34,7 +34,7 @@ class Grammar(TgiFields):
 class GenerateParameters(TgiFields):
     """TGI's parameters of generation."""
 
-    adapter_id: Annotated[str | None, Field(description="Rejected: adapters are not supported.")] = None
+    adapter_id: Annotated[str | None, Field(description="Name of a LoRA adapter (LORA).")] = None
     best_of: Annotated[
         int | None,
         _UNSIGNED,

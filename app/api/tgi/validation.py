@@ -67,6 +67,7 @@ def validated(
         field="inputs",
         reduces_max_tokens=False,
         model=model_name,
+        adapter=given.adapter_id,
     )
     samples = _samples(given)
     n = given.best_of or 1
@@ -141,8 +142,6 @@ def _causes(
         yield "`inputs` cannot be empty"
     if given.truncate is not None and not 0 < given.truncate <= limits.input:
         yield f"`truncate` must be strictly positive and less than {limits.input}. Given: {given.truncate}"
-    if given.adapter_id is not None:
-        yield "`adapter_id` is not supported: no adapters are loaded"
 
 
 def _causes_in_best_of(given: GenerateParameters, most: int) -> Iterator[str]:

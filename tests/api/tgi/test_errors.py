@@ -68,7 +68,7 @@ GRAMMAR = "grammar is not valid: "
             {"inputs": " word" * 2048, "max_new_tokens": None},
             "`inputs` must have less than 2047 tokens. Given: 2048",
         ),
-        ({"adapter_id": "mine"}, "`adapter_id` is not supported: no adapters are loaded"),
+        ({"adapter_id": "mine"}, "adapter_id: 'mine' should be absent: LORA is empty"),
         ({"grammar": {"type": "regex", "value": {}}}, f"{GRAMMAR}value should be a regular expression"),
         ({"grammar": {"type": "json", "value": 3}}, f"{GRAMMAR}value should be a JSON Schema"),
         ({"grammar": {"type": "json_schema", "value": {}}}, f"{GRAMMAR}value should be a JSON Schema"),
