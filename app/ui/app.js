@@ -5,7 +5,7 @@ import { rename } from "./conversation.js";
 import { DocumentsDrawer } from "./documents-drawer.js";
 import { Follower } from "./follow.js";
 import { HistoryDrawer } from "./history-drawer.js";
-import { findConversation, listenToTabs, mergeStored, Saver } from "./history-store.js";
+import { findConversation, listenToTabs, mergeStored, Saver, tellTabs } from "./history-store.js";
 import { connect } from "./server.js";
 import { Session } from "./session.js";
 import { Settings } from "./settings.js";
@@ -46,6 +46,7 @@ new HistoryDrawer({
   open: (conversation) => {
     if (conversation.id === session.conversation.id) return;
     session.open(conversation);
+    tellTabs({ shown: conversation.id });
     follower.restart();
     say("Conversation opened.");
   },
@@ -57,11 +58,12 @@ new HistoryDrawer({
   beforeReading: () => saver.flush(),
 });
 
-listenToTabs(async ({ saved, deleted }) => {
+listenToTabs(async ({ saved, shown, deleted }) => {
   if (deleted) drop(deleted);
   const { conversation } = session;
+  if (shown === conversation.id) saver.save(conversation, true); // the other tab then knows of this one
   if (saved !== conversation.id) return;
-  await mergeStored(conversation).catch(storageFailed);
+  if (await mergeStored(conversation).catch(storageFailed)) saver.save(conversation, true);
   session.refresh(conversation);
 });
 
@@ -90,6 +92,7 @@ async function restore() {
   const conversation = id && (await findConversation(id).catch(storageFailed));
   if (!conversation || !session.isEmpty) return;
   session.open(conversation);
+  tellTabs({ shown: conversation.id });
   follower.restart();
 }
 

@@ -50,10 +50,20 @@ function restored(conversation, state = "interrupted") {
   return conversation;
 }
 
-/** Add what other tabs have stored to a conversation. Their running answers have the state "elsewhere". */
+/**
+ * Add what other tabs have stored to a conversation. Their running answers have the state "elsewhere".
+ *
+ * @returns {Promise<boolean>} whether the stored version lacks answers: a tab that was left can overwrite them
+ */
 export async function mergeStored(conversation) {
   const found = await run("readonly", (store) => store.get(conversation.id));
-  if (found) merge(conversation, restored(found, "elsewhere"));
+  if (!found) return false;
+  merge(conversation, restored(found, "elsewhere"));
+  return countAnswers(conversation) > countAnswers(found);
+}
+
+function countAnswers({ questions }) {
+  return questions.reduce((sum, { answers }) => sum + answers.length, 0);
 }
 
 /** Store a conversation, after what other tabs have stored was added to it. */
@@ -68,8 +78,8 @@ export async function putConversation(conversation) {
   });
 }
 
-/** Store a conversation while the page is left: nothing waits for a result then. */
-function putLast(conversation) {
+/** Store a conversation without a read: the browser completes it even if the page is left. */
+function putAlone(conversation) {
   return run("readwrite", (store) => {
     const writing = store.put(conversation);
     writing.transaction.commit();
@@ -95,12 +105,12 @@ export async function forgetAll() {
 
 const channel = new BroadcastChannel(DATABASE);
 
-/** @param {{saved: string}|{deleted: string[]}} change ids of conversations */
-function tellTabs(change) {
+/** @param {{saved: string}|{shown: string}|{deleted: string[]}} change ids of conversations */
+export function tellTabs(change) {
   channel.postMessage(change);
 }
 
-/** @param {(change: {saved: ?string, deleted: ?string[]}) => void} onChange called after changes by other tabs */
+/** @param {(change: {saved: ?string, shown: ?string, deleted: ?string[]}) => void} onChange called after changes by other tabs */
 export function listenToTabs(onChange) {
   channel.addEventListener("message", ({ data }) => onChange(data));
 }
@@ -112,6 +122,7 @@ export class Saver {
   #hooks;
   #dropped = new Set();
   #writing = null; // the last save that is not complete
+  #shared = new Set(); // ids of conversations that other tabs show or have changed
 
   /**
    * @param {{saved: (conversation: object) => void, failed: (error: Error) => void}} hooks
@@ -122,6 +133,7 @@ export class Saver {
     open().catch(() => {}); // soon, for the first save; which reports a failure
     addEventListener("pagehide", () => this.#leave());
     document.addEventListener("visibilitychange", () => this.flush());
+    listenToTabs(({ saved, shown }) => this.#shared.add(saved ?? shown));
   }
 
   /** Save soon; or `now`, and tell other tabs. */
@@ -140,12 +152,14 @@ export class Saver {
   }
 
   flush() {
-    return this.#put(putConversation);
+    return this.#put(this.#pending && this.#shared.has(this.#pending.id) ? putConversation : putAlone);
   }
 
   #leave() {
     this.#pending ??= this.#writing?.conversation; // the browser ends a transaction that waits for its read
-    this.#put(putLast);
+    const id = this.#pending?.id;
+    this.#put(putAlone);
+    if (id) tellTabs({ saved: id });
   }
 
   async #put(put) {
