@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import mmap
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,18 +84,36 @@ class _Layout(ctypes.Structure):
 # Warnings and errors of llama.cpp are logged at level debug. The last error is kept for error messages.
 _last_error = ""
 _listener: Callable[[str], None] | None = None
+_captures: dict[int, list[str]] = {}  # by thread
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: bytes, _user_data: object) -> None:
     global _last_error
-    line = text.decode("utf-8", "replace").rstrip("\n")
+    whole = text.decode("utf-8", "replace")
+    if (lines := _captures.get(threading.get_ident())) is not None:
+        lines.append(whole)
+    line = whole.rstrip("\n")
     if _listener is not None:
         _listener(line)
     if level in (3, 4) and line:  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR
         if level == 4:
             _last_error = line
         logger.debug("%s", line)
+
+
+@contextmanager
+def captured_log() -> Iterator[list[str]]:
+    """Collect the log lines that llama.cpp writes on this thread, of all levels.
+
+    The callback of llama.cpp is never replaced: another thread may be calling it.
+    """
+    thread, lines = threading.get_ident(), list[str]()
+    _captures[thread] = lines
+    try:
+        yield lines
+    finally:
+        del _captures[thread]
 
 
 @contextmanager

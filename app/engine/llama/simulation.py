@@ -6,11 +6,10 @@ So they are correct for all architectures and number formats. ``common/fit.cpp``
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from app.engine.llama.context import KVOptions, context_params
 from app.engine.llama.native import (
     ModelLoadError,
     UnsupportedLibraryError,
-    _on_log,
     attention_calls,
+    captured_log,
     last_error,
     native_function,
     start_matmul,
@@ -156,7 +155,7 @@ class SimulatedModel:
         params.no_alloc = False
         cancel = lib.llama_progress_callback(lambda _progress, _user_data: False)
         params.progress_callback = cancel
-        with _captured_log() as lines:
+        with captured_log() as lines:
             lib.llama_model_load_from_file(str(self._path).encode(), params)
         if not any("model buffer size" in line for line in lines):
             # The kernel rejects allocations larger than all memory.
@@ -177,7 +176,7 @@ class SimulatedModel:
         params = context_params(
             n_ctx=n_ctx, n_sequences=n_sequences, n_batch=n_batch, n_outputs=n_outputs, kv=kv
         )
-        with _captured_log() as lines:
+        with captured_log() as lines:
             handle = lib.llama_init_from_model(self._handle, params)
         if not handle:
             raise ModelLoadError(last_error("no reason given"))
@@ -204,23 +203,6 @@ class SimulatedModel:
         if self._handle:
             lib.llama_model_free(self._handle)
             self._handle = None
-
-
-@contextlib.contextmanager
-def _captured_log() -> Iterator[list[str]]:
-    """Collect llama.cpp's log lines of all levels, besides the usual logging."""
-    lines: list[str] = []
-
-    def keep(level: int, text: bytes, user_data: object) -> None:
-        lines.append(text.decode("utf-8", "replace"))
-        _on_log(level, text, user_data)
-
-    callback = lib.llama_log_callback(keep)
-    lib.llama_log_set(callback, ctypes.c_void_p(0))
-    try:
-        yield lines
-    finally:
-        lib.llama_log_set(_on_log, ctypes.c_void_p(0))
 
 
 def _host_bytes(lines: Iterable[str]) -> Counter[str]:
