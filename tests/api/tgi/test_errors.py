@@ -113,14 +113,14 @@ def test_settings_change_the_limits(start_server: Callable[..., Server]) -> None
         MAX_STOP_SEQUENCES="1",
         MAX_TOP_N_TOKENS="2",
         MAX_TOTAL_TOKENS="720",
-        MAX_INPUT_LENGTH="400",
+        MAX_INPUT_LENGTH="520",
     ).wait_until().url  # fmt: skip
     for parameters, cause in (
         ({"best_of": 2, "do_sample": True}, "`best_of` != 1 is not allowed for this endpoint"),
         ({"stop": ["a", "b"]}, "`stop` supports up to 1 stop sequences. Given: 2"),
         ({"top_n_tokens": 3}, "`top_n_tokens` must be >= 0 and <= 2. Given: 3"),
-        ({"truncate": 401}, "`truncate` must be strictly positive and less than 400. Given: 401"),
-        ({"inputs": " word" * 480}, "`inputs` must have less than 400 tokens. Given: 480"),
+        ({"truncate": 521}, "`truncate` must be strictly positive and less than 520. Given: 521"),
+        ({"inputs": " word" * 600}, "`inputs` must have less than 520 tokens. Given: 600"),
         (
             {"inputs": " word" * 300, "max_new_tokens": 421},
             "`inputs` tokens + `max_new_tokens` must be <= 720. "
@@ -130,16 +130,16 @@ def test_settings_change_the_limits(start_server: Callable[..., Server]) -> None
         assert post(url, **parameters).json()["error"] == VALIDATION + cause
     assert (
         len(
-            generate(url, inputs=" word" * 480, truncate=400, decoder_input_details=True)["details"][
+            generate(url, inputs=" word" * 600, truncate=520, decoder_input_details=True)["details"][
                 "prefill"
             ]
         )
-        == 400
+        == 520
     )
     info = httpx.get(f"{url}/info").json()
     assert info["max_best_of"] == info["max_stop_sequences"] == 1
     assert info["max_top_n_tokens"] == 2
-    assert (info["max_input_tokens"], info["max_total_tokens"]) == (400, 720)
+    assert (info["max_input_tokens"], info["max_total_tokens"]) == (520, 720)
 
 
 @pytest.mark.parametrize(

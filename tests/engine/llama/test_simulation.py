@@ -20,6 +20,7 @@ from app.engine.llama import (
     UnsupportedLibraryError,
     simulation,
 )
+from app.engine.llama.native import captured_log
 from app.engine.llama.simulation import ContextMemory, SimulatedModel
 from tests.conftest import MODEL
 from tests.tiny_models import KINDS, TinyModel
@@ -72,7 +73,7 @@ def test_sizes_of_a_context_equal_the_simulated_ones(
         return {"n_ctx": n_ctx, "n_sequences": n_sequences, "n_batch": 520, "n_outputs": n_outputs}
 
     simulated, model = SimulatedModel(path), Model(path)
-    with simulation._captured_log() as lines:
+    with captured_log() as lines:
         context = Context(model, **arguments(n_sequences), n_threads=1, kv=kv)
     real = logged_mib(lines)
     expected = ContextMemory(
@@ -120,7 +121,7 @@ def test_the_size_of_weights_equals_the_simulated_one(path: Path) -> None:
     simulated = SimulatedModel(path)
     weights = simulated.weights_memory()
     simulated.close()
-    with simulation._captured_log() as lines:
+    with captured_log() as lines:
         model = Model(path)
     model.close()
     buffers = [line for line in lines if "model buffer size" in line]
