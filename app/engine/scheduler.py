@@ -270,7 +270,8 @@ class Scheduler:
             # Beside decoding sequences, a slot without tokens is a gap: every prompt gets at least one token.
             n_tokens = max(budget, 1 if sequence.adapter in adapters else 0)
             if MIN_CHUNK <= n_tokens < sequence.n_pending < n_tokens + MIN_CHUNK:
-                n_tokens = sequence.n_pending  # a short remainder would cost another pass
+                # A short remainder would cost another pass. Beside streams, two equal chunks keep the budget.
+                n_tokens = -(-sequence.n_pending // 2) if decoding else sequence.n_pending
             n_tokens = min(n_tokens, sequence.n_pending, self._to_next_stop(sequence))
             n_tokens = min(n_tokens, sequence.n_silent + n_logits + 1)
             n_logits -= max(n_tokens - sequence.n_silent - 1, 0)

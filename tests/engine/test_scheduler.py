@@ -12,7 +12,7 @@ from app.engine.client import Client
 from app.engine.scoring import Question, ScoringSequence
 from app.engine.sequence import Sequence
 from tests.engine.cache.fake_memory import sequence
-from tests.engine.scheduler_rig import MB, FixedDraft, Rig
+from tests.engine.scheduler_rig import MB, FixedDraft, FixedPacing, Rig
 
 
 def test_without_requests_there_is_no_work() -> None:
@@ -47,6 +47,20 @@ def test_chunks_are_small_beside_a_decoding_sequence() -> None:
         [(0, 1, True), (1, 10, False)],
         [(0, 1, True), (1, 5, True)],
         [(0, 1, True), (1, 1, True)],
+    ]
+
+
+def test_a_short_rest_beside_a_decoding_sequence_makes_two_equal_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(FixedPacing, "beside_decode", 80)
+    rig = Rig()
+    rig.add(sequence(5))
+    rig.step()
+    rig.add(sequence(105))
+    assert [rig.step_shape() for _ in range(2)] == [
+        [(0, 1, True), (1, 53, False)],
+        [(0, 1, True), (1, 52, True)],
     ]
 
 
