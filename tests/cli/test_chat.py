@@ -49,7 +49,7 @@ class Terminal:
         self._ours, theirs = pty.openpty()
         environment = clean_environment(**SETTINGS, LOG_LEVEL="warning", TERM="dumb")
         self.process = subprocess.Popen(
-            CHAT,
+            [*CHAT, "--temperature", "0"],  # greedy: the answer is long
             cwd=ROOT,
             env=environment,
             stdin=theirs,
@@ -71,18 +71,21 @@ class Terminal:
         self.shown = self.shown.partition(text)[2]
 
 
-def test_an_answer_is_stopped_and_the_conversation_goes_on() -> None:
+@pytest.mark.parametrize("stop", ["/stop\n", "\x03"])
+def test_an_answer_is_stopped_and_the_conversation_goes_on(stop: str) -> None:
     terminal = Terminal()
     try:
         terminal.wait_for("> ")
-        for stop in ("/stop\n", "\x03"):
-            question = "Write a long story about the sea."
-            terminal.type(f"{question}\n")
-            terminal.wait_for(question, n_characters=40)
-            terminal.type(stop)
-            begin = time.monotonic()
-            terminal.wait_for("> ")
-            assert time.monotonic() - begin < 3  # a whole answer of 512 tokens takes longer
+        question = "Write a long story about the sea."
+        terminal.type(f"{question}\n")
+        terminal.wait_for(question, n_characters=40)
+        terminal.type(stop)
+        begin = time.monotonic()
+        terminal.wait_for("> ")
+        assert time.monotonic() - begin < 3  # a whole answer of 512 tokens takes longer
+        terminal.type("Hello\n")
+        terminal.wait_for("Hello", n_characters=4)
+        terminal.wait_for("> ")
         terminal.type("\x04")
         assert terminal.process.wait(20) == 0
     finally:

@@ -49,9 +49,9 @@ def _find_chromium() -> str:
     pytest.skip(reason)
 
 
-# Playwright's synchronous interface runs an event loop in this thread. It is stopped after the tests of this
-# folder, as it would disturb asynchronous tests.
-@pytest.fixture(scope="package")
+# Playwright's synchronous interface runs an event loop in this thread. It is stopped after each module, as it
+# would disturb asynchronous tests, which one process of a test run may compute next.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     executable = _find_chromium()
     with sync_playwright() as playwright:
