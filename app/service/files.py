@@ -58,3 +58,15 @@ def readable_load_errors() -> Iterator[None]:
         yield
     except ModelLoadError as error:
         raise ModelError(str(error)) from error
+
+
+def checked_files(settings: Settings) -> ModelFiles:
+    """Find or download a model, and run its preflight; blocking.
+
+    Raises:
+        UserError: See `find_model` and `preflight_model`.
+    """
+    with readable_load_errors():
+        files = find_model(settings)
+        preflight_model(settings, files.path)
+    return files

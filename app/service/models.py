@@ -18,7 +18,7 @@ from app.machine.background import in_background
 from app.machine.memory import available_memory, return_freed_memory
 from app.service.errors import GenerationFailed, LoadFailed, ServiceError, UnknownModel
 from app.service.facts import facts_of
-from app.service.files import ModelFiles, find_model, preflight_model, readable_load_errors
+from app.service.files import ModelFiles, checked_files, readable_load_errors
 from app.service.model import Common, Model
 from app.service.model_parts import memory_plan
 from app.service.slots import Lease, ModelFacts, Slot, State
@@ -276,7 +276,7 @@ class Models:
             if slot.is_open:
                 return
             if files is None:
-                files = await in_background(partial(_files_of, slot.settings))
+                files = await in_background(partial(checked_files, slot.settings))
             plan = await asyncio.to_thread(self._plan, slot, files.path)
             await self._make_room(slot, plan.total)
             planned = sum(one.n_planned for one in self.slots)
@@ -394,10 +394,3 @@ async def _closed(model: Model) -> None:
     except asyncio.CancelledError:
         await asyncio.wait([closing])
         raise
-
-
-def _files_of(settings: Settings) -> ModelFiles:
-    with readable_load_errors():
-        files = find_model(settings)
-        preflight_model(settings, files.path)
-    return files

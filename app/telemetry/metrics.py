@@ -60,60 +60,66 @@ class Metrics:
         self.models = {name: ModelMetrics(self, name, figures) for name, figures in engines.items()}
         self._has_models = bool(models)
         self.latest = LatestRequests()
+        self._add_requests()
+        self._add_knowledge()
 
-        def histogram(name: str, doc: str, buckets: tuple[float, ...]) -> Histogram:
-            metric = Histogram(name, doc, ["instance"], buckets=buckets, registry=self.registry)
-            return metric.labels(instance)
-
-        def histogram_of_model(name: str, doc: str, buckets: tuple[float, ...]) -> Histogram:
-            labels = ["instance", "model"] if models else ["instance"]
-            metric = Histogram(name, doc, labels, buckets=buckets, registry=self.registry)
-            for model in models or [""]:
-                metric.labels(*self._labels(model))
-            return metric
-
-        def gauge(name: str, doc: str) -> Gauge:
-            return Gauge(name, doc, ["instance"], registry=self.registry).labels(instance)
-
-        def counter(name: str, doc: str, *labels: str) -> Counter:
-            metric = Counter(name, doc, ["instance", *labels], registry=self.registry)
-            return metric if labels else metric.labels(instance)
-
-        self._response = histogram_of_model(
+    def _add_requests(self) -> None:
+        self._response = self._histogram_of_model(
             "inference_response_duration",
             "Seconds from a request to the end of its answer, including tokenization.",
             _ANSWER_BUCKETS,
         )
-        self._first_token = histogram_of_model(
+        self._first_token = self._histogram_of_model(
             "time_to_first_token_duration", "Seconds from a request to the first token.", _ANSWER_BUCKETS
         )
-        self._queue = histogram_of_model(
+        self._queue = self._histogram_of_model(
             "request_queue_time_seconds", "Time of an answer in the queue.", _QUEUE_BUCKETS
         )
-        self._prefill = histogram_of_model(
+        self._prefill = self._histogram_of_model(
             "request_prefill_time_seconds", "Time from a slot to the first token.", _QUEUE_BUCKETS
         )
-        self._decode = histogram_of_model(
+        self._decode = self._histogram_of_model(
             "request_decode_time_seconds", "Time from the first token to the last.", _QUEUE_BUCKETS
         )
-        self._requests = counter(
+        self._requests = self._counter(
             "http_requests", "Requests by result.", "method", "route", "status", "key", "model"
         )
-        self._rejected = counter("rejected_requests", "Rejected and failed requests.", "reason")
-        of_model = ("model",) if models else ()
-        self._finished = counter("request_success", "Ended answers.", *of_model, "finished_reason")
+        self._rejected = self._counter("rejected_requests", "Rejected and failed requests.", "reason")
+        of_model = ("model",) if self._has_models else ()
+        self._finished = self._counter("request_success", "Ended answers.", *of_model, "finished_reason")
 
-        self._lookup = histogram(
+    def _add_knowledge(self) -> None:
+        self._lookup = self._histogram(
             "embedding_duration",
             "Seconds to embed a question and search the knowledge base.",
             _LOOKUP_BUCKETS,
         )
-        self._documents = gauge("knowledge_documents", "Indexed documents.")
-        self._chunks = gauge("knowledge_chunks", "Indexed passages.")
-        self._skipped = gauge("knowledge_skipped_files", "Unreadable files.")
-        self._indexed_documents = counter("indexed_documents", "Documents indexed since the start.")
-        self._indexed_chunks = counter("indexed_chunks", "Passages indexed since the start.")
-        self._skipped_files = counter("skipped_files", "Skipped files since the start, repetitions included.")
+        self._documents = self._gauge("knowledge_documents", "Indexed documents.")
+        self._chunks = self._gauge("knowledge_chunks", "Indexed passages.")
+        self._skipped = self._gauge("knowledge_skipped_files", "Unreadable files.")
+        self._indexed_documents = self._counter("indexed_documents", "Documents indexed since the start.")
+        self._indexed_chunks = self._counter("indexed_chunks", "Passages indexed since the start.")
+        self._skipped_files = self._counter(
+            "skipped_files", "Skipped files since the start, repetitions included."
+        )
+
+    def _histogram(self, name: str, doc: str, buckets: tuple[float, ...]) -> Histogram:
+        metric = Histogram(name, doc, ["instance"], buckets=buckets, registry=self.registry)
+        return metric.labels(self._instance)
+
+    def _histogram_of_model(self, name: str, doc: str, buckets: tuple[float, ...]) -> Histogram:
+        labels = ["instance", "model"] if self._has_models else ["instance"]
+        metric = Histogram(name, doc, labels, buckets=buckets, registry=self.registry)
+        for model in self.models:
+            metric.labels(*self._labels(model))
+        return metric
+
+    def _gauge(self, name: str, doc: str) -> Gauge:
+        return Gauge(name, doc, ["instance"], registry=self.registry).labels(self._instance)
+
+    def _counter(self, name: str, doc: str, *labels: str) -> Counter:
+        metric = Counter(name, doc, ["instance", *labels], registry=self.registry)
+        return metric if labels else metric.labels(self._instance)
 
     def _labels(self, model: str) -> tuple[str, ...]:
         return (self._instance, model) if self._has_models else (self._instance,)

@@ -12,15 +12,14 @@ import logging
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from app.machine.progress import Progress, report_stage
+from app.weights.download_progress import progress_bar
 from app.weights.errors import (
     FileNotInRepository,
     HubError,
@@ -73,40 +72,6 @@ class _FirstLine(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         logger.info("%s", record.getMessage().partition("\n")[0])
-
-
-class ProgressLines:
-    """Log lines instead of huggingface_hub's progress bar."""
-
-    def __init__(self, operation: str, *, total: int | None, initial: int, **_: Any) -> None:
-        self._n_bytes, self._total = initial, total
-        self._progress = Progress(logger, operation, done=initial / total if total else 0.0)
-
-    def __enter__(self) -> ProgressLines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def update(self, n_bytes: int) -> None:
-        self._n_bytes += n_bytes
-        if self._total:
-            self._progress.report(self._n_bytes / self._total)
-
-
-def _bar(operation: str) -> Any:
-    """huggingface_hub's bar on a terminal, else log lines."""
-    if not sys.stderr.isatty():
-        return functools.partial(ProgressLines, operation)
-    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
-
-    class Bar(tqdm):
-        def update(self, n: float | None = 1) -> Any:
-            if self.total:
-                report_stage(operation, (self.n + (n or 0)) / self.total)
-            return super().update(n)
-
-    return Bar
 
 
 class Repository:
@@ -323,7 +288,7 @@ class Repository:
         headers = {**build_hf_headers(token=self._token), "accept-encoding": "identity"}
         size = f" ({readable_size(metadata.size)})" if metadata.size else ""
         logger.info("downloading %s%s of %s from %s", file, size, self.name, constants.ENDPOINT)
-        bar = _bar(f"downloading {file}{size}")
+        bar = progress_bar(f"downloading {file}{size}")
         retries = _RETRIES
         while True:
             with partial.open("ab") as target, self._explained(file):

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from app.machine import progress
-from app.weights import repository
+from app.weights import download_progress
 from tests.weights.hub_driver import Resolve, command, environment
 from tests.weights.hub_server import REPO, TINY, FakeHub, closed_port, tiny_gguf
 
@@ -49,7 +49,7 @@ def test_a_long_download_reports_progress(
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 25)
     fake_hub.add(REPO, {"a.gguf": bytes(100)})
     url = f"{fake_hub.url}/{REPO}/resolve/main/a.gguf"
-    bar: Any = functools.partial(repository.ProgressLines, "downloading a.gguf")
+    bar: Any = functools.partial(download_progress.ProgressLines, "downloading a.gguf")
     with (tmp_path / "a.gguf").open("wb") as target:
         http_get(url, target, tqdm_class=bar)
     lines = [message.partition(",")[0] for message in caplog.messages if "a.gguf: " in message]
