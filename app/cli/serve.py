@@ -196,7 +196,7 @@ class _Server(uvicorn.Server):
 
     def _announce(self) -> None:
         settings, url = self._service.settings, self._url
-        names = ", ".join(slot.name for slot in self._service.models.slots)
+        names = ", ".join(entry.name for entry in self._service.models.entries)
         if settings.log_format == "json":
             logger.info("ready: %s answers on %s", names, url)
             return

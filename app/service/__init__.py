@@ -40,6 +40,7 @@ from app.service.decisions import (
     rendered,
 )
 from app.service.embedding import Embeddings
+from app.service.entries import Entry, ModelFacts, State
 from app.service.errors import (
     BadRequest,
     Forbidden,
@@ -72,7 +73,6 @@ from app.service.prompts import (
 from app.service.rerank import Ranking
 from app.service.retrieval import list_documents, required_knowledge, search_documents
 from app.service.service import Service
-from app.service.slots import ModelFacts, Slot, State
 from app.service.uploads import FOLDER as UPLOADS
 from app.service.uploads import TooLarge, store_upload
 
@@ -99,6 +99,7 @@ __all__ = [
     "Effort",
     "Embedder",
     "Embeddings",
+    "Entry",
     "FinishReason",
     "Forbidden",
     "GatheredCall",
@@ -124,7 +125,6 @@ __all__ = [
     "Regex",
     "Service",
     "ServiceError",
-    "Slot",
     "State",
     "Step",
     "TextPrompt",

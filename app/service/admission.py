@@ -13,8 +13,8 @@ from app.engine.client import Client
 from app.service.errors import Overloaded
 
 if TYPE_CHECKING:
+    from app.service.entries import Entry
     from app.service.model import Model
-    from app.service.slots import Slot
 
 # An estimate for a body that is not tokenized yet.
 _BYTES_PER_TOKEN = 4
@@ -137,7 +137,7 @@ class Place:
     def __init__(self, admission: Admission, client: Client) -> None:
         self._admission = admission
         self.client = client
-        self.models: dict[Slot, Model] = {}
+        self.models: dict[Entry, Model] = {}
         self._releases: list[Callable[[], None]] = []
         self._n_places = 0
         self._n_bytes = 0
@@ -188,9 +188,9 @@ class Place:
         self._admission.weigh(-self._n_tokens, self._n_tokens)
         self._n_tokens = 0
 
-    def hold(self, slot: Slot, model: Model, release: Callable[[], None]) -> None:
+    def hold(self, entry: Entry, model: Model, release: Callable[[], None]) -> None:
         """Use a model until the end of the response, which calls ``release``."""
-        self.models[slot] = model
+        self.models[entry] = model
         self._releases.append(release)
 
     def leave(self) -> None:

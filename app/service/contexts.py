@@ -129,13 +129,13 @@ class ContextsFile:
         """
         for name, context in contexts.items():
             try:
-                slot = self._models.find(context.model)
+                entry = self._models.find(context.model)
             except UnknownModel as error:
                 raise ContextsError(
                     f"{self._settings.contexts_file}: context {name!r}: model: {error} (MODELS)"
                 ) from None
-            if context.adapter is not None and context.adapter not in slot.adapters:
-                allowed = ", ".join(slot.adapters) or "none"
+            if context.adapter is not None and context.adapter not in entry.adapters:
+                allowed = ", ".join(entry.adapters) or "none"
                 raise ContextsError(
                     f"{self._settings.contexts_file}: context {name!r}: adapter: {context.adapter!r} does "
                     f"not exist; those of its model: {allowed} (LORA)"
@@ -166,16 +166,16 @@ class ContextsFile:
             raise ContextsError(f"{path}: CONTEXT_TYPE={default} should be one of {', '.join(contexts)}")
         self.check_models(contexts)
         changed = {name: context for name, context in contexts.items() if self._contexts.get(name) != context}
-        for slot in self._models.slots:
-            if slot.is_open:  # others check and prefill their contexts when they are loaded
-                lease = await self._models.acquire(slot)
+        for entry in self._models.entries:
+            if entry.is_open:  # others check and prefill their contexts when they are loaded
+                lease = await self._models.acquire(entry)
                 try:
-                    await self._use(lease.model, self._models.contexts_of(slot, changed))
+                    await self._use(lease.model, self._models.contexts_of(entry, changed))
                 finally:
-                    self._models.release(slot, lease)
+                    self._models.release(entry, lease)
         removed = [name for name in self._contexts if name not in contexts]
         self._contexts.replace(contexts)
-        for model in (slot.model for slot in self._models.slots if slot.model is not None):
+        for model in (entry.model for entry in self._models.entries if entry.model is not None):
             for name in (*changed, *removed):
                 model.refused.pop(name, None)
         names = f"changed or new: {', '.join(changed) or 'none'}; removed: {', '.join(removed) or 'none'}"

@@ -97,12 +97,12 @@ async def _permitted_model(
     service: Service, prompt: Prompt, place: Place, operation: str
 ) -> tuple[Model, str]:
     """The model of a request, and its adapter; ``prompt``: its model and context."""
-    slot, record = service.slot_of(prompt), current()
-    record.operation, record.model = operation, slot.name
-    check_model(place.client, slot.name)
+    entry, record = service.entry_of(prompt), current()
+    record.operation, record.model = operation, entry.name
+    check_model(place.client, entry.name)
     check_prompt(place.client, prompt, service.settings.context_type)
-    adapter = service.adapter_of(prompt, slot)
-    return await service.use(slot, place), adapter
+    adapter = service.adapter_of(prompt, entry)
+    return await service.use(entry, place), adapter
 
 
 def _without_choices(service: Service, context: str | None) -> BadRequest:

@@ -16,12 +16,12 @@ from app.fit.memory_plan import MemoryPlan, MemoryPlanError
 from app.fit.model_shares import shares
 from app.machine.background import in_background
 from app.machine.memory import available_memory, return_freed_memory
+from app.service.entries import Entry, Lease, ModelFacts, State
 from app.service.errors import GenerationFailed, LoadFailed, ServiceError, UnknownModel
 from app.service.facts import facts_of
 from app.service.files import ModelFiles, checked_files, readable_load_errors
 from app.service.model import Common, Model
 from app.service.model_parts import memory_plan
-from app.service.slots import Lease, ModelFacts, Slot, State
 from app.telemetry.metrics import Metrics
 from app.weights.model import ModelError, model_name
 from app.weights.served import ServedModel
@@ -39,7 +39,7 @@ class Models:
     memory that the others leave.
 
     Attributes:
-        slots: In the order of MODELS; the first is the default.
+        entries: In the order of MODELS; the first is the default.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Models:
     ) -> None:
         """``on_failure``: called with the error message of an engine whose thread failed."""
         keep = settings.idle_unload
-        self.slots = [
-            Slot(one, metrics.models[one.name if len(served) > 1 else ""], one.name) for one in served
+        self.entries = [
+            Entry(one, metrics.models[one.name if len(served) > 1 else ""], one.name) for one in served
         ]
-        for slot in self.slots:
-            slot.keep = None if slot.served.is_pinned else keep
-            if self.are_several and not slot.served.at_start:
-                slot.metrics.engine.on_unload()
+        for entry in self.entries:
+            entry.keep = None if entry.served.is_pinned else keep
+            if self.are_several and not entry.served.at_start:
+                entry.metrics.engine.on_unload()
         self._keep = keep
         self._settings = settings
         self._contexts = contexts
@@ -69,30 +69,30 @@ class Models:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
-    def default(self) -> Slot:
-        return self.slots[0]
+    def default(self) -> Entry:
+        return self.entries[0]
 
     @property
     def are_several(self) -> bool:
-        return len(self.slots) > 1
+        return len(self.entries) > 1
 
     @property
     def n_unfinished(self) -> int:
         """Number of running and waiting requests of all models."""
-        return sum(slot.model.engine.n_unfinished for slot in self.slots if slot.model is not None)
+        return sum(entry.model.engine.n_unfinished for entry in self.entries if entry.model is not None)
 
     @property
     def states(self) -> dict[str, State]:
-        return {slot.name: slot.state for slot in self.slots}
+        return {entry.name: entry.state for entry in self.entries}
 
     @property
     def facts(self) -> list[ModelFacts]:
         """Facts of all models. After the start they are complete."""
-        return [slot.facts for slot in self.slots if slot.facts is not None]
+        return [entry.facts for entry in self.entries if entry.facts is not None]
 
     # --- names
 
-    def find(self, name: str | None) -> Slot:
+    def find(self, name: str | None) -> Entry:
         """The model with a name. None: the default. A single model has any name.
 
         Raises:
@@ -100,81 +100,81 @@ class Models:
         """
         if name is None or not self.are_several:
             return self.default
-        known = {slot.name: slot for slot in self.slots}
-        slot = known.get(name) or known.get(name.removesuffix(_ANY_TAG))
-        if slot is None and (with_adapter := known.get(name.rpartition(":")[0])) and with_adapter.adapters:
+        known = {entry.name: entry for entry in self.entries}
+        entry = known.get(name) or known.get(name.removesuffix(_ANY_TAG))
+        if entry is None and (with_adapter := known.get(name.rpartition(":")[0])) and with_adapter.adapters:
             return with_adapter  # ``adapter_of`` checks the adapter
-        if slot is None:
+        if entry is None:
             raise UnknownModel(
                 f"{name[:100]!r} does not exist; served are: {', '.join(known)}", field="model"
             )
-        return slot
+        return entry
 
-    def adapter_of(self, slot: Slot, name: str | None) -> str:
+    def adapter_of(self, entry: Entry, name: str | None) -> str:
         """The adapter that the name of a model ends with; empty: none.
 
         Raises:
             UnknownModel: The model has no such adapter.
         """
-        if name is None or not slot.adapters or name == slot.name:
+        if name is None or not entry.adapters or name == entry.name:
             return ""
         model, colon, adapter = name.removesuffix(_ANY_TAG).rpartition(":")
-        if adapter in slot.adapters:
+        if adapter in entry.adapters:
             return adapter
-        if colon and model == slot.name:
-            served = ", ".join(f"{slot.name}:{one}" for one in slot.adapters)
-            problem = f"{name[:100]!r} does not exist; served are: {slot.name}, {served}"
+        if colon and model == entry.name:
+            served = ", ".join(f"{entry.name}:{one}" for one in entry.adapters)
+            problem = f"{name[:100]!r} does not exist; served are: {entry.name}, {served}"
             raise UnknownModel(problem, field="model")
         return ""
 
-    def contexts_of(self, slot: Slot, contexts: Mapping[str, Context]) -> dict[str, Context]:
+    def contexts_of(self, entry: Entry, contexts: Mapping[str, Context]) -> dict[str, Context]:
         """The contexts whose requests go to a model, unless they name another one."""
         if not self.are_several:
             return {**contexts}
-        return {name: one for name, one in contexts.items() if self.find(one.model) is slot}
+        return {name: one for name, one in contexts.items() if self.find(one.model) is entry}
 
     # --- use
 
-    async def acquire(self, slot: Slot) -> Lease:
+    async def acquire(self, entry: Entry) -> Lease:
         """Use a model. It is loaded if it is not, and stays loaded until the lease is released.
 
         Raises:
             LoadFailed: It cannot be loaded.
         """
-        if slot.is_open:
-            return Lease(slot)
+        if entry.is_open:
+            return Lease(entry)
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        slot.waiting.append(granted)
-        if slot.loading is None or slot.loading.done():
-            slot.loading = self._start_task(self._load_for_requests(slot))
+        entry.waiting.append(granted)
+        if entry.loading is None or entry.loading.done():
+            entry.loading = self._start_task(self._load_for_requests(entry))
         try:
             return await granted
         except asyncio.CancelledError:
             if granted.done() and not granted.cancelled() and granted.exception() is None:
-                self.release(slot, granted.result())
+                self.release(entry, granted.result())
             raise
 
-    def release(self, slot: Slot, lease: Lease) -> None:
+    def release(self, entry: Entry, lease: Lease) -> None:
         """End a use."""
-        if lease.release() and slot.keep is not None:
-            self._expire_later(slot, slot.keep)
+        if lease.release() and entry.keep is not None:
+            self._expire_later(entry, entry.keep)
 
-    def keep(self, slot: Slot, seconds: float | None) -> None:
+    def keep(self, entry: Entry, seconds: float | None) -> None:
         """Set the idle time after which a model is unloaded. None: it stays. Pinned ones always stay."""
-        if slot.served.is_pinned:
+        if entry.served.is_pinned:
             return
-        slot.keep = seconds
-        if slot.timer is not None:
-            slot.timer.cancel()
-        if seconds is not None and slot.is_open and slot.is_idle:
-            self._expire_later(slot, seconds)
+        entry.keep = seconds
+        if entry.timer is not None:
+            entry.timer.cancel()
+        if seconds is not None and entry.is_open and entry.is_idle:
+            self._expire_later(entry, seconds)
 
-    def _expire_later(self, slot: Slot, seconds: float) -> None:
+    def _expire_later(self, entry: Entry, seconds: float) -> None:
         def expire() -> None:
-            slot.timer = None
-            self._start_task(self._unload_idle(slot))
+            entry.timer = None
+            self._start_task(self._unload_idle(entry))
 
-        slot.timer = asyncio.get_running_loop().call_later(seconds, expire)
+        entry.timer = asyncio.get_running_loop().call_later(seconds, expire)
 
     # --- load
 
@@ -200,13 +200,13 @@ class Models:
         if self.are_several or self._settings.models_memory is not None:
             await self._share_memory()
         await self._load(self.default, files, warm)
-        for slot in self.slots[1:]:
-            if slot.served.at_start:
+        for entry in self.entries[1:]:
+            if entry.served.at_start:
                 try:
                     with readable_load_errors():
-                        await self._load(slot, None, warm)
+                        await self._load(entry, None, warm)
                 except UserError as error:
-                    raise ModelError(f"model {slot.name}: {error}") from error
+                    raise ModelError(f"model {entry.name}: {error}") from error
 
     async def _share_memory(self) -> None:
         """Give each model its share, and plan those whose files are here.
@@ -216,150 +216,150 @@ class Models:
         """
         limit, free = self._settings.models_memory, available_memory()
         self._budget = free if limit is None else min(limit << 20, free)
-        sizes = {slot.name: slot.served.n_bytes for slot in self.slots}
-        pinned = [slot for slot in self.slots if slot.served.is_pinned]
-        given = shares(sizes, [slot.name for slot in pinned], self._budget)
+        sizes = {entry.name: entry.served.n_bytes for entry in self.entries}
+        pinned = [entry for entry in self.entries if entry.served.is_pinned]
+        given = shares(sizes, [entry.name for entry in pinned], self._budget)
         n_pinned = 0  # bytes of the plans of pinned models
-        for slot in sorted(self.slots, key=lambda one: not one.served.is_pinned):
-            slot.share = given.get(slot.name, self._budget - n_pinned)
+        for entry in sorted(self.entries, key=lambda one: not one.served.is_pinned):
+            entry.share = given.get(entry.name, self._budget - n_pinned)
             plan = None
-            if slot.served.path is not None:
-                plan = await asyncio.to_thread(self._plan, slot, slot.served.path)
-            if slot.served.is_pinned:
-                n_pinned += slot.share if plan is None else plan.total
+            if entry.served.path is not None:
+                plan = await asyncio.to_thread(self._plan, entry, entry.served.path)
+            if entry.served.is_pinned:
+                n_pinned += entry.share if plan is None else plan.total
             if self.are_several:
-                slot.facts = await asyncio.to_thread(facts_of, slot.served, plan)
+                entry.facts = await asyncio.to_thread(facts_of, entry.served, plan)
 
-    def _plan(self, slot: Slot, path: Any) -> MemoryPlan:
+    def _plan(self, entry: Entry, path: Any) -> MemoryPlan:
         try:
             with readable_load_errors():
-                return memory_plan(slot.settings, path, slot.share)
+                return memory_plan(entry.settings, path, entry.share)
         except MemoryPlanError as error:
-            if slot.share is None:
+            if entry.share is None:
                 raise
             limit = self._settings.models_memory
             of = "the free memory" if limit is None else f"MODELS_MEMORY={limit}"
             raise MemoryPlanError(
-                f"model {slot.name or model_name(path)}, with its share of {of}: {error}"
+                f"model {entry.name or model_name(path)}, with its share of {of}: {error}"
             ) from None
 
-    async def _load_for_requests(self, slot: Slot) -> None:
+    async def _load_for_requests(self, entry: Entry) -> None:
         """Load a model and give it to the requests that wait for it, or tell them why not."""
         try:
-            if not slot.is_open:
-                await self._load(slot, None, None)
+            if not entry.is_open:
+                await self._load(entry, None, None)
             error: ServiceError | None = None
         except asyncio.CancelledError:
             error = GenerationFailed("the server is shutting down")
         except UserError as reason:
-            logger.error("model %s cannot be loaded: %s", slot.name, reason)
-            error = LoadFailed(f"{slot.name} cannot be loaded: {reason}", field="model")
+            logger.error("model %s cannot be loaded: %s", entry.name, reason)
+            error = LoadFailed(f"{entry.name} cannot be loaded: {reason}", field="model")
         except Exception as reason:
-            logger.exception("model %s cannot be loaded", slot.name)
+            logger.exception("model %s cannot be loaded", entry.name)
             problem = f"{type(reason).__name__}: {reason}"
-            error = LoadFailed(f"{slot.name} cannot be loaded: {problem}", field="model")
+            error = LoadFailed(f"{entry.name} cannot be loaded: {problem}", field="model")
         if error is not None:
-            slot.failure = str(error)
-        while slot.waiting:
-            granted = slot.waiting.popleft()
+            entry.failure = str(error)
+        while entry.waiting:
+            granted = entry.waiting.popleft()
             if granted.done():
                 continue
             if error is None:
-                granted.set_result(Lease(slot))
+                granted.set_result(Lease(entry))
             else:
                 granted.set_exception(error)
-        if slot.is_open and slot.is_idle and slot.keep is not None:
-            self._expire_later(slot, slot.keep)
+        if entry.is_open and entry.is_idle and entry.keep is not None:
+            self._expire_later(entry, entry.keep)
 
-    async def _load(self, slot: Slot, files: ModelFiles | None, warm: Collection[str] | None) -> None:
+    async def _load(self, entry: Entry, files: ModelFiles | None, warm: Collection[str] | None) -> None:
         async with self._turn:
-            if slot.is_open:
+            if entry.is_open:
                 return
             if files is None:
-                files = await in_background(partial(checked_files, slot.settings))
-            plan = await asyncio.to_thread(self._plan, slot, files.path)
-            await self._make_room(slot, plan.total)
-            planned = sum(one.n_planned for one in self.slots)
+                files = await in_background(partial(checked_files, entry.settings))
+            plan = await asyncio.to_thread(self._plan, entry, files.path)
+            await self._make_room(entry, plan.total)
+            planned = sum(one.n_planned for one in self.entries)
             if planned and (free := available_memory() - planned) < plan.total:
                 # Other programs have more memory than at start.
-                plan = await asyncio.to_thread(memory_plan, slot.settings, files.path, free)
-            slot.name = slot.name or model_name(files.path)
+                plan = await asyncio.to_thread(memory_plan, entry.settings, files.path, free)
+            entry.name = entry.name or model_name(files.path)
             common = Common(
                 self._contexts,
                 self._lock,
-                partial(self._engine_failed, slot),
+                partial(self._engine_failed, entry),
                 lambda: self.n_unfinished > 0,
-                partial(self._stream_elsewhere, slot),
+                partial(self._stream_elsewhere, entry),
             )
-            own = self.contexts_of(slot, self._contexts)
-            slot.n_planned = plan.total
+            own = self.contexts_of(entry, self._contexts)
+            entry.n_planned = plan.total
             try:
                 with readable_load_errors():
-                    slot.model = await Model.load(
-                        slot.name,
+                    entry.model = await Model.load(
+                        entry.name,
                         files,
-                        slot.settings,
+                        entry.settings,
                         plan,
                         common,
-                        metrics=slot.metrics,
+                        metrics=entry.metrics,
                         warmed=[name for name in own if warm is None or name in warm],
                     )
             except BaseException:
-                slot.n_planned = 0
+                entry.n_planned = 0
                 raise
-            slot.failure = None
-            slot.keep = None if slot.served.is_pinned else self._keep
-            model = slot.model
-            slot.facts = ModelFacts(
-                slot.name, model.created, model.description, model.n_bytes, model.limits.total
+            entry.failure = None
+            entry.keep = None if entry.served.is_pinned else self._keep
+            model = entry.model
+            entry.facts = ModelFacts(
+                entry.name, model.created, model.description, model.n_bytes, model.limits.total
             )
 
-    def _stream_elsewhere(self, slot: Slot) -> bool:
+    def _stream_elsewhere(self, entry: Entry) -> bool:
         """Whether answers of other models stream. Called on the thread of a model's engine."""
-        others = [one.model for one in self.slots if one is not slot]
+        others = [one.model for one in self.entries if one is not entry]
         return any(model.engine.is_streaming for model in others if model is not None)
 
-    def _engine_failed(self, slot: Slot, error: BaseException) -> None:
-        slot.metrics.engine.on_end()
-        of_model = f" of {slot.name}" if self.are_several else ""
+    def _engine_failed(self, entry: Entry, error: BaseException) -> None:
+        entry.metrics.engine.on_end()
+        of_model = f" of {entry.name}" if self.are_several else ""
         self._on_failure(f"the engine{of_model} failed: {error}")
 
     # --- unload
 
-    async def _make_room(self, slot: Slot, n_bytes: int) -> None:
+    async def _make_room(self, entry: Entry, n_bytes: int) -> None:
         """Unload models until ``n_bytes`` are free: idle ones first, the least recently used first."""
-        while self._budget is not None and sum(s.n_planned for s in self.slots) + n_bytes > self._budget:
-            open_ = [one for one in self.slots if one.is_open and not one.served.is_pinned]
+        while self._budget is not None and sum(s.n_planned for s in self.entries) + n_bytes > self._budget:
+            open_ = [one for one in self.entries if one.is_open and not one.served.is_pinned]
             if not open_:
                 raise MemoryPlanError(
-                    f"model {slot.name} needs {n_bytes >> 20} MiB beside the pinned models; "
+                    f"model {entry.name} needs {n_bytes >> 20} MiB beside the pinned models; "
                     f"MODELS_MEMORY allows {self._budget >> 20} MiB"
                 )
             await self._unload(min(open_, key=lambda one: (not one.is_idle, one.used_at)))
 
-    async def _unload_idle(self, slot: Slot) -> None:
+    async def _unload_idle(self, entry: Entry) -> None:
         """Unload a model, unless it is used again."""
         async with self._turn:
-            if slot.is_open and slot.n_users == 0 and slot.timer is None and slot.keep is not None:
-                await self._unload(slot)
+            if entry.is_open and entry.n_users == 0 and entry.timer is None and entry.keep is not None:
+                await self._unload(entry)
 
-    async def _unload(self, slot: Slot) -> None:
+    async def _unload(self, entry: Entry) -> None:
         """Let a model end its work, then free it. Its next requests load it again."""
-        model = slot.model
+        model = entry.model
         assert model is not None
-        slot.is_draining = True
+        entry.is_draining = True
         try:
-            while not slot.is_idle:  # noqa: ASYNC110 # engines do not tell when they become idle
+            while not entry.is_idle:  # noqa: ASYNC110 # engines do not tell when they become idle
                 await asyncio.sleep(_CHECK_EVERY)
-            slot.model = None
+            entry.model = None
             await _closed(model)
             del model
             await asyncio.to_thread(return_freed_memory)
         finally:
-            slot.is_draining = False
-        slot.n_planned = 0
-        slot.metrics.engine.on_unload()
-        logger.info("model %s is unloaded", slot.name)
+            entry.is_draining = False
+        entry.n_planned = 0
+        entry.metrics.engine.on_unload()
+        logger.info("model %s is unloaded", entry.name)
 
     async def close(self) -> None:
         """Stop all engines and free the models. One that fails does not keep the others open."""
@@ -367,12 +367,12 @@ class Models:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         async with AsyncExitStack() as parts:
-            for slot in self.slots:
-                if slot.timer is not None:
-                    slot.timer.cancel()
-                if slot.model is not None:
-                    parts.push_async_callback(slot.model.close)
-                    slot.model = None
+            for entry in self.entries:
+                if entry.timer is not None:
+                    entry.timer.cancel()
+                if entry.model is not None:
+                    parts.push_async_callback(entry.model.close)
+                    entry.model = None
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -24,6 +24,7 @@ from app.service.clients import TokenRates, check_model, check_prompt
 from app.service.constraints import effective
 from app.service.contexts import ContextsFile, LiveContexts
 from app.service.encoders import Encoders
+from app.service.entries import Entry
 from app.service.errors import BadRequest, Loading
 from app.service.files import ModelFiles
 from app.service.generation import Generation
@@ -31,7 +32,6 @@ from app.service.model import Model
 from app.service.models import Models
 from app.service.prompts import ChatPrompt, Constraint, Prompt, TextPrompt
 from app.service.retrieval import with_found
-from app.service.slots import Slot
 from app.service.threads import PreparingThreads
 from app.telemetry.metrics import Metrics
 from app.telemetry.request import RequestRecord, current
@@ -131,7 +131,7 @@ class Service:
     @property
     def refused_contexts(self) -> Mapping[str, str]:
         """Contexts rejected by the chat template of their model, with its error messages."""
-        models = (slot.model for slot in self.models.slots)
+        models = (entry.model for entry in self.models.entries)
         return {name: why for model in models if model for name, why in model.refused.items()}
 
     @property
@@ -210,12 +210,12 @@ class Service:
 
     async def compile_constraints(self) -> None:
         """Compile the constraints of the contexts. The first use of one would take a second more."""
-        for slot in self.models.slots:
-            for name, context in self.models.contexts_of(slot, self.contexts).items():
-                if slot.model is None:
+        for entry in self.models.entries:
+            for name, context in self.models.contexts_of(entry, self.contexts).items():
+                if entry.model is None:
                     break
                 try:
-                    await self.threads.compile(slot.model.preparation.constraints.compile, context)
+                    await self.threads.compile(entry.model.preparation.constraints.compile, context)
                 except BadRequest as error:
                     logger.error("requests of context %r are rejected: %s", name, error)
 
@@ -240,7 +240,7 @@ class Service:
 
     # --- requests
 
-    def slot_of(self, prompt: Prompt) -> Slot:
+    def entry_of(self, prompt: Prompt) -> Entry:
         """The model that a prompt names, else that of its context, else the default one.
 
         Raises:
@@ -254,23 +254,23 @@ class Service:
             name = self.contexts[context].model if context in self.contexts else None
         return self.models.find(name)
 
-    def adapter_of(self, prompt: Prompt, slot: Slot) -> str:
+    def adapter_of(self, prompt: Prompt, entry: Entry) -> str:
         """The LoRA adapter that a prompt names, else that of its context; empty: none.
 
         Raises:
             UnknownModel: The prompt names a model with an unknown adapter.
             BadRequest: The adapter is unknown.
         """
-        adapter = prompt.adapter or self.models.adapter_of(slot, prompt.model)
+        adapter = prompt.adapter or self.models.adapter_of(entry, prompt.model)
         if not adapter and isinstance(prompt, ChatPrompt):
             context = self.settings.context_type if prompt.context is None else prompt.context
             adapter = (self.contexts[context].adapter if context in self.contexts else None) or ""
-        if adapter and adapter not in slot.adapters:
-            allowed = f"one of {', '.join(slot.adapters)}" if slot.adapters else "absent: LORA is empty"
+        if adapter and adapter not in entry.adapters:
+            allowed = f"one of {', '.join(entry.adapters)}" if entry.adapters else "absent: LORA is empty"
             raise BadRequest(f"{adapter[:100]!r} should be {allowed}", field="adapter_id")
         return adapter
 
-    async def use(self, slot: Slot, place: Place | None) -> Model:
+    async def use(self, entry: Entry, place: Place | None) -> Model:
         """The loaded model of a request. It stays loaded until the request leaves its place.
 
         Raises:
@@ -278,14 +278,14 @@ class Service:
             LoadFailed: It cannot be loaded.
         """
         if place is None:
-            lease = await self.models.acquire(slot)
-            self.models.release(slot, lease)  # unfinished requests keep it loaded too
+            lease = await self.models.acquire(entry)
+            self.models.release(entry, lease)  # unfinished requests keep it loaded too
             return lease.model
-        if (model := place.models.get(slot)) is not None:
+        if (model := place.models.get(entry)) is not None:
             return model
-        check_model(place.client, slot.name)
-        lease = await self.models.acquire(slot)
-        place.hold(slot, lease.model, partial(self.models.release, slot, lease))
+        check_model(place.client, entry.name)
+        lease = await self.models.acquire(entry)
+        place.hold(entry, lease.model, partial(self.models.release, entry, lease))
         return lease.model
 
     async def tokens(self, prompt: Prompt, place: Place | None = None) -> list[int]:
@@ -294,7 +294,7 @@ class Service:
         Raises:
             ServiceError: The prompt cannot be tokenized.
         """
-        model = await self.use(self.slot_of(prompt), place)
+        model = await self.use(self.entry_of(prompt), place)
         check_prompt(LOCAL if place is None else place.client, prompt, self.settings.context_type)
         prompt = await self._with_passages(prompt, model)
         return await self.threads.run(prompt.n_characters, model.preparation.tokens, prompt)
@@ -322,18 +322,18 @@ class Service:
         """
         requested_at, record = time.perf_counter(), current()
         self._describe(prompt, record)
-        slot = self.slot_of(prompt)
-        adapter = self.adapter_of(prompt, slot)
-        record.model = slot.name
+        entry = self.entry_of(prompt)
+        adapter = self.adapter_of(prompt, entry)
+        record.model = entry.name
         most = self.settings.max_concurrent_requests
         if n > most:
             raise BadRequest(f"{n} answers exceed MAX_CONCURRENT_REQUESTS ({most})", field="n")
         client = LOCAL if place is None else place.client
-        check_model(client, slot.name)
+        check_model(client, entry.name)
         check_prompt(client, prompt, self.settings.context_type)
         if place is not None:
             place.reserve(n)
-        model = await self.use(slot, place)
+        model = await self.use(entry, place)
         prompt = await self._with_passages(prompt, model)
         constraint = effective(prompt, model.preparation.context_of(prompt), constraint)
         is_constrained = constraint is not None or (

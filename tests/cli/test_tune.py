@@ -116,7 +116,7 @@ def test_each_of_several_models_has_its_tuned_settings(
     tune(settings(), 4, None)
     models = (f"a={MODEL}", f"b={tiny_model('sliding-window')}")
     service = Start(settings(model_path=None, models=models)).service
-    assert [slot.settings.flash_attention for slot in service.models.slots] == ["off", "auto"]
+    assert [entry.settings.flash_attention for entry in service.models.entries] == ["off", "auto"]
 
 
 def test_without_a_faster_setting_the_default_stays(

@@ -95,9 +95,9 @@ async def use_model(request: Request, prompt: Prompt, *, streams: bool) -> Model
         ClientDisconnect: The client has disconnected.
     """
     service: Service = request.app.state.service
-    slot = service.slot_of(prompt)
-    work = service.use(slot, place_of(request))
-    if slot.is_open:
+    entry = service.entry_of(prompt)
+    work = service.use(entry, place_of(request))
+    if entry.is_open:
         return await work
     early: EarlyStream = request.state.early
     beside = asyncio.ensure_future(early.stay_alive()) if streams else None

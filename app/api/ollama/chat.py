@@ -84,9 +84,9 @@ async def _loaded(request: Request, body: AnsweringRequest) -> Answer:
     service: Service = request.app.state.service
     prompt = TextPrompt(model=body.model)
     if body.keeps_for == 0 and service.models.are_several:
-        slot = service.slot_of(prompt)
-        service.models.keep(slot, 0)
-        return loaded(slot.name, "unload")
+        entry = service.entry_of(prompt)
+        service.models.keep(entry, 0)
+        return loaded(entry.name, "unload")
     model = await use_model(request, prompt, streams=False)
     _keep(service, body)
     return loaded(model.name, "load")
@@ -96,7 +96,7 @@ def _keep(service: Service, body: AnsweringRequest) -> None:
     """Set the idle time of the model, if the request has one and the server has several models."""
     if body.keep_alive is not None and service.models.are_several:
         seconds = body.keeps_for
-        service.models.keep(service.slot_of(TextPrompt(model=body.model)), seconds)
+        service.models.keep(service.entry_of(TextPrompt(model=body.model)), seconds)
 
 
 def _message(index: int, message: OllamaChatMessage) -> Message:

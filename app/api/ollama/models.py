@@ -38,12 +38,12 @@ async def tags(request: Request) -> Response:
 
 async def running(request: Request) -> Response:
     service: Service = request.app.state.service
-    slots = {slot.name: slot for slot in service.models.slots}
+    known = {one.name: one for one in service.models.entries}
     models: list[RunningModel] = []
     for entry, length in _entries_and_lengths(service):
-        slot = slots.get(entry["name"])
-        if slot is None or slot.model is not None:
-            expires = _NEVER if slot is None or slot.expires_at is None else rfc3339(slot.expires_at)
+        held = known.get(entry["name"])
+        if held is None or held.model is not None:
+            expires = _NEVER if held is None or held.expires_at is None else rfc3339(held.expires_at)
             models.append({**entry, "expires_at": expires, "size_vram": 0, "context_length": length})
     body: RunningModels = {"models": models}
     return JSONResponse(body)

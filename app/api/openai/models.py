@@ -66,10 +66,10 @@ def _entries(service: Service) -> list[ModelEntry]:
     """The language models, each with its adapters, then the embedding model."""
     service.check_started()
     entries = []
-    for slot in service.models.slots:
-        if (facts := slot.facts) is not None:
+    for one in service.models.entries:
+        if (facts := one.facts) is not None:
             entries.append(_entry(facts.name, facts.created, facts.n_tokens))
-            for name, adapter in slot.adapters.items():
+            for name, adapter in one.adapters.items():
                 created, root = int(adapter.path.stat().st_mtime), adapter.path.name
                 identifier = f"{facts.name}:{name}"
                 entries.append(_entry(identifier, created, facts.n_tokens, root=root, parent=facts.name))

@@ -43,8 +43,8 @@ class Info(TypedDict):
 async def info(request: Request) -> Response:
     service: Service = request.app.state.service
     service.check_started()
-    slot = service.models.default
-    model, settings = await service.use(slot, None), slot.settings
+    entry = service.models.default
+    model, settings = await service.use(entry, None), entry.settings
     body: Info = {
         "model_id": model.name if service.models.are_several else settings.model_repo or model.name,
         "model_sha": None,
@@ -67,6 +67,6 @@ async def info(request: Request) -> Response:
         "version": __version__,
         "sha": model.fingerprint,
         "docker_label": f"llama-cpp-python {version('llama-cpp-python')}",
-        "adapters": [*slot.adapters],
+        "adapters": [*entry.adapters],
     }
     return JSONResponse(body)

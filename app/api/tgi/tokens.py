@@ -66,7 +66,7 @@ async def chat_tokenize(request: Request) -> Response:
 def vocab_of(request: Request, prompt: Prompt) -> Vocab:
     """The vocabulary of the model that has tokenized a prompt."""
     service: Service = request.app.state.service
-    return place_of(request).models[service.slot_of(prompt)].vocab
+    return place_of(request).models[service.entry_of(prompt)].vocab
 
 
 def located(vocab: Vocab, tokens: Sequence[int], text: str) -> list[SimpleToken]:

@@ -1,4 +1,4 @@
-"""The place of one model in a server: unloaded, loading, ready."""
+"""One model in the list of a server: unloaded, loading, ready."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class ModelFacts:
 
 
 @dataclass(eq=False, slots=True)
-class Slot:
-    """The place of one model. Used on the event loop.
+class Entry:
+    """One model of the list. Used on the event loop.
 
     Attributes:
         served: The model's settings and file.
@@ -118,22 +118,22 @@ class Lease:
         model: The model.
     """
 
-    def __init__(self, slot: Slot) -> None:
-        assert slot.model is not None
-        self.model = slot.model
-        self._slot = slot
+    def __init__(self, entry: Entry) -> None:
+        assert entry.model is not None
+        self.model = entry.model
+        self._slot = entry
         self._is_released = False
-        slot.n_users += 1
-        if slot.timer is not None:
-            slot.timer.cancel()
-            slot.timer = None
+        entry.n_users += 1
+        if entry.timer is not None:
+            entry.timer.cancel()
+            entry.timer = None
 
     def release(self) -> bool:
         """End the use. Returns whether it was the last one."""
-        slot = self._slot
+        entry = self._slot
         if self._is_released:
             return False
         self._is_released = True
-        slot.n_users -= 1
-        slot.used_at = time.monotonic()
-        return slot.n_users == 0
+        entry.n_users -= 1
+        entry.used_at = time.monotonic()
+        return entry.n_users == 0
