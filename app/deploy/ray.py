@@ -32,6 +32,8 @@ from app.deploy.metrics import merged
 from app.deploy.router import AffinityRouter
 from app.service.start import Start
 from app.telemetry import logs
+from app.telemetry import request as requests
+from app.telemetry.request import RequestRecord
 
 logger = logging.getLogger("tokenstream.ray")
 
@@ -55,6 +57,11 @@ _SCOPE = (
 
 def _portable(scope: Scope) -> dict[str, Any]:
     return {name: scope[name] for name in _SCOPE if name in scope}
+
+
+def _without(head: Message, *names: bytes) -> Message:
+    """The head of a response without some headers. Serve adds its own ``x-request-id`` of the same value."""
+    return {**head, "headers": [(name, value) for name, value in head["headers"] if name not in names]}
 
 
 @serve.deployment(
@@ -139,8 +146,7 @@ class _Metrics(Response):
         head, body = answers[0]
         if head["status"] == 200:
             body = merged(answer.decode() for _, answer in answers).encode()
-        headers = [(name, value) for name, value in head["headers"] if name != b"content-length"]
-        await send({**head, "headers": headers})
+        await send(_without(head, b"content-length", b"x-request-id"))
         await send({"type": "http.response.body", "body": body})
 
 
@@ -159,8 +165,8 @@ class _Forwarded(Response):
             stream = self._engines.remote(sent, self._body, key=key)
             try:
                 async for message in stream:
-                    await send(message)
                     begun = begun or message
+                    await send(message if message is not begun else _without(message, b"x-request-id"))
                 return
             except (RayError, RayServeException) as error:
                 logger.warning("a replica was lost: %s", type(error).__name__)
@@ -173,6 +179,7 @@ class _Forwarded(Response):
 
     async def _end(self, begun: Message | None, scope: Scope, send: Send) -> None:
         """End a response whose replica was lost with an error of the dialect."""
+        requests.begin(RequestRecord(Headers(scope=scope).get("x-request-id", ""), scope["method"]))
         error = self._entrance.table.error_format(scope["method"], scope["path"])
         body = json.dumps(error.body(_LOST))
         if begun is None:

@@ -121,6 +121,15 @@ def test_bodies_beyond_the_limit_are_rejected(url: str) -> None:
     assert response.status_code == 413, response.text
 
 
+def test_a_response_has_the_id_of_its_request_once(url: str) -> None:
+    """Ray Serve adds the header too."""
+    headers = {"X-Request-ID": "abc"}
+    answer = httpx.post(f"{url}/v1/messages", json={"max_tokens": 0}, headers=headers, timeout=60)
+    assert answer.json()["request_id"] == "abc"
+    for response in (answer, httpx.get(f"{url}/metrics", headers=headers, timeout=60)):
+        assert response.headers.get_list("x-request-id") == ["abc"]
+
+
 def test_contexts_that_clients_send_stay_on_one_replica(url: str) -> None:
     """Each context is prefilled once, though the server has two caches."""
     texts = {

@@ -43,7 +43,10 @@ def failing_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def events(url: str, path: str, **body: Any) -> list[Any]:
-    response = httpx.post(f"{url}{path}", json={"model": "m", "stream": True} | body, timeout=60)
+    headers = {"X-Request-ID": "known"}
+    response = httpx.post(
+        f"{url}{path}", json={"model": "m", "stream": True} | body, headers=headers, timeout=60
+    )
     assert response.status_code == 200
     return [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
 
@@ -60,7 +63,7 @@ def test_responses_end_with_response_failed(failing_url: str) -> None:
 def test_messages_end_with_an_error_event(failing_url: str) -> None:
     *before, last = events(failing_url, "/v1/messages", messages=MESSAGES, max_tokens=20)
     assert last["type"] == "error"
-    assert last["error"]["type"] == "api_error"
+    assert (last["error"]["type"], last["request_id"]) == ("api_error", "known")
     assert any(event["type"] == "content_block_delta" for event in before)
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from typing_extensions import TypedDict
 
 from app.api.dialect import ErrorFormat, Problem
+from app.telemetry.request import current
 
 _TYPES = {
     400: "invalid_request_error",
@@ -32,7 +33,7 @@ class MessagesError(TypedDict):
 
     type: Literal["error"]
     error: ErrorDetail
-    request_id: None
+    request_id: str
 
 
 def messages_status(problem: Problem) -> int:
@@ -43,7 +44,8 @@ def messages_status(problem: Problem) -> int:
 def messages_body(problem: Problem) -> MessagesError:
     status = messages_status(problem)
     kind = _TYPES.get(status, "api_error" if status >= _SERVER_ERROR else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": problem.message}, "request_id": None}
+    detail: ErrorDetail = {"type": kind, "message": problem.message}
+    return {"type": "error", "error": detail, "request_id": current().id}
 
 
 ERRORS = ErrorFormat(MessagesError, messages_body, messages_status)

@@ -213,7 +213,9 @@ def test_errors_have_anthropics_form(wrong: Any, message: str, client: anthropic
     kind = anthropic.NotFoundError if "extra_body" in wrong else anthropic.BadRequestError
     with pytest.raises(kind, match=message.replace(".", r"\.")) as error:
         client.messages.create(**fields(**wrong))
-    assert error.value.body["type"] == "error"  # type: ignore[index, call-overload]
+    body: Any = error.value.body
+    assert body["type"] == "error"
+    assert body["request_id"] == error.value.response.headers["x-request-id"]
 
 
 def test_a_client_may_end_a_stream(client: anthropic.Anthropic, server_url: str) -> None:
