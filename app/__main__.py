@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command not in _WITHOUT_LIBRARY:
             numa.pin(numa.place(settings.model_threads, enabled=settings.numa == "auto"))
             builds.choose(settings.native_build)
+        if options.command in _OF_ONE_MODEL or (options.command in _ANSWERING and settings.model is not None):
+            settings = _one_model(settings)
         return _COMMANDS[options.command](settings, options)
     except UserError as error:
         if settings is not None and settings.log_format == "json":
@@ -53,6 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 # Commands are imported after builds.choose(), because they load the native library.
+
+
+def _one_model(settings: Settings) -> Settings:
+    from app.weights.served import one_model
+
+    return one_model(settings)
 
 
 def _serve(settings: Settings, _options: argparse.Namespace) -> int:
@@ -157,6 +165,9 @@ _COMMANDS: dict[str, Callable[[Settings, argparse.Namespace], int]] = {
     "detect-watermark": _detect_watermark,
 }
 _WITHOUT_LIBRARY = frozenset({"install", "doctor"})
+# Without --model, these use the first of MODELS, or all of them.
+_OF_ONE_MODEL = frozenset({"quantize", "tune", "detect-watermark"})
+_ANSWERING = frozenset({"generate", "chat", "classify"})
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.config.errors import UserError
 from app.config.settings import Settings
@@ -18,6 +20,9 @@ from app.fit.machine_checks import Finding, check_machine, failure, ok, warning
 from app.machine.folders import cache_folder
 from app.machine.identity import cpu, manifest
 from app.machine.installation import ROOT
+
+if TYPE_CHECKING:
+    from app.weights.served import ServedModel
 
 _LEAST_SPACE = 1_000_000_000  # bytes
 _MARKS = {"ok": "ok     ", "warning": "WARNING", "failure": "FAILURE"}
@@ -43,7 +48,8 @@ def _findings(settings: Settings) -> Iterator[Finding]:
     yield from check_machine(cpu(), manifest(), settings.model_threads, on_one_node=settings.numa == "auto")
     if library.status == "ok":
         # Imported only now: a broken library may crash at import.
-        yield from _guarded("model", lambda: _check_model(settings))
+        yield from _guarded("model", lambda: _check_models(settings))
+        yield from _guarded("settings", lambda: _check_settings(settings))
     yield from _guarded("contexts", lambda: _check_contexts(settings))
     yield from _guarded("port", lambda: _check_port(settings))
     yield from _check_disk(settings)
@@ -75,7 +81,58 @@ def _check_library(settings: Settings) -> Finding:
     return ok("library", f"{facts.get('library', 'llama-cpp-python')} {facts.get('version', '')} loads")
 
 
-def _check_model(settings: Settings) -> Iterator[Finding]:
+def _check_models(settings: Settings) -> Iterator[Finding]:
+    """Check the model, or each one of MODELS, and whether they fit together."""
+    from app.weights.errors import ModelError
+    from app.weights.served import found_models
+
+    if not settings.models:
+        yield from _check_model(settings, "")
+        return
+    served = []
+    for found in found_models(settings):
+        if isinstance(found, ModelError):
+            yield failure("model", str(found))
+            continue
+        served.append(found)
+        yield from _guarded(
+            f"model {found.name}", partial(_check_model, found.settings, f" {found.name}", plans=False)
+        )
+    if served:
+        yield from _check_memory(settings, served)
+
+
+def _check_memory(settings: Settings, served: Sequence[ServedModel]) -> Iterator[Finding]:
+    """Check the memory plan of each model, and whether they fit at the same time."""
+    from app.service.memory_shares import memory_budget, planned_shares
+    from app.service.tuned import with_tuned
+    from app.weights.errors import readable_size
+
+    budget = memory_budget(settings)
+    served = [replace(model, settings=with_tuned(model.settings)) for model in served]
+    planned = [*planned_shares(served, settings, budget)]
+    for share in planned:
+        check = f"memory plan {share.served.name}"
+        if share.problem is not None:
+            yield failure(check, str(share.problem))
+        elif share.plan is not None:
+            yield ok(check, str(share.plan).removeprefix("memory: "))
+        elif share.expected > share.n_bytes:
+            detail = f"needs about {readable_size(share.expected)} of {readable_size(share.n_bytes)}"
+            yield warning(check, detail, "serve fewer or smaller models, or raise MODELS_MEMORY")
+        else:
+            yield ok(check, f"about {readable_size(share.expected)}; exactly after the download")
+    total = sum(share.expected for share in planned)
+    sizes = f"{readable_size(total)} of {readable_size(budget)}"
+    if total <= budget:
+        yield ok("memory of MODELS", f"all fit at the same time: {sizes}")
+    else:
+        detail = f"they do not fit at the same time ({sizes}), so they are unloaded for each other"
+        yield ok("memory of MODELS", detail)
+
+
+def _check_model(settings: Settings, name: str, *, plans: bool = True) -> Iterator[Finding]:
+    """Check one model; ``name``: appended to the names of the checks."""
     from app.fit.tuning import described
     from app.service.files import readable_load_errors
     from app.service.model_parts import memory_plan
@@ -86,33 +143,39 @@ def _check_model(settings: Settings) -> Iterator[Finding]:
 
     path = model_here(settings)
     if path is None:
-        yield from _check_hub(settings)
+        yield from _check_hub(settings, name)
         return
-    yield ok("model", f"{path} ({readable_size(path.stat().st_size)})")
+    yield ok(f"model{name}", f"{path} ({readable_size(path.stat().st_size)})")
     if adapters := adapters_of(settings):
         check_architecture(adapters, path)
-        yield ok("adapters", ", ".join(f"{name} ({one.path})" for name, one in adapters.items()))
+        listed = ", ".join(f"{one} ({file.path})" for one, file in adapters.items())
+        yield ok(f"adapters{name}", listed)
     tuned = tuned_values(settings)
-    yield ok("tuned settings", described(tuned) if tuned else "none; `tokenstream tune` finds faster ones")
-    with readable_load_errors():
-        plan = memory_plan(settings.model_copy(update=dict(tuned)), path)
-        yield ok("memory plan", str(plan).removeprefix("memory: "))
-    yield ok("hub", "not needed: the model is on this disk")
+    detail = described(tuned) if tuned else "none; `tokenstream tune` finds faster ones"
+    yield ok(f"tuned settings{name}", detail)
+    if plans:
+        with readable_load_errors():
+            plan = memory_plan(settings.model_copy(update=dict(tuned)), path)
+            yield ok("memory plan", str(plan).removeprefix("memory: "))
+    yield ok(f"hub{name}", "not needed: the model is on this disk")
 
 
-def _check_hub(settings: Settings) -> Iterator[Finding]:
+def _check_hub(settings: Settings, name: str) -> Iterator[Finding]:
     from app.weights.errors import HubError
     from app.weights.model import repository_of
 
     repository = repository_of(settings)
-    yield warning("model", f"{repository.name} is not on this disk yet", "the next start downloads it")
+    when = "its first request" if name else "the next start"
+    yield warning(f"model{name}", f"{repository.name} is not on this disk yet", f"{when} downloads it")
     try:
         n_files = len(repository.files())
     except HubError as error:
-        yield failure("hub", str(error))
+        yield failure(f"hub{name}", str(error))
         return
-    reason = repository.failure
-    yield failure("hub", str(reason)) if reason else ok("hub", f"{repository.name} has {n_files} files")
+    if reason := repository.failure:
+        yield failure(f"hub{name}", str(reason))
+    else:
+        yield ok(f"hub{name}", f"{repository.name} has {n_files} files")
 
 
 def _check_contexts(settings: Settings) -> Iterator[Finding]:
@@ -124,6 +187,23 @@ def _check_contexts(settings: Settings) -> Iterator[Finding]:
         yield failure("contexts", f"CONTEXT_TYPE={settings.context_type} is not one of {detail}")
     else:
         yield ok("contexts", detail)
+
+
+def _check_settings(settings: Settings) -> Iterator[Finding]:
+    """Check what a start checks before it loads models: names of models and adapters, keys."""
+    from app.config.contexts import load_contexts
+    from app.service.service import Service
+    from app.telemetry.metrics import Metrics
+    from app.weights.served import served_models
+
+    try:
+        contexts, served = load_contexts(settings.contexts_file), served_models(settings)
+    except UserError:
+        return  # the other checks report it
+    if settings.context_type not in contexts:
+        return
+    Service(settings, contexts, Metrics("doctor", [model.name for model in served]), served)
+    yield ok("settings", "the names in settings, contexts and keys are defined")
 
 
 def _check_port(settings: Settings) -> Iterator[Finding]:

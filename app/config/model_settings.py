@@ -86,7 +86,8 @@ class ModelSettings(BaseSettings):
     lora: Entries = setting(
         (),
         "LoRA adapters, separated by commas: `NAME=PATH` of a GGUF file, or `NAME=PATH:SCALE`. Requests "
-        "choose one as `MODEL:NAME` (docs/models.md). With MODELS, they belong to the first one.",
+        "choose one as `MODEL:NAME` (docs/models.md). With MODELS, `MODEL:NAME=PATH` is an adapter of that "
+        "model; without a model's name, of the first one.",
         shown="none",
     )
     model_path: Path | None = setting(

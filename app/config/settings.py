@@ -234,7 +234,9 @@ def load(env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
         NamedModelError: MODEL is unknown, or MODELS_FILE is invalid.
     """
     settings = _validated(env_file, **overrides)
-    return settings if settings.model is None else with_model(settings, settings.model)
+    if settings.model is None or settings.models:  # MODEL then names one of MODELS
+        return settings
+    return with_model(settings, settings.model)
 
 
 def with_model(settings: Settings, name: str, *, variable: str = "MODEL") -> Settings:

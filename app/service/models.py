@@ -7,19 +7,20 @@ import logging
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from app.config.contexts import Context
 from app.config.errors import UserError
 from app.config.settings import Settings
 from app.fit.memory_plan import MemoryPlan, MemoryPlanError
-from app.fit.model_shares import shares
 from app.machine.background import in_background
 from app.machine.memory import available_memory, return_freed_memory
 from app.service.entries import Entry, Lease, ModelFacts, State
 from app.service.errors import GenerationFailed, LoadFailed, ServiceError, UnknownModel
 from app.service.facts import facts_of
 from app.service.files import ModelFiles, checked_files, readable_load_errors
+from app.service.memory_shares import memory_budget, plan_in_share, planned_shares
 from app.service.model import Common, Model
 from app.service.model_parts import memory_plan
 from app.telemetry.metrics import Metrics
@@ -101,14 +102,27 @@ class Models:
         if name is None or not self.are_several:
             return self.default
         known = {entry.name: entry for entry in self.entries}
-        entry = known.get(name) or known.get(name.removesuffix(_ANY_TAG))
-        if entry is None and (with_adapter := known.get(name.rpartition(":")[0])) and with_adapter.adapters:
+        name = name.removesuffix(_ANY_TAG)  # names of models have no colon
+        if (entry := known.get(name)) is not None:
+            return entry
+        if (with_adapter := known.get(name.rpartition(":")[0])) and with_adapter.adapters:
             return with_adapter  # ``adapter_of`` checks the adapter
-        if entry is None:
-            raise UnknownModel(
-                f"{name[:100]!r} does not exist; served are: {', '.join(known)}", field="model"
-            )
-        return entry
+        return self._with_adapter(name)
+
+    def _with_adapter(self, name: str) -> Entry:
+        """The only model that has an adapter.
+
+        Raises:
+            UnknownModel: There is none, or several.
+        """
+        found = [entry for entry in self.entries if name in entry.adapters]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(f"{entry.name}:{name}" for entry in found)
+            raise UnknownModel(f"{name[:100]!r} is an adapter of several models: {names}", field="model")
+        names = ", ".join(entry.name for entry in self.entries)
+        raise UnknownModel(f"{name[:100]!r} does not exist; served are: {names}", field="model")
 
     def adapter_of(self, entry: Entry, name: str | None) -> str:
         """The adapter that the name of a model ends with; empty: none.
@@ -212,36 +226,21 @@ class Models:
         """Give each model its share, and plan those whose files are here.
 
         Raises:
-            MemoryPlanError: A model does not fit into its share.
+            UserError: A model does not fit into its share, or llama.cpp rejects it.
         """
-        limit, free = self._settings.models_memory, available_memory()
-        self._budget = free if limit is None else min(limit << 20, free)
-        sizes = {entry.name: entry.served.n_bytes for entry in self.entries}
-        pinned = [entry for entry in self.entries if entry.served.is_pinned]
-        given = shares(sizes, [entry.name for entry in pinned], self._budget)
-        n_pinned = 0  # bytes of the plans of pinned models
-        for entry in sorted(self.entries, key=lambda one: not one.served.is_pinned):
-            entry.share = given.get(entry.name, self._budget - n_pinned)
-            plan = None
-            if entry.served.path is not None:
-                plan = await asyncio.to_thread(self._plan, entry, entry.served.path)
-            if entry.served.is_pinned:
-                n_pinned += entry.share if plan is None else plan.total
+        budget = self._budget = memory_budget(self._settings)
+        served = [entry.served for entry in self.entries]
+        planned = await asyncio.to_thread(lambda: [*planned_shares(served, self._settings, budget)])
+        for share in planned:
+            if share.problem is not None:
+                raise share.problem
+            entry = next(one for one in self.entries if one.served is share.served)
+            entry.share = share.n_bytes
             if self.are_several:
-                entry.facts = await asyncio.to_thread(facts_of, entry.served, plan)
+                entry.facts = await asyncio.to_thread(facts_of, entry.served, share.plan)
 
-    def _plan(self, entry: Entry, path: Any) -> MemoryPlan:
-        try:
-            with readable_load_errors():
-                return memory_plan(entry.settings, path, entry.share)
-        except MemoryPlanError as error:
-            if entry.share is None:
-                raise
-            limit = self._settings.models_memory
-            of = "the free memory" if limit is None else f"MODELS_MEMORY={limit}"
-            raise MemoryPlanError(
-                f"model {entry.name or model_name(path)}, with its share of {of}: {error}"
-            ) from None
+    def _plan(self, entry: Entry, path: Path) -> MemoryPlan:
+        return plan_in_share(entry.served, path, entry.share, self._settings)
 
     async def _load_for_requests(self, entry: Entry) -> None:
         """Load a model and give it to the requests that wait for it, or tell them why not."""

@@ -54,7 +54,7 @@ def adapters_of(settings: Settings) -> Mapping[str, AdapterFile]:
         if not _NAME.fullmatch(name) or name == "latest":
             raise SettingsError(
                 f"LORA: the name {name!r} should begin with a letter or a digit and have only letters, "
-                "digits and _.+-, and should not be `latest`"
+                "digits and _.+-, and should not be `latest`; MODEL:NAME needs MODELS"
             )
         if name in found:
             raise SettingsError(f"LORA: the name {name} is there twice")

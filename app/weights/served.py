@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.config.named_models import named_model
 from app.config.settings import Settings, SettingsError, with_model
-from app.weights.adapters import AdapterFile, adapters_of
+from app.weights.adapters import AdapterFile, adapters_of, check_architecture
 from app.weights.model import ModelError, model_here, model_name, parts_of
 
 # A ``:`` separates the name of a model from a tag or an adapter.
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*(/[\w.+-]+)*")
 _ALL = "all"
 # Settings that select one model.
-_OF_ONE_MODEL = ("model", "model_path", "model_repo", "model_file", "tokenizer_repo")
+_OF_ONE_MODEL = frozenset({"model", "model_path", "model_repo", "model_file", "tokenizer_repo"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,31 +50,83 @@ def served_models(settings: Settings) -> tuple[ServedModel, ...]:
         NamedModelError: A name is not defined in MODELS_FILE, or that file is invalid.
         ModelError: A local file cannot be found or read.
     """
+    models = []
+    for found in found_models(settings):
+        if isinstance(found, ModelError):
+            raise found
+        models.append(found)
+    return tuple(models)
+
+
+def found_models(settings: Settings) -> Iterator[ServedModel | ModelError]:
+    """The models to serve, or the errors of their files. See `served_models`.
+
+    Raises:
+        SettingsError: MODELS or a setting that names some of them is invalid.
+        NamedModelError: A name is not defined in MODELS_FILE, or that file is invalid.
+    """
     if not settings.models:
-        return (ServedModel("", settings, is_pinned=True, adapters=adapters_of(settings)),)
-    for one in _OF_ONE_MODEL:
+        yield ServedModel("", settings, is_pinned=True, adapters=adapters_of(settings))
+        return
+    _check_alone(settings, _OF_ONE_MODEL)
+    sources = _sources(settings)
+    names = [*sources]
+    pinned = _selected("MODELS_PINNED", settings.models_pinned, names)
+    early = {names[0], *pinned, *_selected("MODELS_AT_START", settings.models_at_start, names)}
+    adapters = _adapters_by_model(settings, names)
+    for name, source in sources.items():
+        own = with_model(settings, source, variable="MODELS").model_copy(update={"lora": adapters[name]})
+        try:
+            yield _found(own, name, is_pinned=name in pinned, at_start=name in early)
+        except ModelError as error:
+            yield ModelError(f"MODELS, {name}: {error}")
+
+
+def one_model(settings: Settings) -> Settings:
+    """The settings of one model, for commands that use one: MODEL of MODELS, or the first one.
+
+    Raises:
+        SettingsError: MODEL is not one of MODELS, or MODELS is invalid.
+        NamedModelError: A name is not defined in MODELS_FILE, or that file is invalid.
+    """
+    if not settings.models:
+        return settings
+    _check_alone(settings, _OF_ONE_MODEL - {"model"})
+    sources = _sources(settings)
+    name = settings.model or next(iter(sources))
+    if name not in sources:
+        raise SettingsError(f"MODEL={name}: should be one of MODELS: {', '.join(sources)}")
+    own = with_model(settings, sources[name], variable="MODELS")
+    return own.model_copy(update={"models": (), "lora": _adapters_by_model(settings, [*sources])[name]})
+
+
+def _check_alone(settings: Settings, names: Iterable[str]) -> None:
+    for one in sorted(names):
         if (value := getattr(settings, one)) is not None:
             raise SettingsError(
                 f"{one.upper()}={value} cannot be combined with MODELS; MODELS_FILE defines the file and "
                 "the tokenizer of each model"
             )
+
+
+def _sources(settings: Settings) -> dict[str, str]:
+    """A name of MODELS_FILE or a path, by the name of the model."""
     sources = dict(_entries(settings.models))
     if len(sources) < len(settings.models):
         raise SettingsError(f"MODELS={','.join(settings.models)}: two models have the same name")
-    pinned = _selected("MODELS_PINNED", settings.models_pinned, [*sources])
-    first = next(iter(sources))
-    without_adapters = settings.model_copy(update={"lora": ()})
-    early = {first, *pinned, *_selected("MODELS_AT_START", settings.models_at_start, [*sources])}
-    return tuple(
-        _found(
-            settings if name == first else without_adapters,
-            name,
-            source,
-            is_pinned=name in pinned,
-            at_start=name in early,
-        )
-        for name, source in sources.items()
-    )
+    return sources
+
+
+def _adapters_by_model(settings: Settings, names: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+    """The entries of LORA for each model, without its name. Those without a model belong to the first."""
+    entries: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
+    for entry in settings.lora:
+        head, equals, place = entry.partition("=")
+        model, colon, adapter = head.rpartition(":")
+        if colon and model not in entries:
+            raise SettingsError(f"LORA: {entry}: {model!r} should be one of MODELS: {', '.join(names)}")
+        entries[model if colon else names[0]] += (f"{adapter}{equals}{place}",)
+    return entries
 
 
 def _entries(models: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -101,14 +153,13 @@ def _selected(variable: str, names: Sequence[str], known: Sequence[str]) -> set[
     return set(names)
 
 
-def _found(settings: Settings, name: str, source: str, *, is_pinned: bool, at_start: bool) -> ServedModel:
-    own = with_model(settings, source, variable="MODELS")
-    try:
-        path = model_here(own)
-    except ModelError as error:
-        raise ModelError(f"MODELS, {name}: {error}") from None
+def _found(settings: Settings, name: str, *, is_pinned: bool, at_start: bool) -> ServedModel:
+    path = model_here(settings)
+    adapters = adapters_of(settings)
     if path is not None:
+        check_architecture(adapters, path)
         n_bytes = sum(part.stat().st_size for part in parts_of(path))
-    else:  # in a repository, so it has a name
-        n_bytes = int(named_model(source, settings.models_file, variable="MODELS").gigabytes * 1e9)
-    return ServedModel(name, own, path, n_bytes, is_pinned, at_start, adapters_of(own))
+    else:  # in a repository, so it has a name in MODELS_FILE
+        assert settings.model is not None
+        n_bytes = int(named_model(settings.model, settings.models_file, variable="MODELS").gigabytes * 1e9)
+    return ServedModel(name, settings, path, n_bytes, is_pinned, at_start, adapters)

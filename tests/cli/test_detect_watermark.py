@@ -52,7 +52,8 @@ def test_a_marked_answer_is_detected(marked: str, tmp_path: Path) -> None:
     assert z_score(printed) > 4
     assert "verdict  marked: " in printed
     assert re.search(r"^tokens   1\d\d ", printed, re.MULTILINE)
-    assert z_score(detect(str(file), "--model", str(MODEL))[1]) == z_score(printed)
+    named = detect(str(file), "--model", "mine", MODELS=f"other=nowhere.gguf,mine={MODEL}")
+    assert z_score(named[1]) == z_score(printed)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, clean_environment, free_port
+from tests.conftest import MODEL, ROOT, clean_environment, free_port
 from tests.weights.hub_server import closed_port
 
 pytestmark = pytest.mark.slow  # starts commands
@@ -46,7 +46,8 @@ def test_a_sound_machine_has_no_failure() -> None:
         "index",
         "contexts",
     ]
-    assert {*checks, "huge pages", "governor", "cores", "NUMA", "tuned settings", "memory plan"} == {
+    of_machine = {"huge pages", "governor", "cores", "NUMA"}
+    assert {*checks, *of_machine, "settings", "tuned settings", "memory plan"} == {
         each["check"] for each in findings
     }
     assert all(bool(each["remedy"]) <= (each["status"] != "ok") for each in findings)
@@ -76,6 +77,42 @@ def test_each_problem_is_a_line_with_its_remedy(tmp_path: Path) -> None:
     }
     for begin, text in expected.items():
         assert any(line.startswith(begin) and text in line for line in lines), (begin, lines)
+
+
+def test_each_of_several_models_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "contexts.toml").write_text('[contexts.a]\nprompt = "A."\nmodel = "phi-2"\n')
+    finished = doctor(
+        MODELS=f"smollm2,gone={tmp_path}/gone.gguf,qwen3-0.6b,same={MODEL}",
+        MODELS_PINNED="same",
+        MODELS_MEMORY="600",
+        MODELS_DIR=str(tmp_path / "models"),
+        HF_ENDPOINT=closed_port(),
+        N_CTX="2048",
+        PREFIX_CACHE_MB="0",
+        CONTEXTS_FILE=str(tmp_path / "contexts.toml"),
+        CONTEXT_TYPE="a",
+    )
+    assert finished.returncode == 1, finished.stderr
+    lines = finished.stdout.splitlines()
+    expected = {
+        "ok       model smollm2: ": str(MODEL),
+        "FAILURE  model: MODELS, gone: ": "gone.gguf: no such file",
+        "WARNING  model qwen3-0.6b: ": "is not on this disk yet: its first request downloads it",
+        "FAILURE  hub qwen3-0.6b: ": "cannot be reached",
+        "ok       memory plan same: ": "weights",
+        "ok       memory plan smollm2: ": "weights",
+        "WARNING  memory plan qwen3-0.6b: ": "serve fewer or smaller models",
+        "ok       memory of MODELS: ": "they do not fit at the same time",
+    }
+    for begin, text in expected.items():
+        assert any(line.startswith(begin) and text in line for line in lines), (begin, lines)
+
+
+def test_names_in_contexts_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "contexts.toml").write_text('[contexts.a]\nprompt = "A."\nadapter = "sql"\n')
+    finished = doctor(CONTEXTS_FILE=str(tmp_path / "contexts.toml"), CONTEXT_TYPE="a")
+    assert finished.returncode == 1
+    assert "context 'a': adapter: 'sql' does not exist" in finished.stdout
 
 
 def test_a_library_that_does_not_load_is_a_failure(tmp_path: Path) -> None:

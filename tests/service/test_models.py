@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,11 +18,12 @@ from app.config.settings import load
 from app.engine.client import LOCAL
 from app.engine.engine import Engine
 from app.fit.memory_plan import MemoryPlanError
-from app.service import ChatPrompt, GenerationFailed, LoadFailed, Service, collect
+from app.service import ChatPrompt, GenerationFailed, LoadFailed, Service, UnknownModel, collect
 from app.service.model import Model
 from app.telemetry.metrics import Metrics
 from app.weights.served import served_models
 from tests.conftest import MODEL
+from tests.lora_adapters import write_adapter
 from tests.tiny_models import TinyModel
 
 PROMPT = ChatPrompt((Message("user", "Count to ten."),))
@@ -208,3 +210,22 @@ async def test_a_loading_model_is_freed_at_the_end(start: Callable[..., Any]) ->
     with pytest.raises(GenerationFailed, match="shutting down"):
         await asked
     assert service.models.find("a").model is None
+
+
+async def test_adapters_of_another_model_than_the_first(start: Callable[..., Any], tmp_path: Path) -> None:
+    strong = write_adapter(tmp_path / "strong.gguf")
+    lora = f"a:strong={strong},a:one={strong},b:one={strong}"
+    service: Service = await start(models=f"smollm2,a={MODEL},b={MODEL}", lora=lora)
+
+    async def text(model: str) -> str:
+        overrides = {"max_tokens": 8, "ignore_eos": True, "temperature": 0}
+        [one] = await collect(await service.generate(replace(PROMPT, model=model), overrides))
+        return one.text
+
+    assert await text("a:strong") == await text("strong") == await text("a:one:latest") != await text("a")
+    with pytest.raises(UnknownModel, match="'one' is an adapter of several models: a:one, b:one"):
+        await text("one")
+    with pytest.raises(UnknownModel, match="'b:strong' does not exist; served are: b, b:one"):
+        await text("b:strong")
+    with pytest.raises(UnknownModel, match="'smollm2:strong' does not exist; served are: smollm2, a, b"):
+        await text("smollm2:strong")
