@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.dialect import Operation
 from app.api.http.auth import client_of
-from app.api.http.early import EarlyStream
+from app.api.http.early import EarlyFormat, EarlyStream
 from app.api.http.waiting import while_connected
 from app.service import Constraint, Generation, Model, Place, Prompt, Service, with_priority
 
@@ -70,25 +70,25 @@ async def generate(
     *,
     constraint: Constraint | None = None,
     n: int = 1,
-    streams: bool = False,
+    early: EarlyFormat | None = None,
 ) -> list[Generation]:
     """Call :meth:`Service.generate` for a request whose body has been read.
 
-    ``streams``: the response is a stream of events. It begins while the model loads.
+    ``early``: the response is a stream of this format. It begins while the model loads.
 
     Raises:
         ServiceError: The request is rejected.
         ClientDisconnect: The client has disconnected.
     """
     service: Service = request.app.state.service
-    if streams:
-        await use_model(request, prompt, streams=True)
+    if early is not None:
+        await use_model(request, prompt, early=early)
     work = service.generate(prompt, overrides, constraint=constraint, n=n, place=place_of(request))
     return await while_connected(request, work)
 
 
-async def use_model(request: Request, prompt: Prompt, *, streams: bool) -> Model:
-    """The loaded model of a prompt; ``streams``: comments keep the connection alive while it loads.
+async def use_model(request: Request, prompt: Prompt, *, early: EarlyFormat | None = None) -> Model:
+    """The loaded model of a prompt; ``early``: format of a stream that begins while it loads.
 
     Raises:
         ServiceError: The request is rejected, or the model cannot be loaded.
@@ -99,8 +99,8 @@ async def use_model(request: Request, prompt: Prompt, *, streams: bool) -> Model
     work = service.use(entry, place_of(request))
     if entry.is_open:
         return await work
-    early: EarlyStream = request.state.early
-    beside = asyncio.ensure_future(early.stay_alive()) if streams else None
+    stream: EarlyStream = request.state.early
+    beside = asyncio.ensure_future(stream.stay_alive(early)) if early is not None else None
     try:
         return await while_connected(request, work)
     finally:

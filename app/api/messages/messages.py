@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from app.api.http.admission import generate, place_of
 from app.api.http.answering import WholeAnswer
 from app.api.http.body import read_json
+from app.api.http.early import EARLY_EVENTS
 from app.api.http.events import event, event_stream
 from app.api.messages.conversation import constraint_of, prompt_of
 from app.api.messages.errors import messages_body
@@ -38,7 +39,11 @@ async def messages(request: Request) -> Response:
     body = await read_json(request, MessagesRequest)
     prompt = prompt_of(body)
     [generation] = await generate(
-        request, prompt, body.overrides(), constraint=constraint_of(body), streams=bool(body.stream)
+        request,
+        prompt,
+        body.overrides(),
+        constraint=constraint_of(body),
+        early=EARLY_EVENTS if body.stream else None,
     )
     answer = _Answer(generation.model, body, prompt.tools, generation)
     if not body.stream:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from app.api.dialect import NDJSON
 from app.api.http.answering import StreamedAnswer, WholeAnswer
+from app.api.http.early import EarlyFormat
 from app.api.http.events import json_line
 from app.api.http.sources import headers
 from app.api.ollama.errors import ollama_body
@@ -47,6 +48,14 @@ def loaded(name: str, reason: Literal["load", "unload"]) -> Answer:
     return {"model": name, "created_at": _now(), "done": True, "done_reason": reason}
 
 
+def early(name: str, part: Mapping[str, Any]) -> EarlyFormat:
+    """The stream of a model before its answer; ``part``: fields of a line without text.
+
+    Such lines keep the connection alive. Clients accept them: Ollama's own streams have some.
+    """
+    return EarlyFormat(NDJSON, line(_begun(name) | {**part}), lambda body: body + b"\n")
+
+
 class OllamaAnswer(ABC):
     """The answer to one request. Its lines have the text in the place of the route."""
 
@@ -76,6 +85,11 @@ class OllamaAnswer(ABC):
         before = line(self._begun() | self._part("", calls=calls)) if calls else b""
         return before + line(self._ended() | self._part(""))
 
+    @property
+    def keep_alive(self) -> bytes:
+        """A line without text."""
+        return line(self._begun() | self._part(""))
+
     async def whole(self) -> Any:
         [answer] = await collect([self.generation])
         text, thought = self._read(Step(answer.outputs)) if answer.outputs else ("", "")
@@ -103,7 +117,7 @@ class OllamaAnswer(ABC):
         return complete
 
     def _begun(self) -> dict[str, Any]:
-        return {"model": self._model.name, "created_at": _now(), "done": False}
+        return _begun(self._model.name)
 
     def _ended(self) -> dict[str, Any]:
         generation = self.generation
@@ -171,8 +185,14 @@ def respond(request: Request, answer: OllamaAnswer, *, stream: bool) -> Response
         end=answer.last_lines,
         media_type=NDJSON,
         error_part=lambda problem: line(ollama_body(problem)),
+        keep_alive=answer.keep_alive,
         headers=headers(answer.generation),
     )
+
+
+def _begun(name: str) -> dict[str, Any]:
+    """Fields of each line before the last one."""
+    return {"model": name, "created_at": _now(), "done": False}
 
 
 def _now() -> str:

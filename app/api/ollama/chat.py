@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app.api.http.admission import generate as start
+from app.api.http.admission import generate as generate_for
 from app.api.http.admission import use_model
 from app.api.http.body import read_json
 from app.api.http.problems import naming
-from app.api.ollama.answers import ChatAnswer, TextAnswer, loaded, respond
+from app.api.ollama.answers import ChatAnswer, TextAnswer, early, loaded, respond
 from app.api.ollama.replies import Answer
 from app.api.ollama.requests import (
     AnsweringRequest,
@@ -21,18 +22,21 @@ from app.api.ollama.requests import (
     OllamaGenerateRequest,
 )
 from app.chat.messages import Message, Tool, ToolCall
-from app.service import ChatPrompt, Constraint, JSONSchema, Prompt, Service, TextPrompt, ToolUse
+from app.service import ChatPrompt, Constraint, Generation, JSONSchema, Prompt, Service, TextPrompt, ToolUse
+
+# Fields of a line without text.
+_NO_MESSAGE: Mapping[str, Any] = {"message": {"role": "assistant", "content": ""}}
+_NO_TEXT: Mapping[str, Any] = {"response": ""}
 
 
 async def chat(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, OllamaChatRequest)
     if not body.messages:
-        empty: Any = {"message": {"role": "assistant", "content": ""}}
-        return JSONResponse(await _loaded(request, body) | empty)
+        return JSONResponse({**await _loaded(request, body), **_NO_MESSAGE})
     _keep(service, body)
     prompt = _chat_prompt(body, body.messages)
-    generations = await start(request, prompt, body.overrides(), constraint=_constraint(body))
+    generations = await _start(request, body, prompt, _NO_MESSAGE)
     answer = ChatAnswer(generations[0].model, body, generations[0], prompt.tools)
     return respond(request, answer, stream=body.stream is not False)
 
@@ -41,11 +45,20 @@ async def generate(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, OllamaGenerateRequest)
     if not body.prompt and not body.suffix:
-        return JSONResponse({**await _loaded(request, body), "response": ""})
+        return JSONResponse({**await _loaded(request, body), **_NO_TEXT})
     _keep(service, body)
-    generations = await start(request, _prompt(body), body.overrides(), constraint=_constraint(body))
+    generations = await _start(request, body, _prompt(body), _NO_TEXT)
     answer = TextAnswer(generations[0].model, body, generations[0])
     return respond(request, answer, stream=body.stream is not False)
+
+
+async def _start(
+    request: Request, body: AnsweringRequest, prompt: Prompt, empty: Mapping[str, Any]
+) -> list[Generation]:
+    """Start the answer; ``empty``: the fields of a line without text."""
+    service: Service = request.app.state.service
+    stream = None if body.stream is False else early(service.entry_of(prompt).name, empty)
+    return await generate_for(request, prompt, body.overrides(), constraint=_constraint(body), early=stream)
 
 
 def _prompt(body: OllamaGenerateRequest) -> Prompt:
@@ -87,7 +100,7 @@ async def _loaded(request: Request, body: AnsweringRequest) -> Answer:
         entry = service.entry_of(prompt)
         service.models.keep(entry, 0)
         return loaded(entry.name, "unload")
-    model = await use_model(request, prompt, streams=False)
+    model = await use_model(request, prompt)
     _keep(service, body)
     return loaded(model.name, "load")
 

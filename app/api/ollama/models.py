@@ -61,7 +61,7 @@ async def show(request: Request) -> Response:
     entry = _entry_of(service, asked.model)
     if service.embedder is not None and entry["name"] == service.embedder.name:
         return JSONResponse(_shown_embedder(service.embedder, entry))
-    model = await use_model(request, TextPrompt(model=entry["name"]), streams=False)
+    model = await use_model(request, TextPrompt(model=entry["name"]))
     return JSONResponse(_shown_model(model, entry))
 
 

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from app.api.http.admission import generate
 from app.api.http.answering import WholeAnswer
 from app.api.http.body import read_json
+from app.api.http.early import EARLY_EVENTS
 from app.api.http.problems import naming
 from app.api.http.sources import Source, knowledge_use, source
 from app.api.openai.answers import chat_logprobs, envelope, finish_reason, usage
@@ -58,7 +59,7 @@ async def chat_completions(request: Request) -> Response:
         body.overrides(),
         constraint=_constraint(body),
         n=body.n_generated,
-        streams=bool(body.stream),
+        early=EARLY_EVENTS if body.stream else None,
     )
     answer = ChatAnswer(generations[0].model, body, prompt, generations)
     if body.stream:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from app.api.http.admission import generate, place_of
 from app.api.http.answering import WholeAnswer
 from app.api.http.body import read_json
+from app.api.http.early import EARLY_EVENTS
 from app.api.http.problems import invalid
 from app.api.openai.answers import CompletionLogprobsWriter, envelope, finish_reason, joined, usage
 from app.api.openai.events import event_stream
@@ -58,7 +59,11 @@ async def _start(request: Request, body: CompletionRequest) -> list[Generation]:
             else:
                 text_prompt = TextPrompt(tokens=tuple(prompt), model=body.model)
             generations += await generate(
-                request, text_prompt, body.overrides(), n=body.n_generated, streams=bool(body.stream)
+                request,
+                text_prompt,
+                body.overrides(),
+                n=body.n_generated,
+                early=EARLY_EVENTS if body.stream else None,
             )
     except BaseException:
         for generation in generations:

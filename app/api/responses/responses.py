@@ -16,6 +16,7 @@ from app.api.http.admission import generate, place_of
 from app.api.http.answering import WholeAnswer
 from app.api.http.auth import key_name_of
 from app.api.http.body import read_json
+from app.api.http.early import EARLY_EVENTS
 from app.api.http.events import event, event_stream
 from app.api.http.problems import invalid
 from app.api.responses.conversation import constraint_of, conversation, prompt_of
@@ -38,7 +39,11 @@ async def responses(request: Request) -> Response:
     turns = conversation(body, _previous(request, body))
     prompt = prompt_of(body, turns)
     [generation] = await generate(
-        request, prompt, body.overrides(), constraint=constraint_of(body), streams=bool(body.stream)
+        request,
+        prompt,
+        body.overrides(),
+        constraint=constraint_of(body),
+        early=EARLY_EVENTS if body.stream else None,
     )
     answer = _Answer(generation.model, body, turns, prompt.tools, generation)
     if body.store is not False:

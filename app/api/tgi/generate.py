@@ -13,6 +13,7 @@ from app.api.http.admission import generate as answers_to
 from app.api.http.admission import place_of, use_model
 from app.api.http.answering import WholeAnswer
 from app.api.http.body import read_json
+from app.api.http.early import EARLY_EVENTS
 from app.api.http.events import event, event_stream
 from app.api.tgi.errors import tgi_body
 from app.api.tgi.replies import (
@@ -131,7 +132,7 @@ class TgiAnswer:
 async def _start(request: Request, body: GenerateRequest, *, is_stream: bool) -> list[TgiAnswer]:
     service: Service = request.app.state.service
     name = request.path_params.get("name")
-    model = await use_model(request, TextPrompt(model=name), streams=is_stream)
+    model = await use_model(request, TextPrompt(model=name), early=EARLY_EVENTS if is_stream else None)
     valid = validated(body, name, service.settings, model.limits, is_stream=is_stream)
     try:
         generations = await answers_to(

@@ -1,13 +1,16 @@
-"""Streams of events that begin while their model loads."""
+"""Streams that begin while their model loads."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import ollama
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from app.api.app import create_app
 from app.api.http import answering
@@ -38,8 +41,36 @@ async def service(tiny_model: TinyModel) -> AsyncIterator[Service]:
     await service.close()
 
 
-async def post(service: Service, path: str, body: dict[str, Any]) -> httpx.Response:
-    transport = httpx.ASGITransport(create_app(service))
+class Begun(httpx.ASGITransport):
+    """Notes in `event` that a response has begun."""
+
+    def __init__(self, service: Service) -> None:
+        app, self.event = create_app(service), threading.Event()
+
+        async def noting(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_noting(message: Message) -> None:
+                await send(message)
+                self.event.set()
+
+            await app(scope, receive, send_noting)
+
+        super().__init__(noting)
+
+    def fail_after(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let the next loading of a model fail after the first part of a response."""
+
+        def failing(*_arguments: Any, **_options: Any) -> None:
+            assert self.event.wait(60)
+            raise MemoryError("forced")
+
+        monkeypatch.setattr(Model, "__init__", failing)
+        monkeypatch.setattr(answering, "KEEP_ALIVE_AFTER", 0.05)
+
+
+async def post(
+    service: Service, path: str, body: dict[str, Any], transport: Begun | None = None
+) -> httpx.Response:
+    transport = transport or Begun(service)
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=60) as client:
         return await client.post(path, json={**body, "stream": True})
 
@@ -75,19 +106,62 @@ async def test_comments_precede_the_answer_of_a_model_that_loads(
     assert again.text.count("data: ") == answer.count("data: ")
 
 
-async def test_a_failed_load_is_the_last_event(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def transport(service: Service) -> Begun:
+    return Begun(service)
+
+
+@pytest.fixture
+async def ollama_client(transport: Begun) -> AsyncIterator[ollama.AsyncClient]:
+    async with ollama.AsyncClient("http://127.0.0.1", transport=transport) as client:
+        yield client
+
+
+async def test_ollamas_client_waits_with_lines_without_text(
+    service: Service, ollama_client: ollama.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "KEEP_ALIVE_AFTER", 0.05)
+    few: dict[str, Any] = {"options": {"num_predict": 3, "temperature": 0}, "stream": True}
+    await unload(service)
+    chat = [part async for part in await ollama_client.chat("tiny", MESSAGES, **few)]
+    again = [part async for part in await ollama_client.chat("tiny", MESSAGES, **few)]  # it is loaded
+    assert chat[0].message.content == ""
+    assert [part.message.content for part in chat if part.message.content] == [
+        part.message.content for part in again if part.message.content
+    ]
+    await unload(service)
+    *before, last = [part async for part in await ollama_client.generate("tiny", "Hello", **few)]
+    assert (before[0].response, before[0].model, before[0].done, last.done) == ("", "tiny", False, True)
+
+
+async def test_a_failed_load_is_the_last_line_for_ollamas_client(
+    service: Service, transport: Begun, ollama_client: ollama.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await unload(service)
+    transport.fail_after(monkeypatch)
+    parts = await ollama_client.chat("tiny", MESSAGES, stream=True)
+    assert (await anext(parts)).message.content == ""
+    with pytest.raises(ollama.ResponseError, match="tiny cannot be loaded: MemoryError: forced"):
+        async for _ in parts:
+            pass
+
+
+async def test_a_failed_load_is_the_last_event(
+    service: Service, transport: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(*_arguments: Any, **_options: Any) -> None:
         raise MemoryError("forced")
 
     monkeypatch.setattr(Model, "__init__", failing)
+    monkeypatch.setattr(answering, "KEEP_ALIVE_AFTER", 1000)
     await unload(service)
     asked = {"messages": MESSAGES, "model": "tiny"}
     reason = "model: tiny cannot be loaded: MemoryError: forced"
     rejected = await post(service, "/v1/chat/completions", asked)  # before the first comment
     assert rejected.status_code == 503
     assert rejected.json()["error"]["message"] == reason
-    monkeypatch.setattr(answering, "KEEP_ALIVE_AFTER", 0.05)
-    response = await post(service, "/v1/chat/completions", asked)
+    transport.fail_after(monkeypatch)
+    response = await post(service, "/v1/chat/completions", asked, transport)
     assert response.status_code == 200
     last = response.text.removesuffix("\n\n").rpartition("\n\n")[2]
     assert last.startswith('event: error\ndata: {"error":{')
