@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT, Server, free_port, running_server
+from tests.polling import wait_for
 
 CONFIG = ROOT / "deploy/nginx/tokenstream.conf"
 TEXT = "Rule {}: the {} station opens at {} and its guard wears a coat with {} buttons. "
@@ -50,18 +51,22 @@ def proxy(servers: tuple[Server, ...], tmp_path: Path) -> Iterator[str]:
         f"events {{}}\nhttp {{ access_log off; {paths} include {tmp_path}/tokenstream.conf; }}\n"
     )
     process = subprocess.Popen(nginx(tmp_path))
-    end = time.monotonic() + 20
-    while True:
+
+    def answers() -> bool:
         assert process.poll() is None, (tmp_path / "errors").read_text()
-        try:
-            httpx.get(f"http://{address}/health")
-            break
-        except httpx.TransportError:
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        with contextlib.suppress(httpx.TransportError):
+            return bool(httpx.get(f"http://{address}/health"))
+        return False
+
+    wait_for(answers)
     yield f"http://{address}"
     process.terminate()
     process.wait()
+
+
+def workers(folder: Path) -> set[str]:
+    main = (folder / "pid").read_text().strip()
+    return set(Path(f"/proc/{main}/task/{main}/children").read_text().split())
 
 
 def prompt_of(topic: int) -> str:
@@ -112,8 +117,9 @@ def test_a_dead_server_is_skipped(proxy: str, tmp_path: Path, servers: tuple[Ser
     config = (tmp_path / "tokenstream.conf").read_text()
     dead = servers[1].url.removeprefix("http://")
     (tmp_path / "tokenstream.conf").write_text(config.replace(dead, f"127.0.0.1:{free_port()}"))
+    old = workers(tmp_path)
     subprocess.run([*nginx(tmp_path), "-s", "reload"], check=True)
-    time.sleep(0.5)  # workers with the old configuration end
+    wait_for(lambda: not old & workers(tmp_path))
     before = n_prompt_tokens(servers[1])
     for topic in range(6):
         assert ask(proxy, topic, "Why?", f"key-{topic}")[0] == f"key-{topic}"

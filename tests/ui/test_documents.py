@@ -34,7 +34,7 @@ def test_documents_are_listed_with_state_and_reason(
     server = start_server(KNOWLEDGE="on", DATA_PATH=str(folder), KNOWLEDGE_INDEX=index).wait_until()
     chat = ChatPage(page, server.url).open()
     opened = drawer(chat)
-    expect(opened.locator("#indexed")).to_have_text("1 of 2 documents indexed, 1 skipped.", timeout=20_000)
+    expect(opened.locator("#indexed")).to_have_text("1 of 2 documents indexed, 1 skipped.")
     entries = opened.get_by_role("listitem")
     expect(entries).to_have_count(2)
     skipped, indexed = entries.all()
@@ -44,7 +44,7 @@ def test_documents_are_listed_with_state_and_reason(
     expect(skipped.locator(".state")).to_have_text("Skipped")
     expect(skipped.locator(".problem")).not_to_be_empty()
     (folder / "later.md").write_text("# Later\n\nA text that comes later.\n")
-    expect(opened.get_by_text("later.md")).to_be_visible(timeout=20_000)
+    expect(opened.get_by_text("later.md")).to_be_visible()
 
 
 def test_a_warning_stays_while_documents_wait(page: Page, server_url: str) -> None:
@@ -94,12 +94,12 @@ def test_dropped_documents_are_indexed(
     opened = page.get_by_role("dialog", name="Documents")
     notice = opened.locator("#upload-notice")
     expect(notice).to_contain_text("1 document added. virus.exe: name: 'virus.exe' should end with one of")
-    expect(opened.get_by_text("1 of 1 document indexed.")).to_be_visible(timeout=20_000)
+    expect(opened.get_by_text("1 of 1 document indexed.")).to_be_visible()
     expect(opened.get_by_role("listitem")).to_contain_text("uploads/wren bridge.md")
     assert [path.name for path in (folder / "uploads").iterdir()] == ["wren bridge.md"]
     file = {"name": "more.txt", "mimeType": "text/plain", "buffer": b"The bridge is blue."}
     opened.locator("#add").set_input_files(files=[file])  # type: ignore[list-item]
-    expect(opened.get_by_text("2 of 2 documents indexed.")).to_be_visible(timeout=20_000)
+    expect(opened.get_by_text("2 of 2 documents indexed.")).to_be_visible()
 
 
 @pytest.mark.parametrize("width", [320])

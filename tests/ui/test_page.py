@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import re
-import time
 
 import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.ui.chat_page import ChatPage, running_requests
+from tests.polling import figure, wait_for
+from tests.ui.chat_page import ChatPage
 from tests.ui.relay import Relay
 
 QUESTION = "Where is located Paris ?"
-
-
-def wait_for_running(url: str, count: int) -> None:
-    deadline = time.monotonic() + 6  # less than the duration of an answer
-    while running_requests(url) != count:
-        assert time.monotonic() < deadline, f"{running_requests(url)} requests run, not {count}"
-        time.sleep(0.05)
 
 
 def test_an_answer_grows_while_it_streams(chat: ChatPage) -> None:
@@ -63,9 +56,10 @@ def test_an_answer_at_the_token_limit_has_a_remark(chat: ChatPage) -> None:
 @pytest.mark.parametrize("way", ["button", "escape", "new conversation"])
 def test_stop_ends_the_answer_on_the_server(chat: ChatPage, way: str) -> None:
     chat.make_answers_long()
+    before = figure(chat.url, "generated_tokens_total")
     chat.ask("Tell me a long story.")
     chat.wait_until_busy()
-    wait_for_running(chat.url, 1)
+    wait_for(lambda: figure(chat.url, "running_requests") == 1)
     if way == "button":
         chat.stop.click()
     elif way == "escape":
@@ -73,7 +67,8 @@ def test_stop_ends_the_answer_on_the_server(chat: ChatPage, way: str) -> None:
     else:
         chat.clear.click()
     chat.wait_until_done()
-    wait_for_running(chat.url, 0)
+    wait_for(lambda: figure(chat.url, "running_requests") == 0)
+    assert figure(chat.url, "generated_tokens_total") - before < 1800
     if way == "new conversation":
         expect(chat.log).to_be_empty()
     else:

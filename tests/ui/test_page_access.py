@@ -115,7 +115,7 @@ def test_live_regions_have_the_state_and_the_answer_once(chat: ChatPage) -> None
     assert re.fullmatch(r"Answer complete, [\d,]+ tokens?, [\d,.]+ tokens per second\.", texts[1])
     assert len(texts) == 2
     assert chat.recorded("spoken") == [chat.answer(1).text_content()]
-    expect(chat.page.locator("#spoken")).to_be_empty(timeout=10_000)
+    expect(chat.page.locator("#spoken")).to_be_empty()
 
 
 def test_an_empty_conversation_has_names_and_roles(chat: ChatPage) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +10,7 @@ import openai
 import pytest
 
 from tests.conftest import KEY, Server, running_server
+from tests.polling import figure, wait_for
 
 KEYS = """
 [keys.free]
@@ -119,9 +119,9 @@ def test_a_priority_by_header_orders_the_requests_of_a_key(limited_server: Serve
 
     with ThreadPoolExecutor(12) as threads:
         sent = [threads.submit(send, "other", None, long) for _ in range(10)]
-        time.sleep(0.5)
+        wait_for(lambda: figure(limited_server.url, "waiting_requests", headers) == 2)
         sent.append(threads.submit(send, "low", "-5", long | {"max_tokens": 1}))
-        time.sleep(0.5)
+        wait_for(lambda: figure(limited_server.url, "waiting_requests", headers) == 3)
         sent.append(threads.submit(send, "high", "5", long | {"max_tokens": 1}))
         for one in sent:
             one.result()

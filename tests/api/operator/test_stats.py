@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ import httpx
 from app.api.operator.stats import MOST_STREAMS
 from app.telemetry.latest import MOST
 from tests.conftest import KEY, Server
+from tests.polling import wait_for
 
 EVENTS = {"Accept": "text/event-stream"}
 SECRET = "Zanzibarquux"
@@ -78,13 +78,12 @@ def test_the_number_of_streams_is_limited(server_url: str) -> None:
             refused.json()["error"] == f"{MOST_STREAMS} clients read the events of /stats; close one of them"
         )
         assert "figures" in httpx.get(f"{server_url}/stats/events").json()
-    end = time.monotonic() + 20
-    while True:  # the closed ones leave
+
+    def is_accepted() -> bool:
         with httpx.stream("GET", f"{server_url}/stats/events", headers=EVENTS) as response:
-            if response.status_code == 200:
-                break
-        assert time.monotonic() < end
-        time.sleep(0.1)
+            return response.status_code == 200
+
+    wait_for(is_accepted)  # the closed ones leave
 
 
 def test_the_key_is_required_as_for_metrics(locked_server: Server) -> None:
@@ -95,10 +94,8 @@ def test_the_key_is_required_as_for_metrics(locked_server: Server) -> None:
 
 
 def test_an_open_stream_does_not_delay_the_end(start_server: Callable[..., Server]) -> None:
-    server = start_server(SHUTDOWN_GRACE="60").wait_until()
+    server = start_server(SHUTDOWN_GRACE="600").wait_until()
     with stream(server.url) as events:
         next(events)
-        began = time.monotonic()
-        assert server.stop() == 0
-        assert time.monotonic() - began < 20
+        assert server.stop() == 0  # it waits less than the grace
         assert list(events) == []

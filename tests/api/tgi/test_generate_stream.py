@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import time
-
 import httpx
 import pytest
 
 from tests.api.tgi.tgi_calls import FRANCE, events, generate, post, stream, text
+from tests.polling import figure, wait_until_none_runs
 
 # The grammar needs more tokens, so the model cannot end the answer.
 ENDLESS = {"max_new_tokens": 2000, "grammar": {"type": "regex", "value": "[a-z ]{9000}"}}
-
-
-def running(url: str) -> float:
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
-    return float(next(line for line in lines if line.startswith("running_requests{")).split()[-1])
-
-
-def wait_until_nothing_runs(url: str) -> None:
-    end = time.monotonic() + 8
-    while running(url):
-        assert time.monotonic() < end, "an answer continues after the disconnect"
-        time.sleep(0.05)
 
 
 def test_every_token_has_an_event(server_url: str) -> None:
@@ -78,16 +65,20 @@ def test_routes_for_whole_and_streamed_answers_can_stream(path: str, server_url:
 
 
 def test_a_disconnect_ends_the_answer(server_url: str) -> None:
+    before = figure(server_url, "generated_tokens_total")
     body = {"inputs": "Once upon a time", "parameters": ENDLESS}
     with httpx.stream("POST", f"{server_url}/generate_stream", json=body, timeout=30) as response:
         parts = response.iter_bytes()  # the connection closes when this iterator is collected
         next(parts)
-        assert running(server_url) == 1
-    wait_until_nothing_runs(server_url)
+        assert figure(server_url, "running_requests") == 1
+    wait_until_none_runs(server_url)
+    assert figure(server_url, "generated_tokens_total") - before < 2000
 
 
 def test_a_disconnect_ends_all_answers_of_best_of(server_url: str) -> None:
+    before = figure(server_url, "generated_tokens_total")
     body = {"inputs": "Once upon a time", "parameters": ENDLESS | {"best_of": 2, "do_sample": True}}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server_url}/generate", json=body, timeout=httpx.Timeout(20, read=2))
-    wait_until_nothing_runs(server_url)
+    wait_until_none_runs(server_url)
+    assert figure(server_url, "generated_tokens_total") - before < 2000

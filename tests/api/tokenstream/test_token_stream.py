@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import socket
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,27 +13,13 @@ import httpx
 import pytest
 
 from tests.conftest import Server
+from tests.polling import figure, wait_for, wait_until_none_runs
 
 LONG = {"query": "Write a long story about the sea.", "max_tokens": 400, "ignore_eos": True}
 
 
 def post(url: str, fields: dict[str, Any], **options: Any) -> httpx.Response:
     return httpx.post(f"{url}/token_stream", json=fields, timeout=60, **options)
-
-
-def gauge(url: str, name: str) -> float:
-    found = re.search(
-        rf'^{name}{{instance="default"}} (\S+)$', httpx.get(f"{url}/metrics").text, re.MULTILINE
-    )
-    assert found, f"no metric {name}"
-    return float(found[1])
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition was not met in time"
-        time.sleep(0.02)
 
 
 def test_the_stream_is_raw_text_in_chunks(server_url: str) -> None:
@@ -241,29 +224,29 @@ def test_control_tokens_in_a_query_are_tokenized_as_text(server_url: str) -> Non
 
 
 def test_a_disconnect_ends_the_answer(server_url: str) -> None:
-    before = gauge(server_url, "generated_tokens_total")
+    before = figure(server_url, "generated_tokens_total")
     body = {**LONG, "max_tokens": 1500}
     with httpx.stream("POST", f"{server_url}/token_stream", json=body, timeout=60) as response:
         pieces = response.iter_text()  # the connection closes when this iterator is collected
         next(pieces)
-        assert gauge(server_url, "running_requests") == 1
-    wait_for(lambda: gauge(server_url, "running_requests") == 0)
-    assert gauge(server_url, "generated_tokens_total") - before < 1500
+        assert figure(server_url, "running_requests") == 1
+    wait_until_none_runs(server_url)
+    assert figure(server_url, "generated_tokens_total") - before < 1500
 
 
 def test_a_disconnect_removes_a_request_from_the_queue(server_url: str) -> None:
     """Eight sequences are busy, and a ninth request disconnects before its first token."""
-    stop = threading.Event()
+    stop, endless = threading.Event(), {**LONG, "max_tokens": 1800}
 
     def hold() -> None:
-        with httpx.stream("POST", f"{server_url}/token_stream", json=LONG, timeout=60) as response:
+        with httpx.stream("POST", f"{server_url}/token_stream", json=endless, timeout=60) as response:
             for _ in response.iter_raw():
                 if stop.is_set():
                     return
 
     with ThreadPoolExecutor(8) as pool:
         holders = [pool.submit(hold) for _ in range(8)]
-        wait_for(lambda: gauge(server_url, "running_requests") == 8)
+        wait_for(lambda: figure(server_url, "running_requests") == 8)
         host, _, port = server_url.removeprefix("http://").partition(":")
         body = json.dumps(LONG).encode()
         with socket.create_connection((host, int(port))) as ninth:
@@ -272,13 +255,13 @@ def test_a_disconnect_removes_a_request_from_the_queue(server_url: str) -> None:
                 + b"Content-Length: %d\r\n\r\n" % len(body)
                 + body
             )
-            wait_for(lambda: gauge(server_url, "waiting_requests") == 1)
-        wait_for(lambda: gauge(server_url, "waiting_requests") == 0)
-        assert gauge(server_url, "running_requests") == 8
+            wait_for(lambda: figure(server_url, "waiting_requests") == 1)
+        wait_for(lambda: figure(server_url, "waiting_requests") == 0)
+        assert figure(server_url, "running_requests") == 8
         stop.set()
         for holder in holders:
             holder.result()
-    wait_for(lambda: gauge(server_url, "running_requests") == 0)
+    wait_until_none_runs(server_url)
 
 
 def test_concurrent_streams_do_not_mix(server_url: str) -> None:
