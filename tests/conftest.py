@@ -182,9 +182,9 @@ def changed_program(folder: Path, change: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def running_server(log: Path, **settings: str) -> Iterator[Server]:
+def running_server(log: Path, program: Sequence[str] = ("-m", "app"), **settings: str) -> Iterator[Server]:
     """A ready server. It must exit with status 0 at the end."""
-    server = Server(log, **settings)
+    server = Server(log, program, **settings)
     try:
         yield server.wait_until()
         assert server.stop() == 0, server.output()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -61,6 +62,10 @@ def api_document(settings: Settings) -> dict[str, Any]:
     return document(route_table(settings).dialects, needs_key=settings.needs_key)
 
 
+def _encoded_document(settings: Settings) -> bytes:
+    return json.dumps(api_document(settings), ensure_ascii=False).encode()
+
+
 def create_app(
     service: Service, lifespan: Lifespan | None = None, tracing: Tracing | None = None
 ) -> Starlette:
@@ -93,7 +98,7 @@ def create_app(
     app.state.table = table
     app.state.is_stopping = lambda: False  # endless responses then end
     app.state.n_stats_streams = 0
-    app.state.document = json.dumps(api_document(settings), ensure_ascii=False).encode()
+    app.state.document = functools.cache(lambda: _encoded_document(settings))
     return app
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.conftest import Server, running_server
+from tests.conftest import Server, changed_program, running_server
 
 LIMITS = {
     "CONNECTION_IDLE": "1.5",
@@ -29,7 +29,9 @@ LONG = {"query": "Tell me a story.", "max_tokens": 8000, "ignore_eos": True}
 @pytest.fixture(scope="module")
 def strict_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with short timeouts and few connections."""
-    with running_server(tmp_path_factory.mktemp("strict") / "log", **LIMITS) as server:
+    folder = tmp_path_factory.mktemp("strict")
+    program = changed_program(folder, "from app.api.http import errors\nerrors._DISCARD_SECONDS = 0.5")
+    with running_server(folder / "log", program, **LIMITS) as server:
         yield server
 
 
