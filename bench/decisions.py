@@ -32,11 +32,11 @@ def classes(prompts: Prompts) -> tuple[Context, ...]:
 
 async def decide(server: Server, texts: Texts, scale: Scale) -> Figures:
     """Sixteen questions about a new state, then sixteen others about the same state."""
-    await ask(server, texts, texts.text(STATE))  # all slots have been used
+    await ask(server, texts.text(STATE), questions(texts))  # all slots have been used
     rounds = []
     for _ in range(scale.n(6, 2)):
         state = texts.text(STATE)
-        rounds.append((await ask(server, texts, state), await ask(server, texts, state)))
+        rounds.append([await ask(server, state, asked) for asked in (questions(texts), questions(texts))])
     figures = {
         "first_per_second": median(N_QUESTIONS / first[0] for first, _ in rounds),
         "again_per_second": median(N_QUESTIONS / again[0] for _, again in rounds),
@@ -46,12 +46,16 @@ async def decide(server: Server, texts: Texts, scale: Scale) -> Figures:
     return figures
 
 
-async def ask(server: Server, texts: Texts, state: str) -> tuple[float, int]:
-    """Ask new questions about a state. Returns the seconds, and the number of tokens not from the cache."""
-    asked = [f"Is it true? {texts.text(QUESTION)}" for _ in range(N_QUESTIONS)]
+def questions(texts: Texts) -> list[str]:
+    """New questions for ``ask``."""
+    return [f"Is it true? {texts.text(QUESTION)}" for _ in range(N_QUESTIONS)]
+
+
+async def ask(server: Server, state: str, asked: Sequence[str]) -> tuple[float, int]:
+    """Ask questions about a state. Returns the seconds, and the number of tokens not from the cache."""
     if isinstance(server, Tokenstream):
-        questions = {str(i): {"type": "noul", "instructions": text} for i, text in enumerate(asked)}
-        seconds, reply = await _post(server, "/v1/systemone", {"state": state, "questions": questions})
+        by_name = {str(i): {"type": "noul", "instructions": text} for i, text in enumerate(asked)}
+        seconds, reply = await _post(server, "/v1/systemone", {"state": state, "questions": by_name})
         return seconds, reply["usage"]["input_tokens"] - reply["usage"]["cached_tokens"]
     whole = [Question.of(f"{state}\n\nQuestion: {text}\nAnswer with Yes or No.") for text in asked]
     return (await run_load(server, whole, N_QUESTIONS, 1)).seconds, 0

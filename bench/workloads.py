@@ -84,9 +84,12 @@ async def long(server: Server, texts: Texts, scale: Scale) -> Figures:
 async def decide_beside(server: Server, texts: Texts, scale: Scale) -> Figures:
     """Questions about new states while six answers stream."""
 
+    # Made before: their work would delay the times at which pieces arrive.
+    asked = [(texts.text(decisions.STATE), decisions.questions(texts)) for _ in range(scale.n(6, 2))]
+
     async def ask_all() -> None:
-        for _ in range(scale.n(6, 2)):
-            await decisions.ask(server, texts, texts.text(decisions.STATE))
+        for state, questions in asked:
+            await decisions.ask(server, state, questions)
 
     return (await _beside_streams(server, texts, ask_all))[1]
 

@@ -350,8 +350,14 @@ class Engine:
     def _observe(self, work: list[Work], seconds: float) -> None:
         """Record the time of one pass."""
         if not any(piece.n_outputs > 1 for piece in work):  # drafts and scores distort the times
-            n_prefill = sum(piece.n_tokens for piece in work if not piece.decodes)
-            self._pacing.observe(seconds, sum(piece.decodes for piece in work), n_prefill)
+            prefill = [piece for piece in work if not piece.decodes]
+            n_prefill = sum(piece.n_tokens for piece in prefill)
+            n_positions = sum(
+                piece.n_tokens * (piece.sequence.n_computed - piece.n_tokens / 2) for piece in prefill
+            )
+            self._pacing.observe(
+                seconds, len(work) - len(prefill), n_prefill, n_positions / max(n_prefill, 1)
+            )
 
     # --- the end of a sequence
 

@@ -157,7 +157,7 @@ class Scheduler:
             if self._waits_for_prefix(sequence) or not self._may_run(sequence.client):
                 continue
             overtakes = all(self._turn(sequence) < self._turn(other) for other in prefilling)
-            if not (overtakes or self._chunk() > sum(s.n_pending for s in prefilling)):
+            if not (overtakes or self._chunk(prefilling) > sum(s.n_pending for s in prefilling)):
                 break
             if not self._slots.free:
                 leaving = victim(sequence.client, self.running)
@@ -252,21 +252,24 @@ class Scheduler:
 
     # --- the plan of a step
 
-    def _chunk(self) -> int:
+    def _chunk(self, prefilling: list[Sequence]) -> int:
+        """Maximum prompt tokens of the step, of which the first sequence has most."""
         running = self.running
         if any(s.is_background for s in running):
             return MIN_CHUNK  # a request that arrives waits for the end of the step
         n_decoding = Counter(s.adapter for s in running if s.is_decoding)
-        return self._pacing.chunk(list(n_decoding.values()), self._limits.prefill_chunk)
+        position = prefilling[0].n_computed if prefilling else 0
+        return self._pacing.chunk(list(n_decoding.values()), self._limits.prefill_chunk, position)
 
     def _plan(self) -> Iterator[Work]:
         running = self.running
         decoding = [s for s in running if s.is_decoding]
         grants = dict.fromkeys(decoding, 1)
-        budget = self._chunk()
+        prefilling = sorted((s for s in running if not s.is_decoding), key=self._turn)
+        budget = self._chunk(prefilling)
         n_logits = self._limits.draft_tokens
         adapters = {s.adapter for s in decoding}
-        for sequence in sorted((s for s in running if not s.is_decoding), key=self._turn):
+        for sequence in prefilling:
             # Beside decoding sequences, a slot without tokens is a gap: every prompt gets at least one token.
             n_tokens = max(budget, 1 if sequence.adapter in adapters else 0)
             if MIN_CHUNK <= n_tokens < sequence.n_pending < n_tokens + MIN_CHUNK:

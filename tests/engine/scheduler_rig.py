@@ -19,7 +19,7 @@ class FixedPacing(Pacing):
 
     beside_decode = 10
 
-    def chunk(self, n_decoding: Tokens[int], largest: int) -> int:
+    def chunk(self, n_decoding: Tokens[int], largest: int, position: int = 0) -> int:
         return self.beside_decode if n_decoding else largest
 
 

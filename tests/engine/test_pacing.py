@@ -11,6 +11,7 @@ def measured(itl_budget: float | None = None, *, decode: float = 0.02, token: fl
     pacing = Pacing(itl_budget)
     for _ in range(20):
         pacing.observe(decode, 8, 0)
+        pacing.observe(decode, 8, 0)
         pacing.observe(decode + 100 * token, 8, 100)
     return pacing
 
@@ -83,3 +84,39 @@ def test_a_prefill_beside_streams_of_another_engine_keeps_their_budget() -> None
     assert pacing.chunk([], 512) == 96
     pacing.streams_elsewhere = lambda: False
     assert pacing.chunk([], 512) == 496
+
+
+def test_chunks_become_smaller_with_the_position() -> None:
+    pacing = Pacing(0.1)
+    for first in [*range(0, 1000, 100)] * 3:
+        middle = first + 50
+        pacing.observe(100 * (0.001 + 1e-6 * middle), 0, 100, middle)
+    assert pacing.chunk([1], 512, 0) == 80, "100 ms hold 95 tokens"
+    assert pacing.chunk([1], 512, 900) == 48, "100 ms hold 52 tokens"
+
+
+def test_positions_of_one_place_tell_no_slope() -> None:
+    pacing = Pacing(0.1)
+    for i in range(40):
+        pacing.observe(0.1 if i % 2 else 0.11, 0, 100, 50 + i % 2)
+    assert pacing.chunk([1], 512, 5000) == 80
+
+
+def test_a_first_decode_step_after_prefill_does_not_widen_the_budget() -> None:
+    pacing = Pacing()
+    for _ in range(10):
+        pacing.observe(0.1, 8, 100)
+        pacing.observe(0.05, 8, 0)
+    assert pacing.chunk([8], 512) == 16 * 2, "60 ms instead of four steps of 50 ms"
+    pacing.observe(0.02, 8, 0)
+    assert pacing.decode_seconds(8) == pytest.approx(0.026)
+
+
+def test_single_long_decode_steps_change_the_budget_little() -> None:
+    pacing = measured(decode=0.02)
+    for seconds in (0.02, 0.02, 0.2, 0.02):
+        pacing.observe(seconds, 8, 0)
+    assert pacing.decode_seconds(8) < 0.025
+    for _ in range(60):
+        pacing.observe(0.04, 8, 0)
+    assert pacing.decode_seconds(8) == pytest.approx(0.04, rel=0.1)
