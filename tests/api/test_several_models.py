@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import ollama
 import pytest
 
 from tests.conftest import running_server
@@ -79,6 +80,17 @@ def test_each_dialect_answers_with_the_named_model(url: str, path: str) -> None:
     unknown = httpx.post(url + path, json={**REQUESTS[path], "model": "phi-2"})
     assert unknown.status_code == 404
     assert "'phi-2' does not exist; served are: smollm2, tiny" in unknown.text
+
+
+def test_ollamas_client_shows_and_pulls_only_served_models(url: str) -> None:
+    with ollama.Client(host=url) as client:
+        families = [(client.show(f"{name}:latest").details or {})["family"] for name in ("tiny", "smollm2")]
+        assert families[0] != families[1] == "llama"
+        assert client.pull("tiny").status == "success"
+        for call in (client.show, client.pull):
+            with pytest.raises(ollama.ResponseError, match="'smollm2' and 'tiny'; to serve") as error:
+                call("phi-2")
+            assert error.value.status_code == 404
 
 
 def test_the_path_and_the_context_name_models_too(url: str) -> None:

@@ -176,7 +176,8 @@ _PULL = Operation(
     path="/api/pull",
     endpoint=models.pull,
     summary="Check that a model is served",
-    description="Models are chosen when the server starts. The error for another model tells how.",
+    description="Models are chosen when the server starts. A server with one model accepts any name. With "
+    "several, the error for another name tells how to serve it.",
     body=ModelRequest,
     examples={"The language model": {"model": "SmolLM2-135M-Instruct.Q4_1", "stream": False}},
     replies={200: Reply("The model is served.", {JSON: PullStatus, NDJSON: PullStatus})},

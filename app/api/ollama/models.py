@@ -23,12 +23,13 @@ from app.api.ollama.replies import (
     Version,
 )
 from app.api.ollama.requests import ModelRequest
-from app.service import Embedder, Model, ModelFacts, Service, TextPrompt
+from app.service import Embedder, Model, ModelFacts, Service, TextPrompt, UnknownModel
 
 # Clients reject servers below the version that they need.
 _API_VERSION = "0.13.5"
 _NEVER = "9999-12-31T23:59:59Z"
 _ANY_TAG = ":latest"
+_HOW_TO_SERVE = "to serve another model, start it with MODEL_PATH, MODEL or MODELS"
 
 
 async def tags(request: Request) -> Response:
@@ -70,11 +71,15 @@ async def pull(request: Request) -> Response:
     service: Service = request.app.state.service
     service.check_started()
     asked = await read_json(request, ModelRequest)
-    _entry_of(service, asked.model)
+    entry = _entry_of(service, asked.model)
     done: PullStatus = {"status": "success"}
     if asked.stream is False:
         return JSONResponse(done)
-    return Response(line(done), media_type=NDJSON)
+    lines = [done]
+    if asked.model.removesuffix(_ANY_TAG) != entry["name"]:
+        only = f"{entry['name']} answers under any name: it is the only model of this server"
+        lines.insert(0, {"status": f"{only}; {_HOW_TO_SERVE}"})
+    return Response(b"".join(map(line, lines)), media_type=NDJSON)
 
 
 def _entries(service: Service) -> list[OllamaModelEntry]:
@@ -115,20 +120,21 @@ def _details(description: str) -> OllamaDetails:
 
 
 def _entry_of(service: Service, name: str) -> OllamaModelEntry:
+    """The model that requests with a name use. As for answers, a single language model has any name.
+
+    Raises:
+        ApiError: No model has the name.
+    """
     entries = _entries(service)
-    for entry in entries:
-        if name.removesuffix(_ANY_TAG) == entry["name"]:
-            return entry
-    served = " and ".join(repr(entry["name"]) for entry in entries)
-    raise ApiError(
-        Problem(
-            404,
-            "unknown_model",
-            f"model {name!r} not found: this server has {served}; to serve another model, start it with "
-            "MODEL_PATH, MODEL or MODELS",
-            "model",
-        )
-    )
+    if name.removesuffix(_ANY_TAG) == service.embedding_name:
+        return entries[-1]
+    try:
+        found = service.models.find(name).name
+    except UnknownModel:
+        served = " and ".join(repr(entry["name"]) for entry in entries)
+        problem = f"model {name!r} not found: this server has {served}; {_HOW_TO_SERVE}"
+        raise ApiError(Problem(404, "unknown_model", problem, "model")) from None
+    return next(entry for entry in entries if entry["name"] == found)
 
 
 def _shown_model(model: Model, entry: OllamaModelEntry) -> Shown:

@@ -218,7 +218,10 @@ class ModelRequest(BaseModel):
 
     model_config = LENIENT
 
-    model: Annotated[str, Field(min_length=1, description="A name of `/api/tags`.")]
+    model: Annotated[
+        str,
+        Field(min_length=1, description="A name of `/api/tags`. A server with one model accepts any name."),
+    ]
     stream: Annotated[bool | None, Field(description="Answer with lines of JSON. Default: true.")] = None
 
     @model_validator(mode="before")

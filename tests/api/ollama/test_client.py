@@ -179,14 +179,17 @@ def test_models_are_listed_and_described(client: ollama.Client, server_url: str)
     assert [*map(int, version.split("."))] >= [0, 6, 4], "editors require a version"
 
 
-def test_pull_tells_how_to_serve_another_model(client: ollama.Client) -> None:
+def test_one_model_is_described_and_pulled_by_any_name_as_it_answers(client: ollama.Client) -> None:
     name = str(client.list().models[0].model)
-    assert client.pull(name).status == "success"
-    assert [part.status for part in client.pull(name, stream=True)] == ["success"]
-    for stream in (False, True):
-        with pytest.raises(ollama.ResponseError, match="start it with MODEL_PATH") as error:
-            [*client.pull("llama3", stream=stream)]  # type: ignore[call-overload]
-        assert error.value.status_code == 404
+    assert client.show("llama3").modelinfo == client.show(name).modelinfo
+    for served in (name, f"{name}:latest"):
+        assert client.pull(served).status == "success"
+        assert [part.status for part in client.pull(served, stream=True)] == ["success"]
+    assert client.pull("llama3").status == "success"
+    told, status = (str(part.status) for part in client.pull("llama3", stream=True))
+    assert (f"{name} answers under any name" in told, status) == (True, "success")
+    assert "start it with MODEL_PATH" in told
+    assert client.chat("llama3", QUESTION, options={"num_predict": 1}).model == name
 
 
 def test_a_request_without_a_prompt_tells_that_the_model_is_loaded(client: ollama.Client) -> None:
