@@ -56,10 +56,11 @@ async def warm(
     """Check contexts, and prefill their common prefixes if the prefix cache is on.
 
     Returns:
-        The contexts that the chat template rejects, with its error messages.
+        The contexts that the model rejects, with the reasons: the chat template rejects them, or they exceed
+        the input limit.
 
     Raises:
-        ContextsError: A context exceeds the input limit, or its constraint or a choice is invalid.
+        ContextsError: The constraint or a choice of a context is invalid.
     """
     started = time.perf_counter()
     is_cached = settings.prefix_cache_mb != 0
@@ -75,13 +76,17 @@ async def warm(
         except BadRequest as error:
             raise ContextsError(f"{place}: {error}") from error
         except TemplateRejection as error:
-            refused[name] = str(error)
+            refused[name] = (
+                f"the chat template rejects it ({error}); change its prompt or examples, or set another "
+                "template (TOKENIZER_REPO, TGICHAT_*)"
+            )
             continue
         if len(prefix) >= preparation.limits.input:
-            raise ContextsError(
-                f"{place} has {len(prefix)} tokens, too many for a prompt of at most "
-                f"{preparation.limits.input}; shorten the context, or raise N_CTX or MAX_INPUT_LENGTH"
+            refused[name] = (
+                f"it has {len(prefix)} tokens, too many for a prompt of at most {preparation.limits.input}; "
+                "shorten it, or raise N_CTX or MAX_INPUT_LENGTH"
             )
+            continue
         if prefix and is_cached:
             n_tokens += len(prefix)
             n_computed += await engine.warm(prefix, context.adapter or "")
@@ -195,4 +200,4 @@ class ContextsFile:
                 raise ContextsError(f"{path}: context {name!r}: {error}") from error
         if refused:
             name, reason = next(iter(refused.items()))
-            raise ContextsError(f"{path}: the chat template rejects context {name!r} ({reason})")
+            raise ContextsError(f"{path}: context {name!r}: {reason}")

@@ -73,7 +73,7 @@ class Model:
         engine: Generates tokens.
         preparation: Converts prompts to tokens and sampling parameters.
         questions: Converts questions about a state to tokens.
-        refused: Contexts rejected by the chat template, with its error messages.
+        refused: Contexts that the model rejects, with the reasons.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Model:
             warmed: Names of the contexts to prefill.
 
         Raises:
-            ContextsError: A context exceeds the input limit, or its constraint is invalid.
+            ContextsError: The constraint or a choice of a context is invalid.
             Exception: See the constructor.
         """
         opening = asyncio.ensure_future(
@@ -276,14 +276,13 @@ class Model:
                 logger.debug("the measured speed is not kept: %s", error)
 
     async def _warm(self, contexts: Mapping[str, Context]) -> None:
-        """Prefill contexts, and log those that the chat template rejects."""
+        """Prefill contexts, and log those that the model rejects."""
         if not contexts:
             return
         self.refused = await warm(contexts, self.preparation, self.engine, self._settings)
         for name, reason in self.refused.items():
             logger.error(
-                "%s: the chat template rejects context %r (%s), so its requests are rejected. "
-                "Change its prompt or examples, or set another template (TOKENIZER_REPO, TGICHAT_*)",
+                "%s: context %r is rejected, and so are its requests: %s",
                 self._settings.contexts_file,
                 name,
                 reason,

@@ -130,7 +130,7 @@ class Service:
 
     @property
     def refused_contexts(self) -> Mapping[str, str]:
-        """Contexts rejected by the chat template of their model, with its error messages."""
+        """Contexts that their model rejects, with the reasons."""
         models = (entry.model for entry in self.models.entries)
         return {name: why for model in models if model for name, why in model.refused.items()}
 

@@ -89,7 +89,7 @@ def test_an_unexpected_error_while_the_model_loads_ends_the_process(
     assert "error: the start failed: OSError: [Errno 5] Input/output error" in output
 
 
-def test_a_context_that_the_template_rejects_is_reported_and_the_others_work(
+def test_contexts_that_the_model_rejects_are_reported_and_the_others_work(
     start_server: Start, tmp_path: Path
 ) -> None:
     (tmp_path / "chat_template.jinja").write_text(
@@ -102,13 +102,23 @@ def test_a_context_that_the_template_rejects_is_reported_and_the_others_work(
     contexts = tmp_path / "contexts.toml"
     contexts.write_text(
         '[contexts.general]\nprompt = "Answer."\n[contexts.sea]\nprompt = "Speak like a pirate."\n'
+        f'[contexts.law]\nprompt = "{"right " * 300}"\n'
     )
-    server = start_server(TOKENIZER_REPO=str(tmp_path), CONTEXTS_FILE=str(contexts)).wait_until()
+    limits = {"MAX_INPUT_LENGTH": "200", "MODEL_MAX_TOKEN": "100"}
+    server = start_server(TOKENIZER_REPO=str(tmp_path), CONTEXTS_FILE=str(contexts), **limits).wait_until()
     answer = httpx.post(f"{server.url}/token_stream", json={"query": "Hi", "max_tokens": 3}, timeout=60)
     assert answer.status_code == 200
     rejected = httpx.post(f"{server.url}/token_stream", json={"query": "Hi", "context": "sea"}, timeout=60)
     assert rejected.status_code == 422
     assert "no pirates" in rejected.json()["error"]
-    assert httpx.get(f"{server.url}/contexts").json()["refused"] == {"sea": "no pirates"}
+    rejected = httpx.post(f"{server.url}/token_stream", json={"query": "Hi", "context": "law"}, timeout=60)
+    assert rejected.status_code == 422
+    assert "MAX_INPUT_LENGTH" in rejected.json()["error"]
+    reasons = httpx.get(f"{server.url}/contexts").json()["refused"]
+    assert reasons.keys() == {"sea", "law"}
+    assert reasons["sea"].startswith("the chat template rejects it (no pirates); ")
+    assert "a prompt of at most 200; shorten it, or raise N_CTX or MAX_INPUT_LENGTH" in reasons["law"]
+    assert httpx.get(f"{server.url}/ready").json() == {"status": "ready", "contexts_refused": reasons}
     assert server.stop() == 0
-    assert f"{contexts}: the chat template rejects context 'sea' (no pirates)" in server.output()
+    for name, reason in reasons.items():
+        assert f"context '{name}' is rejected, and so are its requests: {reason}" in server.output()

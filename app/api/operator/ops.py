@@ -32,6 +32,8 @@ async def ready(request: Request) -> Response:
             body["models"] = dict(service.models.states)
         if service.contexts.problem is not None:
             body["contexts_problem"] = service.contexts.problem
+        if refused := dict(service.refused_contexts):
+            body["contexts_refused"] = refused
         return JSONResponse(body)
     if service.failure is not None:
         return _failed(service.failure)

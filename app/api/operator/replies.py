@@ -37,7 +37,7 @@ class Contexts(TypedDict):
     thinks: Annotated[bool, Field(description="Whether the model has thoughts before its answers.")]
     refused: Annotated[
         dict[str, str],
-        Field(description="Contexts rejected by the chat template, with its error messages."),
+        Field(description="Contexts that the model rejects, with the reasons."),
     ]
     problem: Annotated[
         str | None,
@@ -79,6 +79,9 @@ class Ready(TypedDict):
     models: NotRequired[Annotated[dict[str, State], Field(description="Several models by name.")]]
     contexts_problem: NotRequired[
         Annotated[str, Field(description="Why a change of CONTEXTS_FILE is not in use.")]
+    ]
+    contexts_refused: NotRequired[
+        Annotated[dict[str, str], Field(description="Contexts that the model rejects, with the reasons.")]
     ]
 
 
