@@ -11,12 +11,16 @@ import { Session } from "./session.js";
 import { Settings } from "./settings.js";
 import { SettingsDrawer } from "./settings-drawer.js";
 import { say } from "./speech.js";
+import { ofTab } from "./storage.js";
 import { showInTab } from "./tab.js";
+import { STORAGE_PROBLEM } from "./words.js";
 
 const SHOWN = "tokenstream-conversation"; // id of the conversation in this tab
 const element = (id) => document.getElementById(id);
 const log = element("log");
 const notice = element("notice");
+// Errors after which the lists of the server may differ, or it may not be ready.
+const CHANGED = ["cut", "loading", "network", "shutting_down", "unauthorized", "unknown_context", "unknown_model"];
 const follower = new Follower(element("latest"));
 let server = null; // until the model is ready
 
@@ -34,7 +38,7 @@ const session = new Session(log, {
     follower.restart();
   },
   failed: ({ type }) => {
-    if (type === "loading" || type === "unauthorized") prepare();
+    if (CHANGED.includes(type)) prepare();
   },
 });
 const settings = new Settings();
@@ -45,6 +49,7 @@ new HistoryDrawer({
   current: () => session.conversation.id,
   open: (conversation) => {
     if (conversation.id === session.conversation.id) return;
+    saver.keep(conversation.id);
     session.open(conversation);
     tellTabs({ shown: conversation.id });
     follower.restart();
@@ -82,13 +87,13 @@ function update() {
   element("welcome").hidden = !isEmpty;
   composer.show({ isRunning, mayAsk, last: session.lastQuestion });
   showInTab(isRunning, conversation.title);
-  if (isEmpty) sessionStorage.removeItem(SHOWN);
-  else sessionStorage.setItem(SHOWN, conversation.id);
+  if (isEmpty) ofTab.delete(SHOWN);
+  else ofTab.set(SHOWN, conversation.id);
 }
 
 /** Show the conversation that this tab had before it was loaded again. */
 async function restore() {
-  const id = sessionStorage.getItem(SHOWN);
+  const id = ofTab.get(SHOWN);
   const conversation = id && (await findConversation(id).catch(storageFailed));
   if (!conversation || !session.isEmpty) return;
   session.open(conversation);
@@ -98,7 +103,7 @@ async function restore() {
 
 function storageFailed(error) {
   console.warn(error);
-  show("This browser cannot keep conversations: its storage is full or not allowed.");
+  show(STORAGE_PROBLEM);
   return null;
 }
 

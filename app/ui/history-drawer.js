@@ -5,6 +5,7 @@ import { counted } from "./figures.js";
 import { download, fileName, fromFile, ImportError, toJson, toMarkdown } from "./history-files.js";
 import { allConversations, deleteConversation, findConversation, forgetAll, putConversation } from "./history-store.js";
 import { say } from "./speech.js";
+import { STORAGE_PROBLEM } from "./words.js";
 
 const SURE_MS = 4000;
 const date = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
@@ -22,13 +23,24 @@ export class HistoryDrawer {
    */
   constructor(hooks) {
     this.#hooks = hooks;
-    element("open-history").addEventListener("click", () => this.#show());
+    element("open-history").addEventListener("click", () => this.#attempt(() => this.#show()));
     element("search").addEventListener("input", () => this.#list());
     element("export").addEventListener("click", () => {
       download("conversations.json", toJson(this.#conversations), "application/json");
     });
-    element("import").addEventListener("change", (event) => this.#import(event.target));
-    whenSure(element("forget"), "Really forget all?", () => this.#forgetAll());
+    element("import").addEventListener("change", ({ target }) => this.#attempt(() => this.#import(target)));
+    whenSure(element("forget"), "Really forget all?", () => this.#attempt(() => this.#forgetAll()));
+  }
+
+  /** Run an action on the stored conversations, and tell its problem. */
+  async #attempt(action) {
+    try {
+      await action();
+    } catch (error) {
+      const isExpected = error instanceof ImportError;
+      if (!isExpected) console.warn(error);
+      this.#tell(isExpected ? error.message : STORAGE_PROBLEM);
+    }
   }
 
   async #show() {
@@ -75,7 +87,7 @@ export class HistoryDrawer {
       download(`${fileName(title)}.md`, toMarkdown(conversation), "text/markdown");
     });
     find(".rename").addEventListener("click", () => this.#rename(item, conversation));
-    whenSure(find(".delete"), "Sure?", () => this.#delete(item, conversation));
+    whenSure(find(".delete"), "Sure?", () => this.#attempt(() => this.#delete(item, conversation)));
     return item;
   }
 
@@ -96,18 +108,20 @@ export class HistoryDrawer {
       event.preventDefault(); // would close the drawer
       close();
     };
-    form.onsubmit = async (event) => {
+    form.onsubmit = (event) => {
       event.preventDefault();
       const title = field.value.trim();
-      if (title) {
-        rename(conversation, title);
-        await putConversation(conversation);
-        this.#hooks.renamed(conversation.id, title);
-        item.querySelector(".name").textContent = title;
-        say("Renamed.");
-      }
       close();
+      if (title) this.#attempt(() => this.#keepTitle(item, conversation, title));
     };
+  }
+
+  async #keepTitle(item, conversation, title) {
+    rename(conversation, title);
+    await putConversation(conversation);
+    this.#hooks.renamed(conversation.id, title);
+    item.querySelector(".name").textContent = title;
+    say("Renamed.");
   }
 
   async #delete(item, conversation) {
@@ -135,15 +149,10 @@ export class HistoryDrawer {
     const [file] = input.files;
     input.value = "";
     if (!file) return;
-    try {
-      const conversations = fromFile(await file.text());
-      for (const conversation of conversations) await putConversation(await distinct(conversation));
-      this.#tell(`${counted(conversations.length, "conversation")} imported.`);
-    } catch (error) {
-      if (!(error instanceof ImportError)) throw error;
-      this.#tell(error.message);
-    }
+    const conversations = fromFile(await file.text());
+    for (const conversation of conversations) await putConversation(await distinct(conversation));
     await this.#read();
+    this.#tell(`${counted(conversations.length, "conversation")} imported.`);
   }
 
   #tell(sentence) {

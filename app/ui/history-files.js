@@ -64,18 +64,21 @@ function fromMarkdown(text) {
 
 const string = (value) => (typeof value === "string" ? value : "");
 const count = (value) => (Number.isFinite(value) && value >= 0 ? value : 0);
+const time = (value) => Math.min(count(value), Date.now());
 const list = (value) => (Array.isArray(value) ? value : []);
 
 function checked(given) {
   const questions = list(given?.questions).map(checkedQuestion);
   if (!string(given?.id) || !questions.length) throw new ImportError("A conversation in the file has no questions.");
+  const ids = questions.flatMap(({ id, answers }) => [`question ${id}`, ...answers.map((answer) => answer.id)]);
+  if (new Set(ids).size < ids.length) throw new ImportError("A conversation in the file has the same part twice.");
   const branches = Object.entries(given.branches ?? {}).filter(([, id]) => typeof id === "string");
   return {
     id: given.id,
     title: string(given.title),
-    titled: count(given.titled),
-    created: count(given.created),
-    updated: count(given.updated),
+    titled: time(given.titled),
+    created: time(given.created),
+    updated: time(given.updated),
     questions,
     branches: Object.fromEntries(branches),
   };
@@ -91,7 +94,7 @@ function checkedQuestion(given) {
     text: string(given.text),
     answers,
     chosen,
-    touched: count(given.touched),
+    touched: time(given.touched),
   };
 }
 
@@ -111,7 +114,7 @@ function checkedAnswer(given) {
     figures,
     error: string(given.error),
     omitted: count(given.omitted),
-    updated: count(given.updated),
+    updated: time(given.updated),
   };
 }
 

@@ -13,10 +13,23 @@ function open() {
   opening ??= new Promise((resolve, reject) => {
     const request = indexedDB.open(DATABASE, 1);
     request.onupgradeneeded = () => request.result.createObjectStore(STORE, { keyPath: "id" });
-    request.onsuccess = () => resolve((database = request.result));
+    request.onsuccess = () => {
+      database = request.result;
+      database.onclose = disconnect; // for example because the user has deleted the data of this site
+      database.onversionchange = disconnect;
+      resolve();
+    };
     request.onerror = () => reject(request.error);
+  }).catch((error) => {
+    opening = null; // the next operation tries again
+    throw error;
   });
   return opening;
+}
+
+function disconnect() {
+  database?.close();
+  database = opening = null;
 }
 
 /** Run operations on the store; resolves with the first one's result when the transaction is complete. */
@@ -143,6 +156,11 @@ export class Saver {
     this.#pending = conversation;
     if (now) this.flush().then(() => tellTabs({ saved: conversation.id }));
     else this.#timer ||= setTimeout(() => this.flush(), SAVE_AFTER_MS);
+  }
+
+  /** Save a conversation that was deleted, and then imported. */
+  keep(id) {
+    this.#dropped.delete(id);
   }
 
   /** Do not save a deleted conversation again. */

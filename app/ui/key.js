@@ -1,11 +1,13 @@
 /** The API key (API_KEY) that the server may require: requested once, kept until the tab is closed. */
 
+import { ofTab } from "./storage.js";
+
 const STORED_AS = "tokenstream-key";
 const element = (id) => document.getElementById(id);
 
 /** Request headers with the key; empty without a key. */
 export function authorization() {
-  const key = sessionStorage.getItem(STORED_AS);
+  const key = ofTab.get(STORED_AS);
   return key === null ? {} : { Authorization: `Bearer ${key}` };
 }
 
@@ -17,8 +19,8 @@ export function authorization() {
  */
 export function askForKey(hidden) {
   const [door, field, notice] = ["door", "key", "notice"].map(element);
-  const wasWrong = sessionStorage.getItem(STORED_AS) !== null;
-  sessionStorage.removeItem(STORED_AS);
+  const wasWrong = ofTab.get(STORED_AS) !== null;
+  ofTab.delete(STORED_AS);
   notice.textContent = wasWrong
     ? "This key is wrong. Enter the key that the operator of this server gave you, not one of another service."
     : "This server requires a key. Its operator has it.";
@@ -33,7 +35,7 @@ export function askForKey(hidden) {
       event.preventDefault();
       if (!field.value) return;
       // Headers are limited to Latin-1, so the key is sent as its UTF-8 bytes, as other clients do.
-      sessionStorage.setItem(STORED_AS, String.fromCharCode(...new TextEncoder().encode(field.value)));
+      ofTab.set(STORED_AS, String.fromCharCode(...new TextEncoder().encode(field.value)));
       door.removeEventListener("submit", enter);
       door.hidden = true;
       document.body.classList.remove("locked");

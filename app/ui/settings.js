@@ -1,5 +1,7 @@
 /** Settings of requests, remembered by this browser. Empty ones are the context's defaults. */
 
+import { ofBrowser } from "./storage.js";
+
 const STORED_AS = "tokenstream-settings";
 const DEFAULTS = Object.freeze({
   context: "",
@@ -39,7 +41,7 @@ export class Settings extends EventTarget {
   }
 
   #store() {
-    localStorage.setItem(STORED_AS, JSON.stringify(this.#values));
+    ofBrowser.set(STORED_AS, JSON.stringify(this.#values));
     this.dispatchEvent(new Event("change"));
   }
 
@@ -77,7 +79,7 @@ export class Settings extends EventTarget {
 function stored() {
   let given;
   try {
-    given = JSON.parse(localStorage.getItem(STORED_AS)) ?? {};
+    given = JSON.parse(ofBrowser.get(STORED_AS)) ?? {};
   } catch {
     return {}; // not JSON: another program wrote it
   }

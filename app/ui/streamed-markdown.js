@@ -10,7 +10,7 @@ import { parse, render } from "./markdown.js";
 
 // An end that may still become another kind of block: shown when that is decided. It is a line of marks only, or the
 // first line of a table without its complete second line.
-const MARKS = /(?:^|\n)[ \t]*(?:[-=*+_#>~`|: \t]+|\d{1,9}[.)]?[ \t]*|<\/?[a-z_]*)$/;
+const MARKS = /(?:^|\n)(?:[-=*+_#>~`|: \t]+|[ \t]*\d{1,9}[.)]?[ \t]*|[ \t]*<\/?[a-z_]*)$/;
 const TABLE_BEGIN = /(?:^|(?<!(?:^|\n)[ \t]*\|[^\n]*)\n)[ \t]*\|[^\n]*(?:\n[-:| \t]*)?$/;
 const PAUSE = 20; // a large block is rendered again after this many times the duration of its last rendering
 const HAS_REFERENCE = /^ {0,3}\[[^\]\n]+\]:/m; // links defined elsewhere

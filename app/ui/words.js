@@ -1,5 +1,7 @@
 /** Errors of the server in words for people, without names of settings. */
 
+export const STORAGE_PROBLEM = "This browser cannot keep conversations: its storage is full or not allowed.";
+
 const integer = new Intl.NumberFormat("en");
 
 /** A sentence about an error, and the remedy. */

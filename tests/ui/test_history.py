@@ -140,15 +140,20 @@ def test_exported_conversations_can_be_imported(two: ChatPage, tmp_path: Path, k
     opened.get_by_text("Where is Málaga?").click()
     expect(two.answer(2)).to_have_text("In Italy.")
     expect(two.question(2)).to_have_text("And Rome?")
+    talk(two, "And Oslo?", "In Norway.")
+    two.page.reload()
+    expect(two.answer(3)).to_have_text("In Norway.")
 
 
 ANSWER = {"id": "a", "context": "general", "state": "complete", "text": "<img src=x onerror=alert(1)>"}
+LOOP = [{"id": id, "after": after, "text": "?", "answers": [ANSWER]} for id, after in (("q", ""), ("r", "a"))]
 HOSTILE: dict[str, Any] = {
     "format": "tokenstream-conversations",
     "version": 1,
     "conversations": [
         {
             "id": "x",
+            "updated": 1e300,
             "title": "<img src=x onerror=alert(1)>",
             "questions": [{"id": "q", "after": "", "text": "<b>?", "answers": [ANSWER], "chosen": 7}],
             "branches": {"": 5, "__proto__": "q"},
@@ -173,6 +178,7 @@ def test_markup_in_an_imported_file_is_text(chat: ChatPage) -> None:
         ("hello", "The file is neither JSON nor Markdown of this page."),
         ("{}", "The file has no conversations of this page."),
         ('{"format": "tokenstream-conversations", "conversations": [7]}', "has no questions"),
+        (json.dumps({**HOSTILE, "conversations": [{"id": "x", "questions": LOOP}]}), "the same part twice"),
     ],
 )
 def test_other_files_are_rejected(chat: ChatPage, text: str, message: str) -> None:

@@ -59,7 +59,9 @@ def test_a_lost_network_is_reported_and_retry_works(chat: ChatPage, expected_mes
     chat.page.context.set_offline(True)
     chat.ask(QUESTION)
     expect(chat.errors).to_have_text("The server cannot be reached.")
+    expect(chat.notice).to_have_text("The server cannot be reached. Trying again…")
     chat.page.context.set_offline(False)
+    expect(chat.notice).to_be_hidden()
     chat.make_answers_short()
     chat.retry.click()
     chat.wait_until_done()
@@ -168,6 +170,25 @@ def test_the_page_waits_for_the_server(page: Page, server_url: str, expected_mes
     page.unroute("**/contexts")
     expect(chat.notice).to_be_hidden()
     expect(chat.context).to_be_enabled()
+
+
+def test_a_removed_context_is_no_longer_offered(chat: ChatPage, expected_messages: list[str]) -> None:
+    expected_messages.append("status of 404")
+    served = httpx.get(f"{chat.url}/contexts").json()
+    old = {**served, "contexts": [*served["contexts"], "pirate"]}
+    chat.page.route("**/contexts", lambda route: route.fulfill(json=old))
+    chat.page.reload()
+    chat.context.select_option("pirate")
+    chat.page.unroute("**/contexts")
+    chat.make_answers_short()
+    chat.ask(QUESTION)
+    expect(chat.errors).to_contain_text("pirate")
+    expect(chat.context).to_have_value(served["default"])
+    assert chat.context.locator("option").all_text_contents() == served["contexts"]
+    chat.retry.click()
+    chat.wait_until_done()
+    expect(chat.errors).to_have_count(0)
+    assert [request["context"] for request in chat.sent] == ["pirate", served["default"]]
 
 
 def test_the_page_waits_for_a_restarted_server(chat: ChatPage, expected_messages: list[str]) -> None:
