@@ -15,6 +15,7 @@ from app.service.errors import BadRequest
 
 FOLDER = "uploads"  # below DATA_PATH
 _MOST_NAME_BYTES = 200
+_NOT_IN_NAMES = '/\\:"<>|?*'
 
 
 class TooLarge(Exception):
@@ -28,8 +29,11 @@ def checked_name(name: str) -> str:
         BadRequest: It is a path, hidden, too long, or of a kind that is not read.
     """
     shown = repr(name[:100])
-    if not name or name.startswith((".", "~$")) or any(c in '/\\:"<>|?*' or ord(c) < 32 for c in name):
-        raise BadRequest(f"{shown} should be a file name without path", field="name")
+    if not name or name.startswith((".", "~$")) or any(c in _NOT_IN_NAMES or ord(c) < 32 for c in name):
+        message = (
+            f"{shown} should have no dot or ~$ at its start, no control character, none of {_NOT_IN_NAMES}"
+        )
+        raise BadRequest(message, field="name")
     if len(name.encode("utf-8", "replace")) > _MOST_NAME_BYTES:
         raise BadRequest(f"{shown}… should have at most {_MOST_NAME_BYTES} bytes", field="name")
     if Path(name).suffix.lower() not in SUFFIXES:

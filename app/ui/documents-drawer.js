@@ -43,7 +43,7 @@ export class DocumentsDrawer {
     for (const file of files) {
       element("upload-notice").textContent = `Adding ${file.name}…`;
       const problem = await upload(file);
-      if (problem) sentences.push(`${file.name}: ${problem}`);
+      if (problem) sentences.push(`${file.name} ${problem}.`);
     }
     const added = files.length - sentences.length;
     element("upload-notice").textContent = [`${counted(added, "document")} added.`, ...sentences].join(" ");

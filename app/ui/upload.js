@@ -2,21 +2,34 @@
 
 import { authorization } from "./key.js";
 
+const MOST_BYTES = 50 * 2 ** 20; // as the server
+
 /**
  * Store a file.
  *
  * @param {File} file
- * @returns {Promise<string>} a sentence about the problem; empty if it was stored
+ * @returns {Promise<string>} the problem, as the rest of a sentence after the file's name; empty if it was stored
  */
 export async function upload(file) {
+  if (file.size > MOST_BYTES) return "is larger than 50 MB";
+  if (!(await isReadable(file))) return "cannot be read; folders cannot be added";
   const address = `/v1/knowledge/documents/${encodeURIComponent(file.name)}`;
   try {
     const response = await fetch(address, { method: "PUT", headers: authorization(), body: file });
     if (response.ok) return "";
     const { error } = await response.json();
-    return `${error.message}.`;
+    return /^name: '.*' (should .*)/s.exec(error.message)?.[1] ?? `was not added: ${error.message}`;
   } catch {
-    return "The server cannot be reached."; // or the response was not its JSON
+    return "was not added: the server cannot be reached"; // or the response was not its JSON
+  }
+}
+
+async function isReadable(file) {
+  try {
+    await file.slice(0, 1).arrayBuffer();
+    return true;
+  } catch {
+    return false; // a folder, or deleted meanwhile
   }
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
+from app.service import MOST_BYTES
 from tests.conftest import ROOT, Server
 from tests.ui.chat_page import ChatPage
 
@@ -78,22 +80,29 @@ def test_dropped_documents_are_indexed(
     start_server: Callable[..., Server], page: Page, tmp_path: Path, expected_messages: list[str]
 ) -> None:
     expected_messages.append("status of 400")
-    folder = tmp_path / "data"
+    folder, dropped = tmp_path / "data", tmp_path / "dropped"
     folder.mkdir()
+    (dropped / "a folder").mkdir(parents=True)
+    (dropped / "wren bridge.md").write_text("# Wren\n\nThe Wren Bridge opens at 06:25.")
+    (dropped / "virus.exe").write_bytes(b"MZ")
+    with (dropped / "large.txt").open("wb") as large:
+        large.truncate(MOST_BYTES + 1)
     paths = {"DATA_PATH": str(folder), "KNOWLEDGE_INDEX": str(tmp_path / "index")}
     server = start_server(KNOWLEDGE="on", KNOWLEDGE_UPLOADS="on", **paths).wait_until()
     ChatPage(page, server.url).open()
-    page.evaluate("""() => {
-      const transfer = new DataTransfer();
-      transfer.items.add(new File(['# Wren\\n\\nThe Wren Bridge opens at 06:25.'], 'wren bridge.md'));
-      transfer.items.add(new File(['MZ'], 'virus.exe'));
-      for (const kind of ['dragover', 'drop'])
-        document.body.dispatchEvent(
-          new DragEvent(kind, {dataTransfer: transfer, bubbles: true, cancelable: true}));
-    }""")
+    files = sorted(str(path) for path in dropped.iterdir())
+    mouse = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        data = {"items": [], "files": files, "dragOperationsMask": 1}
+        mouse.send("Input.dispatchDragEvent", {"type": kind, "x": 600, "y": 300, "data": data})
     opened = page.get_by_role("dialog", name="Documents")
     notice = opened.locator("#upload-notice")
-    expect(notice).to_contain_text("1 document added. virus.exe: name: 'virus.exe' should end with one of")
+    expect(notice).to_have_text(
+        re.compile(
+            r"^1 document added\. a folder cannot be read; folders cannot be added\. "
+            r"large\.txt is larger than 50 MB\. virus\.exe should end with one of .*\.$"
+        )
+    )
     expect(opened.get_by_text("1 of 1 document indexed.")).to_be_visible()
     expect(opened.get_by_role("listitem")).to_contain_text("uploads/wren bridge.md")
     assert [path.name for path in (folder / "uploads").iterdir()] == ["wren bridge.md"]
@@ -102,8 +111,15 @@ def test_dropped_documents_are_indexed(
     expect(opened.get_by_text("2 of 2 documents indexed.")).to_be_visible()
 
 
-@pytest.mark.parametrize("width", [320])
-def test_the_header_fits_with_all_buttons(page: Page, server_url: str, width: int) -> None:
+LINES = """(node) => {
+  const {paddingTop, paddingBottom, lineHeight} = getComputedStyle(node);
+  const [above, below, line] = [paddingTop, paddingBottom, lineHeight].map(parseFloat);
+  return Math.round((node.clientHeight - above - below) / line);
+}"""
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_the_controls_fit_with_all_buttons(page: Page, server_url: str, width: int) -> None:
     page.route("**/contexts", lambda route: route.fulfill(json={**route.fetch().json(), "knowledge": True}))
     page.route("**/v1/knowledge", lambda route: route.abort())
     page.set_viewport_size({"width": width, "height": 640})
@@ -112,6 +128,12 @@ def test_the_header_fits_with_all_buttons(page: Page, server_url: str, width: in
     box = chat.page.get_by_role("button", name="Documents", exact=True).bounding_box()
     assert box is not None
     assert 0 <= box["x"] <= width - box["width"]
+    chat.context.select_option("classifier")
+    chat.fake_answers(lambda route: route.fulfill(body='good\n\x1e{"finish_reason": "eos_token"}'))
+    chat.ask("I love it.")
+    chat.wait_until_done()
+    for selector in ("h1", "#send", ".context span"):
+        assert page.locator(selector).evaluate(LINES) == 1, selector
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.conftest import ROOT, Server
@@ -236,3 +238,24 @@ def test_an_answer_of_the_server_has_its_source(
     expect(chat.answer(1)).not_to_be_empty()
     expect(chat.answer(1)).not_to_contain_text("06:25")
     expect(cards(chat, 1)).to_have_count(0)
+
+
+def pixels(shown: Locator) -> Image.Image:
+    return Image.open(io.BytesIO(shown.screenshot(animations="disabled"))).convert("RGB")
+
+
+def test_an_open_card_has_round_corners_and_a_full_bar(chat: ChatPage) -> None:
+    answer_with(chat, SOURCES[:2])
+    card = cards(chat, 1).first
+    card.locator("summary").click()
+    chat.page.emulate_media(reduced_motion="reduce")
+    card.locator("summary").hover()
+    picture = pixels(card)
+    ground = pixels(chat.log).getpixel((1, 1))
+    right, bottom = picture.width - 1, picture.height - 1
+    corners = {picture.getpixel((x, y)) for x, y in ((2, 2), (right - 2, 2), (2, bottom - 2))}
+    assert corners == {ground}, "the background of the hovered summary is not rounded"
+    bar = pixels(card.locator("meter"))
+    column = {bar.getpixel((bar.width // 2, y)) for y in range(1, bar.height - 1)}
+    assert len(column) == 1, "the value has not the height of the bar"
+    assert column != {bar.getpixel((bar.width - 4, bar.height // 2))}
