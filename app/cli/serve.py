@@ -22,7 +22,7 @@ from prometheus_client import start_http_server
 from starlette.applications import Starlette
 
 from app.api.app import create_app
-from app.api.http.connection import Connection, ConnectionLimits, Connections
+from app.api.http.connection import ConnectionLimits, Connections, protocol
 from app.cli.certificate import Certificate, certificate_of
 from app.cli.listening import StartupError, listen
 from app.cli.renewal import Renewal
@@ -123,9 +123,10 @@ class _Server(uvicorn.Server):
         settings = self._service.settings
         app = create_app(self._service, self._lifespan, tracing)
         app.state.is_stopping = lambda: self.should_exit
+        context = None if certificate is None else certificate.context
         config = uvicorn.Config(
             app,
-            http=cast(Any, partial(Connection, Connections(_connection_limits(settings)))),
+            http=cast(Any, partial(protocol, Connections(_connection_limits(settings)), context)),
             ws="none",  # its connections would leave Connections' count
             timeout_keep_alive=settings.connection_idle,  # type: ignore[arg-type] # a float works
             loop="uvloop" if sys.platform != "win32" else "asyncio",
@@ -134,7 +135,6 @@ class _Server(uvicorn.Server):
             access_log=False,
             timeout_graceful_shutdown=math.ceil(settings.shutdown_grace),
             server_header=False,
-            ssl_context_factory=(lambda *_: certificate.context) if certificate else None,
         )
         super().__init__(config)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
 
-from tests.conftest import Server, changed_program, running_server
+from tests.conftest import ROOT, Server, changed_program, running_server
 
+CERTIFICATES = ROOT / "tests/cli/certificates"
 LIMITS = {
     "CONNECTION_IDLE": "1.5",
     "READ_TIMEOUT": "1",
@@ -78,10 +80,30 @@ def test_a_head_that_does_not_end_is_answered_408(strict_server: Server, begin: 
     assert received(connection).startswith(b"HTTP/1.1 408")
 
 
-def test_a_head_without_bound_is_answered_431(strict_server: Server) -> None:
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [(b"GET /health HTTP/1.1\r\nX-Long: " + b"a" * 70_000, 431), (b"\x16\x03\x01 no HTTP\r\n\r\n", 400)],
+    ids=["a head without bound", "no HTTP"],
+)
+def test_bytes_that_are_no_request_are_answered_and_logged(
+    strict_server: Server, sent: bytes, status: int
+) -> None:
     connection = connect(strict_server)
-    connection.sendall(b"GET /health HTTP/1.1\r\nX-Long: " + b"a" * 70_000)
-    assert received(connection).startswith(b"HTTP/1.1 431")
+    connection.sendall(sent)
+    answer = received(connection)
+    assert answer.startswith(b"HTTP/1.1 %d" % status)
+    [line] = (line for line in answer.decode().splitlines() if line.startswith("X-Request-ID: "))
+    assert f"request_id={line.partition(' ')[2]}" in strict_server.output()
+
+
+def test_a_running_answer_ends_at_bytes_that_are_no_request(strict_server: Server) -> None:
+    """A second response inside its body would be text of the answer."""
+    body = json.dumps({**LONG, "max_tokens": 40}).encode()
+    connection = connect(strict_server)
+    connection.sendall(head(len(body)) + body)
+    assert connection.recv(64).startswith(b"HTTP/1.1 200")
+    connection.sendall(b"no HTTP\r\n\r\n")
+    assert b"HTTP/1.1 400" not in received(connection)
 
 
 def test_a_slow_body_is_answered_408_in_the_dialect(strict_server: Server) -> None:
@@ -155,3 +177,23 @@ def test_an_address_has_a_limit_of_its_own(strict_server: Server) -> None:
     assert httpx.get(f"{strict_server.url}/health").status_code == 200
     for connection in busy:
         assert received(connection).startswith(b"HTTP/1.1 408")
+
+
+def test_a_client_without_a_tls_handshake_counts_as_a_connection(start_server: Callable[..., Server]) -> None:
+    """Such clients held all descriptors for a minute, and nothing was logged."""
+    limits = LIMITS | {"READ_TIMEOUT": "60", "MAX_CONNECTIONS": "5"}
+    cert, key = (str(CERTIFICATES / name) for name in ("first.pem", "first.key"))
+    server = start_server(**limits, SSL_CERTFILE=cert, SSL_KEYFILE=key)
+    end = time.monotonic() + 60
+    while "answers with" not in server.output():
+        assert time.monotonic() < end, server.output()
+        time.sleep(0.05)
+    silent = [connect(server) for _ in range(30)]
+    trust = ssl.create_default_context(cafile=CERTIFICATES / "first.pem")
+    url = server.url.replace("http:", "https:")
+    assert httpx.get(f"{url}/health", verify=trust).status_code == 200
+    assert received(silent[0]) == b"", "the one that is idle longest is closed"
+    for connection in silent[1:]:
+        connection.close()
+    assert "too many connections (MAX_CONNECTIONS=5)" in server.output()
+    assert server.stop() == 0

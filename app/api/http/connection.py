@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
+import sys
 import time
+import uuid
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import get_remote_addr
+
+if TYPE_CHECKING or sys.platform == "win32":
+    from asyncio.sslproto import SSLProtocol
+else:
+    from uvloop.loop import SSLProtocol
 
 logger = logging.getLogger("tokenstream.api")
 
@@ -28,7 +37,7 @@ class ConnectionLimits:
     Attributes:
         most: Maximum open connections.
         per_address: Maximum open connections of one address. None: no limit.
-        read_timeout: Maximum seconds from the first byte of a head to its last.
+        read_timeout: Maximum seconds from the first byte of a head to its last, and of a TLS handshake.
         write_timeout: Maximum seconds without progress while a response waits for its client.
     """
 
@@ -38,18 +47,23 @@ class ConnectionLimits:
     write_timeout: float
 
 
+class _Counted(Protocol):
+    def drop(self) -> None:
+        """Close the connection, which is idle."""
+
+
 class Connections:
     """All connections of a server. Idle ones are closed when new ones need their room."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
-        self._open: dict[Connection, str] = {}  # with the address
+        self._open: dict[_Counted, str] = {}  # with the address
         self._per_address: Counter[str] = Counter()
-        self._idle: dict[Connection, None] = {}  # longest idle first
+        self._idle: dict[_Counted, None] = {}  # longest idle first
         self._n_closed = self._n_refused = 0  # since the last log line
         self._logged_at = -_LOG_EVERY
 
-    def admit(self, connection: Connection, address: str) -> bool:
+    def admit(self, connection: _Counted, address: str) -> bool:
         """Add a new connection. False: there is no room, and no connection is idle."""
         limits = self.limits
         if limits.per_address is not None and self._per_address[address] >= limits.per_address:
@@ -66,7 +80,7 @@ class Connections:
             self.set_idle(connection, is_idle=True)
         return has_room
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: _Counted) -> None:
         self._idle.pop(connection, None)
         address = self._open.pop(connection, None)
         if address is not None:
@@ -74,7 +88,7 @@ class Connections:
             if not self._per_address[address]:
                 del self._per_address[address]
 
-    def set_idle(self, connection: Connection, *, is_idle: bool) -> None:
+    def set_idle(self, connection: _Counted, *, is_idle: bool) -> None:
         """Note whether a connection has no request in progress."""
         self._idle.pop(connection, None)
         if is_idle and connection in self._open:
@@ -85,7 +99,7 @@ class Connections:
         for connection in self._idle:
             if address in (None, self._open[connection]):
                 self.remove(connection)
-                connection.close()
+                connection.drop()
                 self._n_closed += 1
                 return True
         self._n_refused += 1
@@ -114,6 +128,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, connections: Connections, **options: Any) -> None:
         super().__init__(**options)
+        self.handshake: Handshake | None = None
         self._connections = connections
         self._limits = connections.limits
         self._n_head = 0  # bytes since the last complete head
@@ -130,6 +145,9 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if self.handshake is not None:  # its place is free
+            self._connections.remove(self.handshake)
+            self.handshake = None
         if self._connections.admit(self, self._address):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
@@ -177,9 +195,11 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, status: int, reason: str, message: str) -> None:
         """Respond without a request, in no dialect's format, and close the connection."""
+        request_id = uuid.uuid4().hex
+        logger.info("%s gets status %d: %s", self._address, status, message, extra={"request_id": request_id})
         self.transport.write(
             f"HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain\r\nContent-Length: {len(message)}\r\n"
-            f"Connection: close\r\n\r\n{message}".encode()
+            f"X-Request-ID: {request_id}\r\nConnection: close\r\n\r\n{message}".encode()
         )
         self.close()
 
@@ -195,9 +215,19 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
         self._start_write_timer()
 
-    def send_400_response(self, msg: str) -> None:
-        super().send_400_response(msg)
-        self._start_write_timer()
+    def drop(self) -> None:
+        """Close the connection at once, or after the rest of its last response."""
+        if self.transport.get_write_buffer_size():
+            self.close()
+        else:
+            self.transport.abort()  # TLS would wait for the client's end
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 # uvicorn's
+        """Reject bytes that are no HTTP."""
+        if self._has_request and self.cycle.response_started:
+            self.transport.abort()  # a second response inside the body of the first
+        else:
+            self._refuse(400, "Bad Request", "the bytes are not a valid HTTP/1.1 request")
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -234,3 +264,45 @@ class Connection(HttpToolsProtocol):
             self._limits.write_timeout,
         )
         self.transport.abort()
+
+
+class Handshake(SSLProtocol):
+    """TLS of a connection. Until the end of its handshake it counts as idle.
+
+    uvicorn's connections begin after the handshake. Clients without one would have no limit.
+    """
+
+    def __init__(self, connections: Connections, context: ssl.SSLContext, connection: Connection) -> None:
+        super().__init__(
+            connection.loop,
+            connection,
+            context,
+            None,  # type: ignore[arg-type] # nothing waits for the end of the handshake
+            server_side=True,
+            ssl_handshake_timeout=connections.limits.read_timeout,  # type: ignore[arg-type] # a float works
+        )
+        connection.handshake = self
+        self._connections = connections
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._socket = transport
+        address = get_remote_addr(transport)
+        if self._connections.admit(self, address[0] if address else "unknown"):
+            super().connection_made(transport)
+        else:
+            transport.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._connections.remove(self)
+        super().connection_lost(exc)
+
+    def drop(self) -> None:
+        self._socket.abort()
+
+
+def protocol(
+    connections: Connections, context: ssl.SSLContext | None, **options: Any
+) -> Connection | Handshake:
+    """The protocol of a new connection; ``options``: uvicorn's."""
+    connection = Connection(connections, **options)
+    return connection if context is None else Handshake(connections, context, connection)
