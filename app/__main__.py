@@ -158,6 +158,7 @@ _COMMANDS: dict[str, Callable[[Settings, argparse.Namespace], int]] = {
     "install": _install,
     "doctor": _doctor,
     "models": _models,
+    "list": _models,
     "quantize": _quantize,
     "tune": _tune,
     "pull": _pull,

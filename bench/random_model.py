@@ -1,5 +1,6 @@
 """Writes a model with random weights in the shape of Llama-3.2-1B, Q4_K_M, for measurements of speed.
 
+``python -m bench.random_model`` prints its path, for commands such as ``tokenstream tune --model-path``.
 Tokenizer and chat template are copied from the default model, so both models get the same prompts.
 """
 
@@ -16,6 +17,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from app.machine.installation import bundled_model
 from bench.quantize import MODELS, quantize
 
 # Random query weights give almost uniform attention, so answers repeat a few tokens. This factor on the query
@@ -123,3 +125,9 @@ def _weights(generator: np.random.Generator, name: str, rows: int, columns: int)
     weights = generator.standard_normal((rows, columns), np.float32)
     weights *= columns**-0.5 * (_SHARPNESS if "attn_q" in name else 1)
     return weights.astype(np.float16)
+
+
+if __name__ == "__main__":
+    if (default := bundled_model()) is None:
+        sys.exit("error: the default model is missing: run `make install`")
+    print(random_model(default))

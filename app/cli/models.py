@@ -16,9 +16,16 @@ from app.fit.speed import expected_speed, memory_bandwidth, memory_of, recorded_
 from app.machine.cores import physical_cores
 from app.machine.memory import available_memory
 from app.weights.errors import readable_size
-from app.weights.model import bundled_model, resolve_model, source_model
-from app.weights.quantized import write_quantized
-from app.weights.repository import Repository
+from app.weights.model import (
+    bundled_model,
+    model_here,
+    model_name,
+    parts_of,
+    repository_of,
+    resolve_model,
+    source_model,
+)
+from app.weights.quantized import delete_quantized, write_quantized
 
 _LEGEND = """\
 fits: whether memory suffices, 1.2 x size + 0.3 GB ({memory} available).
@@ -56,8 +63,8 @@ def list_models(settings: Settings, *, as_json: bool) -> None:
 def _row(
     settings: Settings, name: str, model: NamedModel, n_threads: int, memory: int, bandwidth: float
 ) -> Mapping[str, Any]:
-    path = _path_of(settings, model)
-    size = path.stat().st_size if path else int(model.gigabytes * 1e9)
+    path = _path_of(settings, name, model)
+    size = sum(part.stat().st_size for part in parts_of(path)) if path else int(model.gigabytes * 1e9)
     measured = recorded_speed(path, n_threads) if path else None
     return {
         "name": name,
@@ -72,14 +79,9 @@ def _row(
     }
 
 
-def _path_of(settings: Settings, model: NamedModel) -> Path | None:
-    """The file of a model on this disk; None if it is not there."""
-    if model.package:
-        return bundled_model()
-    assert model.repository is not None
-    assert model.file is not None
-    repository = Repository(model.repository, folder=settings.models_dir, revision=model.revision)
-    return repository.path_here(model.file)
+def _path_of(settings: Settings, name: str, model: NamedModel) -> Path | None:
+    """The file of a model on this disk; for a split model, the first part. None if it is not there."""
+    return bundled_model() if model.package else model_here(settings_table.with_model(settings, name))
 
 
 def quantize(settings: Settings, output: Path | None) -> None:
@@ -103,7 +105,14 @@ def quantize(settings: Settings, output: Path | None) -> None:
         raise settings_table.SettingsError(f"--output {output}: the file exists; name another one")
     source = source_model(settings)
     n_threads = settings.model_threads or physical_cores()
-    write_quantized(source, output, settings.quantize, n_threads=n_threads, header=read_header(source))
+    write_quantized(
+        source,
+        output,
+        settings.quantize,
+        n_threads=n_threads,
+        header=read_header(source),
+        elsewhere="let --output name",
+    )
     print(output)
 
 
@@ -114,23 +123,27 @@ def pull(settings: Settings, names: Sequence[str]) -> None:
         UserError: A name is unknown, or a model cannot be downloaded.
     """
     for name in names:
-        print(resolve_model(settings_table.with_model(settings, name)))
+        print(resolve_model(settings_table.with_model(settings, name, variable="NAME")))
 
 
 def remove(settings: Settings, names: Sequence[str]) -> None:
-    """Delete the downloaded files of models.
+    """Delete the downloaded files of models, and those that QUANTIZE has written of them.
 
     Raises:
-        UserError: A name is unknown, or its files are not on this disk.
+        UserError: A name is unknown, its files are not on this disk, or cannot be deleted.
     """
-    repositories = []
-    for name in names:
-        model = named_model(name, settings.models_file)
+    found = []
+    for name in dict.fromkeys(names):
+        model = named_model(name, settings.models_file, variable="NAME")
         if model.package:
             raise NotPresent(f"{name} is a Python package, not a download")
-        if _path_of(settings, model) is None:
+        path = _path_of(settings, name, model)
+        if path is None:
             raise NotPresent(f"{name} is not in MODELS_DIR={settings.models_dir}")
-        repositories.append(str(model.repository))
-    for name, repository in zip(names, repositories, strict=True):
-        freed = Repository(repository, folder=settings.models_dir).delete()
+        found.append((name, path))
+    for name, path in found:
+        repository = repository_of(settings_table.with_model(settings, name))
+        files = [part for part in repository.files_here() if repository.path_here(part) in parts_of(path)]
+        freed = delete_quantized(path, settings.models_dir, model_name(path))
+        freed += repository.delete(files)
         print(f"{name}: {readable_size(freed)} freed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ def parser() -> argparse.ArgumentParser:
     _add_answers(commands)
     _add_setup(commands)
     _add_models(commands)
-    for name, command in commands.choices.items():
-        if name != "serve":
+    for command in dict.fromkeys(commands.choices.values()):
+        if command is not commands.choices["serve"]:
             command.epilog = _ALL_SETTINGS
             flags.add_settings(command, shown=False)
     return top
@@ -85,7 +86,7 @@ def _add_setup(commands: Any) -> None:
 
 
 def _add_models(commands: Any) -> None:
-    _add_json(_command(commands, "models", "list the models that have names"))
+    _add_json(_command(commands, "models", "list the models that have names", aliases=("list",)))
     quantize = _command(
         commands,
         "quantize",
@@ -129,9 +130,12 @@ def _add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _command(commands: Any, name: str, summary: str, description: str = "") -> argparse.ArgumentParser:
+def _command(
+    commands: Any, name: str, summary: str, description: str = "", aliases: Sequence[str] = ()
+) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         name,
+        aliases=aliases,
         help=summary,
         description=description or f"{summary[0].upper()}{summary[1:]}.",
         formatter_class=flags.HelpFormatter,

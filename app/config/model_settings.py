@@ -116,7 +116,7 @@ class ModelSettings(BaseSettings):
     tgichat_ass_post: str | None = setting(None, "Text after each assistant message.")
     tgichat_sys_pre: str | None = setting(None, "Text before the system message.")
     tgichat_sys_post: str | None = setting(None, "Text after the system message.")
-    quantize: Literal["auto"] | QuantizedFormat | None = setting(
+    quantize: Literal["auto", QuantizedFormat] | None = setting(
         None,
         "Number format to convert the model to. The first start writes the file, later starts use it. "
         "`auto`: the fastest on this machine that loses no more than the model file has lost.",

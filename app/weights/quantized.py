@@ -62,10 +62,30 @@ def target_of(source: Path, file_type: str, folder: Path, name: str) -> Path:
     return folder / FOLDER / _key(source, file_type) / f"{stem}.{file_type.upper()}.gguf"
 
 
+def delete_quantized(source: Path, folder: Path, name: str) -> int:
+    """Delete the files that `quantized` has written of a model; see there. Returns the freed bytes."""
+    freed = 0
+    for file_type in FILE_TYPES:
+        target = target_of(source, file_type, folder, name)
+        if target.is_file():
+            freed += target.stat().st_size
+            shutil.rmtree(target.parent)
+    return freed
+
+
 def write_quantized(
-    source: Path, target: Path, file_type: str, *, n_threads: int, header: Header, tells_loss: bool = True
+    source: Path,
+    target: Path,
+    file_type: str,
+    *,
+    n_threads: int,
+    header: Header,
+    tells_loss: bool = True,
+    elsewhere: str = "set MODELS_DIR to",
 ) -> None:
     """Write a model in another format. Another process that writes it is waited for.
+
+    ``elsewhere``: how to write it to another disk or folder, for error messages.
 
     Raises:
         ModelError: The disk is full or not writable, or llama.cpp cannot convert the model.
@@ -80,7 +100,7 @@ def write_quantized(
             if target.is_file():
                 return
             unfinished.unlink(missing_ok=True)
-            _check_space(header, target, file_type, what)
+            _check_space(header, target, file_type, what, elsewhere)
             if tells_loss:
                 _tell_loss(source, header, file_type)
             operation = f"quantizing {source.name} to {file_type}"
@@ -96,10 +116,11 @@ def write_quantized(
         raise ModelError(f"{what} cannot be written: {error}: choose another format or model") from error
     except OSError as error:
         raise ModelError(
-            f"{what} cannot be written ({error.strerror or error}): set MODELS_DIR to a writable folder"
+            f"{what} cannot be written ({error.strerror or error}): {elsewhere} a writable folder"
         ) from error
-    with suppress(OSError):
-        target.with_suffix(".lock").unlink()
+    finally:
+        with suppress(OSError):
+            target.with_suffix(".lock").unlink()
     logger.info("%s: %s is written", target, readable_size(target.stat().st_size))
 
 
@@ -114,13 +135,13 @@ def _key(source: Path, file_type: str) -> str:
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
-def _check_space(header: Header, target: Path, file_type: str, what: str) -> None:
+def _check_space(header: Header, target: Path, file_type: str, what: str, elsewhere: str) -> None:
     needed = int(header.n_weights * FILE_TYPES[file_type][1] / 8 * _RESERVE)
     free = shutil.disk_usage(target.parent).free
     if needed > free:
         raise ModelError(
             f"{what} may need {readable_size(needed)} and {readable_size(free)} is free: "
-            "free some space, or set MODELS_DIR to another disk"
+            f"free some space, or {elsewhere} another disk"
         )
 
 

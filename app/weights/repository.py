@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -133,20 +133,43 @@ class Repository:
         path = snapshot / file if snapshot else None
         return path if path and path.is_file() else None
 
-    def delete(self) -> int:
-        """Delete all local files. Returns the freed bytes."""
+    def delete(self, files: Collection[str]) -> int:
+        """Delete local files, and the whole repository if it has no other GGUF files.
+
+        Returns:
+            The freed bytes.
+
+        Raises:
+            ModelError: The files cannot be deleted.
+        """
         prepare_library()
         from huggingface_hub import scan_cache_dir
 
         cache = scan_cache_dir(self._folder)
-        commits = [
-            revision.commit_hash
-            for repository in cache.repos
-            if repository.repo_id == self.name
-            for revision in repository.revisions
+        revisions = [
+            revision for one in cache.repos if one.repo_id == self.name for revision in one.revisions
         ]
-        deletion = cache.delete_revisions(*commits)
-        deletion.execute()
+        cached = {
+            file: file.file_path.relative_to(revision.snapshot_path).as_posix()
+            for revision in revisions
+            for file in revision.files
+        }
+        wanted = [file for file, name in cached.items() if name in files]
+        others = [file for file, name in cached.items() if name not in files]
+        try:
+            if any(file.file_name.lower().endswith(".gguf") for file in others):
+                blobs = {file.blob_path: file.size_on_disk for file in wanted}
+                for other in others:
+                    blobs.pop(other.blob_path, None)
+                for path in (*(file.file_path for file in wanted), *blobs):
+                    path.unlink(missing_ok=True)
+                return sum(blobs.values())
+            deletion = cache.delete_revisions(*(revision.commit_hash for revision in revisions))
+            deletion.execute()
+        except OSError as error:
+            raise ModelError(f"{self.storage}: cannot be deleted: {error.strerror}") from error
+        if any(file.file_path.exists() for file in wanted):  # the library only logs errors
+            raise ModelError(f"{self.storage}: cannot be deleted: is MODELS_DIR writable?")
         return deletion.expected_freed_size
 
     def fetch(self, files: Sequence[str], *, verify: bool = False) -> list[Path]:

@@ -21,12 +21,17 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    """Run a command with one named model, which is the default model on a hub on loopback."""
+    """Run a command with two named models, both the default model on a hub on loopback."""
     names = tmp_path / "models.toml"
-    names.write_text(f'[models.a]\nrepository = "{REPO}"\nfile = "a.gguf"\ngigabytes = 0.1\ncontext = 2048\n')
+    names.write_text(
+        "".join(
+            f'[models.{name}]\nrepository = "{REPO}"\nfile = "{file}"\ngigabytes = 0.1\ncontext = 2048\n'
+            for name, file in (("a", "a.gguf"), ("b", "*b*.gguf"))
+        )
+    )
     with serving() as hub_server:
         hub = hub_server.fresh()
-        hub.add(REPO, {"a.gguf": MODEL.read_bytes()})
+        hub.add(REPO, {"a.gguf": MODEL.read_bytes(), "the-b.gguf": MODEL.read_bytes() + b"b"})
         settings = {"MODELS_FILE": str(names), "MODELS_DIR": str(tmp_path / "models")}
         folders = {"HF_HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
         environment = clean_environment(**SETTINGS, **settings, **folders, HF_ENDPOINT=hub.url)
@@ -42,7 +47,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 def test_a_named_model_is_downloaded_used_and_deleted(run: Run, tmp_path: Path) -> None:
     def listed() -> dict[str, Any]:
-        [model] = json.loads(run("models", "--json").stdout)["models"]
+        model, _ = json.loads(run("list", "--json").stdout)["models"]
         return model
 
     before = listed()
@@ -64,3 +69,17 @@ def test_a_named_model_is_downloaded_used_and_deleted(run: Run, tmp_path: Path) 
     again = run("rm", "a")
     assert again.returncode == 1
     assert f"error: a is not in MODELS_DIR={tmp_path}/models" in again.stderr
+
+
+def test_a_name_is_deleted_with_its_other_formats_and_without_other_files_of_its_repository(
+    run: Run, tmp_path: Path
+) -> None:
+    pulled = run("pull", "a", "b").stdout.splitlines()
+    assert [Path(path).name for path in pulled] == ["a.gguf", "the-b.gguf"]
+    [written] = run("quantize", "--model", "b", "--quantize", "q4_0").stdout.splitlines()
+    size = MODEL.stat().st_size + 1 + Path(written).stat().st_size
+    assert run("rm", "b").stdout == f"b: {size / 1e6:.1f} MB freed\n"
+    assert not Path(written).exists()
+    assert [Path(path).is_file() for path in pulled] == [True, False]
+    assert run("rm", "a").returncode == 0
+    assert not [*tmp_path.glob("models/models--*")]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from app.config.addresses import split_address
+from app.config.model_settings import QuantizedFormat
 from app.config.settings import SettingsError, load
 from tests.conftest import clean_environment
 
@@ -74,9 +76,12 @@ def test_the_error_message_names_every_invalid_value(monkeypatch: pytest.MonkeyP
 def test_the_error_message_gives_value_and_allowed_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KNOWLEDGE", "yes")
     monkeypatch.setenv("N_CTX", "lots")
+    monkeypatch.setenv("QUANTIZE", "q9")
     with pytest.raises(SettingsError) as error:
         load(env_file=None)
+    formats = ", ".join(repr(one) for one in ("auto", *get_args(QuantizedFormat)[:-1]))
     assert str(error.value).splitlines() == [
+        f"QUANTIZE=q9: should be {formats} or 'bf16'",
         "N_CTX=lots: should be a valid integer",
         "KNOWLEDGE=yes: should be 'on' or 'off'",
     ]
