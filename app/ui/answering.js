@@ -38,7 +38,7 @@ export async function fill({ turns, question, answer, continues, settings, serve
       answer.figures = await ask(body, (piece) => reader.read(piece), signal);
       return;
     } catch (error) {
-      const isTooLong = error.type === "too_long";
+      const isTooLong = ["too_long", "body_too_large"].includes(error.type);
       const fitting = isTooLong ? fittingMaxTokens(error, request.room) : null;
       const more = isTooLong ? omitMore(turns, answer.omitted) : null;
       if (fitting !== null && fitting !== fields.max_tokens) fields.max_tokens = fitting;

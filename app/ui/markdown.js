@@ -7,7 +7,7 @@ import { CodeBlock } from "./code.js";
 
 const LINK = /^(?:https?:\/\/|mailto:)/i;
 const HEADING_BELOW = 2; // levels of the page above an answer
-const DIRECTED = new Set(["paragraph", "heading", "bullet_list", "ordered_list", "list_item", "blockquote", "th", "td"]);
+const DIRECTED = new Set(["paragraph", "heading", "bullet_list", "ordered_list", "blockquote"]);
 const ALLOWED = {
   ALLOWED_TAGS: ["p", "br", "hr", "h3", "h4", "h5", "h6", "em", "strong", "s", "code", "pre", "blockquote", "ul", "ol",
     "li", "table", "thead", "tbody", "tr", "th", "td", "a"], // prettier-ignore
@@ -39,7 +39,8 @@ function fitIntoPage({ tokens }) {
     const alignment = token.attrGet("style")?.match(/center|right/)?.[0];
     token.attrs = (token.attrs ?? []).filter(([name]) => name !== "style");
     if (alignment) token.attrSet("class", alignment);
-    if (DIRECTED.has(kind)) token.attrSet("dir", "auto");
+    // Only outermost blocks: one with a direction is skipped when that of the block around it is found.
+    if ((token.level === 0 && DIRECTED.has(kind)) || kind === "th" || kind === "td") token.attrSet("dir", "auto");
   }
 }
 

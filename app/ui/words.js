@@ -7,6 +7,7 @@ const integer = new Intl.NumberFormat("en");
 /** A sentence about an error, and the remedy. */
 export function explain({ message, type }) {
   if (type === "too_long") return tooLong(message);
+  if (type === "body_too_large") return "Too long: the question is larger than this server reads. Shorten it, or send it in parts.";
   if (type === "loading") return "The model is still loading. Try again when it is ready.";
   if (type === "unauthorized") return "The key is missing or no longer valid. Enter the key of this server.";
   if (type === "shutting_down") return "The server is shutting down. Try again later.";
@@ -22,12 +23,14 @@ export function busy({ message }, seconds) {
 }
 
 function tooLong(message) {
-  const [count, limit] = message.match(/\d+/g) ?? [];
-  if (!limit) return withoutSettings(message);
+  const [count, limit, wanted] = [/(\d+)(?: prompt)? tokens/, /limit (?:is|of) (\d+)/, /max_tokens (\d+)/].map(
+    (pattern) => pattern.exec(message)?.[1],
+  );
+  if (!count || !limit) return withoutSettings(message);
   const [has, room] = [count, limit].map((digits) => integer.format(digits));
   return (
     `Too long: the question has ${has} tokens with its context, and there is room for ${room} together with the ` +
-    "answer. Shorten it, or send it in parts."
+    `answer. Shorten it, or ${wanted ? "choose fewer maximum tokens in the settings" : "send it in parts"}.`
   );
 }
 

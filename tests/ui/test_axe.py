@@ -131,10 +131,21 @@ def test_every_size_fits(page: Page, server_url: str, size: str) -> None:
 
 def test_right_to_left_text_is_aligned_right(page: Page, server_url: str) -> None:
     arabic = "مرحبا بالعالم"
-    chat = answered(page, server_url, f"{arabic}\n\n- {arabic}\n\n| {arabic} |\n| --- |\n| {arabic} |\n")
+    chat = answered(
+        page,
+        server_url,
+        f"{arabic}\n\n- {arabic}\n\n  {arabic}\n\n> {arabic}\n\n| {arabic} |\n| --- |\n| {arabic} |\n",
+    )
     chat.query.fill(arabic)
     direction = "(node) => getComputedStyle(node).direction"
-    for selector in (".answer .text > p", ".answer li", ".answer td", "#query"):
+    for selector in (
+        ".answer .text > p",
+        ".answer ul",
+        ".answer li p",
+        ".answer blockquote",
+        ".answer td",
+        "#query",
+    ):
         assert page.locator(selector).first.evaluate(direction) == "rtl", selector
     chat.query.press("Enter")
     chat.wait_until_done()

@@ -132,6 +132,32 @@ def test_a_too_long_question_names_its_length_and_the_remedy(
     )
 
 
+@pytest.mark.parametrize(
+    ("error_type", "message", "words"),
+    [
+        (
+            "too_long",
+            "max_tokens: 1700 prompt tokens and max_tokens 1000 exceed the limit of 2048",
+            "Too long: the question has 1,700 tokens with its context, and there is room for 2,048 together "
+            "with the answer. Shorten it, or choose fewer maximum tokens in the settings.",
+        ),
+        (
+            "body_too_large",
+            "the body is longer than 1048576 bytes",
+            "Too long: the question is larger than this server reads. Shorten it, or send it in parts.",
+        ),
+    ],
+    ids=["maximum tokens", "size of the request"],
+)
+def test_other_limits_have_words(
+    chat: ChatPage, expected_messages: list[str], error_type: str, message: str, words: str
+) -> None:
+    expected_messages.append("status of 422")
+    chat.fake_answers(lambda route: reject(route, 422, error_type, message))
+    chat.ask(QUESTION)
+    expect(chat.errors).to_have_text(words)
+
+
 def test_the_page_waits_for_the_model(page: Page, server_url: str, expected_messages: list[str]) -> None:
     expected_messages.append("status of 503")
     loading = True
