@@ -8,11 +8,12 @@ from pathlib import Path
 
 _SUFFIX = ".safetensors"
 # llama.cpp's converter needs PyTorch, so it gets an environment of its own.
+_BIN = "llama.cpp/env/bin"
 _INSTALL = (
     "git clone --depth 1 https://github.com/ggml-org/llama.cpp && python3 -m venv llama.cpp/env && "
-    "llama.cpp/env/bin/pip install -r llama.cpp/requirements/requirements-convert_hf_to_gguf.txt"
+    f"{_BIN}/pip install -r llama.cpp/requirements/requirements-convert_hf_to_gguf.txt"
 )
-_CONVERT = "llama.cpp/env/bin/python llama.cpp/convert_hf_to_gguf.py"
+_CONVERT = f"{_BIN}/python llama.cpp/convert_hf_to_gguf.py"
 
 
 def is_convertible(files: Iterable[str]) -> bool:
@@ -23,13 +24,12 @@ def is_convertible(files: Iterable[str]) -> bool:
 def of_repository(name: str, revision: str, variable: str) -> str:
     """How to convert a repository of the hub. ``variable``: the setting that names it."""
     short = name.rpartition("/")[2]
-    if revision == "main":
-        convert = f"{_CONVERT} --remote {shlex.quote(name)} --outfile {shlex.quote(f'{short}.gguf')}"
-        return _advice([convert], variable)
-    # --remote reads main only.
-    repository, folder = shlex.quote(name), shlex.quote(short)
-    download = f"hf download {repository} --revision {shlex.quote(revision)} --local-dir {folder}"
-    return _advice([download, f"{_CONVERT} {folder} --outfile {shlex.quote(f'{short}.gguf')}"], variable)
+    folder, target = shlex.quote(short), shlex.quote(f"{short}.gguf")
+    # The converter's own download (--remote) leaves out chat_template.jinja.
+    download = f"{_BIN}/hf download {shlex.quote(name)} --local-dir {folder}"
+    if revision != "main":
+        download += f" --revision {shlex.quote(revision)}"
+    return _advice([download, f"{_CONVERT} {folder} --outfile {target}"], variable)
 
 
 def of_folder(folder: Path, variable: str) -> str:
@@ -40,5 +40,8 @@ def of_folder(folder: Path, variable: str) -> str:
 
 def _advice(commands: Iterable[str], variable: str) -> str:
     variable = "MODEL_PATH" if variable == "MODEL_REPO" else variable
-    steps = " && ".join([_INSTALL, *commands])
-    return f"convert it with llama.cpp: {steps}; then set {variable} to the new file"
+    steps = " && ".join(commands)
+    return (
+        f"convert it with llama.cpp. Install its converter once: `{_INSTALL}`. Then: `{steps}`, and set "
+        f"{variable} to the new file"
+    )

@@ -153,13 +153,13 @@ def test_several_models_of_a_repository_are_listed(resolve: Resolve, fake_hub: F
 def test_a_repository_without_gguf_files_is_rejected(resolve: Resolve, fake_hub: FakeHub) -> None:
     fake_hub.add(REPO, {"model.safetensors": b"\x08"})
     name = REPO.rpartition("/")[2]
-    command = (
-        f"convert_hf_to_gguf.py --remote {REPO} --outfile {name}.gguf; then set MODEL_PATH to the new file"
-    )
+    download, convert = f"hf download {REPO} --local-dir {name}", f"convert_hf_to_gguf.py {name} --outfile"
+    command = f"{convert} {name}.gguf`, and set MODEL_PATH to the new file"
     error = resolve(MODEL_REPO=REPO).error
     assert error.startswith(
         f"MODEL_REPO={REPO} (revision main) contains safetensors and no GGUF file: choose"
     )
+    assert f"`llama.cpp/env/bin/{download} && " in error
     assert command in error
     error = resolve(MODEL_REPO=REPO, MODEL_FILE="model.safetensors").error
     assert error.startswith(
@@ -168,8 +168,8 @@ def test_a_repository_without_gguf_files_is_rejected(resolve: Resolve, fake_hub:
     assert command in error
     fake_hub.add(REPO, {"model.safetensors": b"\x08"}, revision="v1")
     error = resolve(MODEL_REPO=REPO, MODEL_REVISION="v1").error
-    assert f"hf download {REPO} --revision v1 --local-dir {name} && " in error
-    assert f"convert_hf_to_gguf.py {name} --outfile {name}.gguf; then" in error
+    assert f"{download} --revision v1 && " in error
+    assert command in error
     assert not fake_hub.gets()
 
 
@@ -179,7 +179,7 @@ def test_a_local_model_of_another_format_is_rejected_with_the_command_that_conve
     folder = tmp_path / "my model"
     folder.mkdir()
     write(folder, {"model.safetensors": b"\x10\x00\x00\x00\x00\x00\x00\x00{", "config.json": b"{}"})
-    command = f"llama.cpp/convert_hf_to_gguf.py '{folder}' --outfile 'my model.gguf'; then set MODEL_PATH"
+    command = f"llama.cpp/convert_hf_to_gguf.py '{folder}' --outfile 'my model.gguf'`, and set MODEL_PATH"
     for path in (folder, folder / "model.safetensors"):
         message = error_of(model_path=path)
         assert message.startswith(f"MODEL_PATH={path}")
