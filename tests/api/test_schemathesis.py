@@ -68,6 +68,8 @@ ALIASES = [
     "/chat/completions",
     "/completions",
     "/embeddings",
+    "/responses",
+    "/responses/input_tokens",
     "/responses/{response_id}",
     "/responses/{response_id}/input_items",
     "/model/{name}",
@@ -75,7 +77,16 @@ ALIASES = [
     "/api-docs/openapi.json",
 ]
 # Their bodies are those of other operations, so each value at its bounds is tested there.
-SAME_BODIES = ["/", "/generate_stream", "/invocations", "/chat_tokenize"]
+SAME_BODIES = [
+    "/",
+    "/generate_stream",
+    "/invocations",
+    "/chat_tokenize",
+    "/v1/responses/input_tokens",
+    "/v1/messages/count_tokens",
+    "/v2/rerank",
+    "/rerank",
+]
 
 DOCUMENT = api_document(load(env_file=None))
 CHECKER = Checker(DOCUMENT)
