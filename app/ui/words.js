@@ -15,11 +15,13 @@ export function explain({ message, type }) {
   return withoutSettings(message);
 }
 
-/** A sentence about a busy server. `seconds`: until the next attempt. */
+/** A sentence about a busy server, or a key without tokens. `seconds`: until the next attempt. */
 export function busy({ message }, seconds) {
+  const again = `retrying in ${integer.format(seconds)}\u00a0s`;
+  if (/^key .* has used/s.test(message)) return `This key has used its tokens of this minute, ${again}`;
   const ahead = /(\d+) requests?/.exec(message)?.[1];
   const before = ahead ? `, ${integer.format(ahead)} before you` : "";
-  return `Busy${before}, retrying in ${integer.format(seconds)}\u00a0s`;
+  return `Busy${before}, ${again}`;
 }
 
 function tooLong(message) {

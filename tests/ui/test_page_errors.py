@@ -109,11 +109,24 @@ def test_a_busy_server_is_asked_again(chat: ChatPage, expected_messages: list[st
     assert chat.recorded("status")[1] == "Busy, 3 before you, retrying in 2\u00a0s."
 
 
-def test_waiting_for_a_busy_server_can_be_stopped(chat: ChatPage, expected_messages: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("the server is busy: 9 requests run or wait", "Busy, 9 before you, retrying in 1\u00a0s"),
+        (
+            "key ada has used its 2000 tokens per minute; try again in 1 s",
+            "This key has used its tokens of this minute, retrying in 1\u00a0s",
+        ),
+    ],
+    ids=["server", "key"],
+)
+def test_waiting_for_a_busy_server_can_be_stopped(
+    chat: ChatPage, expected_messages: list[str], message: str, words: str
+) -> None:
     expected_messages.append("status of 429")
-    chat.fake_answers(lambda route: reject(route, 429, "overloaded", "9 requests run or wait"))
+    chat.fake_answers(lambda route: reject(route, 429, "overloaded", message))
     chat.ask(QUESTION)
-    expect(chat.figures(1)).to_contain_text("Busy, 9 before you")
+    expect(chat.figures(1)).to_have_text(words)
     chat.page.keyboard.press("Escape")
     chat.wait_until_done()
     expect(chat.figures(1)).to_contain_text("stopped")
