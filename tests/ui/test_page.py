@@ -136,7 +136,7 @@ def test_a_small_model_is_told(page: Page, server_url: str, is_small: bool) -> N
         changed = {"is_small": False}
         page.route("**/contexts", lambda route: route.fulfill(json={**route.fetch().json(), **changed}))
     chat = ChatPage(page, server_url).open()
-    note = chat.page.get_by_text("This model is small: check its facts, sums and queries.")
+    note = chat.page.get_by_text("This model is small and often wrong: check its facts, sums and queries.")
     expect(note).to_be_visible(visible=is_small)
 
 
