@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import ollama
 import pytest
 
-from tests.conftest import running_server
+from tests.conftest import Server, changed_program, running_server
 from tests.tiny_models import TinyModel
 
 pytestmark = pytest.mark.slow
@@ -21,6 +25,16 @@ prompt = "You are a helpful assistant."
 [contexts.tiny]
 prompt = "You are brief."
 model = "tiny"
+"""
+# Writes the number of models in memory on SIGUSR1.
+COUNT_MODELS = """
+import gc, signal
+from pathlib import Path
+from app.service.model import Model
+def count(*_):
+    gc.collect()
+    Path({path!r}).write_text(str(sum(isinstance(one, Model) for one in gc.get_objects())))
+signal.signal(signal.SIGUSR1, count)
 """
 # Requests of all dialects whose reply has the name of the model, without that name.
 REQUESTS: dict[str, dict[str, Any]] = {
@@ -43,7 +57,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory, tiny_model: TinyModel) -> Iterator[str]:
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: TinyModel) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("several")
     (folder / "contexts.toml").write_text(CONTEXTS)
     models = {
@@ -51,8 +65,34 @@ def url(tmp_path_factory: pytest.TempPathFactory, tiny_model: TinyModel) -> Iter
         "CONTEXTS_FILE": str(folder / "contexts.toml"),
     }
     sizes = {"N_CTX": "2048", "MAX_SEQUENCES": "2"}
-    with running_server(folder / "log", **models, **sizes) as server:
-        yield server.url
+    program = changed_program(folder, COUNT_MODELS.format(path=str(folder / "models")))
+    with running_server(folder / "log", program, **models, **sizes) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def url(server: Server) -> str:
+    return server.url
+
+
+def models_in_memory(server: Server) -> int:
+    file: Path = server.log.parent / "models"
+    file.unlink(missing_ok=True)
+    os.kill(server.process.pid, signal.SIGUSR1)
+    end = time.monotonic() + 60
+    while not (file.exists() and file.read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return int(file.read_text())
+
+
+def unload(url: str, name: str) -> None:
+    unloaded = httpx.post(f"{url}/api/generate", json={"model": name, "keep_alive": 0}).json()
+    assert unloaded["done_reason"] == "unload"
+    end = time.monotonic() + 60
+    while httpx.get(f"{url}/ready").json()["models"][name] != "unloaded":
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_a_model_is_loaded_by_its_first_request(url: str) -> None:
@@ -118,18 +158,30 @@ def test_metrics_have_the_names_of_the_models(url: str) -> None:
 
 def test_keep_alive_of_ollama_unloads_a_model(url: str) -> None:
     asked = {"model": "tiny", "messages": QUESTION, "options": {"num_predict": 2}, "stream": False}
-    assert httpx.post(f"{url}/api/chat", json={**asked, "keep_alive": "5m"}, timeout=60).status_code == 200
-    [expires] = [
-        one["expires_at"] for one in httpx.get(f"{url}/api/ps").json()["models"] if one["name"] == "tiny"
-    ]
-    assert not expires.startswith("9999")
+
+    def expires_after(**fields: str) -> str:
+        unload(url, "tiny")
+        unload(url, "tiny")  # of no effect
+        assert httpx.post(f"{url}/api/chat", json=asked | fields, timeout=60).status_code == 200
+        listed = httpx.get(f"{url}/api/ps").json()["models"]
+        [expires] = [one["expires_at"] for one in listed if one["name"] == "tiny"]
+        return str(expires)
+
+    assert expires_after().startswith("9999")
+    assert not expires_after(keep_alive="5m").startswith("9999"), "the request loads the model"
     wrong = httpx.post(f"{url}/api/chat", json={**asked, "keep_alive": "soon"})
     assert wrong.status_code == 400
     assert "keep_alive: should be seconds" in wrong.json()["error"]
-    unloaded = httpx.post(f"{url}/api/generate", json={"model": "tiny", "keep_alive": 0}).json()
-    assert unloaded["done_reason"] == "unload"
-    for _ in range(100):
-        if httpx.get(f"{url}/ready").json()["models"]["tiny"] == "unloaded":
-            break
+    unload(url, "tiny")
     assert [one["name"] for one in httpx.get(f"{url}/api/ps").json()["models"]] == ["smollm2"]
     assert 'engine_alive{instance="default",model="tiny"}' not in httpx.get(f"{url}/metrics").text
+
+
+def test_an_unloaded_model_leaves_memory(server: Server) -> None:
+    """The task that loads a model has the context of a request, whose record has its answers."""
+    asked = {"model": "tiny", "messages": QUESTION, "max_tokens": 2}
+    with httpx.Client(base_url=server.url, timeout=60) as client:  # its connection stays open
+        assert client.post("/v1/chat/completions", json=asked).status_code == 200
+        assert models_in_memory(server) == 2
+        unload(server.url, "tiny")
+        assert models_in_memory(server) == 1

@@ -65,6 +65,9 @@ class Observe:
             self._report(record)
             if self._tracing is not None and span is not None:
                 self._tracing.end(span, record)
+            # They hold their model. Its timers and its loading keep the context of a request, and idle
+            # connections keep the scope of their last one.
+            record.answers.clear()
 
     def _report(self, record: RequestRecord) -> None:
         self._metrics.on_request(record)
