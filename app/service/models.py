@@ -307,7 +307,6 @@ class Models:
                 entry.n_planned = 0
                 raise
             entry.failure = None
-            entry.keep = None if entry.served.is_pinned else self._keep
             model = entry.model
             entry.facts = ModelFacts(
                 entry.name, model.created, model.description, model.n_bytes, model.limits.total
@@ -347,6 +346,7 @@ class Models:
         model = entry.model
         assert model is not None
         entry.is_draining = True
+        entry.keep = self._keep  # a request that arrives now may set another
         try:
             while not entry.is_idle:  # noqa: ASYNC110 # engines do not tell when they become idle
                 await asyncio.sleep(_CHECK_EVERY)

@@ -98,7 +98,8 @@ async def _loaded(request: Request, body: AnsweringRequest) -> Answer:
     prompt = TextPrompt(model=body.model)
     if body.keeps_for == 0 and service.models.are_several:
         entry = service.entry_of(prompt)
-        service.models.keep(entry, 0)
+        if entry.is_open:
+            service.models.keep(entry, 0)
         return loaded(entry.name, "unload")
     model = await use_model(request, prompt)
     _keep(service, body)
