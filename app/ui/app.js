@@ -79,7 +79,7 @@ function drop(ids) {
 }
 
 function update() {
-  if (server) element("model").textContent = element("model").title = settings.modelOn(server) || server.model;
+  if (server) showModel(settings.modelOn(server) || server.model);
   const { conversation, isRunning, isEmpty, mayAsk } = session;
   log.setAttribute("aria-busy", String(isRunning));
   document.body.classList.toggle("cannot-ask", !mayAsk);
@@ -89,6 +89,11 @@ function update() {
   showInTab(isRunning, conversation.title);
   if (isEmpty) ofTab.delete(SHOWN);
   else ofTab.set(SHOWN, conversation.id);
+}
+
+function showModel(name) {
+  element("model").textContent = element("model").title = name;
+  element("small").hidden = !(server.is_small && name === server.model); // the size of other models is unknown
 }
 
 /** Show the conversation that this tab had before it was loaded again. */
@@ -127,7 +132,6 @@ async function prepare() {
   documentsDrawer.offer(server);
   composer.offer(server);
   element("model").hidden = false;
-  element("small").hidden = !server.is_small;
   element("open-stats").hidden = !server.stats;
   update();
 }

@@ -9,7 +9,8 @@ const RETRY_AFTER_MS = 1000;
  *
  * @param {(obstacle: string) => void} onWait receives the reason after each failed attempt
  * @returns {Promise<{default: string, contexts: string[], model: string, with_documents: string[],
- *   rooms: Object<string, number>}>} rooms: maximum tokens of prompt plus answer by name of a language model
+ *   thinks: boolean, rooms: Object<string, number>}>} thinks: answers may begin with thoughts; rooms: maximum tokens of
+ *   prompt plus answer by name of a language model
  */
 export async function connect(onWait) {
   for (;;) {
@@ -35,12 +36,17 @@ async function rooms() {
   return Object.fromEntries(data.filter(({ id }) => names.includes(id)).map((model) => [model.id, model.max_model_len]));
 }
 
+/** The server tells whether its first model thinks. The others may, too. */
+function withRooms(contexts, rooms) {
+  return { ...contexts, rooms, thinks: contexts.thinks || Object.keys(rooms).length > 1 };
+}
+
 async function attempt(onWait) {
   try {
     const isReady = await fetch("/ready", { cache: "no-store" });
     const contexts = isReady.ok ? await fetch("/contexts", { cache: "no-store", headers: authorization() }) : isReady;
     if (contexts.status === 401) return "key";
-    if (contexts.ok) return { ...(await contexts.json()), rooms: await rooms() };
+    if (contexts.ok) return withRooms(await contexts.json(), await rooms());
     onWait(contexts.status === 503 ? await stage(contexts) : `The server answered ${contexts.status}. Trying again…`);
   } catch {
     onWait("The server cannot be reached. Trying again…"); // or the response was cut

@@ -40,18 +40,19 @@ async function isReadable(file) {
  * @param {(files: File[]) => void} onFiles
  */
 export function acceptDrops(mayDrop, onFiles) {
-  const hasFiles = ({ dataTransfer }) => mayDrop() && dataTransfer?.types.includes("Files");
+  const hasFiles = ({ dataTransfer }) => dataTransfer?.types.includes("Files");
   const mark = (isOver) => document.body.classList.toggle("dropping", isOver);
   document.addEventListener("dragover", (event) => {
     if (!hasFiles(event)) return;
-    event.preventDefault(); // allows the drop
-    mark(true);
+    event.preventDefault(); // otherwise the browser leaves the page and shows the file
+    if (mayDrop()) mark(true);
+    else event.dataTransfer.dropEffect = "none";
   });
   document.addEventListener("dragleave", ({ relatedTarget }) => relatedTarget ?? mark(false));
   document.addEventListener("drop", (event) => {
     mark(false);
     if (!hasFiles(event)) return;
     event.preventDefault();
-    onFiles([...event.dataTransfer.files]);
+    if (mayDrop()) onFiles([...event.dataTransfer.files]);
   });
 }

@@ -25,6 +25,14 @@ def document(name: str, state: str) -> dict[str, Any]:
     return {"name": name, "state": state, "chunks": 0, "bytes": 9, "problem": None, "waiting_since": None}
 
 
+def drop(page: Page, *paths: Path) -> None:
+    """Drop files on the page, as from another program."""
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    mouse = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        mouse.send("Input.dispatchDragEvent", {"type": kind, "x": 600, "y": 300, "data": data})
+
+
 def test_documents_are_listed_with_state_and_reason(
     start_server: Callable[..., Server], page: Page, tmp_path: Path
 ) -> None:
@@ -90,11 +98,7 @@ def test_dropped_documents_are_indexed(
     paths = {"DATA_PATH": str(folder), "KNOWLEDGE_INDEX": str(tmp_path / "index")}
     server = start_server(KNOWLEDGE="on", KNOWLEDGE_UPLOADS="on", **paths).wait_until()
     ChatPage(page, server.url).open()
-    files = sorted(str(path) for path in dropped.iterdir())
-    mouse = page.context.new_cdp_session(page)
-    for kind in ("dragEnter", "dragOver", "drop"):
-        data = {"items": [], "files": files, "dragOperationsMask": 1}
-        mouse.send("Input.dispatchDragEvent", {"type": kind, "x": 600, "y": 300, "data": data})
+    drop(page, *sorted(dropped.iterdir()))
     opened = page.get_by_role("dialog", name="Documents")
     notice = opened.locator("#upload-notice")
     expect(notice).to_have_text(
@@ -109,6 +113,15 @@ def test_dropped_documents_are_indexed(
     file = {"name": "more.txt", "mimeType": "text/plain", "buffer": b"The bridge is blue."}
     opened.locator("#add").set_input_files(files=[file])  # type: ignore[list-item]
     expect(opened.get_by_text("2 of 2 documents indexed.")).to_be_visible()
+
+
+def test_a_dropped_file_does_not_replace_the_page(chat: ChatPage, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Text.")
+    chat.page.evaluate(
+        "addEventListener('dragover', (event) => { window.isTaken = event.defaultPrevented; })"
+    )
+    drop(chat.page, tmp_path / "a.txt")
+    assert chat.page.evaluate("isTaken"), "the browser would leave the page and show the file"
 
 
 LINES = """(node) => {

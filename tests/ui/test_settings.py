@@ -192,12 +192,16 @@ def test_a_model_can_be_chosen_where_there_are_several(
     server = start_server(MODELS=models, CONTEXTS_FILE=str(tmp_path / "contexts.toml"), **sizes).wait_until()
     chat = ChatPage(page, server.url).open()
     expect(page.locator("#model")).to_have_text("smollm2")
+    expect(page.locator("#small")).to_be_visible()
     chat.make_answers_short()
-    model = drawer(chat).get_by_role("combobox", name="Model")
+    opened = drawer(chat)
+    expect(opened.get_by_label("Thoughts before the answer")).to_be_visible()
+    model = opened.get_by_role("combobox", name="Model")
     assert model.locator("option").all_text_contents() == ["Default", "smollm2", "tiny"]
     model.select_option("tiny")
     close(chat)
     expect(page.locator("#model")).to_have_text("tiny")
+    expect(page.locator("#small")).to_be_hidden()
     chat.ask(QUESTION)
     chat.wait_until_done()
     expect(chat.figures(1)).to_contain_text("general · tiny · ")
@@ -210,6 +214,7 @@ def test_a_model_can_be_chosen_where_there_are_several(
     chat.wait_until_done()
     expect(chat.figures(2)).to_have_text(re.compile(r"^general · \d+ tokens?"))
     assert [request.get("model") for request in chat.sent] == ["tiny", None]
+    assert all(request["show_thinking"] for request in chat.sent), "the second model may think"
 
 
 def test_a_server_with_one_model_offers_no_choice(chat: ChatPage) -> None:
