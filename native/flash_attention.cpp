@@ -8,6 +8,7 @@
 // other operations: other types, heads of other sizes, other CPUs.
 
 #include "attention_kernel.h"
+#include "fusion.h"
 
 #include "ggml-cpu-impl.h"
 #include "ggml-impl.h"
@@ -146,6 +147,18 @@ void set_head(Head & head, const ggml_tensor * dst, const Division & d, int64_t 
     }
 }
 
+// Where a result is computed: at its place, or in `memory` if it is needed quantized only (passes.cpp).
+float * place_of(ggml_tensor * dst, int64_t result, float * memory) { return dst->extra ? memory : result_of(dst, result); }
+
+void finish(ggml_tensor * dst, Row & row, int64_t result) {
+    finish(row, (int) dst->ne[0]);
+#ifdef TOKENSTREAM_MATMUL
+    if (dst->extra) {
+        quantize_result(row.out, dst->ne[0], dst->extra, result);
+    }
+#endif
+}
+
 // Later rows see more keys and go first.
 void compute_unit(const ggml_compute_params * params, ggml_tensor * dst, const Division & d, int64_t unit) {
     const int64_t n_parts = d.is_split ? d.n_parts : 1;
@@ -156,6 +169,7 @@ void compute_unit(const ggml_compute_params * params, ggml_tensor * dst, const D
     const int64_t stream = unit/n_groups/n_parts/n_blocks;
     const float scale = Parameters(dst).scale;
     Head heads[MAX_HEADS];
+    alignas(64) float memory[MAX_ROWS*MAX_HEAD_SIZE];
     const int n_heads = (int) std::min(d.heads, d.n_kv_heads - first_head);
     const auto result = [&](int h, int r) {
         const int64_t row = first_row + r, head = (first_head + h)*d.group + row % d.group;
@@ -164,7 +178,8 @@ void compute_unit(const ggml_compute_params * params, ggml_tensor * dst, const D
     for (int h = 0; h < n_heads; ++h) {
         set_head(heads[h], dst, d, first_head + h, stream, first_row);
         for (int r = 0; r < heads[h].n_rows; ++r) {
-            heads[h].rows[r].out = d.is_split ? partial_of(params, d, result(h, r), part) + 2 : result_of(dst, result(h, r));
+            heads[h].rows[r].out = d.is_split ? partial_of(params, d, result(h, r), part) + 2
+                : place_of(dst, result(h, r), memory + (h*d.rows + r)*d.head_size);
         }
     }
     for (int64_t begin = part*PART_KEYS; begin < (d.is_split ? (part + 1)*PART_KEYS : d.n_keys); begin += PART_KEYS) {
@@ -176,7 +191,7 @@ void compute_unit(const ggml_compute_params * params, ggml_tensor * dst, const D
             if (d.is_split) {
                 row.out[-2] = row.highest, row.out[-1] = row.total;
             } else {
-                finish(row, heads[h].size);
+                finish(dst, row, result(h, r));
             }
         }
     }
@@ -185,13 +200,14 @@ void compute_unit(const ggml_compute_params * params, ggml_tensor * dst, const D
 void merge_parts(const ggml_compute_params * params, ggml_tensor * dst, const Division & d, int64_t result) {
     Row row;
     row.sink = sink_of(dst, result % d.n_heads);
-    row.out = result_of(dst, result);
+    float memory[MAX_HEAD_SIZE];
+    row.out = place_of(dst, result, memory);
     start(row);
     for (int64_t part = 0; part < d.n_parts; ++part) {
         const float * partial = partial_of(params, d, result, part);
         merge(row, partial + 2, partial[0], partial[1], (int) d.head_size);
     }
-    finish(row, (int) d.head_size);
+    finish(dst, row, result);
 }
 
 void compute(const ggml_compute_params * params, ggml_tensor * dst) {
@@ -216,6 +232,14 @@ void compute(const ggml_compute_params * params, ggml_tensor * dst) {
 #endif
 
 } // namespace
+
+bool tokenstream::is_our_attention(const ggml_tensor * op) {
+#ifdef TOKENSTREAM_ATTENTION_KERNEL
+    return is_covered(op);
+#else
+    return false;
+#endif
+}
 
 extern "C" void tokenstream_flash_attn_ext(const ggml_compute_params * params, ggml_tensor * dst) {
 #ifdef TOKENSTREAM_ATTENTION_KERNEL

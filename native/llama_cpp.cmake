@@ -12,16 +12,19 @@ set(tokenstream_sources "${CMAKE_CURRENT_LIST_DIR}/exports.cpp" "${CMAKE_CURRENT
 option(TOKENSTREAM_ATTENTION "Compute attention with flash_attention.cpp" ON)
 if(TOKENSTREAM_ATTENTION)
   list(APPEND tokenstream_sources "${CMAKE_CURRENT_LIST_DIR}/flash_attention.cpp")
+  list(APPEND tokenstream_definitions TOKENSTREAM_ATTENTION)
   add_compile_definitions(
     $<$<COMPILE_LANGUAGE:C>:ggml_compute_forward_flash_attn_ext=tokenstream_flash_attn_ext>)
 endif()
 
 # OFF: ggml's matrix products, for comparisons. ggml-cpu.cpp calls tokenstream_graph_compute for every pass over a
-# graph; matmul.cpp prepares the pass first.
+# graph; passes.cpp prepares the pass first.
 option(TOKENSTREAM_MATMUL "Compute matrix products with matmul.cpp" ON)
 if(TOKENSTREAM_MATMUL)
   list(APPEND tokenstream_sources
-    "${CMAKE_CURRENT_LIST_DIR}/matmul.cpp" "${CMAKE_CURRENT_LIST_DIR}/matmul_weights.cpp")
+    "${CMAKE_CURRENT_LIST_DIR}/passes.cpp" "${CMAKE_CURRENT_LIST_DIR}/matmul.cpp"
+    "${CMAKE_CURRENT_LIST_DIR}/matmul_weights.cpp")
+  list(APPEND tokenstream_definitions TOKENSTREAM_MATMUL)
   add_compile_definitions($<$<COMPILE_LANGUAGE:CXX>:ggml_graph_compute=tokenstream_graph_compute>)
 endif()
 
@@ -29,12 +32,18 @@ endif()
 option(TOKENSTREAM_ROWS "Compute RMS norms and RoPE with row_operations.cpp" ON)
 if(TOKENSTREAM_ROWS)
   list(APPEND tokenstream_sources "${CMAKE_CURRENT_LIST_DIR}/row_operations.cpp")
+  list(APPEND tokenstream_definitions TOKENSTREAM_ROWS)
   add_compile_definitions(
     $<$<COMPILE_LANGUAGE:C>:ggml_compute_forward_rms_norm=tokenstream_rms_norm>
     $<$<COMPILE_LANGUAGE:C>:ggml_compute_forward_rms_norm_mul_fused=tokenstream_rms_norm_mul>
     $<$<COMPILE_LANGUAGE:C>:ggml_compute_forward_rope=tokenstream_rope>)
 endif()
 
+# passes.cpp combines operations of these files.
+if(tokenstream_definitions)
+  cmake_language(EVAL CODE
+    "cmake_language(DEFER CALL target_compile_definitions ggml-cpu PRIVATE ${tokenstream_definitions})")
+endif()
 foreach(source IN LISTS tokenstream_sources)
   cmake_language(EVAL CODE "cmake_language(DEFER CALL target_sources ggml-cpu PRIVATE [[${source}]])")
 endforeach()

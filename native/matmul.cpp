@@ -1,16 +1,16 @@
 // GGML_OP_MUL_MAT and GGML_OP_MUL_MAT_ID with weights in panels (matmul_weights.cpp).
 //
-// A pass over a graph is prepared first: operations with the same rows quantize them once. Then each operation
-// divides its columns, and its rows where columns are few, among ggml's threads.
+// A pass over a graph is prepared first (passes.cpp). Then each step divides its rows and columns among ggml's threads.
 
 #undef ggml_graph_compute // llama_cpp.cmake replaces the name in all C++ sources
 
-#include "matmul_weights.h"
+#include "passes.h"
 
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
 #include "ggml-impl.h"
 #include "traits.h"
+#include "vec.h"
 
 #include <atomic>
 #include <vector>
@@ -23,86 +23,27 @@ std::atomic<uint64_t> calls{0};
 
 using namespace tokenstream;
 
-// What one pass over a graph knows of an operation before it starts.
-struct Step {
-    Activations * activations;    // the quantized rows; with `apart`, of the first thread
-    bool quantize;                // else an earlier operation with the same rows has done it
-    bool apart;                   // each thread quantizes all rows for itself, which is faster than a barrier
-    std::atomic<int64_t> * taken; // chunks of the share of each thread
-};
-
-// Memory of one pass, kept between passes.
-struct Pass {
-    std::vector<Activations> activations;
-    std::vector<Step> steps;
-    std::vector<std::atomic<int64_t>> taken;
-};
-
-constexpr int64_t MAX_APART = 96;   // blocks
 constexpr int64_t CHUNK_WORK = 512; // blocks of rows times vectors of columns: some microseconds
 constexpr int64_t ROUNDS = 8;       // chunks of a thread's share of a large operation, at least
+constexpr int64_t PART_ROWS = 64;   // rows of a part, at least, if rows are divided before columns
+constexpr int GATED_ROWS = 258;     // rows of gate and up at a time: their results stay in the L2 cache
 constexpr int MAX_LISTED = 516;     // rows whose addresses are listed at a time; weights are unpacked once for them
-
-// Whether the bytes of two tensors overlap.
-bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
-    return (char *) a->data < (char *) b->data + ggml_nbytes(b) && (char *) b->data < (char *) a->data + ggml_nbytes(a);
-}
-
-int64_t n_blocks_of_rows(const ggml_tensor * op) { return op->src[0]->ne[0]/BLOCK_SIZE*ggml_nrows(op->src[1]); }
-
-// Whether a pass computes the operation here.
-bool is_computed(const ggml_tensor * node) { return (node->flags & GGML_TENSOR_FLAG_COMPUTE) && has_panels(node); }
-
-// Find the operations of a graph that are computed here, and attach a step to each. Consecutive ones with the
-// same rows (query, key and value; gate and up) quantize them once.
-void prepare(Pass & pass, ggml_cgraph * graph, int n_threads) {
-    int64_t n_steps = 0, most = 0;
-    for (int i = 0; i < graph->n_nodes; ++i) {
-        if (is_computed(graph->nodes[i])) {
-            ++n_steps;
-            const int64_t n = n_blocks_of_rows(graph->nodes[i]);
-            most = std::max(most, n <= MAX_APART ? n*n_threads : n);
-        }
-    }
-    if ((int64_t) pass.steps.size() < n_steps) {
-        pass.steps.resize(n_steps);
-    }
-    if ((int64_t) pass.taken.size() < n_steps*n_threads) {
-        pass.taken = std::vector<std::atomic<int64_t>>(n_steps*n_threads);
-    }
-    for (auto & taken : pass.taken) {
-        taken.store(0, std::memory_order_relaxed);
-    }
-    if ((int64_t) pass.activations.size() < most) {
-        pass.activations.resize(most);
-    }
-    const ggml_tensor * quantized = nullptr;
-    Step * step = pass.steps.data();
-    for (int i = 0; i < graph->n_nodes; ++i) {
-        ggml_tensor * node = graph->nodes[i];
-        if (is_computed(node)) {
-            step->activations = pass.activations.data();
-            step->quantize = node->src[1] != quantized;
-            step->apart = n_blocks_of_rows(node) <= MAX_APART;
-            step->taken = pass.taken.data() + (step - pass.steps.data())*n_threads;
-            quantized = node->src[1];
-            node->extra = step++;
-        }
-        if (quantized && node != quantized && !ggml_is_empty(node) && overlap(node, quantized)) {
-            quantized = nullptr; // computed in place
-        }
-    }
-}
 
 // Quantize blocks `at` to `end` of the rows of x, counted over all rows.
 void quantize_rows(const ggml_tensor * x, int64_t at, int64_t end, Activations * to) {
+    constexpr int AHEAD = 16*BLOCK_SIZE; // other threads wrote many of the values: their cache lines arrive late
     const int64_t n_blocks = x->ne[0]/BLOCK_SIZE;
     while (at < end) {
-        const int64_t row = at/n_blocks, block = at%n_blocks, n = std::min(n_blocks - block, end - at);
+        const int64_t row = at/n_blocks, block = at%n_blocks;
+        int64_t n = std::min(n_blocks - block, end - at);
         const char * from = (const char *) x->data + row%x->ne[1]*x->nb[1] + row/x->ne[1]%x->ne[2]*x->nb[2]
             + row/x->ne[1]/x->ne[2]*x->nb[3];
-        quantize((const float *) from + block*BLOCK_SIZE, n, to + at);
-        at += n;
+        const float * values = (const float *) from + block*BLOCK_SIZE;
+        for (; n > 0; --n, ++at, values += BLOCK_SIZE) {
+            __builtin_prefetch(values + AHEAD);
+            __builtin_prefetch(values + AHEAD + BLOCK_SIZE/2);
+            quantize(values, 1, to + at);
+        }
     }
 }
 
@@ -167,34 +108,95 @@ private:
     }
 };
 
-void multiply_chunk(const Format & f, const Matrix & matrix, int64_t begin, int64_t end, const Rows & rows, int64_t first, int64_t last) {
+// Part of a product: vectors of columns `begin` to `end` of rows `first` to `last`.
+struct Part {
+    int64_t expert, begin, end, first, last;
+};
+
+void multiply_part(ggml_tensor * op, const Rows & rows, Part part) {
+    const Format & f = *format_of(op->src[0]);
+    const Matrix matrix = matrix_of(f, op->src[0], part.expert);
     const Activations * from[MAX_LISTED];
     float * to[MAX_LISTED];
-    while (first < last) {
-        const int n = (int) std::min<int64_t>(MAX_LISTED/TILE_ROWS*TILE_ROWS, last - first);
-        rows.list(first, n, from, to);
-        f.multiply(matrix, begin, end, from, to, n);
-        first += n;
+    while (part.first < part.last) {
+        const int n = (int) std::min<int64_t>(MAX_LISTED/TILE_ROWS*TILE_ROWS, part.last - part.first);
+        rows.list(part.first, n, from, to);
+        f.multiply(matrix, part.begin, part.end, from, to, n);
+        part.first += n;
     }
 }
 
-// How an operation is divided into chunks. Small operations have one a thread: taking the next costs more than
-// waiting for the last. Larger ones have several, so that threads that finish early take more.
-struct Division {
-    int64_t n_experts, vectors, unit, column_parts, row_parts = 1;
+// Other threads have read the memory before: it takes long until a thread may write it.
+void prefetch_for_writing(const Activations * to, int64_t n_blocks) {
+    for (const char * at = (const char *) to; at < (const char *) (to + n_blocks) + 63; at += 64) {
+#ifdef __x86_64__
+        asm volatile("prefetchw %0" : : "m"(*at)); // GCC emits it only with -mprfchw
+#else
+        __builtin_prefetch(at, 1);
+#endif
+    }
+}
 
-    Division(const Format & f, const ggml_tensor * op, int n_threads) {
+// SiLU(gate)*up of a part, quantized.
+void multiply_gated(const Step & step, const Rows & rows, Part part) {
+    const int64_t column = part.begin*LANES, width = (part.end - part.begin)*LANES;
+    const int64_t n_blocks = step.products[0]->ne[0]/BLOCK_SIZE;
+    thread_local std::vector<float> results[2];
+    const Activations * from[GATED_ROWS];
+    float * to[GATED_ROWS];
+    while (part.first < part.last) {
+        const int n = (int) std::min<int64_t>(GATED_ROWS, part.last - part.first);
+        rows.list(part.first, n, from, to);
+        for (int i = 0; i < n; ++i) {
+            prefetch_for_writing(step.gated + (part.first + i)*n_blocks + column/BLOCK_SIZE, width/BLOCK_SIZE);
+        }
+        for (int p = 0; p < 2; ++p) {
+            if ((int64_t) results[p].size() < n*width) {
+                results[p].resize(n*width);
+            }
+            for (int i = 0; i < n; ++i) {
+                to[i] = results[p].data() + i*width - column; // multiply() adds the column
+            }
+            const ggml_tensor * weights = step.products[p]->src[0];
+            const Format & f = *format_of(weights);
+            f.multiply(matrix_of(f, weights, 0), part.begin, part.end, from, to, n);
+        }
+        for (int i = 0; i < n; ++i) {
+            float * gate = results[0].data() + i*width;
+            ggml_vec_swiglu_f32((int) width, gate, gate, results[1].data() + i*width);
+            quantize(gate, width/BLOCK_SIZE, step.gated + (part.first + i)*n_blocks + column/BLOCK_SIZE);
+        }
+        part.first += n;
+    }
+}
+
+int64_t n_vectors(const ggml_tensor * op) { return tokenstream::n_vectors(matrix_of(*format_of(op->src[0]), op->src[0], 0)); }
+
+// How a step is divided into chunks. Small steps have one a thread: taking the next costs more than waiting for the
+// last. Larger ones have several, so that threads that finish early take more.
+struct Division {
+    int64_t n_experts, vectors = 0, unit, column_parts, row_parts = 1;
+
+    Division(const Step & step, int n_threads) {
+        const ggml_tensor * op = step.products[0];
         n_experts = op->src[0]->ne[2];
-        vectors = n_vectors(matrix_of(f, op->src[0], 0));
+        for (int p = 0; p < (step.gated ? 1 : step.n_products); ++p) {
+            vectors += n_vectors(step.products[p]);
+        }
         const int64_t n_rows = ggml_nrows(op)/n_experts; // of an expert, on average
+        const int64_t least = step.gated ? BLOCK_SIZE/LANES : 1; // whole blocks of results are quantized
         for (unit = n_rows <= FEW_ROWS ? 2*TILE_VECTORS : TILE_VECTORS; unit > 1 && vectors/unit < n_threads;) {
             unit /= 2;
         }
-        const int64_t rounds = std::max<int64_t>(1, vectors*n_rows*op->src[0]->ne[0]/BLOCK_SIZE/CHUNK_WORK/n_threads);
+        unit = std::max(unit, least);
+        const int64_t work = vectors*n_rows*op->src[0]->ne[0]/BLOCK_SIZE;
+        const int64_t rounds = std::max<int64_t>(1, work/CHUNK_WORK/n_threads);
         column_parts = std::min((vectors + unit - 1)/unit, n_threads*rounds);
-        if (const int64_t wanted = n_threads*std::min(rounds, ROUNDS)/n_experts; column_parts < wanted) {
+        // A thread's rows are in its own cache: the same thread quantizes them, and adds and rotates the results.
+        row_parts = std::clamp<int64_t>(n_rows/PART_ROWS, 1, n_threads);
+        if (const int64_t wanted = n_threads*std::min(rounds, ROUNDS)/n_experts; row_parts*column_parts < wanted) {
             // Fewer columns than threads need.
-            row_parts = std::max<int64_t>(1, std::min(n_rows/(4*TILE_ROWS), (wanted + column_parts - 1)/column_parts));
+            row_parts = std::max(row_parts, std::min(n_rows/(4*TILE_ROWS), (wanted + column_parts - 1)/column_parts));
         }
     }
 
@@ -206,27 +208,75 @@ struct Division {
     }
 };
 
-void compute(const Format & f, ggml_compute_params * params, ggml_tensor * op) {
-    Step & step = *(Step *) op->extra;
-    const int64_t blocks = n_blocks_of_rows(op);
-    Activations * activations = step.activations + (step.apart ? params->ith*blocks : 0);
+void multiply_chunk(const Step & step, const Rows * rows, const Division & d, int64_t chunk) {
+    const int64_t expert = chunk/d.column_parts/d.row_parts, share = chunk/d.column_parts%d.row_parts;
+    const int64_t column = chunk%d.column_parts, first = rows->begin(expert), n = rows->end(expert) - first;
+    const Part part = {expert, d.vector(column), d.vector(column + 1), first + n*share/d.row_parts, first + n*(share + 1)/d.row_parts};
+    if (step.gated) {
+        multiply_gated(step, *rows, part);
+        return;
+    }
+    int64_t at = 0; // the first vector of a product
+    for (int p = 0; p < step.n_products; ++p) {
+        const int64_t vectors = n_vectors(step.products[p]);
+        Part own = part;
+        own.begin = std::max(part.begin - at, (int64_t) 0), own.end = std::min(part.end - at, vectors);
+        if (own.begin < own.end) {
+            multiply_part(step.products[p], rows[p], own);
+        }
+        at += vectors;
+    }
+}
+
+// Rows `begin` to `end` of a norm, quantized.
+void quantize_norm(const Step & step, int64_t begin, int64_t end, Activations * to) {
+    const ggml_tensor * x = step.norm->src[0];
+    const int64_t n = x->ne[0];
+    thread_local std::vector<float> result;
+    if ((int64_t) result.size() < n) {
+        result.resize(n);
+    }
+    for (int64_t row = begin; row < end; ++row) {
+        const auto at = [&](const ggml_tensor * of) {
+            return (float *) ((char *) of->data + row%x->ne[1]*of->nb[1] + row/x->ne[1]%x->ne[2]*of->nb[2]
+                + row/x->ne[1]/x->ne[2]*of->nb[3]);
+        };
+        if (step.sum) {
+            ggml_vec_add_f32((int) n, at(step.sum), at(step.sum->src[0]), at(step.sum->src[1]));
+        }
+        norm_row(step.norm, step.scaled, at(x), row, result.data());
+        quantize(result.data(), n/BLOCK_SIZE, to + row*(n/BLOCK_SIZE));
+    }
+}
+
+// Share `i` of `n` of the rows.
+void quantize_share(const Step & step, int64_t i, int64_t n, Activations * to) {
+    const ggml_tensor * rows = step.products[0]->src[1];
+    if (step.norm) {
+        quantize_norm(step, ggml_nrows(rows)*i/n, ggml_nrows(rows)*(i + 1)/n, to);
+    } else {
+        const int64_t blocks = ggml_nelements(rows)/BLOCK_SIZE;
+        quantize_rows(rows, blocks*i/n, blocks*(i + 1)/n, to);
+    }
+}
+
+void compute(const Step & step, ggml_compute_params * params) {
+    const ggml_tensor * x = step.products[0]->src[1];
+    Activations * activations = step.activations + (step.apart ? params->ith*(ggml_nelements(x)/BLOCK_SIZE) : 0);
     if (params->ith == 0) {
-        calls.fetch_add(1, std::memory_order_relaxed);
+        calls.fetch_add(step.n_products, std::memory_order_relaxed);
     }
     if (step.quantize && step.apart) {
-        quantize_rows(op->src[1], 0, blocks, activations);
+        quantize_share(step, 0, 1, activations);
     } else if (step.quantize) {
-        quantize_rows(op->src[1], blocks*params->ith/params->nth, blocks*(params->ith + 1)/params->nth, activations);
+        quantize_share(step, params->ith, params->nth, activations);
         ggml_barrier(params->threadpool);
     }
-    const Rows rows(op, activations);
-    const Division d(f, op, params->nth);
-    const auto multiply_part = [&](int64_t i) {
-        const int64_t expert = i/d.column_parts/d.row_parts, part = i/d.column_parts%d.row_parts;
-        const int64_t column = i%d.column_parts, begin = rows.begin(expert), n = rows.end(expert) - begin;
-        multiply_chunk(f, matrix_of(f, op->src[0], expert), d.vector(column), d.vector(column + 1), rows,
-            begin + n*part/d.row_parts, begin + n*(part + 1)/d.row_parts);
-    };
+    std::vector<Rows> rows;
+    for (int p = 0; p < step.n_products; ++p) {
+        rows.emplace_back(step.products[p], activations);
+    }
+    const Division d(step, params->nth);
     // A thread's share is contiguous in memory, for the prefetch. After it, chunks of other shares follow.
     // params->nth can be below the plan's n_threads: a thread pool may be smaller.
     const int64_t n_chunks = d.n_chunks();
@@ -236,7 +286,7 @@ void compute(const Format & f, ggml_compute_params * params, ggml_tensor * op) {
         while (begin + step.taken[of].load(std::memory_order_relaxed) < end) {
             const int64_t i = begin + step.taken[of].fetch_add(1, std::memory_order_relaxed);
             if (i < end) {
-                multiply_part(i);
+                multiply_chunk(step, rows.data(), d, i);
             }
         }
     }
@@ -249,7 +299,7 @@ class Traits : public ggml::cpu::tensor_traits {
     }
 
     bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
-        compute(*format_of(op->src[0]), params, op);
+        compute(*(const Step *) op->extra, params);
         return true;
     }
 };
@@ -269,9 +319,13 @@ ggml::cpu::tensor_traits * tokenstream::panel_traits() {
 extern "C" ggml_status tokenstream_graph_compute(ggml_cgraph * graph, ggml_cplan * plan) {
 #ifdef TOKENSTREAM_MATMUL_KERNEL
     thread_local Pass pass;
-    prepare(pass, graph, plan->n_threads);
-#endif
+    pass.prepare(graph, plan->n_threads, !plan->use_ref);
+    const ggml_status status = ggml_graph_compute(graph, plan);
+    pass.finish();
+    return status;
+#else
     return ggml_graph_compute(graph, plan);
+#endif
 }
 
 // Operations computed here since the process started.

@@ -38,10 +38,7 @@ struct Activations {
 #ifdef TOKENSTREAM_MATMUL_KERNEL
 
 inline void quantize(const float * x, int64_t n_blocks, Activations * to) {
-    constexpr int AHEAD = 16*BLOCK_SIZE; // other threads wrote many of the values: their cache lines arrive late
     for (int64_t b = 0; b < n_blocks; ++b, x += BLOCK_SIZE, ++to) {
-        __builtin_prefetch(x + AHEAD);
-        __builtin_prefetch(x + AHEAD + BLOCK_SIZE/2);
         const float top = highest(x);
         const float factor = top > 1e-30f ? 127.0f/top : 0.0f; // 127/top overflows for smaller values
         to->negated[1] = -round_half(x, factor, to->quants);

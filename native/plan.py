@@ -25,6 +25,7 @@ _SOURCES = tuple(
         *("exports.cpp", "sampling.cpp", "sampling.h", "logits_row.h"),
         *("row_operations.cpp", "flash_attention.cpp"),
         *("attention_kernel.h", "attention_tile.h", "attention_vectors.h"),
+        *("passes.cpp", "passes.h", "fusion.h"),
         *("matmul.cpp", "matmul_weights.cpp", "matmul_weights.h", "matmul_kernel.h", "matmul_formats.h"),
         *("matmul_avx512.h", "matmul_avx2.h", "matmul_neon.h"),
     )

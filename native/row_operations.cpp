@@ -7,6 +7,8 @@
 // llama_cpp.cmake compiles this file into ggml-cpu and redirects ggml-cpu.c's calls to it. ggml's functions compute
 // other cases.
 
+#include "fusion.h"
+
 #include "ggml-cpu-impl.h"
 #include "ggml-impl.h"
 #include "ops.h"
@@ -55,22 +57,29 @@ float mean_of_squares(const float * x, int64_t n) {
     return total/n;
 }
 
+float scale_of(const ggml_tensor * norm, const float * x) {
+    float epsilon;
+    memcpy(&epsilon, norm->op_params, sizeof(float));
+    return 1.0f/sqrtf(mean_of_squares(x, norm->ne[0]) + epsilon);
+}
+
+void multiply(const float * x, float scale, const float * weights, float * y, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        y[i] = x[i]*scale*weights[i];
+    }
+}
+
 // `weights`: null if the norm is not multiplied.
 void compute_norm(const ggml_compute_params * params, const ggml_tensor * norm, const ggml_tensor * weights, ggml_tensor * dst) {
     const ggml_tensor * src = norm->src[0];
     const int64_t n = src->ne[0];
-    float epsilon;
-    memcpy(&epsilon, norm->op_params, sizeof(float));
     const Rows rows(params, dst);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
         const float * x = row_of<const float>(src, dst, row);
         float * y = row_of<float>(dst, dst, row);
-        const float scale = 1.0f/sqrtf(mean_of_squares(x, n) + epsilon);
+        const float scale = scale_of(norm, x);
         if (weights) {
-            const float * w = row_of<const float>(weights, dst, row);
-            for (int64_t i = 0; i < n; ++i) {
-                y[i] = x[i]*scale*w[i];
-            }
+            multiply(x, scale, row_of<const float>(weights, dst, row), y, n);
         } else {
             for (int64_t i = 0; i < n; ++i) {
                 y[i] = x[i]*scale;
@@ -192,6 +201,11 @@ void compute_rope(const ggml_compute_params * params, ggml_tensor * dst) {
 }
 
 } // namespace
+
+void tokenstream::norm_row(const ggml_tensor * norm, const ggml_tensor * product, const float * x, int64_t index, float * y) {
+    const ggml_tensor * weights = product->src[product->src[0] == norm];
+    multiply(x, scale_of(norm, x), row_of<const float>(weights, product, index), y, norm->ne[0]);
+}
 
 extern "C" void tokenstream_rms_norm(const ggml_compute_params * params, ggml_tensor * dst) {
     if (has_f32_rows(dst->src[0]) && !params->use_ref) {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from app.engine.llama import start_matmul
 from tests.native import ggml
-from tests.native.ggml import F32, I32, I64, P, call
+from tests.native.ggml import F16, F32, I32, I64, P, call
 from tests.quantized_weights import Bytes, Format
 
 Floats = NDArray[np.float32]
@@ -66,7 +66,7 @@ class Graph:
         return Tensor(handle, (experts, columns, k))
 
     def input(self, values: NDArray[Any]) -> Tensor:
-        kind = {"float32": F32, "int32": I32}[values.dtype.name]
+        kind = {"float32": F32, "float16": F16, "int32": I32}[values.dtype.name]
         shape = (1,) * (4 - values.ndim) + values.shape
         sizes = [I64(size) for size in shape[::-1]]
         tensor = Tensor(call("ggml_new_tensor_4d", P, self._context, ctypes.c_int(kind), *sizes), shape)
@@ -101,6 +101,22 @@ class Graph:
         result = call("ggml_mul_mat_id", P, self._context, weights.handle, x.handle, ids.handle)
         self._add(result)
         return Tensor(result, (*ids.shape[-2:], weights.shape[1]))
+
+    def result_of(self, function: str, shape: tuple[int, ...], *arguments: Tensor | float | None) -> Tensor:
+        """The result of another operation, such as ``ggml_add``. ``shape`` is that of the result."""
+        handles = [x.handle if isinstance(x, Tensor) else x for x in arguments]
+        result = call(function, P, self._context, *handles)
+        self._add(result)
+        return Tensor(result, shape)
+
+    def reshaped(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """A view of adjacent values in another shape."""
+        sizes = [I64(size) for size in shape[::-1]]
+        return Tensor(call("ggml_reshape_4d", P, self._context, tensor.handle, *sizes), shape)
+
+    def keep(self, tensor: Tensor) -> None:
+        """Mark a result as an output of the graph: it must be in memory after a run."""
+        call("ggml_set_output", None, tensor.handle)
 
     def scale_in_place(self, x: Tensor, factor: float) -> None:
         """Overwrite ``x``. Operations that are added later read the new values."""
