@@ -51,9 +51,10 @@ wheels:
 	@$(PYTHON) native/build.py wheels native-builds.zip $(MACHINES:%=--machine %)
 
 ## make test         run all tests; tests of the web page need Chromium. PYTEST='-k name' passes options
-# Tests start hundreds of Python processes, which need compiled modules.
-RUN_TESTS = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest \
-    --numprocesses=auto --maxprocesses=4 --dist=worksteal
+# Tests start hundreds of Python processes, which need compiled modules. One process more than cores: tests wait for
+# servers and time limits.
+TEST_PROCESSES = $(shell $(BIN)/python -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
+RUN_TESTS = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=worksteal
 TEST_TOOLS := $(addprefix $(VENV)/,.knowledge .tracing .ray .dev .bench .text-generation .llama-index)
 test: install $(TEST_TOOLS)
 	@$(RUN_TESTS) $(PYTEST)

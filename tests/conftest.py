@@ -39,6 +39,9 @@ MODEL = _bundled_model()
 
 # httpx parses the CA certificates for each client, which takes 25 ms. All clients share the result.
 httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)
+# The default, 5 s, is too short on a busy machine.
+for phase in ("connect", "read", "write", "pool"):
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, phase, 60.0)
 
 
 # Fixtures of tests that `make test-quick` leaves out: servers, browsers, compilers, hubs, written models.

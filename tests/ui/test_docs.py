@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 import httpx
-import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.conftest import KEY, Server
@@ -32,26 +31,27 @@ def n_operations(url: str) -> int:
     return sum(len(item) for item in document["paths"].values())
 
 
-@pytest.mark.parametrize("path", ["/docs", "/swagger-ui", "/swagger-ui/"])
-def test_every_operation_is_listed(page: Page, server_url: str, path: str) -> None:
-    requested = open_docs(page, server_url, path)
+def test_every_operation_is_listed_and_opens_without_errors(page: Page, server_url: str) -> None:
+    """One test: Swagger UI takes seconds of CPU time to show the document."""
+    requested = open_docs(page, server_url, "/swagger-ui/")
     expect(page.locator(".opblock")).to_have_count(n_operations(server_url))
     expect(page.locator(".opblock-tag").first).to_contain_text("Token stream")
-    assert all(address.startswith((f"{server_url}/", "data:")) for address in requested)
-
-
-@pytest.mark.parametrize(
-    "operation_id", ["post_token_stream", "post_v1_chat_completions", "post_invocations"]
-)
-def test_operations_and_schemas_open_without_errors(page: Page, server_url: str, operation_id: str) -> None:
-    requested = open_docs(page, server_url)
-    opened = operation(page, operation_id)
-    opened.locator(".opblock-summary-control").click()
-    expect(opened.locator("select.examples-select-element, .examples-select select").first).to_be_visible()
-    opened.get_by_role("tab", name="Schema", exact=True).first.click()
-    expect(opened.locator(".json-schema-2020-12").first).to_be_visible()
+    for operation_id in (FIRST, "post_v1_chat_completions", "post_invocations"):
+        opened = operation(page, operation_id)
+        opened.locator(".opblock-summary-control").click()
+        examples = opened.locator("select.examples-select-element, .examples-select select")
+        expect(examples.first).to_be_visible()
+        opened.get_by_role("tab", name="Schema", exact=True).first.click()
+        expect(opened.locator(".json-schema-2020-12").first).to_be_visible()
     assert page.locator(".errors-wrapper").count() == 0
     assert all(address.startswith((f"{server_url}/", "data:")) for address in requested)
+
+
+def test_all_paths_have_the_same_page_with_absolute_addresses(server_url: str) -> None:
+    [page] = {httpx.get(server_url + path).text for path in ("/docs", "/swagger-ui", "/swagger-ui/")}
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert addresses
+    assert all(address.startswith("/") for address in addresses)
 
 
 def test_an_example_can_be_executed(page: Page, server_url: str) -> None:
@@ -61,7 +61,7 @@ def test_an_example_can_be_executed(page: Page, server_url: str) -> None:
     expect(first.locator("textarea.body-param__text")).to_have_value(re.compile("Where is located Paris"))
     first.get_by_role("button", name="Execute").click()
     answer = first.locator(".live-responses-table")
-    expect(answer.locator("tbody td.response-col_status").first).to_contain_text("200", timeout=60_000)
+    expect(answer.locator("tbody td.response-col_status").first).to_contain_text("200")
     expect(answer).to_contain_text("Paris")
 
 
