@@ -92,9 +92,11 @@ class AnswerReader {
   }
 }
 
-/** Wait for the time that the server expects, second by second. */
+/** Wait for the time that the server expects, second by second. In a hidden tab, a second can take a minute. */
 async function wait(error, signal, onBusy) {
-  for (let seconds = error.retryAfter; seconds > 0; seconds--) {
+  const end = performance.now() + error.retryAfter * 1000;
+  const left = () => Math.ceil((end - performance.now()) / 1000);
+  for (let seconds = error.retryAfter; seconds > 0; seconds = left()) {
     onBusy(error, seconds);
     await second(signal);
   }

@@ -169,6 +169,7 @@ export class Session {
     const { question, answer } = view.turn;
     const isShown = () => view.element.isConnected;
     const { changed, save, shown } = this.#hooks;
+    let isBusyTold = false;
     const on = {
       text: (piece) => {
         answer.updated = Date.now();
@@ -182,7 +183,8 @@ export class Session {
       },
       busy: (error, seconds) => {
         const sentence = view.answer.busy(error, seconds);
-        if (error?.retryAfter === seconds) say(`${sentence}.`);
+        if (error && !isBusyTold) say(`${sentence}.`);
+        isBusyTold ||= error !== null;
       },
     };
     isLeaving = false;

@@ -127,6 +127,10 @@ def test_waiting_for_a_busy_server_can_be_stopped(
     chat.fake_answers(lambda route: reject(route, 429, "overloaded", message))
     chat.ask(QUESTION)
     expect(chat.figures(1)).to_have_text(words)
+    for _ in range(2):  # two more attempts
+        with chat.page.expect_request("**/token_stream"):
+            pass
+    assert chat.recorded("status") == ["Answering…", f"{words}."]  # screen readers announce it once
     chat.page.keyboard.press("Escape")
     chat.wait_until_done()
     expect(chat.figures(1)).to_contain_text("stopped")
