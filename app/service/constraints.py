@@ -88,11 +88,11 @@ def _of_context(context: Context) -> Constraint | None:
 
 def enforced_schema(schema: Any, field: str, *, exact: bool, tool: str | None = None) -> Any:
     """The schema that the grammar enforces. A looser one is logged."""
-    of_tool = f"tool {tool!r}: " if tool else ""
     try:
         found = enforceable(schema, exact=exact)
     except GrammarError as error:
+        of_tool = f"tool {tool!r}: " if tool else ""
         raise BadRequest(f"{of_tool}cannot be enforced: {error}", field=field) from error
     if found.losses:
-        logger.info("%s: %sthe answer is not constrained by %s", field, of_tool, found.lost)
+        logger.info("%s: the answer is not constrained by %s", field, found.lost_keywords)
     return found.schema

@@ -61,6 +61,11 @@ class Adapted:
         more = len(self.losses) - _MAX_MENTIONED
         return ", ".join(self.losses[:_MAX_MENTIONED]) + (f" and {more} more" if more > 0 else "")
 
+    @property
+    def lost_keywords(self) -> str:
+        """The keywords of the losses, without values and pointers, which are texts of a client."""
+        return ", ".join(dict.fromkeys(loss.split()[0] for loss in self.losses))
+
 
 def adapted(schema: Schema) -> Adapted:
     """Rewrite a schema."""

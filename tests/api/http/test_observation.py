@@ -103,6 +103,11 @@ def test_no_text_of_a_user_is_logged(server: Server) -> None:
     """After the other tests of this module, whose requests contain the text."""
     ask(server, "text-1")
     line_of(server, "text-1")
+    schema = {"type": "object", "properties": {SECRET: {"type": "string", "pattern": f"({SECRET}"}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": SECRET, "schema": schema}}
+    messages = [{"role": "user", "content": SECRET}]
+    ask(server, "text-2", "/v1/chat/completions", messages=messages, response_format=wanted)
+    line_of(server, "text-2")
     assert SECRET not in server.output()
     assert {one["level"] for one in lines(server)} >= {"debug", "info"}
 
