@@ -128,6 +128,12 @@ async def client(url: str, seed: int, until: float, statuses: Counter[str], *, n
                 print(f"{path} {body}: {error!r}", flush=True)
 
 
+def fill_embedding_buffers(server: Server) -> None:
+    """Embed a full batch. The buffers of the embedding model grow to the largest batch, and remain."""
+    texts = [WORDS * 4] * 16
+    assert httpx.post(f"{server.url}/v1/embeddings", json={"input": texts}, timeout=120).status_code == 200
+
+
 def metric(page: str, name: str, label: str = "") -> float:
     """The sum of a metric over all models; ``label``: a label that it has."""
     found = re.findall(rf"^{name}(?:{{[^}}]*{label}[^}}]*}})? (\S+)$", page, re.MULTILINE)
@@ -182,6 +188,7 @@ def soak(minutes: float, *, has_several: bool) -> int:
         models = several(Path(folder)) if has_several else {}
         server = Server(Path(folder) / "log", program, **SETTINGS, **models).wait_until()
         try:
+            fill_embedding_buffers(server)
             statuses = asyncio.run(load(server, minutes * 60 / 5, 1, names_models=has_several))
             before = measure(server, tasks_file)
             statuses += asyncio.run(load(server, minutes * 60 * 4 / 5, 2, names_models=has_several))
