@@ -171,6 +171,7 @@ class ContextsFile:
             raise ContextsError(f"{path}: CONTEXT_TYPE={default} should be one of {', '.join(contexts)}")
         self.check_models(contexts)
         changed = {name: context for name, context in contexts.items() if self._contexts.get(name) != context}
+        used = []
         for entry in self._models.entries:
             if entry.is_open:  # others check and prefill their contexts when they are loaded
                 lease = await self._models.acquire(entry)
@@ -178,11 +179,19 @@ class ContextsFile:
                     await self._use(lease.model, self._models.contexts_of(entry, changed))
                 finally:
                     self._models.release(entry, lease)
+                used.append(lease.model)
         removed = [name for name in self._contexts if name not in contexts]
         self._contexts.replace(contexts)
         for model in (entry.model for entry in self._models.entries if entry.model is not None):
             for name in (*changed, *removed):
                 model.refused.pop(name, None)
+        for entry in self._models.entries:
+            if entry.is_open and entry.model not in used:  # loaded meanwhile, with the previous contexts
+                lease = await self._models.acquire(entry)
+                try:
+                    await lease.model.warm(self._models.contexts_of(entry, changed))
+                finally:
+                    self._models.release(entry, lease)
         names = f"changed or new: {', '.join(changed) or 'none'}; removed: {', '.join(removed) or 'none'}"
         logger.info("read again: contexts of %s (%s)", path, names)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -141,7 +141,7 @@ class Model:
         common: Common,
         *,
         metrics: ModelMetrics,
-        warmed: Collection[str],
+        warmed: Mapping[str, Context],
     ) -> Model:
         """Load a model, start its engine and prefill contexts.
 
@@ -152,7 +152,7 @@ class Model:
             plan: Its memory.
             common: Parts that all models share.
             metrics: Receives a report of every engine step and answer.
-            warmed: Names of the contexts to prefill.
+            warmed: The contexts to prefill.
 
         Raises:
             ContextsError: The constraint or a choice of a context is invalid.
@@ -172,7 +172,7 @@ class Model:
         try:
             model.engine.start()
             metrics.engine.on_start(model.n_ctx, model.kv_bytes)
-            await model._warm({name: common.contexts[name] for name in warmed})
+            await model.warm(warmed)
         except BaseException:
             await model.close()
             raise
@@ -275,12 +275,17 @@ class Model:
             except OSError as error:
                 logger.debug("the measured speed is not kept: %s", error)
 
-    async def _warm(self, contexts: Mapping[str, Context]) -> None:
-        """Prefill contexts, and log those that the model rejects."""
+    async def warm(self, contexts: Mapping[str, Context]) -> None:
+        """Prefill contexts, and log those that the model rejects.
+
+        Raises:
+            ContextsError: The constraint or a choice of a context is invalid.
+        """
         if not contexts:
             return
-        self.refused = await warm(contexts, self.preparation, self.engine, self._settings)
-        for name, reason in self.refused.items():
+        refused = await warm(contexts, self.preparation, self.engine, self._settings)
+        self.refused |= refused
+        for name, reason in refused.items():
             logger.error(
                 "%s: context %r is rejected, and so are its requests: %s",
                 self._settings.contexts_file,

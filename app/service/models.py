@@ -294,23 +294,34 @@ class Models:
             entry.n_planned = plan.total
             try:
                 with readable_load_errors():
-                    entry.model = await Model.load(
+                    model = await Model.load(
                         entry.name,
                         files,
                         entry.settings,
                         plan,
                         common,
                         metrics=entry.metrics,
-                        warmed=[name for name in own if warm is None or name in warm],
+                        warmed={name: one for name, one in own.items() if warm is None or name in warm},
                     )
+                await self._warm_changed(entry, model, own)
+                entry.model = model
             except BaseException:
                 entry.n_planned = 0
                 raise
             entry.failure = None
-            model = entry.model
             entry.facts = ModelFacts(
                 entry.name, model.created, model.description, model.n_bytes, model.limits.total
             )
+
+    async def _warm_changed(self, entry: Entry, model: Model, known: Mapping[str, Context]) -> None:
+        """Prefill the contexts that were read again while a model was loaded; ``known``: the ones before."""
+        try:
+            while (own := self.contexts_of(entry, self._contexts)) != known:
+                await model.warm({name: one for name, one in own.items() if known.get(name) != one})
+                known = own
+        except BaseException:
+            await _closed(model)
+            raise
 
     def _stream_elsewhere(self, entry: Entry) -> bool:
         """Whether answers of other models stream. Called on the thread of a model's engine."""

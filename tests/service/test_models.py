@@ -19,6 +19,7 @@ from app.engine.client import LOCAL
 from app.engine.engine import Engine
 from app.fit.memory_plan import MemoryPlanError
 from app.service import ChatPrompt, GenerationFailed, LoadFailed, Service, UnknownModel, collect
+from app.service.contexts import ContextsFile
 from app.service.model import Model
 from app.telemetry.metrics import Metrics
 from app.weights.served import served_models
@@ -229,3 +230,44 @@ async def test_adapters_of_another_model_than_the_first(start: Callable[..., Any
         await text("b:strong")
     with pytest.raises(UnknownModel, match="'smollm2:strong' does not exist; served are: smollm2, a, b"):
         await text("smollm2:strong")
+
+
+LONG = Context(prompt="right " * 600, model="a")
+
+
+async def test_contexts_that_change_while_a_model_loads_are_checked(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service: Service = await start()
+    load_ = Model.load
+
+    async def changing(*arguments: Any, **options: Any) -> Model:
+        service.contexts.replace({"general": CONTEXTS["general"], "tax": LONG})
+        return await load_(*arguments, **options)
+
+    monkeypatch.setattr(Model, "load", changing)
+    assert await answer(service, "a") == "a"
+    assert service.refused_contexts.keys() == {"tax"}
+
+
+async def test_a_model_that_is_loaded_while_contexts_are_read_checks_them(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "contexts.toml"
+    service: Service = await start(contexts_file=path)
+    use = ContextsFile._use
+
+    async def loading(file: ContextsFile, model: Model, changed: Any) -> None:
+        if model.name == "b":  # the last one, so reading has passed the others
+            assert await answer(service, "a") == "a"
+        await use(file, model, changed)
+
+    assert await answer(service, "b") == "b"
+    monkeypatch.setattr(ContextsFile, "_use", loading)
+    path.write_text(
+        f'[contexts.general]\nprompt = "Answer."\n[contexts.tax]\nprompt = "{LONG.prompt}"\nmodel = "a"\n'
+    )
+    service.reload_contexts()
+    await until(lambda: bool(service.refused_contexts))
+    assert [*service.contexts] == ["general", "tax"]
+    assert service.refused_contexts.keys() == {"tax"}
