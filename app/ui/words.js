@@ -12,7 +12,7 @@ export function explain({ message, type }) {
   if (type === "unauthorized") return "The key is missing or no longer valid. Enter the key of this server.";
   if (type === "shutting_down") return "The server is shutting down. Try again later.";
   if (type === "request_timeout") return "The answer took longer than this server allows. Ask for a shorter one.";
-  return withoutSettings(message);
+  return withoutSettings(message).replace(/^(context|model): (?=\1\b)/, ""); // "context: context 'x' is not defined"
 }
 
 /** A sentence about a busy server, or a key without tokens. `seconds`: until the next attempt. */

@@ -27,7 +27,7 @@ def test_a_rejected_request_shows_the_error_message(
     assert next(iter(fields)) in message or "nowhere" in message
     chat.change_requests(**fields)
     chat.ask(QUESTION)
-    expect(chat.errors).to_have_text(message)
+    expect(chat.errors).to_have_text(message.removeprefix("context: "))
     expect(chat.question(1)).to_have_text(QUESTION)
     chat.wait_until_done()
     chat.reconnect()
