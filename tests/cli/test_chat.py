@@ -65,7 +65,7 @@ class Terminal:
 
     def wait_for(self, text: str, n_characters: int = 0) -> str:
         """Read until ``text`` and ``n_characters`` behind it are shown. Returns the text before it."""
-        end = time.monotonic() + 100
+        end = time.monotonic() + 200
         while len(self.shown.partition(text)[2]) < n_characters or text not in self.shown:
             assert time.monotonic() < end, self.shown
             self.shown += os.read(self._ours, 1024).decode()
@@ -88,7 +88,7 @@ def test_an_answer_is_stopped_and_the_conversation_goes_on(stop: str) -> None:
         terminal.wait_for("Hello", n_characters=4)
         terminal.wait_for("> ")
         terminal.type("\x04")
-        assert terminal.process.wait(20) == 0
+        assert terminal.process.wait(120) == 0
     finally:
         terminal.process.kill()
         terminal.process.wait()

@@ -22,7 +22,7 @@ Start = Callable[..., Server]
 
 
 def ended(server: Server) -> tuple[int, str]:
-    return server.process.wait(60), server.output()
+    return server.process.wait(120), server.output()
 
 
 def refuses_connections(server: Server) -> bool:
@@ -218,7 +218,7 @@ def test_sigterm_waits_for_running_answers_and_exits_with_0(start_server: Start)
         wait_for(lambda: refuses_connections(server))
         text += "".join(pieces)
     assert '"generated_tokens": 150' in text
-    assert server.process.wait(30) == 0
+    assert server.process.wait(120) == 0
     assert "Traceback" not in server.output()
 
 
@@ -238,9 +238,9 @@ def test_after_shutdown_grace_answers_are_truncated_and_the_status_is_0(start_se
     started = threading.Event()
     reader = threading.Thread(target=read)
     reader.start()
-    assert started.wait(30)
+    assert started.wait(120)
     assert server.stop() == 0
-    reader.join(30)
+    reader.join(120)
     assert cut, "a truncated stream is an error"
     assert "Traceback" not in server.output()
 
@@ -291,6 +291,6 @@ def test_a_wrong_setting_of_the_knowledge_base_prevents_the_start(
     start_server: Start, settings: dict[str, str], message: str
 ) -> None:
     server = start_server(**settings)
-    assert server.process.wait(60) in (1, 2)
+    assert server.process.wait(120) in (1, 2)
     assert message in server.output()
     assert "Traceback" not in server.output()

@@ -74,6 +74,6 @@ def assert_nothing_runs(engine: AsyncEngine) -> None:
 
 async def until_idle(reports: Reports) -> None:
     """Wait until a report has no running and no waiting request."""
-    with anyio.fail_after(30):
+    with anyio.fail_after(120):
         while not reports.all or reports.all[-1].running or reports.all[-1].waiting:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

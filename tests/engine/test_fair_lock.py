@@ -27,7 +27,7 @@ def test_a_thread_that_returns_at_once_waits_behind_the_others() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert sorted(order) == ["a"] * 50 + ["b"] * 50
     same_in_a_row = sum(one == next_ for one, next_ in itertools.pairwise(order))
     assert same_in_a_row <= 5, "the threads alternate"
@@ -50,7 +50,7 @@ def test_one_thread_at_a_time_holds_the_lock() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert len(n_inside) == 1800
     assert max(n_inside) == 1
 

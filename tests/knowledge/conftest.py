@@ -14,6 +14,7 @@ from app.engine.embedder import Embedder
 from app.knowledge import backlog
 from app.knowledge.knowledge import Knowledge, KnowledgeOptions
 from app.weights.embedding import resolve_embedding_model
+from tests.polling import wait_for
 
 
 class Recorder:
@@ -77,11 +78,8 @@ def open_knowledge(
         knowledge.close()
 
 
-def until(condition: Callable[[], object], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "timeout"
-        time.sleep(0.05)
+def until(condition: Callable[[], object]) -> None:
+    wait_for(condition, interval=0.05)
 
 
 def names(knowledge: Knowledge, state: str = "indexed") -> list[str]:

@@ -79,7 +79,7 @@ def test_a_failed_watch_is_restarted(
     monkeypatch.setattr(watcher, "watch", failing)
     monkeypatch.setattr(watcher, "_RESCAN_AFTER", 0.1)
     knowledge, _ = open_knowledge()
-    assert failed.wait(30)
+    assert failed.wait(120)
     (folder / "later.txt").write_text("The lamp on the pier is green.")
     until(lambda: "later.txt" in names(knowledge))
 

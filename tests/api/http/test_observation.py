@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import httpx
 import pytest
 
 from tests.conftest import Server, running_server
+from tests.polling import wait_for
 
 SECRET = "Zanzibarquux"  # in prompts, answers and invalid values
 
@@ -30,13 +30,15 @@ def lines(server: Server) -> list[dict[str, Any]]:
 
 def line_of(server: Server, request_id: str) -> dict[str, Any]:
     """The only log line at the end of a request. It may follow the response."""
-    end = time.monotonic() + 10
-    while True:
-        found = [one for one in lines(server) if one.get("request_id") == request_id]
-        if found or time.monotonic() > end:
-            [line] = [one for one in found if one["event"] == "request"]
-            return line
-        time.sleep(0.02)
+
+    def found() -> list[dict[str, Any]]:
+        return [
+            one for one in lines(server) if (one.get("request_id"), one["event"]) == (request_id, "request")
+        ]
+
+    wait_for(found)
+    [line] = found()
+    return line
 
 
 def ask(server: Server, request_id: str, path: str = "/token_stream", **body: Any) -> httpx.Response:

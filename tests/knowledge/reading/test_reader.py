@@ -193,7 +193,7 @@ def test_close_ends_reading(tmp_path: Path) -> None:
     time.sleep(0.5)
     process = reader.process_id
     reader.close()
-    thread.join(20)
+    thread.join(120)
     assert problems == ["is not read: the reader was closed"]
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
