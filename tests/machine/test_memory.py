@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.machine.memory import available_memory, machine_memory
+from app.machine.memory import available_memory, machine_memory, returnable_buffer
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -111,6 +111,11 @@ def test_above_the_limit_only_the_memory_of_this_process_is_available(kernel: Fa
 
 def test_without_these_files_all_memory_is_available(tmp_path: Path) -> None:
     assert available_memory(tmp_path, tmp_path) == machine_memory()
+
+
+def test_a_buffer_larger_than_memory_is_a_memory_error() -> None:
+    with pytest.raises(MemoryError, match="a buffer of 4611686018427387904 bytes does not fit"):
+        returnable_buffer(1 << 62)
 
 
 def test_this_machine_has_available_memory() -> None:

@@ -53,8 +53,8 @@ def gathered(deltas: Sequence[Delta]) -> tuple[str, Calls]:
     return content, calls
 
 
-ADD = '{"name": "add", "arguments": {"a": [1, {"b": "}"}]}}'
-ADDED = ("add", '{"a": [1, {"b": "}"}]}')
+ADD = r'{"name": "add", "arguments": {"a": [1, {"b": "\"}"}]}}'
+ADDED = ("add", r'{"a": [1, {"b": "\"}"}]}')
 BARE_ADD = ADD.replace("arguments", "parameters")
 GET = '{"name": "get", "arguments": {}}'
 
