@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,3 +85,18 @@ def test_a_name_is_deleted_with_its_other_formats_and_without_other_files_of_its
     assert [Path(path).is_file() for path in pulled] == [True, False]
     assert run("rm", "a").returncode == 0
     assert not [*tmp_path.glob("models/models--*")]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_quantize_and_leaves_no_file(tmp_path: Path, number: int, status: int) -> None:
+    command = [sys.executable, "-m", "app", "quantize", "--quantize", "q4_k_m"]
+    environment = clean_environment(MODELS_DIR=str(tmp_path), MODEL_THREADS="1")
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while not [*tmp_path.glob("quantized/*/*.incomplete")]:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert "Traceback" not in errors
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]

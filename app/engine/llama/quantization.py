@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import re
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextvars import copy_context
 from pathlib import Path
 
 import llama_cpp.llama_cpp as lib
@@ -70,7 +73,20 @@ def quantize(
         if (tensor := _TENSOR.match(line)) is not None:
             on_progress(int(tensor[1]) / int(tensor[2]))
 
+    ended: Future[int] = Future()
+
+    def call() -> None:
+        paths = str(source).encode(), str(target).encode()
+        try:
+            ended.set_result(lib.llama_model_quantize(*paths, ctypes.byref(params)))
+        except BaseException as error:
+            ended.set_exception(error)
+
+    # On another thread: Python raises KeyboardInterrupt between two lines of the main thread, and the
+    # callbacks of llama.cpp would discard it.
+    thread = threading.Thread(target=copy_context().run, args=(call,), name="quantize", daemon=True)
     with set_log_listener(on_line):
-        code = lib.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
+        thread.start()
+        code = ended.result()
     if code:
         raise QuantizationError(last_error(f"llama_model_quantize returned {code}"))
