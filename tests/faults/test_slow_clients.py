@@ -96,6 +96,18 @@ def test_bytes_that_are_no_request_are_answered_and_logged(
     assert f"request_id={line.partition(' ')[2]}" in strict_server.output()
 
 
+def test_a_flood_of_requests_in_one_connection_ends_it(strict_server: Server) -> None:
+    """Their heads would be parsed at once, while all other connections wait."""
+    health = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    few = connect(strict_server)
+    few.sendall(health * 20)
+    assert received(few).count(b"HTTP/1.1 200") == 20
+    many = connect(strict_server)
+    many.sendall(health * 1000)
+    assert received(many).count(b"HTTP/1.1 200") <= 33
+    assert "more than 32 requests wait in the connection" in strict_server.output()
+
+
 def test_a_running_answer_ends_at_bytes_that_are_no_request(strict_server: Server) -> None:
     """A second response inside its body would be text of the answer."""
     body = json.dumps({**LONG, "max_tokens": 40}).encode()
