@@ -228,6 +228,7 @@ void multiply_chunk(const Step & step, const Rows * rows, const Division & d, in
     }
 }
 
+#ifdef TOKENSTREAM_ROWS
 // Rows `begin` to `end` of a norm, quantized.
 void quantize_norm(const Step & step, int64_t begin, int64_t end, Activations * to) {
     const ggml_tensor * x = step.norm->src[0];
@@ -249,15 +250,19 @@ void quantize_norm(const Step & step, int64_t begin, int64_t end, Activations * 
     }
 }
 
+#endif
+
 // Share `i` of `n` of the rows.
 void quantize_share(const Step & step, int64_t i, int64_t n, Activations * to) {
     const ggml_tensor * rows = step.products[0]->src[1];
+#ifdef TOKENSTREAM_ROWS
     if (step.norm) {
         quantize_norm(step, ggml_nrows(rows)*i/n, ggml_nrows(rows)*(i + 1)/n, to);
-    } else {
-        const int64_t blocks = ggml_nelements(rows)/BLOCK_SIZE;
-        quantize_rows(rows, blocks*i/n, blocks*(i + 1)/n, to);
+        return;
     }
+#endif
+    const int64_t blocks = ggml_nelements(rows)/BLOCK_SIZE;
+    quantize_rows(rows, blocks*i/n, blocks*(i + 1)/n, to);
 }
 
 void compute(const Step & step, ggml_compute_params * params) {
