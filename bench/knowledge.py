@@ -31,7 +31,7 @@ from app.knowledge.knowledge import Knowledge, KnowledgeOptions
 from app.knowledge.reading.reader import SUFFIXES, read_document
 from app.machine.cores import physical_cores
 from app.machine.installation import ROOT
-from app.service.retrieval import knowledge_options
+from app.service.encoders.retrieval import knowledge_options
 from app.weights.embedding import resolve_embedding_model
 
 _CORPUS = (ROOT / "data", ROOT / "tests" / "knowledge" / "corpus")

@@ -9,7 +9,7 @@ from app.config.errors import UserError
 from app.config.settings import Settings
 from app.engine.llama import Model
 from app.engine.sampling.watermark import Detection, Watermark
-from app.service.files import readable_load_errors
+from app.service.model.files import readable_load_errors
 from app.weights.model import resolve_model
 
 # z-scores. 1 in 30,000 unmarked texts exceeds the first, 1 in 40 the second.

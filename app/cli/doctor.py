@@ -104,8 +104,8 @@ def _check_models(settings: Settings) -> Iterator[Finding]:
 
 def _check_memory(settings: Settings, served: Sequence[ServedModel]) -> Iterator[Finding]:
     """Check the memory plan of each model, and whether they fit at the same time."""
-    from app.service.memory_shares import memory_budget, planned_shares
-    from app.service.tuned import with_tuned
+    from app.service.model.tuned import with_tuned
+    from app.service.models.memory_shares import memory_budget, planned_shares
     from app.weights.errors import readable_size
 
     budget = memory_budget(settings)
@@ -134,9 +134,9 @@ def _check_memory(settings: Settings, served: Sequence[ServedModel]) -> Iterator
 def _check_model(settings: Settings, name: str, *, plans: bool = True) -> Iterator[Finding]:
     """Check one model; ``name``: appended to the names of the checks."""
     from app.fit.tuning import described
-    from app.service.files import readable_load_errors
-    from app.service.model_parts import memory_plan
-    from app.service.tuned import tuned_values
+    from app.service.model.files import readable_load_errors
+    from app.service.model.parts import memory_plan
+    from app.service.model.tuned import tuned_values
     from app.weights.adapters import adapters_of, check_architecture
     from app.weights.errors import readable_size
     from app.weights.model import model_here
@@ -227,7 +227,7 @@ def _check_disk(settings: Settings) -> Iterator[Finding]:
 
 
 def _check_index(settings: Settings) -> Iterator[Finding]:
-    from app.service import retrieval
+    from app.service.encoders import retrieval
 
     if settings.knowledge == "off":
         yield ok("index", "no documents: KNOWLEDGE=off")

@@ -21,9 +21,9 @@ from app.machine.memory import available_memory
 from app.measure.comparison import Comparison
 from app.measure.measurer import Measurer, Trial, TrialFailed
 from app.measure.mix import Mix, Rates
-from app.service.files import readable_load_errors
-from app.service.model_parts import memory_plan
-from app.service.tuned import place_of
+from app.service.model.files import readable_load_errors
+from app.service.model.parts import memory_plan
+from app.service.model.tuned import place_of
 from app.weights.auto_format import Converted, kept_formats
 from app.weights.errors import ModelError
 from app.weights.model import model_name, resolve_model, source_model

@@ -29,18 +29,11 @@ from app.service.clients import (
     with_priority,
 )
 from app.service.deciding import classify, decide
-from app.service.decisions import (
-    MOST_OPTIONS,
-    MOST_QUESTIONS,
-    Content,
-    Decision,
-    DecisionQuestion,
-    Decisions,
-    Option,
-    rendered,
-)
-from app.service.embedding import Embeddings
-from app.service.entries import Entry, ModelFacts, State
+from app.service.encoders.embedding import Embeddings
+from app.service.encoders.rerank import Ranking
+from app.service.encoders.retrieval import list_documents, required_knowledge, search_documents
+from app.service.encoders.uploads import FOLDER as UPLOADS
+from app.service.encoders.uploads import TooLarge, store_upload
 from app.service.errors import (
     BadRequest,
     Forbidden,
@@ -55,10 +48,22 @@ from app.service.errors import (
     UnknownContext,
     UnknownModel,
 )
-from app.service.generation import Chosen, Generation, Step, receive
-from app.service.limits import TokenLimits
-from app.service.model import Model
-from app.service.prompts import (
+from app.service.model.generation import Generation, Step, receive
+from app.service.model.model import Model
+from app.service.models.entries import Entry, ModelFacts, State
+from app.service.preparing.choices import Chosen
+from app.service.preparing.decisions import (
+    MOST_OPTIONS,
+    MOST_QUESTIONS,
+    Content,
+    Decision,
+    DecisionQuestion,
+    Decisions,
+    Option,
+    rendered,
+)
+from app.service.preparing.limits import TokenLimits
+from app.service.preparing.prompts import (
     ChatPrompt,
     Constraint,
     Effort,
@@ -70,11 +75,7 @@ from app.service.prompts import (
     ThinkingUse,
     ToolUse,
 )
-from app.service.rerank import Ranking
-from app.service.retrieval import list_documents, required_knowledge, search_documents
 from app.service.service import Service
-from app.service.uploads import FOLDER as UPLOADS
-from app.service.uploads import TooLarge, store_upload
 
 __all__ = [
     "MOST_BYTES",

@@ -13,8 +13,8 @@ from app.engine.client import Client
 from app.service.errors import Overloaded
 
 if TYPE_CHECKING:
-    from app.service.entries import Entry
-    from app.service.model import Model
+    from app.service.model.model import Model
+    from app.service.models.entries import Entry
 
 # An estimate for a body that is not tokenized yet.
 _BYTES_PER_TOKEN = 4

@@ -10,9 +10,9 @@ from typing import Any
 from app.chat.tools import ArgumentsDelta, CallDelta, ContentDelta, Delta, ToolCallParser
 from app.engine.answer import Output
 from app.engine.llama import Vocab
-from app.service.generation import Generation, Step, receive
-from app.service.model import Model
-from app.service.prompts import ToolUse
+from app.service.model.generation import Generation, Step, receive
+from app.service.model.model import Model
+from app.service.preparing.prompts import ToolUse
 
 
 @dataclass(slots=True)

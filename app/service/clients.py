@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from app.config.keys import PRIORITIES, Key
 from app.engine.client import Client
 from app.service.errors import BadRequest, Forbidden, Overloaded
-from app.service.prompts import ChatPrompt, Prompt
+from app.service.preparing.prompts import ChatPrompt, Prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING
 from app.config.contexts import Context
 from app.service.admission import Place
 from app.service.clients import check_model, check_prompt
-from app.service.decisions import Content, Decision, DecisionQuestion, Decisions, decision_of, rendered
 from app.service.errors import BadRequest, ServiceError
-from app.service.prompts import ChatPrompt, Prompt, TextPrompt
-from app.service.questions import PreparedQuestions
+from app.service.preparing.decisions import (
+    Content,
+    Decision,
+    DecisionQuestion,
+    Decisions,
+    decision_of,
+    rendered,
+)
+from app.service.preparing.prompts import ChatPrompt, Prompt, TextPrompt
+from app.service.preparing.questions import PreparedQuestions
 from app.telemetry.request import current
 
 if TYPE_CHECKING:
-    from app.service.model import Model
+    from app.service.model.model import Model
     from app.service.service import Service
 
 

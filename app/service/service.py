@@ -19,19 +19,20 @@ from app.engine.embedder import Embedder
 from app.engine.fair_lock import FairLock
 from app.machine.progress import Stage
 from app.service.admission import Admission, Place
-from app.service.choices import choose
 from app.service.clients import TokenRates, check_model, check_prompt
-from app.service.constraints import effective
 from app.service.contexts import ContextsFile, LiveContexts
-from app.service.encoders import Encoders
-from app.service.entries import Entry
+from app.service.encoders.encoders import Encoders
+from app.service.encoders.retrieval import with_found
 from app.service.errors import BadRequest, Loading
-from app.service.files import ModelFiles
-from app.service.generation import Generation
-from app.service.model import Model
-from app.service.models import Models
-from app.service.prompts import ChatPrompt, Constraint, Prompt, TextPrompt
-from app.service.retrieval import with_found
+from app.service.model.choosing import choose
+from app.service.model.files import ModelFiles
+from app.service.model.generation import Generation
+from app.service.model.model import Model
+from app.service.models.entries import Entry
+from app.service.models.models import Models
+from app.service.models.names import adapter_of
+from app.service.preparing.constraints import effective
+from app.service.preparing.prompts import ChatPrompt, Constraint, Prompt, TextPrompt
 from app.service.threads import PreparingThreads
 from app.telemetry.metrics import Metrics
 from app.telemetry.request import RequestRecord, current
@@ -261,7 +262,7 @@ class Service:
             UnknownModel: The prompt names a model with an unknown adapter.
             BadRequest: The adapter is unknown.
         """
-        adapter = prompt.adapter or self.models.adapter_of(entry, prompt.model)
+        adapter = prompt.adapter or adapter_of(entry, prompt.model)
         if not adapter and isinstance(prompt, ChatPrompt):
             context = self.settings.context_type if prompt.context is None else prompt.context
             adapter = (self.contexts[context].adapter if context in self.contexts else None) or ""

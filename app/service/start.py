@@ -14,10 +14,10 @@ from app.engine.llama import supports_gpu
 from app.machine.background import in_background
 from app.machine.installation import IS_WHEEL, REBUILD, install_with
 from app.machine.progress import report_stage, reported_to
-from app.service import retrieval
-from app.service.files import find_model, preflight_model, readable_load_errors
+from app.service.encoders import retrieval
+from app.service.model.files import find_model, preflight_model, readable_load_errors
+from app.service.model.tuned import with_tuned
 from app.service.service import Service
-from app.service.tuned import with_tuned
 from app.telemetry.metrics import Metrics
 from app.weights.embedding import resolve_embedding_model, resolve_rerank_model
 from app.weights.served import served_models

@@ -15,7 +15,7 @@ from app.config.contexts import Context, Example
 from app.engine.sampling.params import SamplingParams
 from app.engine.scoring import Question
 from app.service import DecisionQuestion, Model
-from app.service.questions import QuestionPreparation
+from app.service.preparing.questions import QuestionPreparation
 from bench.bias.cases import Case, Task
 from bench.bias.figures import Floats, log_softmax
 

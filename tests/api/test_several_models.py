@@ -30,7 +30,7 @@ model = "tiny"
 COUNT_MODELS = """
 import gc, signal
 from pathlib import Path
-from app.service.model import Model
+from app.service.model.model import Model
 def count(*_):
     gc.collect()
     Path({path!r}).write_text(str(sum(isinstance(one, Model) for one in gc.get_objects())))

@@ -16,8 +16,8 @@ from app.config.settings import Settings, load
 from app.fit.tuned_file import TunedFileError
 from app.measure.measurer import Measurer, Trial, TrialFailed
 from app.measure.mix import Mix, Rates
+from app.service.model.tuned import with_tuned
 from app.service.start import Start
-from app.service.tuned import with_tuned
 from app.weights.auto_format import Converted
 from tests.conftest import MODEL
 from tests.tiny_models import TinyModel

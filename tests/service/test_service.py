@@ -32,10 +32,10 @@ from app.service import (
     Service,
     UnknownContext,
     collect,
-    model_parts,
     receive,
     start,
 )
+from app.service.model import parts
 from app.telemetry.metrics import Metrics
 from app.weights.embedding import resolve_embedding_model
 from tests.conftest import MODEL, ROOT
@@ -270,7 +270,7 @@ async def test_main_gpu_applies_to_preflight_and_memory_plan(monkeypatch: pytest
         return record
 
     monkeypatch.setattr(preflight, "check", recording("preflight"))
-    monkeypatch.setattr(model_parts, "make_plan", recording("memory plan"))
+    monkeypatch.setattr(parts, "make_plan", recording("memory plan"))
     settings = load(None, main_gpu=3, contexts_file=ROOT / "config/prompt_config.toml")
-    model_parts.memory_plan(settings, start.prepare(settings).model)
+    parts.memory_plan(settings, start.prepare(settings).model)
     assert received == {"preflight": 3, "memory plan": 3}

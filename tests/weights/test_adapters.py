@@ -9,7 +9,7 @@ import pytest
 from app.config.errors import UserError
 from app.config.settings import Settings
 from app.engine import llama
-from app.service.model_parts import load_adapters, memory_plan
+from app.service.model.parts import load_adapters, memory_plan
 from app.weights.adapters import adapters_of
 from tests.conftest import MODEL
 from tests.lora_adapters import write_adapter

@@ -17,7 +17,7 @@ from app.api.http import answering
 from app.config.contexts import Context
 from app.config.settings import load
 from app.service import Service
-from app.service.model import Model
+from app.service.model.model import Model
 from app.telemetry.metrics import Metrics
 from app.weights.served import served_models
 from tests.conftest import MODEL

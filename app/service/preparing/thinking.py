@@ -9,7 +9,7 @@ from app.chat.template.sandbox import RESERVED
 from app.chat.template.thoughts import ThoughtSupport, switches
 from app.config.contexts import Context
 from app.service.errors import BadRequest
-from app.service.prompts import Effort, ThinkingUse
+from app.service.preparing.prompts import Effort, ThinkingUse
 
 # Templates know three levels. The others become the nearest one.
 _NEAREST: dict[Effort, str] = {"minimal": "low", "xhigh": "high", "max": "high"}

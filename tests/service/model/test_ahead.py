@@ -21,9 +21,9 @@ from app.engine.engine import EngineOptions
 from app.engine.llama import Model
 from app.engine.sampling.params import SamplingParams
 from app.service import ChatPrompt
-from app.service.limits import TokenLimits
-from app.service.preparation import Preparation
-from app.service.prompts import ToolUse
+from app.service.preparing.limits import TokenLimits
+from app.service.preparing.preparation import Preparation
+from app.service.preparing.prompts import ToolUse
 from tests.conftest import MODEL, ROOT, running_server
 from tests.engine.conftest import Reports
 from tests.engine.engine_calls import chat, submit

@@ -21,15 +21,15 @@ from app.engine.scoring import Question, ScoringSequence
 from app.fit.memory_plan import MemoryPlan
 from app.fit.speed import record_speed
 from app.machine.cores import physical_cores
-from app.service.ahead import PrefillAhead
-from app.service.contexts import warm
 from app.service.errors import GenerationFailed, Overloaded, ServiceError, TooLong
-from app.service.files import ModelFiles
-from app.service.generation import Generation
-from app.service.limits import TokenLimits
-from app.service.model_parts import engine_options, fingerprint, load_adapters, make_tokenizer
-from app.service.preparation import Preparation, Prepared
-from app.service.questions import QuestionPreparation
+from app.service.model.ahead import PrefillAhead
+from app.service.model.files import ModelFiles
+from app.service.model.generation import Generation
+from app.service.model.parts import engine_options, fingerprint, load_adapters, make_tokenizer
+from app.service.model.warming import warm
+from app.service.preparing.limits import TokenLimits
+from app.service.preparing.preparation import Preparation, Prepared
+from app.service.preparing.questions import QuestionPreparation
 from app.telemetry.metrics import ModelMetrics
 from app.telemetry.request import current
 

@@ -9,9 +9,10 @@ import pytest
 from app.config.contexts import Context
 from app.config.settings import Settings
 from app.engine.llama import Model
-from app.service.choices import choices_of, drawn
 from app.service.errors import BadRequest
-from app.service.model_parts import make_tokenizer
+from app.service.model.choosing import drawn
+from app.service.model.parts import make_tokenizer
+from app.service.preparing.choices import choices_of
 
 
 def test_a_choice_that_begins_another_one_is_scored_with_its_end(model: Model) -> None:

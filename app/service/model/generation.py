@@ -14,10 +14,11 @@ from app.engine.sampling.logprobs import Logprobs
 from app.engine.sequence import FinishReason
 from app.knowledge.chunk import Passage
 from app.service.errors import GenerationFailed
+from app.service.preparing.choices import Chosen
 from app.telemetry.metrics import ModelMetrics
 
 if TYPE_CHECKING:
-    from app.service.model import Model
+    from app.service.model.model import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +37,6 @@ class Step:
     @property
     def thought(self) -> str:
         return "".join(output.thought for output in self.outputs)
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """Probabilities of the possible answers of a context with choices.
-
-    Attributes:
-        probabilities: By name. Their sum is 1.
-        label_mass: Probability of all choices before they are scaled to 1.
-        n_cached: Prompt tokens from the prefix cache when the choices were scored.
-    """
-
-    probabilities: dict[str, float]
-    label_mass: float
-    n_cached: int
 
 
 class Generation:

@@ -9,7 +9,7 @@ from app.config.contexts import Context
 from app.engine.llama import Vocab
 from app.engine.sampling.grammar import Grammar, GrammarCompiler, GrammarError, enforceable
 from app.service.errors import BadRequest
-from app.service.prompts import ChatPrompt, Constraint, JSONSchema, Lark, Prompt, Regex
+from app.service.preparing.prompts import ChatPrompt, Constraint, JSONSchema, Lark, Prompt, Regex
 
 logger = logging.getLogger("tokenstream.service")
 

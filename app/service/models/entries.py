@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from app.config.settings import Settings
-from app.service.model import Model
+from app.service.model.model import Model
 from app.telemetry.metrics import ModelMetrics
 from app.weights.adapters import AdapterFile
 from app.weights.served import ServedModel

@@ -6,29 +6,15 @@ So an answer agrees with its probabilities, whatever its sampling parameters are
 
 from __future__ import annotations
 
-import math
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from random import Random
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from app.chat.prompt import PromptTokenizer
 from app.config.contexts import Context
-from app.engine.client import Client
 from app.engine.llama import Vocab
-from app.engine.sampling.grammar import FixedAnswer
 from app.engine.scoring import Question
-from app.service.decisions import decision_of
 from app.service.errors import BadRequest
-from app.service.generation import Chosen, Generation
-from app.service.prompts import ChatPrompt, Constraint, Prompt
-
-if TYPE_CHECKING:
-    from app.service.model import Model
-    from app.service.preparation import Prepared
-
-_LEAST_TEMPERATURE = 1e-9  # greedy below
+from app.service.preparing.prompts import ChatPrompt, Constraint, Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +39,21 @@ class Choices:
     def scored(self, prompt: Sequence[int]) -> tuple[list[int], Question]:
         """A prompt and its answers as a question. The last token of the prompt is the question."""
         return list(prompt[:-1]), Question((prompt[-1],), self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Probabilities of the possible answers of a context with choices.
+
+    Attributes:
+        probabilities: By name. Their sum is 1.
+        label_mass: Probability of all choices before they are scaled to 1.
+        n_cached: Prompt tokens from the prefix cache when the choices were scored.
+    """
+
+    probabilities: dict[str, float]
+    label_mass: float
+    n_cached: int
 
 
 def choices_of(context: Context, vocab: Vocab, tokenizer: PromptTokenizer) -> Choices:
@@ -91,44 +92,3 @@ def check_combination(context: Context, prompt: Prompt, constraint: Constraint |
         raise BadRequest(f"cannot be used: {allowed}", field="tools")
     if prompt.continues:
         raise BadRequest(f"the last message cannot be continued: {allowed}", field=prompt.field)
-
-
-async def choose(
-    model: Model, prepared: Prepared, n: int, requested_at: float, client: Client
-) -> list[Generation]:
-    """Start ``n`` answers, each drawn from the choices of a context. See ``Model.submit``.
-
-    Raises:
-        ServiceError: The request exceeds the limits, the queue is full, or the engine has failed.
-    """
-    choices, params = prepared.choices, prepared.params
-    assert choices is not None
-    prompt, question = choices.scored(prepared.tokens)
-    checkpoints = (*prepared.turn_ends, len(prompt))
-    scored = await model.score(prompt, [question], client, adapter=prepared.adapter, checkpoints=checkpoints)
-    decision = decision_of(scored.logprobs[0])
-    probabilities = dict(zip(choices.names, decision.probabilities, strict=True))
-    chosen = Chosen(probabilities, decision.label_mass, scored.n_cached)
-    generations: list[Generation] = []
-    try:
-        for index in range(n):
-            seed = None if params.seed is None else (params.seed + index) % 2**32
-            name = drawn(decision.probabilities, params.temperature, seed)
-            fixed = replace(params, seed=seed, grammar=FixedAnswer(choices.tokens[name]))
-            one = replace(prepared, params=fixed, chosen=chosen)
-            generations += model.submit(one, 1, requested_at, client)
-    except BaseException:
-        for generation in generations:
-            generation.close()
-        raise
-    return generations
-
-
-def drawn(probabilities: Sequence[float], temperature: float, seed: int | None) -> int:
-    """Draw an index. At temperature 0 it is that of the highest probability."""
-    highest = max(probabilities)
-    if temperature < _LEAST_TEMPERATURE:
-        return probabilities.index(highest)
-    weights = [math.exp(math.log(p / highest) / temperature) if p > 0 else 0.0 for p in probabilities]
-    random = Random(secrets.randbits(32) if seed is None else seed)
-    return random.choices(range(len(weights)), weights)[0]

@@ -20,13 +20,12 @@ from app.engine.sampling.grammar import GrammarError
 from app.engine.sampling.params import SamplingParams
 from app.engine.sampling.watermark import Watermark
 from app.knowledge.chunk import Passage
-from app.service.choices import Choices, check_combination, choices_of
-from app.service.constraints import Constraints, enforced_schema
 from app.service.errors import BadRequest, TooLong, UnknownContext
-from app.service.generation import Chosen
-from app.service.limits import TokenLimits
-from app.service.passages import with_passages
-from app.service.prompts import (
+from app.service.preparing.choices import Choices, Chosen, check_combination, choices_of
+from app.service.preparing.constraints import Constraints, enforced_schema
+from app.service.preparing.limits import TokenLimits
+from app.service.preparing.passages import with_passages
+from app.service.preparing.prompts import (
     ChatPrompt,
     Constraint,
     Prompt,
@@ -34,8 +33,8 @@ from app.service.prompts import (
     ThinkingUse,
     ToolUse,
 )
-from app.service.thinking import template_options
-from app.service.turns import in_context, with_one_system_turn
+from app.service.preparing.thinking import template_options
+from app.service.preparing.turns import in_context, with_one_system_turn
 
 logger = logging.getLogger("tokenstream.service")
 

@@ -14,8 +14,8 @@ from app.config.contexts import Context
 from app.config.settings import SettingsError, load
 from app.engine.llama import Model
 from app.service import BadRequest, ChatPrompt, JSONSchema, TextPrompt, TooLong, UnknownContext
-from app.service.limits import TokenLimits
-from app.service.preparation import Preparation
+from app.service.preparing.limits import TokenLimits
+from app.service.preparing.preparation import Preparation
 
 CONTEXTS = {
     "general": Context(prompt="Be brief."),

@@ -15,9 +15,9 @@ from app.config.settings import SettingsError, load
 from app.engine.llama import Model
 from app.knowledge.chunk import Chunk, Passage
 from app.service import ChatPrompt, JSONSchema, TextPrompt, TooLong, ToolUse
-from app.service.limits import TokenLimits
-from app.service.passages import quoted, with_passages
-from app.service.preparation import Preparation
+from app.service.preparing.limits import TokenLimits
+from app.service.preparing.passages import quoted, with_passages
+from app.service.preparing.preparation import Preparation
 from tests.conftest import MODEL
 
 QUESTION = Message("user", "When does it open?")

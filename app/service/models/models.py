@@ -16,20 +16,20 @@ from app.config.settings import Settings
 from app.fit.memory_plan import MemoryPlan, MemoryPlanError
 from app.machine.background import in_background
 from app.machine.memory import available_memory, return_freed_memory
-from app.service.entries import Entry, Lease, ModelFacts, State
-from app.service.errors import GenerationFailed, LoadFailed, ServiceError, UnknownModel
-from app.service.facts import facts_of
-from app.service.files import ModelFiles, checked_files, readable_load_errors
-from app.service.memory_shares import memory_budget, plan_in_share, planned_shares
-from app.service.model import Common, Model
-from app.service.model_parts import memory_plan
+from app.service.errors import GenerationFailed, LoadFailed, ServiceError
+from app.service.model.files import ModelFiles, checked_files, readable_load_errors
+from app.service.model.model import Common, Model
+from app.service.model.parts import memory_plan
+from app.service.models.entries import Entry, Lease, ModelFacts, State
+from app.service.models.facts import facts_of
+from app.service.models.memory_shares import memory_budget, plan_in_share, planned_shares
+from app.service.models.names import find
 from app.telemetry.metrics import Metrics
 from app.weights.model import ModelError, model_name
 from app.weights.served import ServedModel
 
 logger = logging.getLogger("tokenstream.service")
 
-_ANY_TAG = ":latest"  # of Ollama's clients
 _CHECK_EVERY = 0.05  # seconds between checks whether a model has ended its work
 
 
@@ -94,52 +94,8 @@ class Models:
     # --- names
 
     def find(self, name: str | None) -> Entry:
-        """The model with a name. None: the default. A single model has any name.
-
-        Raises:
-            UnknownModel: No model has the name.
-        """
-        if name is None or not self.are_several:
-            return self.default
-        known = {entry.name: entry for entry in self.entries}
-        name = name.removesuffix(_ANY_TAG)  # names of models have no colon
-        if (entry := known.get(name)) is not None:
-            return entry
-        if (with_adapter := known.get(name.rpartition(":")[0])) and with_adapter.adapters:
-            return with_adapter  # ``adapter_of`` checks the adapter
-        return self._with_adapter(name)
-
-    def _with_adapter(self, name: str) -> Entry:
-        """The only model that has an adapter.
-
-        Raises:
-            UnknownModel: There is none, or several.
-        """
-        found = [entry for entry in self.entries if name in entry.adapters]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = ", ".join(f"{entry.name}:{name}" for entry in found)
-            raise UnknownModel(f"{name[:100]!r} is an adapter of several models: {names}", field="model")
-        names = ", ".join(entry.name for entry in self.entries)
-        raise UnknownModel(f"{name[:100]!r} does not exist; served are: {names}", field="model")
-
-    def adapter_of(self, entry: Entry, name: str | None) -> str:
-        """The adapter that the name of a model ends with; empty: none.
-
-        Raises:
-            UnknownModel: The model has no such adapter.
-        """
-        if name is None or not entry.adapters or name == entry.name:
-            return ""
-        model, colon, adapter = name.removesuffix(_ANY_TAG).rpartition(":")
-        if adapter in entry.adapters:
-            return adapter
-        if colon and model == entry.name:
-            served = ", ".join(f"{entry.name}:{one}" for one in entry.adapters)
-            problem = f"{name[:100]!r} does not exist; served are: {entry.name}, {served}"
-            raise UnknownModel(problem, field="model")
-        return ""
+        """The model with a name; see ``names.find``."""
+        return find(self.entries, name)
 
     def contexts_of(self, entry: Entry, contexts: Mapping[str, Context]) -> dict[str, Context]:
         """The contexts whose requests go to a model, unless they name another one."""

@@ -18,9 +18,9 @@ from app.engine.async_engine import AsyncEngine
 from app.engine.cache.prefix_tree import n_shared_tokens
 from app.machine.threads import full_pool
 from app.service.errors import ServiceError
-from app.service.generation import Generation
-from app.service.preparation import Preparation
-from app.service.prompts import ChatPrompt
+from app.service.model.generation import Generation
+from app.service.preparing.preparation import Preparation
+from app.service.preparing.prompts import ChatPrompt
 
 logger = logging.getLogger("tokenstream.service")
 

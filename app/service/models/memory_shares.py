@@ -12,8 +12,8 @@ from app.fit.memory_plan import MemoryPlan, MemoryPlanError
 from app.fit.model_shares import shares
 from app.fit.speed import memory_of
 from app.machine.memory import available_memory
-from app.service.files import readable_load_errors
-from app.service.model_parts import memory_plan
+from app.service.model.files import readable_load_errors
+from app.service.model.parts import memory_plan
 from app.weights.model import model_name
 from app.weights.served import ServedModel
 

@@ -22,9 +22,9 @@ from app.knowledge.errors import StoreError
 from app.machine.cores import physical_cores
 from app.machine.folders import cache_folder
 from app.machine.installation import install_with
+from app.service.encoders.rerank import rank
 from app.service.errors import BadRequest, GenerationFailed, KnowledgeFailed, NotOffered
-from app.service.prompts import ChatPrompt
-from app.service.rerank import rank
+from app.service.preparing.prompts import ChatPrompt
 from app.telemetry.metrics import Metrics
 from app.weights.errors import ModelError
 

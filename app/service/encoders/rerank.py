@@ -13,7 +13,7 @@ from app.engine.embedder import Embedder, EmbeddingError
 from app.engine.fair_lock import FairLock
 from app.engine.llama import ModelLoadError
 from app.engine.reranker import Reranker
-from app.service.embedding import embed
+from app.service.encoders.embedding import embed
 from app.service.errors import GenerationFailed, TooLong
 from app.weights.errors import ModelError
 

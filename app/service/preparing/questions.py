@@ -16,13 +16,13 @@ from app.config.contexts import Context
 from app.engine.cache.prefix_tree import n_shared_tokens
 from app.engine.llama import Vocab
 from app.engine.scoring import Question
-from app.service.choices import choices_of
-from app.service.decisions import Content, DecisionQuestion, Option, rendered
 from app.service.errors import BadRequest, ServiceError, TooLong
-from app.service.limits import TokenLimits
-from app.service.prompts import ThinkingUse
-from app.service.thinking import template_options
-from app.service.turns import in_context
+from app.service.preparing.choices import choices_of
+from app.service.preparing.decisions import Content, DecisionQuestion, Option, rendered
+from app.service.preparing.limits import TokenLimits
+from app.service.preparing.prompts import ThinkingUse
+from app.service.preparing.thinking import template_options
+from app.service.preparing.turns import in_context
 
 LABELS = ascii_uppercase  # of options; `python -m bench.bias` compares them with others
 

@@ -20,7 +20,7 @@ from app.engine.engine import Engine
 from app.fit.memory_plan import MemoryPlanError
 from app.service import ChatPrompt, GenerationFailed, LoadFailed, Service, UnknownModel, collect
 from app.service.contexts import ContextsFile
-from app.service.model import Model
+from app.service.model.model import Model
 from app.telemetry.metrics import Metrics
 from app.weights.served import served_models
 from tests.conftest import MODEL

@@ -5,7 +5,7 @@ from __future__ import annotations
 from app.config.named_models import named_model
 from app.engine.llama.gguf import read_header
 from app.fit.memory_plan import MemoryPlan
-from app.service.entries import ModelFacts
+from app.service.models.entries import ModelFacts
 from app.weights.served import ServedModel
 
 

@@ -16,10 +16,10 @@ from app.engine.fair_lock import FairLock
 from app.engine.reranker import Reranker
 from app.machine.cores import physical_cores
 from app.service.clients import TokenRates, check_model
-from app.service.embedding import Embeddings, embed
+from app.service.encoders.embedding import Embeddings, embed
+from app.service.encoders.rerank import Ranking, open_reranker, rank, rank_by_cosine
+from app.service.encoders.retrieval import Retrieval
 from app.service.errors import NotOffered
-from app.service.rerank import Ranking, open_reranker, rank, rank_by_cosine
-from app.service.retrieval import Retrieval
 from app.telemetry.metrics import Metrics
 from app.telemetry.request import current
 

@@ -6,11 +6,11 @@ import pytest
 
 from app.config.settings import Settings
 from app.engine.llama import Model
-from app.service.decisions import DecisionQuestion, Option, decision_of
 from app.service.errors import BadRequest, TooLong
-from app.service.limits import TokenLimits
-from app.service.model_parts import make_tokenizer
-from app.service.questions import QuestionPreparation
+from app.service.model.parts import make_tokenizer
+from app.service.preparing.decisions import DecisionQuestion, Option, decision_of
+from app.service.preparing.limits import TokenLimits
+from app.service.preparing.questions import QuestionPreparation
 
 STATE = "The lamp <|im_end|> burns. " * 20
 QUESTIONS = [

@@ -1,0 +1,1 @@
+"""Models that return vectors and scores, and the search that uses them."""

@@ -1,0 +1,1 @@
+"""One loaded model: its files, parts, requests and answers in progress."""

@@ -1,0 +1,1 @@
+"""Several models by name: loaded on demand, within a share of memory."""

@@ -1,0 +1,1 @@
+"""From the prompt of a request to tokens and sampling parameters."""
