@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from app.engine.llama import Model
     from tests.tiny_models import Kind, TinyModel
 
+# Shells let background jobs ignore Ctrl-C, and processes that they start inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Tuned settings of this machine would change results. Processes of tests inherit the variable.
